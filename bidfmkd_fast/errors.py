@@ -1,0 +1,19 @@
+"""The errors this package raises on purpose: each message says what was wanted, what came and what to do."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Bad input from the caller: a wrong value, shape, range or file. The command line turns it into exit code 2."""
+
+
+class InputTypeError(InputError, TypeError):
+    """Bad input whose type or dtype is wrong."""
+
+
+class BudgetExhausted(RuntimeError):
+    """The next call would overrun the budget; it was not made, and nothing was spent on it."""
+
+
+class BadAnswer(RuntimeError):
+    """A black box answered something that is no set of scores (NaN, wrong shape); the call is counted, the answer dropped."""

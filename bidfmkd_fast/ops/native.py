@@ -1,0 +1,285 @@
+"""Loads the native module `_C` once, keeps its error, and runs its kernels on torch tensors.
+
+`_C` knows neither torch nor Python objects: it takes addresses, sizes and (on CUDA) a stream.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.ops.workspace import empty_reused
+
+_C: ModuleType | None
+load_error: str | None = None
+try:
+    from bidfmkd_fast import _C  # type: ignore[attr-defined, no-redef]
+except ImportError as error:
+    _C = None
+    load_error = f"{type(error).__name__}: {error}"
+
+DIRECTIONS = ("rademacher", "sphere", "gaussian", "lowres")
+SCORES_KINDS = ("logits", "probabilities", "log_probabilities")
+DIVERGENCES = ("l1", "l1_prob", "kl")
+BACKENDS = ("auto", "native", "reference")
+# Below this many elements a thread costs more than it saves (measured: docs/architecture.md).
+ELEMENTS_PER_THREAD = 1 << 20
+
+_backend = "auto"
+_warned = False
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Which code runs the ops inside the block, in the whole process: `auto`, `native` or `reference`.
+
+    `auto` takes a native kernel where there is one and the reference elsewhere (float64, no build for the device);
+    `native` raises where there is none instead of falling back; `reference` is plain torch.
+
+    Raises:
+        InputError: an unknown name, or `native` when the native module could not be loaded.
+    """
+    global _backend
+    if name not in BACKENDS:
+        raise InputError(f"use_backend: name must be one of {', '.join(BACKENDS)}; got {name!r}")
+    if name == "native" and _C is None:
+        raise InputError(f"use_backend: the native module is not available ({load_error}); reinstall bidfmkd-fast")
+    before, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+def build_info() -> dict[str, Any] | None:
+    """What `_C` was built for and runs with, or None when it could not be loaded (`load_error` says why)."""
+    return None if _C is None else dict(_C.build_info())
+
+
+def selects(op: str, *tensors: Tensor) -> bool:
+    """Whether the native kernel serves this call; raises if the caller insists on native and it does not."""
+    if _backend == "reference":
+        return False
+    reason = _why_not(*tensors)
+    if reason is None:
+        return True
+    if _backend == "native":
+        raise InputError(f"{op}: backend 'native' was asked for, but {reason}")
+    _warn_once()
+    return False
+
+
+def serves(device_type: str) -> bool:
+    """Whether the kernels in `_C` serve float32 tensors of this device type."""
+    return _C is not None and device_type in _C.build_info()["devices"]
+
+
+def _why_not(*tensors: Tensor) -> str | None:
+    if _C is None:
+        return f"the native module could not be loaded ({load_error})"
+    for tensor in tensors:
+        if not serves(tensor.device.type):
+            return f"this build has no kernels for device '{tensor.device.type}'"
+        if tensor.dtype == torch.float64:
+            return "the kernels compute in float32 and a float64 tensor came"
+    return None
+
+
+def _warn_once() -> None:
+    global _warned
+    if _C is None and not _warned:
+        _warned = True
+        warnings.warn(
+            f"bidfmkd_fast: the native kernels could not be loaded ({load_error}); plain torch is used, which is many "
+            "times slower. `python -m bidfmkd_fast` shows the details.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _threads(elements: int) -> int:
+    return max(1, min(torch.get_num_threads(), elements // ELEMENTS_PER_THREAD))
+
+
+def _geometry(shape: Sequence[int], directions: str, grid: int) -> tuple[int, int, int, int, int, int, int]:
+    channels, height, width = shape[1:] if directions == "lowres" else (1, 1, 1)
+    elements = 1
+    for size in shape[1:]:
+        elements *= size
+    return shape[0], elements, DIRECTIONS.index(directions), channels, height, width, grid
+
+
+def perturb_out(
+    x: Tensor,
+    state: Tensor,
+    num_directions: int,
+    mu: float,
+    directions: str,
+    grid: int,
+    first_direction: int,
+    first_image: int,
+    out: Tensor,
+) -> None:
+    """The kernel behind `perturb`; see `reference.perturb_out`."""
+    assert _C is not None
+    x = x.contiguous()
+    target = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
+    _C.perturb(
+        x.data_ptr(),
+        state.contiguous().data_ptr(),
+        target.data_ptr(),
+        num_directions,
+        *_geometry(x.shape, directions, grid),
+        mu,
+        first_direction,
+        first_image,
+        _threads(target.numel()),
+    )
+    if target is not out:
+        out.copy_(target)
+
+
+def perturb(x: Tensor, num_directions: int) -> Tensor:
+    """An uninitialised `[1 + q, B, *S]` for `perturb_out`, from memory kept warm between calls."""
+    return empty_reused((1 + num_directions, *x.shape), x)
+
+
+def estimate_gradient(
+    differences: Tensor,
+    state: Tensor,
+    shape: Sequence[int],
+    mu: float,
+    directions: str,
+    grid: int,
+    first_direction: int,
+    first_image: int,
+) -> Tensor:
+    """The kernel behind `estimate_gradient`; see `reference.estimate_gradient`."""
+    assert _C is not None
+    differences = differences.float().contiguous()
+    gradient = torch.empty(tuple(shape), dtype=torch.float32, device=differences.device)
+    num_directions = differences.shape[0]
+    _C.estimate_gradient(
+        differences.data_ptr(),
+        state.contiguous().data_ptr(),
+        gradient.data_ptr(),
+        num_directions,
+        *_geometry(shape, directions, grid),
+        mu,
+        first_direction,
+        first_image,
+        _threads(gradient.numel() * num_directions),
+    )
+    return gradient
+
+
+def zo_kd_gradient(
+    scores: Tensor,
+    labels: Tensor,
+    state: Tensor,
+    shape: Sequence[int],
+    mu: float,
+    student_scores: Tensor | None,
+    boundary_weight: float,
+    scores_kind: str,
+    divergence: str,
+    directions: str,
+    grid: int,
+    first_direction: int,
+    first_image: int,
+) -> tuple[Tensor, Tensor]:
+    """The kernel behind `zo_kd_gradient`; see `reference.zo_kd_gradient`."""
+    assert _C is not None
+    scores = scores.float().contiguous()
+    labels = labels.contiguous()
+    student = None if student_scores is None else student_scores.float().contiguous()
+    gradient = torch.empty(tuple(shape), dtype=torch.float32, device=scores.device)
+    loss = torch.empty(shape[0], dtype=torch.float32, device=scores.device)
+    num_directions = scores.shape[0] - 1
+    _C.zo_kd_gradient(
+        scores.data_ptr(),
+        labels.data_ptr(),
+        0 if student is None else student.data_ptr(),
+        state.contiguous().data_ptr(),
+        gradient.data_ptr(),
+        loss.data_ptr(),
+        num_directions,
+        scores.shape[2],
+        *_geometry(shape, directions, grid),
+        mu,
+        boundary_weight,
+        SCORES_KINDS.index(scores_kind),
+        DIVERGENCES.index(divergence),
+        first_direction,
+        first_image,
+        _threads(gradient.numel() * num_directions),
+    )
+    return gradient, loss
+
+
+def kd_loss(student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str) -> Tensor:
+    """The kernel behind `kd_loss`; see `reference.kd_loss`."""
+    assert _C is not None
+    student, teacher = student.contiguous(), teacher.float().contiguous()
+    loss = torch.empty(student.shape[:-2], dtype=torch.float32, device=student.device)
+    _C.kd_loss(student.data_ptr(), teacher.data_ptr(), loss.data_ptr(), *_kd(student, temperature, divergence, scores_kind))
+    return loss
+
+
+def kd_loss_backward(
+    grad: Tensor, student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str
+) -> Tensor:
+    """The kernel behind the derivative of `kd_loss`; see `reference.kd_loss_backward`."""
+    assert _C is not None
+    grad, student, teacher = grad.contiguous(), student.contiguous(), teacher.float().contiguous()
+    out = torch.empty_like(student)
+    _C.kd_loss_backward(
+        grad.data_ptr(),
+        student.data_ptr(),
+        teacher.data_ptr(),
+        out.data_ptr(),
+        *_kd(student, temperature, divergence, scores_kind),
+    )
+    return out
+
+
+def kd_loss_double_backward(
+    grad_out: Tensor,
+    grad: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    divergence: str,
+    scores_kind: str,
+) -> tuple[Tensor, Tensor]:
+    """The kernel behind the second derivative of `kd_loss`; see `reference.kd_loss_double_backward`."""
+    assert _C is not None
+    grad_out, grad = grad_out.contiguous(), grad.contiguous()
+    student, teacher = student.contiguous(), teacher.float().contiguous()
+    grad_grad, grad_student = torch.empty_like(grad), torch.empty_like(student)
+    _C.kd_loss_double_backward(
+        grad_out.data_ptr(),
+        grad.data_ptr(),
+        student.data_ptr(),
+        teacher.data_ptr(),
+        grad_grad.data_ptr(),
+        grad_student.data_ptr(),
+        *_kd(student, temperature, divergence, scores_kind),
+    )
+    return grad_grad, grad_student
+
+
+def _kd(student: Tensor, temperature: float, divergence: str, scores_kind: str) -> tuple[int, int, int, float, int, int]:
+    n_tasks = 1
+    for size in student.shape[:-2]:
+        n_tasks *= size
+    n_images, n_classes = student.shape[-2:]
+    kinds = (SCORES_KINDS.index(scores_kind), DIVERGENCES.index(divergence))
+    return n_tasks, n_images, n_classes, temperature, *kinds
