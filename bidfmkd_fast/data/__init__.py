@@ -1,1 +1,9 @@
-"""TODO."""
+"""Image data sets split over classes, and the few-shot episodes drawn from them."""
+
+from __future__ import annotations
+
+from bidfmkd_fast.data.dataset import SPLITS, Dataset, load_dataset
+from bidfmkd_fast.data.episodes import Episode, EpisodeSampler
+from bidfmkd_fast.data.glyphs import make_glyphs
+
+__all__ = ["SPLITS", "Dataset", "Episode", "EpisodeSampler", "load_dataset", "make_glyphs"]

@@ -1,0 +1,177 @@
+"""A data set in memory, and the `.npz` file it comes from."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.errors import InputError, InputTypeError
+
+SPLITS = ("meta_train", "meta_val", "meta_test")
+DATA_VARIABLE = "BIDFMKD_DATA"
+_KEYS = ("images", "labels", "class_names", "split_of_class")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """Labelled images whose classes are split into meta_train, meta_val and meta_test.
+
+    `images` uint8 `[N, C, H, W]`; `labels` int64 `[N]`, an index into `class_names` and `split_of_class`.
+    `inverted` notes that the images are 255 minus those of the file.
+    Raises `InputError` or `InputTypeError`, naming the data set, when the parts do not fit together.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    split_of_class: tuple[str, ...]
+    inverted: bool = False
+    _rows: tuple[Tensor, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._check()
+        counts = torch.bincount(self.labels, minlength=len(self.class_names))
+        for class_name, count in zip(self.class_names, counts.tolist()):
+            if count == 0:
+                raise InputError(f"data set {self.name!r}: class {class_name!r} has no images")
+        rows = torch.argsort(self.labels, stable=True).split(counts.tolist())
+        object.__setattr__(self, "_rows", rows)
+
+    def _check(self) -> None:
+        where = f"data set {self.name!r}"
+        if self.images.dtype != torch.uint8 or self.labels.dtype != torch.int64:
+            came = f"{self.images.dtype} and {self.labels.dtype}"
+            raise InputTypeError(f"{where}: images must be uint8 and labels int64; got {came}")
+        if self.images.ndim != 4 or self.images.shape[1] not in (1, 3) or 0 in self.images.shape[2:]:
+            raise InputError(f"{where}: images must be [N, 1 or 3, H, W]; got {list(self.images.shape)}")
+        if len(self.images) == 0:
+            raise InputError(f"{where}: there are no images")
+        if self.labels.shape != (len(self.images),):
+            came = f"{list(self.labels.shape)} for {len(self.images)} images"
+            raise InputError(f"{where}: labels must be one per image; got {came}")
+        if len(self.split_of_class) != len(self.class_names):
+            came = f"{len(self.split_of_class)} for {len(self.class_names)} class names"
+            raise InputError(f"{where}: split_of_class must be one per class; got {came}")
+        if len(set(self.class_names)) != len(self.class_names):
+            twice = next(name for name in self.class_names if self.class_names.count(name) > 1)
+            raise InputError(f"{where}: class names must differ; {twice!r} comes twice")
+        for class_name, split in zip(self.class_names, self.split_of_class):
+            if split not in SPLITS:
+                raise InputError(f"{where}: split of class {class_name!r} must be one of {SPLITS}; got {split!r}")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.class_names):
+            wanted = f"0..{len(self.class_names) - 1}, one of {len(self.class_names)} classes"
+            raise InputError(f"{where}: labels must be in {wanted}; got {low}..{high}")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def classes(self, split: str) -> list[int]:
+        """Indices of the classes of `split`, ascending. Raises `InputError` for an unknown split."""
+        if split not in SPLITS:
+            raise InputError(f"data set {self.name!r}: split must be one of {SPLITS}; got {split!r}")
+        return [index for index, its in enumerate(self.split_of_class) if its == split]
+
+    def rows_of(self, class_index: int) -> Tensor:
+        """Which rows of `images` show this class: int64 `[n]`, ascending. Raises `InputError` for an unknown class."""
+        if not 0 <= class_index < len(self._rows):
+            raise InputError(f"data set {self.name!r}: class must be in 0..{len(self._rows) - 1}; got {class_index}")
+        return self._rows[class_index]
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The images of these rows, float32 `[n, C, H, W]` in [0, 1]."""
+        return self.images[rows].float().div_(255)
+
+    def images_of(self, class_index: int) -> Tensor:
+        """All images of one class, float32 `[n, C, H, W]` in [0, 1]."""
+        return self.take(self.rows_of(class_index))
+
+    def __repr__(self) -> str:
+        channels, height, width = self.image_shape
+        splits = ", ".join(f"{split} {len(self.classes(split))}" for split in SPLITS)
+        return (
+            f"Dataset({self.name!r}{', inverted' if self.inverted else ''}: {len(self.images)} images "
+            f"{channels}x{height}x{width}, {len(self.class_names)} classes: {splits})"
+        )
+
+
+def load_dataset(name_or_path: str | Path, *, invert: bool = False) -> Dataset:
+    """The data set "glyphs", the file at a path ending in `.npz`, or `$BIDFMKD_DATA/<name>.npz`.
+
+    The file holds `images` uint8 `[N, H, W]` or `[N, H, W, 3]`, `labels` integers `[N]`, `class_names` and
+    `split_of_class`; further keys are ignored. `invert` gives 255 minus every pixel: Omniglot comes black on white, and
+    ink as 1 on 0 learns better. Raises `InputError` for a file that is missing, damaged or not such a data set.
+    """
+    if str(name_or_path) == "glyphs":
+        from bidfmkd_fast.data.glyphs import make_glyphs
+
+        dataset = make_glyphs()
+    else:
+        dataset = _read(_find(str(name_or_path)))
+    if not invert:
+        return dataset
+    return Dataset(
+        dataset.name, 255 - dataset.images, dataset.labels, dataset.class_names, dataset.split_of_class, inverted=True
+    )
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path.endswith(".npz"):
+        path = Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise InputError(f"load_dataset: there is no file {path}")
+        return path
+    folder = os.environ.get(DATA_VARIABLE, "")
+    if not folder:
+        raise InputError(
+            f"load_dataset: to find data set {name_or_path!r}, set {DATA_VARIABLE} to the folder that holds "
+            f"{name_or_path}.npz; or give a path ending in .npz, or 'glyphs'"
+        )
+    path = Path(folder).expanduser() / f"{name_or_path}.npz"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.npz"))) or "no .npz file"
+        raise InputError(f"load_dataset: there is no file {path} ({DATA_VARIABLE}={folder} holds {there})")
+    return path
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            missing = [key for key in _KEYS if key not in archive]
+            if missing:
+                raise InputError(f"load_dataset: {path} lacks {missing}; it has {sorted(archive)}, needs {list(_KEYS)}")
+            images, labels, class_names, splits = (archive[key] for key in _KEYS)
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"load_dataset: {path} is no readable .npz of plain arrays: {error}") from None
+    if images.dtype != np.uint8 or labels.dtype.kind not in "iu":
+        came = f"{images.dtype} and {labels.dtype}"
+        raise InputTypeError(f"load_dataset: {path}: images must be uint8 and labels integers; got {came}")
+    if class_names.dtype.kind != "U" or splits.dtype.kind != "U":
+        came = f"{class_names.dtype} and {splits.dtype}"
+        raise InputTypeError(f"load_dataset: {path}: class_names and split_of_class must be text; got {came}")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+        raise InputError(f"load_dataset: {path}: images must be [N, H, W] or [N, H, W, 3]; got {list(images.shape)}")
+    if class_names.ndim != 1 or splits.ndim != 1:
+        came = f"{list(class_names.shape)} and {list(splits.shape)}"
+        raise InputError(f"load_dataset: {path}: class_names and split_of_class must be [n_classes]; got {came}")
+    channels_first = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return Dataset(
+        path.stem,
+        torch.from_numpy(np.ascontiguousarray(channels_first)),
+        torch.from_numpy(labels.astype(np.int64)),
+        tuple(class_names.tolist()),
+        tuple(splits.tolist()),
+    )
