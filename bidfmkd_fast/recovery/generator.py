@@ -1,0 +1,51 @@
+"""The image generator G_phi: latents in, images in the unit range out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bidfmkd_fast.errors import InputError
+
+
+class Generator(nn.Module):
+    """Latents `[B, latent_dim]` float32 -> images `[B, C, H, W]` float32 in [0, 1].
+
+    Linear to `[2 width, H/4, W/4]`, then two rounds of upsampling and convolution, as the paper's generator
+    (Hu et al., ICML 2023, arXiv 2305.18413), which has `width=64`. Batch statistics are used in training mode, so what
+    one latent becomes depends on the others of its batch.
+
+    Raises:
+        InputError: `image_shape` is not `(1 or 3, multiple of 4, multiple of 4)`, or a size is below 1.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], latent_dim: int = 256, width: int = 64) -> None:
+        super().__init__()
+        if len(image_shape) != 3 or image_shape[0] not in (1, 3) or any(s < 4 or s % 4 for s in image_shape[1:]):
+            raise InputError(
+                "Generator: image_shape must be (C, H, W) with C 1 or 3 and H and W multiples of 4; "
+                f"got {tuple(image_shape)}; give `recover` a generator module of your own for other shapes"
+            )
+        if latent_dim < 1 or width < 1:
+            raise InputError(f"Generator: latent_dim and width must be at least 1; got {latent_dim} and {width}")
+        channels, height, image_width = image_shape
+        self.latent_dim = latent_dim
+        self.project = nn.Linear(latent_dim, 2 * width * (height // 4) * (image_width // 4))
+        self.draw = nn.Sequential(
+            nn.Unflatten(1, (2 * width, height // 4, image_width // 4)),
+            nn.BatchNorm2d(2 * width),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False),  # the batch norm behind it removes any bias
+            nn.BatchNorm2d(2 * width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(width, channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        images: torch.Tensor = self.draw(self.project(latents))  # [B, C, H, W]
+        return images

@@ -1,0 +1,311 @@
+"""Label-conditional data from a black box's answers alone (Hu et al., ICML 2023, arXiv 2305.18413, section 3.2)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
+from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
+from bidfmkd_fast.recovery.generator import Generator
+from bidfmkd_fast.recovery.objective import Objective, Student, augment
+from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
+from bidfmkd_fast.zeroth_order import ZerothOrder
+
+Record = dict[str, float]
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """How to recover one set of images.
+
+    Args:
+        steps: optimisation steps; 0 keeps the images of the untrained generator (the no-recovery control).
+        num_directions: random directions per image and step (the paper's q).
+        mu: length of a step along a unit direction, in the API's input space.
+        directions: "rademacher", "sphere", "gaussian" or "lowres".
+        grid: side of the field of "lowres" directions; 0 with all others.
+        learning_rate, betas: Adam's, for the generator and the latents alike.
+        latent_dim: numbers in a latent.
+        generator_width: channels of the built-in generator (the paper: 64).
+        boundary_weight: weight of the boundary term (lambda); only with a student.
+        divergence: distance of the boundary term: "l1" on scores, "l1_prob" and "kl" on probabilities.
+        augment: one random crop and horizontal flip per step before the API sees the images.
+        max_images: images held in memory and sent per call, rounded to whole sets of n_classes * n_per_class.
+
+    A step costs `(1 + num_directions) * n_classes * n_per_class` queries.
+
+    Raises:
+        InputError: a value out of its range; `InputTypeError` if it is of the wrong type.
+    """
+
+    steps: int = 80
+    num_directions: int = 8
+    mu: float = 0.025
+    directions: str = "rademacher"
+    grid: int = 0
+    learning_rate: float = 5e-3
+    betas: tuple[float, float] = (0.5, 0.999)
+    latent_dim: int = 256
+    generator_width: int = 16
+    boundary_weight: float = 0.3
+    divergence: str = "l1_prob"
+    augment: bool = False
+    max_images: int = 4096
+
+    def __post_init__(self) -> None:
+        least = {"steps": 0, "grid": 0, "num_directions": 1, "latent_dim": 1, "generator_width": 1, "max_images": 1}
+        for name, low in least.items():
+            _check_integer(f"RecoveryConfig: {name}", getattr(self, name), low)
+        for name in ("mu", "learning_rate", "boundary_weight"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InputTypeError(f"RecoveryConfig: {name} must be a number; got {value!r}")
+            if not math.isfinite(value) or value < 0 or (value == 0 and name != "boundary_weight"):
+                wanted = "at least 0" if name == "boundary_weight" else "above 0"
+                raise InputError(f"RecoveryConfig: {name} must be finite and {wanted}; got {value!r}")
+        for name, known in (("directions", DIRECTIONS), ("divergence", DIVERGENCES)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"RecoveryConfig: {name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
+                )
+        if (self.directions == "lowres") != (self.grid > 0):
+            raise InputError(
+                "RecoveryConfig: grid must be at least 1 with directions='lowres' and 0 with all others; "
+                f"got grid={self.grid} with directions={self.directions!r}"
+            )
+        try:
+            betas_fit = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        except TypeError:
+            betas_fit = False
+        if not betas_fit:
+            raise InputError(f"RecoveryConfig: betas must be two numbers in [0, 1); got {self.betas!r}")
+        if not isinstance(self.augment, bool):
+            raise InputTypeError(f"RecoveryConfig: augment must be True or False; got {self.augment!r}")
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A set of recovered images, N = n_classes * n_per_class, sorted by wanted label.
+
+    Attributes:
+        images: float32 `[N, C, H, W]` in the API's input range; per slot the best of all steps, by the true objective.
+        labels: the wanted labels, int64 `[N]`.
+        scores: what the API answered for exactly these images, float32 `[N, n_classes]`.
+        losses: the objective of these images, float32 `[N]`.
+        history: one record per step: `step`, `loss` (mean objective), `best_loss` (mean over slots so far), `matched`
+            (share of images the API gives their wanted label), `queries` (spent by this recovery so far).
+        complete: False when the budget ended before the last step.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    scores: torch.Tensor
+    losses: torch.Tensor
+    history: list[Record]
+    complete: bool
+
+
+def recover(
+    api: BlackBox,
+    n_per_class: int = 30,
+    student: Student | None = None,
+    config: RecoveryConfig | None = None,
+    *,
+    generator: nn.Module | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    callback: Callable[[Record], None] | None = None,
+) -> Recovered:
+    """Recovers `n_per_class` images for every class of `api`, from its answers alone.
+
+    Minimises the objective of `bidfmkd_fast.recovery.objective.Objective` over a generator and one latent per image,
+    with zeroth-order gradients. A pure function of its arguments, as far as the API is one.
+
+    Args:
+        api: the black box.
+        n_per_class: images per class, at least 1.
+        student: the task model, images `[B, C, H, W]` in the API's input range -> logits `[B, n_classes]`; with it a
+            boundary query set is recovered, without it a support set.
+        config: the settings; `RecoveryConfig()` when None.
+        generator: latents `[N, latent_dim]` -> images `[N, C, H, W]` in [0, 1]. A copy of it is initialised anew (every
+            submodule with `reset_parameters`) and trained; the default is `Generator` of `config.generator_width`.
+        seed: of every random draw.
+        device: where generator and points live; the CPU when None.
+        progress: a progress bar, if the output is a terminal.
+        callback: called after every step with its record.
+
+    Raises:
+        InputError: bad arguments, a generator or student of the wrong shape; nothing has been asked of the API then.
+        BudgetExhausted: the budget cannot pay the first step; nothing has been asked. When it ends later, the images so
+            far are returned with `complete=False`.
+        BadAnswer: the API answered something that is no set of scores.
+    """
+    config = RecoveryConfig() if config is None else config
+    if not isinstance(api, BlackBox):
+        raise InputTypeError(f"recover: api must be a black box such as TorchBlackBox; got {type(api).__name__}")
+    if not isinstance(config, RecoveryConfig):
+        raise InputTypeError(f"recover: config must be a RecoveryConfig; got {type(config).__name__}")
+    if student is not None and not callable(student):
+        raise InputTypeError(f"recover: student must be callable on images; got {type(student).__name__}")
+    _check_integer("recover: n_per_class", n_per_class, 1)
+    spec = api.spec
+    labels = torch.arange(spec.n_classes).repeat_interleave(n_per_class).to(device)  # [B]
+    maker = _ImageMaker(api, len(labels), config, generator, seed, device)
+    objective = Objective(labels, spec.scores_kind, student, config.boundary_weight, config.divergence)
+    _check_budget(api, config, len(labels))
+    if config.steps == 0:
+        images = maker.images(0).detach()
+        student_scores = objective.student_scores(images, spec.n_classes)
+        scores = api(images)
+        return Recovered(images, labels, scores, objective.losses(scores, student_scores), [], complete=True)
+    return _optimise(api, maker, objective, config, seed, progress, callback)
+
+
+class _ImageMaker:
+    """The generator and the latents of one set, and the optimiser of both."""
+
+    def __init__(
+        self,
+        api: BlackBox,
+        n_images: int,
+        config: RecoveryConfig,
+        generator: nn.Module | None,
+        seed: int,
+        device: torch.device | str | None,
+    ) -> None:
+        self.spec, self.seed, self.augment = api.spec, seed, config.augment
+        with seeded(seed, "recovery", "generator"):
+            if generator is None:
+                self.generator: nn.Module = Generator(api.spec.image_shape, config.latent_dim, config.generator_width)
+            else:
+                self.generator = _renewed(generator)
+        self.generator.to(device).train()
+        draws = torch_generator(seed, "recovery", "latents")
+        latents = torch.randn(n_images, config.latent_dim, generator=draws)
+        self.latents = nn.Parameter(latents.to(device))
+        trained = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam([self.latents, *trained], lr=config.learning_rate, betas=config.betas)
+
+    def images(self, step: int) -> torch.Tensor:
+        """`x = T(G(z))`, `[B, C, H, W]` in the API's input range, with the graph to generator and latents."""
+        with seeded(self.seed, "recovery", "forward", step):  # a user's generator may draw noise
+            images: torch.Tensor = self.generator(self.latents)
+        if step == 0:
+            self._check(images)
+        return self.spec.from_unit(augment(images, self.seed, step) if self.augment else images)
+
+    def step(self, loss: torch.Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+    def _check(self, images: torch.Tensor) -> None:
+        wanted = (len(self.latents), *self.spec.image_shape)
+        if not isinstance(images, torch.Tensor) or images.dtype != torch.float32 or images.shape != wanted:
+            came = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
+            raise InputError(f"recover: generator must make float32 images {wanted} of latents; got {came}")
+        if not (images.min() >= 0 and images.max() <= 1):
+            raise InputError(
+                "recover: generator must make images in [0, 1]; got values from "
+                f"{images.min().item():.4g} to {images.max().item():.4g}; end it in a sigmoid"
+            )
+
+
+def _optimise(
+    api: BlackBox,
+    maker: _ImageMaker,
+    objective: Objective,
+    config: RecoveryConfig,
+    seed: int,
+    progress: bool,
+    callback: Callable[[Record], None] | None,
+) -> Recovered:
+    zeroth_order = ZerothOrder(
+        num_directions=config.num_directions,
+        mu=config.mu,
+        directions=config.directions,
+        grid=config.grid,
+        seed=derive_seed(seed, "recovery", "directions"),
+    )
+    labels = objective.labels
+    best: list[torch.Tensor] = []  # images, scores, losses
+    history: list[Record] = []
+    queries, complete = 0, True
+    for step in tqdm(range(config.steps), desc=f"recover {api.name}", disable=None if progress else True):
+        answers: list[torch.Tensor] = []  # each [some directions, B, n_classes]
+        try:
+            _check_budget(api, config, len(labels))
+            x = maker.images(step)
+            student_scores = objective.student_scores(x.detach(), api.spec.n_classes)
+            for points in zeroth_order.ask_chunks(x, max_images=config.max_images):
+                answers.append(api(points.flatten(0, 1)).unflatten(0, points.shape[:2]))
+        except BudgetExhausted:
+            # The images themselves are asked first: what was paid for them still counts.
+            if answers:
+                scores = answers[0][0]
+                best = _better(best, [x.detach(), scores, objective.losses(scores, student_scores)])
+            if not best:
+                raise
+            complete = False
+            break
+        scores = torch.cat(answers)  # [1+q, B, n_classes]
+        loss = objective.tell(zeroth_order, scores, student_scores)
+        best = _better(best, [x.detach(), scores[0], zeroth_order.last_loss])
+        maker.step(loss)
+        queries += scores.shape[0] * scores.shape[1]
+        matched = (scores[0].argmax(1) == labels).float().mean()
+        values = torch.stack([loss.detach(), best[2].mean(), matched]).tolist()
+        history.append({"step": step, **dict(zip(("loss", "best_loss", "matched"), values)), "queries": queries})
+        if callback is not None:
+            callback(history[-1])
+    images, best_scores, losses = best
+    return Recovered(images, labels, best_scores, losses, history, complete)
+
+
+def _better(old: list[torch.Tensor], new: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Slot by slot the candidate with the lower loss (the last of the tensors)."""
+    if not old:
+        return new
+    wins = new[-1] < old[-1]  # [B]
+    return [torch.where(wins.view(-1, *[1] * (b.ndim - 1)), b, a) for a, b in zip(old, new)]
+
+
+def _check_budget(api: BlackBox, config: RecoveryConfig, n_images: int) -> None:
+    """Raises BudgetExhausted unless the budget pays one step (without steps: one look at the images)."""
+    if api.budget is None:
+        return
+    rows = 1 + config.num_directions if config.steps else 1
+    queries, requests = rows * n_images, -(-rows // max(1, config.max_images // n_images))
+    if not api.budget.affords(queries, requests):
+        raise BudgetExhausted(
+            f"recover: a step asks {api.name} for {queries} queries in {requests} requests and the budget has less left "
+            f"({api.budget}); raise it, or take a lower n_per_class or num_directions"
+        )
+
+
+def _renewed(generator: nn.Module) -> nn.Module:
+    """A copy with every submodule that can be initialised initialised anew, from the global random generator."""
+    if not isinstance(generator, nn.Module):
+        raise InputTypeError(f"recover: generator must be a torch.nn.Module; got {type(generator).__name__}")
+    renewed = copy.deepcopy(generator)
+    for module in renewed.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    return renewed
+
+
+def _check_integer(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputTypeError(f"{name} must be an integer; got {value!r}")
+    if value < low:
+        raise InputError(f"{name} must be at least {low}; got {value}")
