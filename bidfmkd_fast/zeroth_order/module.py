@@ -1,0 +1,88 @@
+"""A black box as an `nn.Module`: its scores forward, a zeroth-order gradient backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bidfmkd_fast import ops
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.zeroth_order.estimator import ZerothOrder
+
+
+class _Query(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, module: DifferentiableBlackBox) -> Tensor:
+        scores = module.query(x.detach()).detach()
+        if scores.dim() < 2 or scores.shape[0] != x.shape[0]:
+            raise InputError(
+                f"as_differentiable: query must answer [N, n_classes] with N = {x.shape[0]}; got {list(scores.shape)}"
+            )
+        context.save_for_backward(x.detach(), scores)
+        context.module = module
+        return scores
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        x, scores = context.saved_tensors
+        return context.module.gradient(x, scores, grad), None
+
+
+class DifferentiableBlackBox(nn.Module):
+    """What `as_differentiable` returns."""
+
+    def __init__(self, query: Callable[[Tensor], Tensor], estimator: ZerothOrder, max_images: int) -> None:
+        super().__init__()
+        self.query = query
+        self.estimator = estimator
+        self.max_images = max_images
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images `[N, *S]` -> scores `[N, n_classes]`."""
+        return _Query.apply(x, self)
+
+    def gradient(self, x: Tensor, scores: Tensor, grad: Tensor) -> Tensor:
+        """`s / (q mu) * sum_k <grad, A(x + mu u_k) - A(x)> u_k`: the estimate of `grad` times A's Jacobian."""
+        zo = self.estimator
+        state = zo._begin(x)
+        zo._asked = None
+        rows = max(1, self.max_images // max(x.shape[0], 1))
+        differences = []
+        for first in range(0, zo.num_directions, rows):
+            count = min(rows, zo.num_directions - first)
+            points = ops.perturb(x, state, count, zo.mu, zo.directions, zo.grid, first_direction=first)
+            answers = self.query(points[1:].flatten(0, 1)).detach().unflatten(0, (count, x.shape[0]))
+            differences.append(((answers - scores) * grad).flatten(2).sum(-1))
+            del points
+        return ops.estimate_gradient(torch.cat(differences), state, x.shape, zo.mu, zo.directions, zo.grid)
+
+    def extra_repr(self) -> str:
+        zo = self.estimator
+        return f"num_directions={zo.num_directions}, mu={zo.mu}, directions={zo.directions!r}"
+
+
+def as_differentiable(
+    query: Callable[[Tensor], Tensor],
+    num_directions: int = 10,
+    mu: float = 0.05,
+    directions: str = "rademacher",
+    grid: int = 0,
+    seed: int = 0,
+    max_images: int = 4096,
+) -> DifferentiableBlackBox:
+    """Wraps a black box so that code written for white boxes can train through it.
+
+    Args:
+        query: images `[N, *S]` -> scores `[N, n_classes]`; a black box of this package or any function. It is asked
+            `N` queries forward and, only if a gradient is wanted, `q * N` more backward.
+        num_directions, mu, directions, grid, seed: as for `ZerothOrder`.
+        max_images: the most images handed to `query` at once in the backward pass (at least one row of N).
+
+    Returns:
+        An `nn.Module` without parameters: scores forward, zeroth-order gradient backward, for any loss put on top.
+    """
+    return DifferentiableBlackBox(query, ZerothOrder(num_directions, mu, directions, grid, seed), max_images)
