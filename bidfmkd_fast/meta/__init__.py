@@ -1,1 +1,24 @@
-"""TODO."""
+"""The meta-model: its inner loop, its two outer losses (distillation and replay), the task memory and meta-test."""
+
+from bidfmkd_fast.meta.distill import DistillationTask, adapt_to_api, distillation_loss, outer_distillation_step
+from bidfmkd_fast.meta.evaluate import Evaluation, PairedDifference, evaluate, paired_difference
+from bidfmkd_fast.meta.maml import maml_loss, outer_replay_step
+from bidfmkd_fast.meta.memory import TaskMemory
+from bidfmkd_fast.meta.model import Classifier, MetaModel, adapt_parameters
+
+__all__ = [
+    "Classifier",
+    "DistillationTask",
+    "Evaluation",
+    "MetaModel",
+    "PairedDifference",
+    "TaskMemory",
+    "adapt_parameters",
+    "adapt_to_api",
+    "distillation_loss",
+    "evaluate",
+    "maml_loss",
+    "outer_distillation_step",
+    "outer_replay_step",
+    "paired_difference",
+]

@@ -1,0 +1,129 @@
+"""Bi-level distillation: an API's knowledge goes into a task model (inner level), and through it into the meta-model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bidfmkd_fast import ops
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta.model import adapt_parameters, forward, outer_step
+
+
+@dataclass(frozen=True)
+class DistillationTask:
+    """What was recovered from one API: images `[N, C, H, W]` in unit range and its scores `[N, n_classes]` for them.
+
+    The query set is the boundary query set. `scores_kind` is the API's. Raises InputError where lengths differ.
+    """
+
+    support_images: Tensor
+    support_scores: Tensor
+    query_images: Tensor
+    query_scores: Tensor
+    scores_kind: str = "logits"
+
+    def __post_init__(self) -> None:
+        for part, images, scores in (
+            ("support", self.support_images, self.support_scores),
+            ("query", self.query_images, self.query_scores),
+        ):
+            if images.ndim != 4 or scores.ndim != 2 or len(images) != len(scores) or len(images) == 0:
+                raise InputError(
+                    f"DistillationTask: {part}_images and {part}_scores must be [N, C, H, W] and [N, n_classes], N >= 1; "
+                    f"got {list(images.shape)} and {list(scores.shape)}"
+                )
+
+
+def adapt_to_api(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    images: Tensor,
+    scores: Tensor,
+    *,
+    steps: int = 10,
+    learning_rate: float = 0.01,
+    first_order: bool = False,
+    scores_kind: str = "logits",
+) -> dict[str, Tensor]:
+    """The task model's parameters theta_A: `steps` steps of gradient descent on `KD(f(images), scores)`.
+
+    `images` `[N, C, H, W]` in unit range, `scores` `[N, n_classes]` the API's. The result hangs on `parameters` as
+    `adapt_parameters` says. Source: Hu et al., ICML 2023, arXiv 2305.18413, inner level.
+    """
+    device = next(iter(parameters.values())).device
+    scores = scores.to(device)
+    return adapt_parameters(
+        module,
+        parameters,
+        lambda logits: ops.kd_loss(logits, scores, scores_kind=scores_kind),
+        images.to(device),
+        steps=steps,
+        learning_rate=learning_rate,
+        first_order=first_order,
+    )
+
+
+def distillation_loss(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    task: DistillationTask,
+    *,
+    steps: int = 10,
+    learning_rate: float = 0.01,
+    first_order: bool = False,
+) -> Tensor:
+    """The outer level's loss for one API, `KD(f_theta_A(Q), A(Q))`: a scalar that hangs on `parameters`."""
+    return _loss_and_agreement(module, parameters, task, steps, learning_rate, first_order)[0]
+
+
+def outer_distillation_step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tasks: Sequence[DistillationTask],
+    *,
+    steps: int = 10,
+    learning_rate: float = 0.01,
+    first_order: bool = False,
+) -> dict[str, float]:
+    """One step of `optimizer` (over `module`'s parameters) on the sum of `distillation_loss` over `tasks`.
+
+    Returns `loss` and `agreement`, both means over the tasks' query sets; agreement is the share of images on which the
+    highest score of task model and API is for the same class. Raises InputError when `tasks` is empty or
+    the loss is not finite (the step is then not taken).
+    """
+    parameters = dict(module.named_parameters())
+
+    def task_loss(task: DistillationTask) -> tuple[Tensor, Tensor]:
+        return _loss_and_agreement(module, parameters, task, steps, learning_rate, first_order)
+
+    loss, agreement = outer_step(optimizer, tasks, task_loss)
+    return {"loss": loss, "agreement": agreement}
+
+
+def _loss_and_agreement(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    task: DistillationTask,
+    steps: int,
+    learning_rate: float,
+    first_order: bool,
+) -> tuple[Tensor, Tensor]:
+    adapted = adapt_to_api(
+        module,
+        parameters,
+        task.support_images,
+        task.support_scores,
+        steps=steps,
+        learning_rate=learning_rate,
+        first_order=first_order,
+        scores_kind=task.scores_kind,
+    )
+    device = next(iter(parameters.values())).device
+    scores = task.query_scores.to(device)
+    logits = forward(module, adapted, task.query_images.to(device))
+    loss = ops.kd_loss(logits, scores, scores_kind=task.scores_kind)
+    return loss, (logits.argmax(dim=1) == scores.argmax(dim=1)).float().mean()

@@ -1,0 +1,111 @@
+"""Meta-test: accuracy on episodes of unseen classes, and differences paired by episode."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.data.dataset import Dataset
+from bidfmkd_fast.data.episodes import EpisodeSampler
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta.model import MetaModel
+
+
+def mean_and_ci95(values: Tensor) -> tuple[float, float]:
+    """Mean and `1.96 * sd / sqrt(n)` of float64 `[n]` (sd with n - 1; the interval of a single value is NaN)."""
+    n = len(values)
+    return float(values.mean()), 1.96 * float(values.std()) / math.sqrt(n) if n > 1 else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Accuracy in [0, 1] over episodes: `mean`, half width `ci95`, `per_episode` float64 `[n_episodes]`."""
+
+    mean: float
+    ci95: float
+    per_episode: Tensor = field(repr=False)
+    dataset: str
+    split: str
+    n_way: int
+    n_shot: int
+    n_query: int
+    seed: int
+    steps: int
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.mean:.2f} % ± {100 * self.ci95:.2f} on {len(self.per_episode)} episodes of {self.dataset} "
+            f"{self.split}, {self.n_way}-way {self.n_shot}-shot"
+        )
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean over episodes of the difference of two accuracies, and its half width `ci95`."""
+
+    mean: float
+    ci95: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:+.2f} points ± {100 * self.ci95:.2f}"
+
+
+def evaluate(
+    meta_model: MetaModel,
+    dataset: Dataset,
+    *,
+    n_way: int = 5,
+    n_shot: int = 1,
+    n_query: int = 15,
+    n_episodes: int = 600,
+    split: str = "meta_test",
+    seed: int = 0,
+    steps: int | None = None,
+    transductive: bool = True,
+    progress: bool = False,
+) -> Evaluation:
+    """Adapt to each of `n_episodes` episodes of `dataset`'s `split` (`steps` steps) and score its query set.
+
+    Episode i is a pure function of `seed` and i, so any two models are compared on the same episodes. `transductive` is
+    as in `MetaModel.adapt`: by default batch norm sees a whole query set at once, as the paper does. Raises InputError
+    for settings that the data set cannot serve.
+    """
+    from tqdm import tqdm
+
+    if n_episodes < 1:
+        raise InputError(f"evaluate: n_episodes must be 1 or more; got {n_episodes}")
+    sampler = EpisodeSampler(dataset, split, n_way, n_shot, n_query, seed)
+    device = next(meta_model.module.parameters()).device
+    per_episode = torch.empty(n_episodes, dtype=torch.float64)
+    for index in tqdm(range(n_episodes), desc="episodes", disable=None if progress else True, leave=False):
+        episode = sampler.episode(index)
+        classifier = meta_model.adapt(
+            episode.support_images.to(device), episode.support_labels.to(device), steps, transductive=transductive
+        )
+        predicted = classifier.predict(episode.query_images.to(device))
+        per_episode[index] = (predicted.cpu() == episode.query_labels).double().mean()
+    mean, ci95 = mean_and_ci95(per_episode)
+    steps = meta_model.adapt_steps if steps is None else steps
+    return Evaluation(mean, ci95, per_episode, dataset.name, split, n_way, n_shot, n_query, seed, steps)
+
+
+def paired_difference(a: Evaluation, b: Evaluation) -> PairedDifference:
+    """`a - b`, episode by episode: a narrower interval than that of either, since both saw the same episodes.
+
+    Raises InputError if they did not: other data set, split, `n_way`, `n_shot`, `n_query`, seed or number of episodes.
+    """
+    for name in ("dataset", "split", "n_way", "n_shot", "n_query", "seed"):
+        if getattr(a, name) != getattr(b, name):
+            raise InputError(
+                f"paired_difference: both evaluations must be of the same episodes; {name} is {getattr(a, name)!r} and "
+                f"{getattr(b, name)!r}"
+            )
+    if len(a.per_episode) != len(b.per_episode):
+        raise InputError(
+            f"paired_difference: both evaluations must be of the same episodes; there are {len(a.per_episode)} and "
+            f"{len(b.per_episode)}"
+        )
+    return PairedDifference(*mean_and_ci95(a.per_episode - b.per_episode))

@@ -1,0 +1,131 @@
+"""The task memory: recovered images by class, and tasks drawn from it across APIs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.data.episodes import Episode
+from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.seeds import torch_generator
+
+ClassKey = tuple[str, str]
+
+
+class TaskMemory:
+    """Recovered images in unit range, stored on the CPU by class key `(data set, class name)`.
+
+    Several APIs that know the same class fill the same key. Images of one memory have one shape.
+    """
+
+    def __init__(self) -> None:
+        self._images: dict[ClassKey, Tensor] = {}
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return sum(len(images) for images in self._images.values())
+
+    def __repr__(self) -> str:
+        return f"TaskMemory({len(self)} images of {len(self._images)} classes)"
+
+    @property
+    def classes(self) -> tuple[ClassKey, ...]:
+        """The class keys, sorted; `Episode.classes` are positions in this tuple."""
+        return tuple(sorted(self._images))
+
+    def images_of(self, class_key: ClassKey) -> Tensor:
+        """The images of one class, float32 `[n, C, H, W]`, in the order in which they were added."""
+        return self._images[class_key]
+
+    def add(self, images: Tensor, class_keys: Sequence[ClassKey]) -> None:
+        """Store `images` (float32 `[N, C, H, W]`, unit range) under `class_keys`, one `(data set, class name)` each.
+
+        Raises InputError (InputTypeError) for wrong kind, rank, shape or length, or values that are not finite.
+        """
+        if not isinstance(images, Tensor) or images.dtype != torch.float32:
+            got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise InputTypeError(f"TaskMemory.add: images must be a float32 tensor in unit range; got {got}")
+        if images.ndim != 4:
+            raise InputError(f"TaskMemory.add: images must be [N, C, H, W]; got {list(images.shape)}")
+        if len(class_keys) != len(images):
+            raise InputError(
+                f"TaskMemory.add: one class key per image, {len(images)}, is wanted; got {len(class_keys)}"
+            )
+        held = next(iter(self._images.values()), images)
+        if held.shape[1:] != images.shape[1:]:
+            raise InputError(
+                f"TaskMemory.add: images must be {list(held.shape[1:])} as those held; got {list(images.shape[1:])}; "
+                "resize them first"
+            )
+        if not images.isfinite().all():
+            raise InputError("TaskMemory.add: images must be finite; got NaN or infinity")
+        rows: dict[ClassKey, list[int]] = {}
+        for row, key in enumerate(class_keys):
+            if not (isinstance(key, tuple) and len(key) == 2 and all(isinstance(part, str) for part in key)):
+                raise InputTypeError(f"TaskMemory.add: a class key is a pair (data set, class name); got {key!r}")
+            rows.setdefault(key, []).append(row)
+        images = images.detach().cpu()
+        for key, of_class in rows.items():
+            new = images[of_class]
+            self._images[key] = torch.cat([self._images[key], new]) if key in self._images else new
+
+    def sample_episode(self, n_way: int, n_shot: int, n_query: int, *, seed: int, index: int) -> Episode:
+        """Task number `index` of the stream `seed`: a pure function of both and of what the memory holds.
+
+        `n_way` different classes, uniformly from all that hold at least `n_shot + n_query` images, whichever APIs they
+        came from; their images uniformly without replacement. Raises InputError if there are too few such classes.
+        """
+        for name, value in (("n_way", n_way), ("n_shot", n_shot), ("n_query", n_query)):
+            if value < 1:
+                raise InputError(f"sample_episode: {name} must be 1 or more; got {value}")
+        needed = n_shot + n_query
+        classes = self.classes
+        rich = [position for position, key in enumerate(classes) if len(self._images[key]) >= needed]
+        if len(rich) < n_way:
+            raise InputError(
+                f"sample_episode: {n_way} classes with n_shot + n_query = {needed} images each are wanted; "
+                f"{len(rich)} of the {len(classes)} classes held have as many; recover more or lower n_query"
+            )
+        generator = torch_generator(seed, "replay", index)
+        chosen = [rich[position] for position in torch.randperm(len(rich), generator=generator)[:n_way].tolist()]
+        support, query = [], []
+        for position in chosen:
+            images = self._images[classes[position]]
+            rows = torch.randperm(len(images), generator=generator)[:needed]
+            support.append(images[rows[:n_shot]])
+            query.append(images[rows[n_shot:]])
+        labels = torch.arange(n_way)
+        return Episode(
+            support_images=torch.cat(support),
+            support_labels=labels.repeat_interleave(n_shot),
+            query_images=torch.cat(query),
+            query_labels=labels.repeat_interleave(n_query),
+            classes=tuple(chosen),
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole memory as tensors, fit for safetensors: `images`, `class_of_image` and `class_keys` (UTF-8 JSON)."""
+        classes = self.classes
+        keys = torch.tensor(list(json.dumps(classes).encode()), dtype=torch.uint8)
+        counts = torch.tensor([len(self._images[key]) for key in classes], dtype=torch.int64)
+        return {
+            "images": torch.cat([self._images[key] for key in classes]) if classes else torch.empty(0, 0, 0, 0),
+            "class_of_image": torch.arange(len(classes)).repeat_interleave(counts),
+            "class_keys": keys,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Replace what the memory holds by `state`, from `state_dict`. Raises InputError if it is none."""
+        try:
+            keys = [(str(data_set), str(name)) for data_set, name in json.loads(bytes(state["class_keys"].tolist()))]
+            class_of_image = state["class_of_image"].tolist()
+            class_keys = [keys[position] for position in class_of_image]
+            images = state["images"]
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise InputError(f"TaskMemory.load_state_dict: not the state of a task memory: {error!r}") from error
+        restored = TaskMemory()
+        restored.add(images, class_keys)
+        self._images = restored._images

@@ -1,0 +1,274 @@
+"""The inner loop, and the meta-model: a module whose parameters adapt to a new task in a few gradient steps."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.models import build_model, model_arguments
+
+_METADATA_KEY = "bidfmkd_meta_model"
+Task = TypeVar("Task")
+
+
+def forward(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Logits `[N, n_classes]` of `module` under `parameters`.
+
+    The module runs in the mode it is in and is left as it was: it gets copies of its buffers, so a batch norm that
+    tracks running statistics updates a copy that is thrown away.
+    """
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    return functional_call(module, {**parameters, **buffers}, (images,))
+
+
+def adapt_parameters(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    loss: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    steps: int,
+    learning_rate: float,
+    first_order: bool = False,
+    create_graph: bool = True,
+) -> dict[str, Tensor]:
+    """The inner loop: `steps` steps of `theta <- theta - learning_rate * d/dtheta loss(f_theta(images))`.
+
+    `loss` maps logits `[N, n_classes]` to a scalar. Parameters that need no gradient, or that `loss` does not depend on,
+    stay as they are. The result hangs on `parameters` by a graph through every step (second order); with `first_order`
+    the inner gradients count as constants, so that d(result)/d(parameters) is the identity; with `create_graph=False`
+    it is cut off, for adaptation that nothing is trained through, and shares no memory with `parameters`.
+    """
+    if steps < 0:
+        raise InputError(f"adapt: steps must be 0 or more; got {steps}")
+    if not (math.isfinite(learning_rate) and learning_rate >= 0):
+        raise InputError(f"adapt: learning_rate must be finite and 0 or more; got {learning_rate}")
+    adapted = dict(parameters)
+    if not create_graph:
+        adapted = {name: value.detach().clone().requires_grad_(value.requires_grad) for name, value in adapted.items()}
+    trained = [name for name, value in adapted.items() if value.requires_grad]
+    if not trained:
+        raise InputError("adapt: the module has no parameter that requires a gradient, so nothing can adapt")
+    with torch.enable_grad():
+        for _ in range(steps):
+            gradients = torch.autograd.grad(
+                loss(forward(module, adapted, images)),
+                [adapted[name] for name in trained],
+                create_graph=create_graph and not first_order,
+                allow_unused=True,
+            )
+            for name, gradient in zip(trained, gradients, strict=True):
+                if gradient is None:
+                    continue
+                if create_graph:
+                    adapted[name] = adapted[name] - learning_rate * gradient
+                else:
+                    adapted[name] = (adapted[name].detach() - learning_rate * gradient).requires_grad_()
+    return adapted
+
+
+def outer_step(
+    optimizer: torch.optim.Optimizer, tasks: Iterable[Task], task_loss: Callable[[Task], tuple[Tensor, Tensor]]
+) -> tuple[float, float]:
+    """One optimizer step on the sum over `tasks` of `task_loss(task)[0]`; the means of both values that it returns.
+
+    Each task is differentiated before the next one starts, so the graph of one task is alive at a time.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    losses, scores = [], []
+    for task in tasks:
+        loss, score = task_loss(task)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+        scores.append(score.detach())
+    if not losses:
+        raise InputError("outer step: tasks is empty; give at least one")
+    mean_loss = float(torch.stack(losses).mean())
+    if not math.isfinite(mean_loss):
+        optimizer.zero_grad(set_to_none=True)
+        raise InputError(f"outer step: the loss is {mean_loss}; the step was not taken; lower inner_lr or outer_lr")
+    optimizer.step()
+    return mean_loss, float(torch.stack(scores).mean())
+
+
+class Classifier:
+    """A meta-model adapted to one task. It keeps its own parameters: training the meta-model on does not change it."""
+
+    def __init__(self, module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+        self._module = module
+        self._parameters = {name: value.detach() for name, value in parameters.items()}
+
+    @torch.no_grad()
+    def scores(self, images: Tensor) -> Tensor:
+        """Logits `[N, n_classes]` of `images` `[N, C, H, W]`. Raises InputError for images that are none."""
+        _check_images("scores", "images", images, next(iter(self._parameters.values())))
+        return forward(self._module, self._parameters, images)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The label of the highest score, int64 `[N]`, of `images` `[N, C, H, W]`."""
+        return self.scores(images).argmax(dim=1)
+
+
+class MetaModel:
+    """A module (any `nn.Module` from images `[N, C, H, W]` to logits `[N, n_classes]`) with its way of adapting.
+
+    The meta-model sees images in unit range, [0, 1]. `adapt_steps` and `adapt_learning_rate` are what `adapt` uses when
+    it is not told otherwise. Raises InputError for settings out of range.
+    """
+
+    def __init__(self, module: nn.Module, *, adapt_steps: int = 10, adapt_learning_rate: float = 0.01) -> None:
+        if not isinstance(module, nn.Module):
+            raise InputTypeError(f"MetaModel: module must be a torch.nn.Module; got {type(module).__name__}")
+        if adapt_steps < 0:
+            raise InputError(f"MetaModel: adapt_steps must be 0 or more; got {adapt_steps}")
+        if not (math.isfinite(adapt_learning_rate) and adapt_learning_rate > 0):
+            raise InputError(f"MetaModel: adapt_learning_rate must be finite and above 0; got {adapt_learning_rate}")
+        self.module = module
+        self.adapt_steps = adapt_steps
+        self.adapt_learning_rate = adapt_learning_rate
+
+    def adapt(
+        self,
+        support_images: Tensor,
+        support_labels: Tensor,
+        steps: int | None = None,
+        learning_rate: float | None = None,
+        *,
+        transductive: bool = True,
+    ) -> Classifier:
+        """A classifier for the task of `support_images` `[N, C, H, W]` (unit range), labels int64 `[N]` from 0.
+
+        `steps` steps of gradient descent on the cross entropy. The module itself does not change.
+
+        `transductive=True` is how the paper and MAML evaluate: batch norm uses the statistics of the images that are
+        classified together, so the answer for one image depends on the others of its batch, and is poor for a batch of
+        one. `transductive=False` fixes the statistics (variance unbiased) to those of the support set under the adapted
+        parameters and puts the classifier into `eval()`: every image is then classified by itself.
+
+        Raises InputError (InputTypeError) for images or labels of the wrong kind, rank, length, range or device.
+        """
+        parameters = dict(self.module.named_parameters())
+        if not parameters:
+            raise InputError("adapt: the module has no parameters")
+        _check_images("adapt", "support_images", support_images, next(iter(parameters.values())))
+        _check_labels(support_labels, support_images)
+        adapted = adapt_parameters(
+            self.module,
+            parameters,
+            cross_entropy_with(support_labels),
+            support_images,
+            steps=self.adapt_steps if steps is None else steps,
+            learning_rate=self.adapt_learning_rate if learning_rate is None else learning_rate,
+            create_graph=False,
+        )
+        if transductive:
+            return Classifier(self.module, adapted)
+        return Classifier(_with_statistics_of(support_images, self.module, adapted), adapted)
+
+    def save(self, path: str | Path) -> None:
+        """Write the safetensors file `path`: parameters, buffers, adaptation settings and, for a module that
+        `models.build_model` makes, its architecture. The folder is made if it is not there."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {
+            "adapt_steps": self.adapt_steps,
+            "adapt_learning_rate": self.adapt_learning_rate,
+            "architecture": model_arguments(self.module),
+        }
+        # Copies, since safetensors refuses tensors that share memory (tied weights).
+        state = {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
+        safetensors.torch.save_file(state, path, metadata={_METADATA_KEY: json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | Path, module: nn.Module | None = None) -> MetaModel:
+        """The meta-model that `save` wrote to `path`, on the CPU.
+
+        Its weights go into `module` if one is given; a file whose architecture `models.build_model` does not know
+        needs one. Raises InputError for a file that is missing, no meta-model, or of another architecture.
+        """
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})[_METADATA_KEY])
+                state = {name: file.get_tensor(name) for name in file.keys()}
+            steps, learning_rate = about["adapt_steps"], about["adapt_learning_rate"]
+            architecture = about["architecture"]
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"MetaModel.load: {path} is not a saved meta-model: {error!r}") from error
+        if module is None:
+            if architecture is None:
+                raise InputError(f"MetaModel.load: {path} does not tell how to build its module; pass module=")
+            module = build_model(**architecture | {"image_size": tuple(architecture["image_size"])})
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"MetaModel.load: {path} does not fit the module: {reason}") from error
+        return cls(module, adapt_steps=steps, adapt_learning_rate=learning_rate)
+
+
+def cross_entropy_with(labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """The loss `logits [N, n_classes] -> mean cross entropy` for int64 `labels` `[N]`, with a check of their range."""
+    highest = int(labels.max())
+
+    def loss(logits: Tensor) -> Tensor:
+        if highest >= logits.shape[1]:
+            raise InputError(
+                f"adapt: labels must be below {logits.shape[1]}, the module's number of classes; got {highest}; "
+                "number the classes of a task from 0"
+            )
+        return functional.cross_entropy(logits, labels)
+
+    return loss
+
+
+def _with_statistics_of(images: Tensor, module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of `module` in `eval()` whose batch norms hold the statistics that `images` have under `parameters`."""
+    fixed = copy.deepcopy(module)
+    for layer in fixed.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            like = next(iter(parameters.values()))
+            layer.running_mean = like.new_zeros(layer.num_features)
+            layer.running_var = like.new_ones(layer.num_features)
+            layer.track_running_stats, layer.momentum = True, 1.0
+            layer.train()
+    with torch.no_grad():
+        functional_call(fixed, dict(parameters), (images,))  # with the copy's own buffers: they are to be written
+    return fixed.eval()
+
+
+def _check_images(operation: str, name: str, images: Tensor, parameter: Tensor) -> None:
+    if not isinstance(images, Tensor) or images.dtype != parameter.dtype:
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise InputTypeError(f"{operation}: {name} must be a {parameter.dtype} tensor in unit range; got {got}")
+    if images.ndim != 4 or len(images) == 0:
+        raise InputError(f"{operation}: {name} must be [N, C, H, W] with N >= 1; got {list(images.shape)}")
+    if images.device != parameter.device:
+        raise InputError(f"{operation}: {name} must be on the module's device, {parameter.device}; got {images.device}")
+    if not images.isfinite().all():
+        raise InputError(f"{operation}: {name} must be finite; got NaN or infinity")
+
+
+def _check_labels(labels: Tensor, images: Tensor) -> None:
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputTypeError(f"adapt: support_labels must be an int64 tensor; got {got}")
+    if labels.shape != images.shape[:1]:
+        raise InputError(
+            f"adapt: support_labels must be [N] with N = {len(images)}, one per support image; got {list(labels.shape)}"
+        )
+    if labels.device != images.device:
+        raise InputError(f"adapt: support_labels must be on the images' device, {images.device}; got {labels.device}")
+    if labels.min() < 0:
+        raise InputError(f"adapt: support_labels must be 0 or more; got {int(labels.min())}")
