@@ -1,1 +1,10 @@
-"""TODO."""
+"""Black boxes: image-classification APIs of which only the scores are seen, and what asking them costs."""
+
+from __future__ import annotations
+
+from bidfmkd_fast.black_box.base import BlackBox
+from bidfmkd_fast.black_box.ledger import Budget, Ledger
+from bidfmkd_fast.black_box.local import FunctionBlackBox, TorchBlackBox
+from bidfmkd_fast.black_box.spec import SCORES_KINDS, APISpec
+
+__all__ = ["SCORES_KINDS", "APISpec", "BlackBox", "Budget", "FunctionBlackBox", "Ledger", "TorchBlackBox"]

@@ -1,0 +1,134 @@
+"""The black box: images in, scores out, every call checked and counted, never a gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.black_box.ledger import Budget, Ledger
+from bidfmkd_fast.black_box.spec import APISpec
+from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
+
+
+class BlackBox(ABC):
+    """An API of which only the scores are seen. A kind of API defines `_score`, and `_count_requests` if it splits calls.
+
+    Args:
+        spec: what is known of the API.
+        budget: cap on what it may cost; the same `Budget` given to several APIs caps their sum. None for no cap.
+
+    Raises:
+        InputTypeError: `spec` or `budget` is something else.
+    """
+
+    def __init__(self, spec: APISpec, *, budget: Budget | None = None) -> None:
+        if not isinstance(spec, APISpec):
+            raise InputTypeError(f"{type(self).__name__}: spec must be an APISpec; got {type(spec).__name__}")
+        self._spec = spec
+        self._ledger = Ledger()
+        self.budget = budget
+
+    @property
+    def spec(self) -> APISpec:
+        """What is known of the API."""
+        return self._spec
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the API has been asked so far."""
+        return self._ledger
+
+    @property
+    def budget(self) -> Budget | None:
+        """The cap on what the API may cost; may be set at any time, and shared."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: Budget | None) -> None:
+        if budget is not None and not isinstance(budget, Budget):
+            raise InputTypeError(f"{self.name}: budget must be a Budget or None; got {type(budget).__name__}")
+        self._budget = budget
+
+    @property
+    def name(self) -> str:
+        """`spec.name`, which errors and reports use."""
+        return self._spec.name
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The scores of a batch of images.
+
+        Args:
+            images: `[N, C, H, W]` float32 in `spec.input_range` (values a little outside are passed on as they are).
+
+        Returns:
+            scores `[N, n_classes]` float32 of `spec.scores_kind`, on the images' device, without a graph.
+
+        Raises:
+            InputError: the images are not what the API takes (InputTypeError: no float32 tensor); nothing was sent.
+            BudgetExhausted: the call would overrun the budget; nothing was sent, counted or spent.
+            BadAnswer: the API answered something else than finite scores; the call is counted.
+        """
+        self._check_images(images)
+        n_images = images.shape[0]
+        n_requests = self._count_requests(n_images)
+        if self._budget is not None:
+            self._budget.reserve(n_images, n_requests)
+        self._ledger.record(n_images, n_requests)
+        with torch.no_grad():
+            answer = self._score(images.detach())
+            self._check_answer(answer, n_images)
+        # A copy made outside inference mode: usable in a later graph, and no view of anything inside the box.
+        return answer.detach().to(device=images.device, dtype=torch.float32, copy=True).contiguous()
+
+    def __repr__(self) -> str:
+        spec, ledger = self._spec, self._ledger
+        channels, height, width = spec.image_shape
+        return (
+            f"{type(self).__name__}({spec.name!r}: {channels}x{height}x{width} in [{spec.input_range[0]:g}, "
+            f"{spec.input_range[1]:g}] -> {spec.n_classes} {spec.scores_kind}; {ledger.queries:,} queries in "
+            f"{ledger.requests:,} requests)"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise InputTypeError(
+            f"{self.name}: a black box cannot be copied or pickled (its inside is closed and its ledger counts once); "
+            "share the object, or build another from its source"
+        )
+
+    @abstractmethod
+    def _score(self, images: Tensor) -> Tensor:
+        """Scores `[N, n_classes]` of checked images `[N, C, H, W]`, which must be left as they are."""
+
+    def _count_requests(self, n_images: int) -> int:
+        """How many requests a call with `n_images` images sends."""
+        return 1
+
+    def _check_images(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise InputTypeError(f"{self.name}: images must be a float32 tensor; got {type(images).__name__}")
+        if images.dtype != torch.float32:
+            raise InputTypeError(f"{self.name}: images must be float32; got {images.dtype}")
+        if images.dim() != 4 or tuple(images.shape[1:]) != self._spec.image_shape or images.shape[0] < 1:
+            wanted = ", ".join(map(str, self._spec.image_shape))
+            raise InputError(f"{self.name}: images must be [N, {wanted}] with N >= 1; got {list(images.shape)}")
+        if not _all_finite(images.detach()):
+            raise InputError(f"{self.name}: images must be finite; got NaN or infinity")
+
+    def _check_answer(self, answer: object, n_images: int) -> None:
+        wanted = f"{self.name}: the API must answer finite scores [{n_images}, {self._spec.n_classes}]"
+        if not isinstance(answer, Tensor):
+            raise BadAnswer(f"{wanted}; it answered a {type(answer).__name__}")
+        if tuple(answer.shape) != (n_images, self._spec.n_classes):
+            raise BadAnswer(f"{wanted}; it answered shape {list(answer.shape)}")
+        if not answer.is_floating_point():
+            raise BadAnswer(f"{wanted}; it answered {answer.dtype}")
+        if not _all_finite(answer):
+            raise BadAnswer(f"{wanted}; it answered NaN or infinity")
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    # A sum carries any NaN or infinity and needs no mask; finite values that overflow it are looked at one by one.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
