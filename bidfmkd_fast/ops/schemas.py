@@ -21,6 +21,7 @@ from bidfmkd_fast.ops.checks import (
     check_perturb,
     check_zo_kd_gradient,
 )
+from bidfmkd_fast.ops.transforms import KDLoss
 
 _DRAWING = "float mu, str directions, int grid, SymInt first_direction, SymInt first_image"
 _KD = "float temperature, str divergence, str scores_kind"
@@ -183,29 +184,6 @@ torch.library.register_autograd(
 )
 
 
-def _batched(op: Any, n_tensors: int, n_outputs: int) -> Any:
-    """The vmap rule of ops that take any leading task dimensions: the new one goes in front."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
-        tensors = [
-            tensor.unsqueeze(0).expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            for tensor, dim in zip(arguments[:n_tensors], in_dims, strict=False)
-        ]
-        out = op(*tensors, *arguments[n_tensors:])
-        return out, (0 if n_outputs == 1 else (0,) * n_outputs)
-
-    return rule
-
-
-torch.library.register_vmap("bidfmkd::kd_loss", _batched(torch.ops.bidfmkd.kd_loss, 2, 1), lib=_library)
-torch.library.register_vmap(
-    "bidfmkd::kd_loss_backward", _batched(torch.ops.bidfmkd.kd_loss_backward, 3, 1), lib=_library
-)
-torch.library.register_vmap(
-    "bidfmkd::kd_loss_double_backward", _batched(torch.ops.bidfmkd.kd_loss_double_backward, 4, 2), lib=_library
-)
-
-
 def perturb(
     x: Tensor,
     state: Tensor,
@@ -355,10 +333,11 @@ def kd_loss(
         scores_kind: `logits`, `probabilities` or `log_probabilities`, of the teacher.
 
     Returns:
-        A scalar (or `[*E]`) in the dtype of the student. Differentiable twice in `student_logits`; works under
-        `torch.func.grad`, `vmap` and reverse-mode compositions of them.
+        A scalar (or `[*E]`) in the dtype of the student. Differentiable twice in `student_logits`, also under
+        `torch.func` (`grad`, `vmap`, `jvp`, `hessian`).
 
     Raises:
         InputError: a wrong shape, dtype, device, name or range; the message says which.
     """
-    return torch.ops.bidfmkd.kd_loss(student_logits, teacher_scores, temperature, divergence, scores_kind)
+    arguments = (student_logits, teacher_scores, temperature, divergence, scores_kind)
+    return torch.ops.bidfmkd.kd_loss(*arguments) if torch.compiler.is_compiling() else KDLoss.apply(*arguments)
