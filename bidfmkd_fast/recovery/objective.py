@@ -90,7 +90,7 @@ def augment(images: torch.Tensor, seed: int, step: int) -> torch.Tensor:
     """
     height, width = images.shape[-2:]
     pad_height, pad_width = height // 8, width // 8
-    draw = torch.rand(3, generator=torch_generator(seed, "augment", step)).tolist()
+    draw = torch.rand(3, generator=torch_generator(seed, "recovery", "augment", step)).tolist()
     top, left = int(draw[0] * (2 * pad_height + 1)), int(draw[1] * (2 * pad_width + 1))
     padded = functional.pad(images, (pad_width, pad_width, pad_height, pad_height))
     cropped = padded[..., top : top + height, left : left + width]

@@ -65,27 +65,21 @@ class RecoveryConfig:
         for name, low in least.items():
             _check_integer(f"RecoveryConfig: {name}", getattr(self, name), low)
         for name in ("mu", "learning_rate", "boundary_weight"):
-            value = getattr(self, name)
+            value, zero_fits = getattr(self, name), name == "boundary_weight"
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InputTypeError(f"RecoveryConfig: {name} must be a number; got {value!r}")
-            if not math.isfinite(value) or value < 0 or (value == 0 and name != "boundary_weight"):
-                wanted = "at least 0" if name == "boundary_weight" else "above 0"
+            if not (0 < value < math.inf or (value == 0 and zero_fits)):
+                wanted = "at least 0" if zero_fits else "above 0"
                 raise InputError(f"RecoveryConfig: {name} must be finite and {wanted}; got {value!r}")
         for name, known in (("directions", DIRECTIONS), ("divergence", DIVERGENCES)):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"RecoveryConfig: {name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
-                )
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"RecoveryConfig: {name} must be one of {', '.join(known)}; got {value!r}")
         if (self.directions == "lowres") != (self.grid > 0):
             raise InputError(
                 "RecoveryConfig: grid must be at least 1 with directions='lowres' and 0 with all others; "
                 f"got grid={self.grid} with directions={self.directions!r}"
             )
-        try:
-            betas_fit = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        except TypeError:
-            betas_fit = False
-        if not betas_fit:
+        if not _are_betas(self.betas):
             raise InputError(f"RecoveryConfig: betas must be two numbers in [0, 1); got {self.betas!r}")
         if not isinstance(self.augment, bool):
             raise InputTypeError(f"RecoveryConfig: augment must be True or False; got {self.augment!r}")
@@ -211,8 +205,8 @@ class _ImageMaker:
     def _check(self, images: torch.Tensor) -> None:
         wanted = (len(self.latents), *self.spec.image_shape)
         if not isinstance(images, torch.Tensor) or images.dtype != torch.float32 or images.shape != wanted:
-            came = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
-            raise InputError(f"recover: generator must make float32 images {wanted} of latents; got {came}")
+            came = f"{images.dtype} {list(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
+            raise InputError(f"recover: generator must make float32 images {list(wanted)} of latents; got {came}")
         if not (images.min() >= 0 and images.max() <= 1):
             raise InputError(
                 "recover: generator must make images in [0, 1]; got values from "
@@ -283,12 +277,13 @@ def _check_budget(api: BlackBox, config: RecoveryConfig, n_images: int) -> None:
     """Raises BudgetExhausted unless the budget pays one step (without steps: one look at the images)."""
     if api.budget is None:
         return
-    rows = 1 + config.num_directions if config.steps else 1
-    queries, requests = rows * n_images, -(-rows // max(1, config.max_images // n_images))
-    if not api.budget.affords(queries, requests):
+    rows = 1 + config.num_directions if config.steps else 1  # each of n_images
+    per_call = max(1, config.max_images // n_images)
+    requests = sum(api._count_requests(min(per_call, rows - first) * n_images) for first in range(0, rows, per_call))
+    if not api.budget.affords(rows * n_images, requests):
         raise BudgetExhausted(
-            f"recover: a step asks {api.name} for {queries} queries in {requests} requests and the budget has less left "
-            f"({api.budget}); raise it, or take a lower n_per_class or num_directions"
+            f"recover: one step asks {api.name} {rows * n_images:,} queries in {requests:,} requests, more than is left "
+            f"of {api.budget}; raise the budget or take a lower n_per_class or num_directions"
         )
 
 
@@ -309,3 +304,9 @@ def _check_integer(name: str, value: object, low: int) -> None:
         raise InputTypeError(f"{name} must be an integer; got {value!r}")
     if value < low:
         raise InputError(f"{name} must be at least {low}; got {value}")
+
+
+def _are_betas(value: object) -> bool:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return False
+    return all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in value)
