@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, TorchBlackBox
+from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError, InputTypeError
+from bidfmkd_fast.recovery import RecoveryConfig, recover
+from bidfmkd_fast.seeds import seeded, torch_generator
+
+N_CLASSES, N_PER_CLASS = 3, 4
+N_IMAGES = N_CLASSES * N_PER_CLASS
+SMALL = RecoveryConfig(steps=6, num_directions=4, latent_dim=8, generator_width=4, learning_rate=0.05)
+
+
+def linear(seed: int, scale: float = 8.0) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A linear classifier of 8x8 images whose answer for an image does not depend, in any bit, on its batch."""
+    weight = scale * torch.randn(N_CLASSES, 64, generator=torch_generator(seed, "linear"), dtype=torch.float64) / 8
+    return lambda images: (images.flatten(1).double()[:, None] * weight).sum(-1).float()
+
+
+class Recorder(FunctionBlackBox):
+    """A black box that keeps what it was asked and what it answered."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], budget: Budget | None = None, **spec: Any):
+        super().__init__(function, APISpec(N_CLASSES, (1, 8, 8), **spec), budget=budget)
+        self.asked: list[torch.Tensor] = []
+        self.answered: list[torch.Tensor] = []
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        scores = super().__call__(images)
+        self.asked.append(images.clone())
+        self.answered.append(scores.clone())
+        return scores
+
+    def at_the_images(self, num_directions: int) -> tuple[np.ndarray, np.ndarray]:
+        """`[steps, B, 1, 8, 8]` and `[steps, B, n_classes]`: row 0 of every step's points, and its scores."""
+        every = (1 + num_directions) * N_IMAGES
+        asked, answered = torch.cat(self.asked).split(every), torch.cat(self.answered).split(every)
+        return (
+            torch.stack([a[:N_IMAGES] for a in asked]).numpy(),
+            torch.stack([a[:N_IMAGES] for a in answered]).numpy().astype(np.float64),
+        )
+
+
+def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    log_p = scores - np.log(np.exp(scores - scores.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    log_p -= scores.max(-1, keepdims=True)
+    return -np.take_along_axis(log_p, np.broadcast_to(labels[..., None], (*scores.shape[:-1], 1)), -1)[..., 0]
+
+
+def masked_distance(scores: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """`[argmax equal] * |p - p_student|_1`."""
+    p, q = (np.exp(s) / np.exp(s).sum(-1, keepdims=True) for s in (scores, student))
+    return (scores.argmax(-1) == student.argmax(-1)) * np.abs(p - q).sum(-1)
+
+
+@pytest.mark.parametrize("boundary_weight", [None, 0.8])
+def test_every_slot_keeps_its_best_image_by_the_true_loss(boundary_weight: float | None, seed: int) -> None:
+    api, student = Recorder(linear(seed)), linear(seed + 1)
+    config = RecoveryConfig(**{**vars(SMALL), "steps": 12, "boundary_weight": boundary_weight or 0.0})
+    recovered = recover(api, N_PER_CLASS, None if boundary_weight is None else student, config, seed=seed)
+
+    images, scores = api.at_the_images(config.num_directions)
+    labels = np.repeat(np.arange(N_CLASSES), N_PER_CLASS)
+    losses = cross_entropy(scores, labels)  # [steps, B]
+    if boundary_weight is not None:
+        at = student(torch.from_numpy(images).flatten(0, 1)).double().numpy().reshape(scores.shape)
+        losses -= boundary_weight * masked_distance(scores, at)
+    best, slots = losses.argmin(0), np.arange(N_IMAGES)
+    assert len(set(best)) > 1, "the best step must differ between slots, or this test shows nothing"
+    np.testing.assert_array_equal(recovered.images.numpy(), images[best, slots])
+    np.testing.assert_array_equal(recovered.scores.numpy(), scores[best, slots].astype(np.float32))
+    np.testing.assert_allclose(recovered.losses.numpy(), losses.min(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(recovered.labels.numpy(), labels)
+    assert recovered.labels.dtype == torch.int64 and recovered.complete
+    assert api.ledger.queries == 12 * 5 * N_IMAGES, "no query beyond the steps"
+    # The scores are the API's answer for exactly these images.
+    assert torch.equal(api(recovered.images), recovered.scores)
+
+
+def test_the_history_is_what_happened(seed: int) -> None:
+    api, seen = Recorder(linear(seed)), []
+    recovered = recover(api, N_PER_CLASS, config=SMALL, seed=seed, callback=seen.append)
+    assert seen == recovered.history
+    _, scores = api.at_the_images(SMALL.num_directions)
+    labels = np.repeat(np.arange(N_CLASSES), N_PER_CLASS)
+    losses = cross_entropy(scores, labels)
+    assert [record["step"] for record in seen] == list(range(6))
+    assert [record["queries"] for record in seen] == [60 * (step + 1) for step in range(6)]
+    np.testing.assert_allclose([record["loss"] for record in seen], losses.mean(1), rtol=1e-4)
+    running_best = np.minimum.accumulate(losses).mean(1)
+    np.testing.assert_allclose([record["best_loss"] for record in seen], running_best, rtol=1e-4)
+    np.testing.assert_allclose([r["matched"] for r in seen], (scores.argmax(-1) == labels).mean(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("directions", ["rademacher", "sphere", "lowres"])
+def test_the_result_is_a_pure_function_of_the_seed(directions: str, seed: int) -> None:
+    def run(run_seed: int, max_images: int) -> Any:
+        grid = 3 if directions == "lowres" else 0
+        settings = {**vars(SMALL), "directions": directions, "grid": grid, "augment": True, "max_images": max_images}
+        api = FunctionBlackBox(linear(seed), APISpec(N_CLASSES, (1, 8, 8)))
+        torch.rand(max_images % 5)  # the global generator stands elsewhere each time
+        before = torch.random.get_rng_state()
+        recovered = recover(api, N_PER_CLASS, linear(seed + 1), RecoveryConfig(**settings), seed=run_seed)
+        assert torch.equal(before, torch.random.get_rng_state())
+        return recovered, api.ledger
+
+    first, ledger = run(seed, 4096)
+    assert (ledger.queries, ledger.requests) == (6 * 60, 6)
+    # 5 rows of 12 images: row by row (also when a row alone is too large), two and two and one, three and two.
+    for max_images, requests in ((4096, 1), (1, 5), (12, 5), (29, 3), (36, 2)):
+        again, ledger = run(seed, max_images)
+        assert (ledger.queries, ledger.requests) == (6 * 60, 6 * requests)
+        assert torch.equal(first.images, again.images) and torch.equal(first.scores, again.scores)
+        assert torch.equal(first.losses, again.losses) and first.history == again.history
+    other, _ = run(seed + 1, 4096)
+    assert not torch.equal(first.images, other.images)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_no_steps_is_the_control(augment: bool, seed: int) -> None:
+    settings = {**vars(SMALL), "augment": augment}
+    api, student = Recorder(linear(seed)), linear(seed + 1)
+    control = recover(api, N_PER_CLASS, student, RecoveryConfig(**{**settings, "steps": 0}), seed=seed)
+    assert (api.ledger.queries, api.ledger.requests) == (N_IMAGES, 1)
+    assert control.complete and control.history == [] and not control.images.requires_grad
+    assert torch.equal(api(control.images), control.scores)
+    # One step cannot have moved the images it was asked about: the control is where every recovery starts.
+    one = recover(Recorder(linear(seed)), N_PER_CLASS, student, RecoveryConfig(**{**settings, "steps": 1}), seed=seed)
+    assert torch.equal(one.images, control.images)
+    torch.testing.assert_close(one.losses, control.losses, rtol=1e-5, atol=1e-6)
+
+
+def test_the_boundary_term_drives_api_and_student_apart(seed: int) -> None:
+    api, student = linear(seed, scale=3.0), linear(seed + 1, scale=3.0)
+    apart = {}
+    for weight in (0.0, 3.0):
+        total = 0.0
+        for repeat in range(3):
+            settings = {**vars(SMALL), "steps": 40, "num_directions": 8, "boundary_weight": weight}
+            box = FunctionBlackBox(api, APISpec(N_CLASSES, (1, 8, 8)))
+            recovered = recover(box, N_PER_CLASS, student, RecoveryConfig(**settings), seed=seed + repeat)
+            answers = student(recovered.images).double().numpy()
+            total += masked_distance(recovered.scores.double().numpy(), answers).mean()
+        apart[weight] = total / 3
+    assert apart[3.0] > apart[0.0] + 0.1, apart
+
+
+@pytest.mark.parametrize("scores_kind", ["probabilities", "log_probabilities"])
+def test_the_student_meets_the_api_in_its_kind_of_scores(scores_kind: str, seed: int) -> None:
+    convert = torch.softmax if scores_kind == "probabilities" else torch.log_softmax
+    logits = Recorder(linear(seed))
+    other = Recorder(lambda images: convert(linear(seed)(images), 1), scores_kind=scores_kind)
+    wanted = recover(logits, N_PER_CLASS, linear(seed + 1), SMALL, seed=seed)
+    came = recover(other, N_PER_CLASS, linear(seed + 1), SMALL, seed=seed)
+    # The first step's images are equal; later ones differ by what rounding does to the estimates.
+    np.testing.assert_allclose(came.history[0]["loss"], wanted.history[0]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(came.history[-1]["loss"], wanted.history[-1]["loss"], rtol=0.05)
+
+
+def test_probabilities_rounded_to_zero_do_no_harm(seed: int) -> None:
+    api = FunctionBlackBox(
+        lambda images: linear(seed, scale=100.0)(images).softmax(1).round(decimals=2),
+        APISpec(N_CLASSES, (1, 8, 8), scores_kind="probabilities"),
+    )
+    recovered = recover(api, N_PER_CLASS, config=SMALL, seed=seed)
+    assert (recovered.scores == 0).any(), "the API must have rounded to 0"
+    assert recovered.losses.isfinite().all() and recovered.images.isfinite().all()
+
+
+def test_images_live_in_the_input_range_of_the_api(seed: int) -> None:
+    unit = recover(Recorder(linear(seed)), N_PER_CLASS, config=RecoveryConfig(**{**vars(SMALL), "steps": 0}), seed=seed)
+    wide_api = Recorder(linear(seed), input_range=(-3.0, 5.0))
+    wide = recover(wide_api, N_PER_CLASS, config=RecoveryConfig(**{**vars(SMALL), "steps": 0}), seed=seed)
+    torch.testing.assert_close(wide.images, unit.images * 8 - 3, rtol=1e-6, atol=1e-6)
+    recovered = recover(wide_api, N_PER_CLASS, config=SMALL, seed=seed)
+    assert -3 <= recovered.images.min() < 0 and 1 < recovered.images.max() <= 5
+    # mu is a length in that range: a Rademacher direction moves every one of the 64 pixels by mu / 8.
+    points = torch.cat(wide_api.asked[1:])[: 5 * N_IMAGES].view(5, N_IMAGES, -1)
+    moved = (points[1:] - points[:1]).norm(dim=-1)
+    torch.testing.assert_close(moved, torch.full_like(moved, SMALL.mu), rtol=1e-3, atol=0)
+
+
+# --- the budget
+
+
+@pytest.mark.parametrize(
+    ("steps", "budget"),
+    [(6, Budget(max_queries=59)), (6, Budget(max_requests=2)), (0, Budget(max_queries=11)), (0, Budget(max_requests=0))],
+)
+def test_a_budget_below_one_step_is_refused_before_any_query(steps: int, budget: Budget, seed: int) -> None:
+    api = FunctionBlackBox(linear(seed), APISpec(N_CLASSES, (1, 8, 8)), budget=budget)
+    with pytest.raises(BudgetExhausted, match="recover: one step asks api (60|12) queries in (3|1) requests"):
+        recover(api, N_PER_CLASS, config=RecoveryConfig(**{**vars(SMALL), "steps": steps, "max_images": 24}), seed=seed)
+    assert api.ledger.queries == api.ledger.requests == budget.queries == budget.requests == 0
+
+
+@pytest.mark.parametrize("budget", [{"max_queries": 199}, {"max_requests": 3}])
+def test_a_budget_that_ends_midway_loses_nothing(budget: dict[str, int], seed: int) -> None:
+    api = FunctionBlackBox(linear(seed), APISpec(N_CLASSES, (1, 8, 8)), budget=Budget(**budget))
+    short = recover(api, N_PER_CLASS, config=SMALL, seed=seed)
+    three = RecoveryConfig(**{**vars(SMALL), "steps": 3})
+    whole = recover(FunctionBlackBox(linear(seed), api.spec), N_PER_CLASS, config=three, seed=seed)
+    assert not short.complete and whole.complete
+    assert short.history == whole.history and api.ledger.queries == 3 * 60
+    assert torch.equal(short.images, whole.images) and torch.equal(short.scores, whole.scores)
+
+
+def test_exactly_the_budget_is_enough(seed: int) -> None:
+    budget = Budget(max_queries=6 * 60, max_requests=6)
+    api = FunctionBlackBox(linear(seed), APISpec(N_CLASSES, (1, 8, 8)), budget=budget)
+    assert recover(api, N_PER_CLASS, config=SMALL, seed=seed).complete
+    assert budget.remaining_queries == 0
+
+
+@pytest.mark.parametrize("calls_before", [1, 3, 7])
+def test_a_shared_budget_spent_by_another_in_the_middle_of_a_step(calls_before: int, seed: int) -> None:
+    """Each of a step's 5 rows is a call; the API's n-th call is the last that the others leave money for."""
+    budget = Budget(max_queries=10_000)
+    calls = 0
+
+    def answer(images: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == calls_before:
+            budget.reserve(budget.remaining_queries or 0)
+        return linear(seed)(images)
+
+    api = Recorder(answer, budget)
+    config = RecoveryConfig(**{**vars(SMALL), "max_images": 1})
+    recovered = recover(api, N_PER_CLASS, config=config, seed=seed)
+    assert not recovered.complete and len(recovered.history) == calls_before // 5
+    asked = [api.asked[row] for row in range(0, calls_before, 5)]  # row 0 of each step, the broken one included
+    scores = np.stack([api.answered[row].double().numpy() for row in range(0, calls_before, 5)])
+    best = cross_entropy(scores, np.repeat(np.arange(N_CLASSES), N_PER_CLASS)).argmin(0)
+    wanted = torch.stack(asked)[best, torch.arange(N_IMAGES)]
+    assert torch.equal(recovered.images, wanted)
+
+
+def test_a_bad_answer_is_the_callers_to_hear(seed: int) -> None:
+    api = FunctionBlackBox(lambda images: images.flatten(1)[:, :N_CLASSES] * torch.nan, APISpec(N_CLASSES, (1, 8, 8)))
+    with pytest.raises(BadAnswer):
+        recover(api, N_PER_CLASS, config=SMALL, seed=seed)
+
+
+# --- a trained black box
+
+
+def stripes_and_blobs(n_per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy 16x16 images of three kinds: horizontal stripes, vertical stripes, a blob."""
+    draws = torch_generator(seed, "data")
+    row = torch.arange(16.0)
+    wave = 0.5 + 0.5 * torch.sin(row)
+    blob = torch.exp(-((row[:, None] - 8) ** 2 + (row[None] - 8) ** 2) / 16)
+    kinds = torch.stack([wave[:, None].expand(16, 16), wave[None].expand(16, 16), blob])
+    labels = torch.arange(3).repeat_interleave(n_per_class)
+    noise = 0.2 * torch.randn(len(labels), 1, 16, 16, generator=draws)
+    return (kinds[labels][:, None] + noise).clamp(0, 1), labels
+
+
+def test_recovery_from_a_trained_network_beats_the_control_clearly(seed: int) -> None:
+    images, labels = stripes_and_blobs(30, seed)
+    with seeded(seed, "network"):
+        network = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 3),
+        )  # fmt: skip
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(25):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    network.eval()
+    assert (network(images).argmax(1) == labels).float().mean() > 0.9
+    api = TorchBlackBox(network, APISpec(3, (1, 16, 16)))
+    settings = {"num_directions": 8, "latent_dim": 32, "generator_width": 8, "mu": 0.05}
+    entropies = {}
+    for steps in (0, 60):
+        recovered = recover(api, 5, config=RecoveryConfig(steps=steps, **settings), seed=seed)
+        with torch.no_grad():  # asked again, of the network itself
+            logits = network(recovered.images).double().numpy()
+        entropies[steps] = cross_entropy(logits, recovered.labels.numpy()).mean()
+    assert entropies[60] < 0.4 * entropies[0], entropies
+    assert recovered.history[-1]["matched"] > 0.8, recovered.history[-1]
+
+
+# --- a generator of one's own
+
+
+class Noisy(nn.Module):
+    """A generator with a layer that draws random numbers, a frozen layer, and layers of its own."""
+
+    def __init__(self, latent_dim: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Linear(latent_dim, 32)
+        self.frozen = nn.Linear(32, 32).requires_grad_(False)
+        self.last = nn.Linear(32, 64)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        hidden = self.dropout(self.frozen(self.first(latents).relu()).relu())
+        return self.last(hidden).sigmoid().view(-1, 1, 8, 8)
+
+
+def test_a_generator_of_ones_own(seed: int) -> None:
+    results = []
+    for start in (seed, seed + 1):
+        with seeded(start, "noisy"):
+            generator = Noisy().eval()
+        before = {name: value.clone() for name, value in generator.state_dict().items()}
+        api = FunctionBlackBox(linear(seed), APISpec(N_CLASSES, (1, 8, 8)))
+        settings = RecoveryConfig(**{**vars(SMALL), "steps": 40, "num_directions": 16})
+        torch.rand(start % 7)
+        results.append(recover(api, N_PER_CLASS, config=settings, generator=generator, seed=seed))
+        assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+        assert not generator.training and all(p.grad is None for p in generator.parameters())
+    # Initialised anew under the seed: what it had learnt before does not matter.
+    assert torch.equal(results[0].images, results[1].images)
+    assert results[0].history[-1]["best_loss"] < 0.6 * results[0].history[0]["loss"]
+
+
+class Fixed(nn.Module):
+    def __init__(self, answer: object) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, latents: torch.Tensor) -> object:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("generator", "message"),
+    [
+        (Fixed(torch.zeros(N_IMAGES, 3, 8, 8)), r"must make float32 images \[12, 1, 8, 8\].*; got .* \[12, 3, 8, 8\]"),
+        (Fixed(torch.zeros(N_IMAGES, 1, 8, 8).double()), "got torch.float64"),
+        (Fixed("images"), "got str"),
+        (Fixed(torch.full((N_IMAGES, 1, 8, 8), -0.5)), r"images in \[0, 1\]; got values from -0.5"),
+        (Fixed(torch.full((N_IMAGES, 1, 8, 8), torch.nan)), r"images in \[0, 1\]; got values from nan"),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_generator_that_makes_no_images(generator: nn.Module, message: str, steps: int) -> None:
+    api = FunctionBlackBox(linear(0), APISpec(N_CLASSES, (1, 8, 8)))
+    with pytest.raises(InputError, match=message):
+        recover(api, N_PER_CLASS, config=RecoveryConfig(**{**vars(SMALL), "steps": steps}), generator=generator)
+    assert api.ledger.requests == 0
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"api": linear(0)}, InputTypeError, "recover: api must be a black box such as TorchBlackBox; got function"),
+        ({"n_per_class": 0}, InputError, "recover: n_per_class must be at least 1; got 0"),
+        ({"n_per_class": 2.0}, InputTypeError, "recover: n_per_class must be an integer; got 2.0"),
+        ({"config": {"steps": 3}}, InputTypeError, "recover: config must be a RecoveryConfig; got dict"),
+        ({"student": 3}, InputTypeError, "recover: student must be callable on images; got int"),
+        ({"generator": linear(0)}, InputTypeError, "recover: generator must be a torch.nn.Module; got function"),
+        ({"student": lambda x: x}, InputError, "recover: student must return logits"),
+    ],
+)
+def test_bad_arguments_cost_no_query(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    api = FunctionBlackBox(linear(0), APISpec(N_CLASSES, (1, 8, 8)))
+    with pytest.raises(error, match=message):
+        recover(**{"api": api, "n_per_class": N_PER_CLASS, "config": SMALL, **arguments})
+    assert api.ledger.requests == 0
+
+
+def test_image_shapes_the_built_in_generator_cannot_make() -> None:
+    api = FunctionBlackBox(linear(0), APISpec(N_CLASSES, (1, 10, 10)))
+    with pytest.raises(InputError, match="Generator: image_shape .* give `recover` a generator module of your own"):
+        recover(api, N_PER_CLASS)
+    assert api.ledger.requests == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"steps": -1}, InputError, "steps must be at least 0; got -1"),
+        ({"steps": True}, InputTypeError, "steps must be an integer; got True"),
+        ({"num_directions": 0}, InputError, "num_directions must be at least 1"),
+        ({"num_directions": 2.5}, InputTypeError, "num_directions must be an integer"),
+        ({"latent_dim": 0}, InputError, "latent_dim must be at least 1"),
+        ({"generator_width": 0}, InputError, "generator_width must be at least 1"),
+        ({"max_images": 0}, InputError, "max_images must be at least 1"),
+        ({"mu": 0.0}, InputError, "mu must be finite and above 0; got 0.0"),
+        ({"mu": math.nan}, InputError, "mu must be finite and above 0; got nan"),
+        ({"mu": "auto"}, InputTypeError, "mu must be a number; got 'auto'"),
+        ({"learning_rate": math.inf}, InputError, "learning_rate must be finite and above 0"),
+        ({"boundary_weight": -0.1}, InputError, "boundary_weight must be finite and at least 0; got -0.1"),
+        ({"directions": "normal"}, InputError, "directions must be one of rademacher, .*; got 'normal'"),
+        ({"divergence": "l2"}, InputError, "divergence must be one of l1, .*; got 'l2'"),
+        ({"directions": "lowres"}, InputError, "grid must be at least 1 with directions='lowres'"),
+        ({"grid": 4}, InputError, "grid must be at least 1 .* got grid=4 with directions='rademacher'"),
+        ({"betas": (0.5,)}, InputError, "betas must be two numbers"),
+        ({"betas": (0.5, 1.0)}, InputError, "betas must be two numbers"),
+        ({"betas": 0.9}, InputError, "betas must be two numbers"),
+        ({"betas": ("a", 0.9)}, InputError, "betas must be two numbers"),
+        ({"augment": 1}, InputTypeError, "augment must be True or False; got 1"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"RecoveryConfig: {message}"):
+        RecoveryConfig(**settings)
