@@ -1,4 +1,4 @@
-"""Bi-level distillation: an API's knowledge goes into a task model (inner level), and through it into the meta-model."""
+"""Bi-level distillation: an API's knowledge goes into a task model, and through it into the meta-model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DistillationTask:
         ):
             if images.ndim != 4 or scores.ndim != 2 or len(images) != len(scores) or len(images) == 0:
                 raise InputError(
-                    f"DistillationTask: {part}_images and {part}_scores must be [N, C, H, W] and [N, n_classes], N >= 1; "
+                    f"DistillationTask: {part}_images and {part}_scores must be [N, C, H, W] and [N, n_classes]; "
                     f"got {list(images.shape)} and {list(scores.shape)}"
                 )
 

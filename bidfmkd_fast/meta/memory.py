@@ -51,9 +51,7 @@ class TaskMemory:
         if images.ndim != 4:
             raise InputError(f"TaskMemory.add: images must be [N, C, H, W]; got {list(images.shape)}")
         if len(class_keys) != len(images):
-            raise InputError(
-                f"TaskMemory.add: one class key per image, {len(images)}, is wanted; got {len(class_keys)}"
-            )
+            raise InputError(f"TaskMemory.add: wanted one class key per image, {len(images)}; got {len(class_keys)}")
         held = next(iter(self._images.values()), images)
         if held.shape[1:] != images.shape[1:]:
             raise InputError(
@@ -107,7 +105,7 @@ class TaskMemory:
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole memory as tensors, fit for safetensors: `images`, `class_of_image` and `class_keys` (UTF-8 JSON)."""
+        """The whole memory as tensors for safetensors: `images`, `class_of_image` and `class_keys` (UTF-8 JSON)."""
         classes = self.classes
         keys = torch.tensor(list(json.dumps(classes).encode()), dtype=torch.uint8)
         counts = torch.tensor([len(self._images[key]) for key in classes], dtype=torch.int64)

@@ -46,7 +46,7 @@ def adapt_parameters(
 ) -> dict[str, Tensor]:
     """The inner loop: `steps` steps of `theta <- theta - learning_rate * d/dtheta loss(f_theta(images))`.
 
-    `loss` maps logits `[N, n_classes]` to a scalar. Parameters that need no gradient, or that `loss` does not depend on,
+    `loss` maps logits `[N, n_classes]` to a scalar. Parameters without `requires_grad`, or without influence on `loss`,
     stay as they are. The result hangs on `parameters` by a graph through every step (second order); with `first_order`
     the inner gradients count as constants, so that d(result)/d(parameters) is the identity; with `create_graph=False`
     it is cut off, for adaptation that nothing is trained through, and shares no memory with `parameters`.
@@ -96,28 +96,31 @@ def outer_step(
     if not losses:
         raise InputError("outer step: tasks is empty; give at least one")
     mean_loss = float(torch.stack(losses).mean())
-    if not math.isfinite(mean_loss):
+    gradients = [value.grad for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
+    if not (math.isfinite(mean_loss) and all(gradient.isfinite().all() for gradient in gradients)):
         optimizer.zero_grad(set_to_none=True)
-        raise InputError(f"outer step: the loss is {mean_loss}; the step was not taken; lower inner_lr or outer_lr")
+        raise InputError(
+            f"outer step: the loss is {mean_loss} or its gradient is not finite; the step was not taken; "
+            "lower inner_lr or outer_lr"
+        )
     optimizer.step()
     return mean_loss, float(torch.stack(scores).mean())
 
 
 class Classifier:
-    """A meta-model adapted to one task. It keeps its own parameters: training the meta-model on does not change it."""
+    """A meta-model adapted to one task; made by `MetaModel.adapt`, with a copy of the module of its own."""
 
-    def __init__(self, module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._parameters = {name: value.detach() for name, value in parameters.items()}
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
-        """Logits `[N, n_classes]` of `images` `[N, C, H, W]`. Raises InputError for images that are none."""
-        _check_images("scores", "images", images, next(iter(self._parameters.values())))
-        return forward(self._module, self._parameters, images)
+        """Logits `[N, n_classes]` of `images` `[N, C, H, W]` in unit range. Raises InputError for other images."""
+        _check_images("scores", "images", images, self._module)
+        return self._module(images)
 
     def predict(self, images: Tensor) -> Tensor:
-        """The label of the highest score, int64 `[N]`, of `images` `[N, C, H, W]`."""
+        """The label of the highest score, int64 `[N]`, of `images` `[N, C, H, W]` in unit range."""
         return self.scores(images).argmax(dim=1)
 
 
@@ -162,7 +165,7 @@ class MetaModel:
         parameters = dict(self.module.named_parameters())
         if not parameters:
             raise InputError("adapt: the module has no parameters")
-        _check_images("adapt", "support_images", support_images, next(iter(parameters.values())))
+        _check_images("adapt", "support_images", support_images, self.module)
         _check_labels(support_labels, support_images)
         adapted = adapt_parameters(
             self.module,
@@ -173,9 +176,11 @@ class MetaModel:
             learning_rate=self.adapt_learning_rate if learning_rate is None else learning_rate,
             create_graph=False,
         )
-        if transductive:
-            return Classifier(self.module, adapted)
-        return Classifier(_with_statistics_of(support_images, self.module, adapted), adapted)
+        module = copy.deepcopy(self.module)
+        module.load_state_dict(adapted, strict=False)
+        if not transductive:
+            _fix_statistics(module, support_images)
+        return Classifier(module)
 
     def save(self, path: str | Path) -> None:
         """Write the safetensors file `path`: parameters, buffers, adaptation settings and, for a module that
@@ -233,27 +238,31 @@ def cross_entropy_with(labels: Tensor) -> Callable[[Tensor], Tensor]:
     return loss
 
 
-def _with_statistics_of(images: Tensor, module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `module` in `eval()` whose batch norms hold the statistics that `images` have under `parameters`."""
-    fixed = copy.deepcopy(module)
-    for layer in fixed.modules():
+def _fix_statistics(module: nn.Module, images: Tensor) -> None:
+    """Put `module` into `eval()`, its batch norms with the statistics that `images` `[N, C, H, W]` have in them."""
+    module.eval()
+    for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            like = next(iter(parameters.values()))
-            layer.running_mean = like.new_zeros(layer.num_features)
-            layer.running_var = like.new_ones(layer.num_features)
+            layer.running_mean = images.new_zeros(layer.num_features)
+            layer.running_var = images.new_ones(layer.num_features)
             layer.track_running_stats, layer.momentum = True, 1.0
             layer.train()
     with torch.no_grad():
-        functional_call(fixed, dict(parameters), (images,))  # with the copy's own buffers: they are to be written
-    return fixed.eval()
+        module(images)
+    module.eval()
 
 
-def _check_images(operation: str, name: str, images: Tensor, parameter: Tensor) -> None:
+def _check_images(operation: str, name: str, images: Tensor, module: nn.Module) -> None:
+    parameter = next(module.parameters())
     if not isinstance(images, Tensor) or images.dtype != parameter.dtype:
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise InputTypeError(f"{operation}: {name} must be a {parameter.dtype} tensor in unit range; got {got}")
     if images.ndim != 4 or len(images) == 0:
         raise InputError(f"{operation}: {name} must be [N, C, H, W] with N >= 1; got {list(images.shape)}")
+    known = model_arguments(module)
+    if known is not None and images.shape[1:] != (known["in_channels"], *known["image_size"]):
+        wanted = f"[N, {known['in_channels']}, {known['image_size'][0]}, {known['image_size'][1]}]"
+        raise InputError(f"{operation}: {name} must be {wanted}, as the module takes; got {list(images.shape)}")
     if images.device != parameter.device:
         raise InputError(f"{operation}: {name} must be on the module's device, {parameter.device}; got {images.device}")
     if not images.isfinite().all():

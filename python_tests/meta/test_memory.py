@@ -1,0 +1,158 @@
+"""The task memory: what it holds, and the tasks drawn from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.meta import TaskMemory
+
+
+def marked(api: int, class_number: int, n: int) -> Tensor:
+    """`n` images that tell where they come from: pixel 0 is the class, pixel 1 the API, pixel 2 the image's number."""
+    images = torch.zeros(n, 1, 2, 2)
+    images[:, 0, 0, 0], images[:, 0, 0, 1], images[:, 0, 1, 0] = class_number, api, torch.arange(n).float()
+    return images
+
+
+def key(class_number: int) -> tuple[str, str]:
+    return "data", f"class {class_number:02d}"
+
+
+def memory_of_two_apis(n: int = 10) -> TaskMemory:
+    """API 0 knows classes 0..4 and API 1 classes 3..7: 3 and 4 are filled by both."""
+    memory = TaskMemory()
+    for api, classes in ((0, range(0, 5)), (1, range(3, 8))):
+        for class_number in classes:
+            memory.add(marked(api, class_number, n), [key(class_number)] * n)
+    return memory
+
+
+def test_it_holds_what_was_added_by_class() -> None:
+    memory = memory_of_two_apis()
+    assert len(memory) == 100 and memory.classes == tuple(key(c) for c in range(8))
+    assert torch.equal(memory.images_of(key(3)), torch.cat([marked(0, 3, 10), marked(1, 3, 10)]))
+    mixed = TaskMemory()
+    mixed.add(torch.stack([marked(0, 0, 1)[0], marked(0, 1, 1)[0], marked(0, 0, 2)[1]]), [key(0), key(1), key(0)])
+    assert torch.equal(mixed.images_of(key(0)), marked(0, 0, 2))
+    assert "3 images of 2 classes" in repr(mixed)
+
+
+def test_the_memory_keeps_copies() -> None:
+    images = marked(0, 0, 3)
+    memory = TaskMemory()
+    memory.add(images, [key(0)] * 3)
+    images.fill_(-1)
+    assert torch.equal(memory.images_of(key(0)), marked(0, 0, 3))
+
+
+def test_episodes_have_the_right_images_under_the_right_labels(seed: int) -> None:
+    memory = memory_of_two_apis()
+    for index in range(20):
+        episode = memory.sample_episode(5, 2, 3, seed=seed, index=index)
+        assert episode.support_labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+        assert episode.query_labels.tolist() == [label for label in range(5) for _ in range(3)]
+        assert len(set(episode.classes)) == 5
+        seen = []
+        for images, labels in (
+            (episode.support_images, episode.support_labels),
+            (episode.query_images, episode.query_labels),
+        ):
+            wanted = [float(memory.classes[episode.classes[label]][1].split()[1]) for label in labels.tolist()]
+            assert images[:, 0, 0, 0].tolist() == wanted
+            seen += [tuple(image.flatten().tolist()) for image in images]
+        assert len(set(seen)) == len(seen)  # without replacement: support and query set share no image
+
+
+def test_tasks_mix_apis_and_classes_come_evenly(seed: int) -> None:
+    memory = memory_of_two_apis()
+    drawn: Counter[int] = Counter()
+    mixed_tasks = mixed_classes = 0
+    n_episodes = 400
+    for index in range(n_episodes):
+        episode = memory.sample_episode(5, 5, 5, seed=seed, index=index)
+        drawn.update(episode.classes)
+        images = torch.cat([episode.support_images, episode.query_images])
+        apis = {(int(image[0, 0, 0]), int(image[0, 0, 1])) for image in images}
+        mixed_tasks += len({api for _, api in apis}) == 2
+        mixed_classes += any((c, 0) in apis and (c, 1) in apis for c in (3, 4))
+    assert mixed_tasks > 0.9 * n_episodes  # only {0..4} and {3..7} out of 56 choices need not mix
+    assert mixed_classes > 0.5 * n_episodes
+    # Each class is in a task with probability 5/8; the standard deviation of the count is 9.7. Six of them.
+    assert all(abs(drawn[c] - 250) < 58 for c in range(8)), drawn
+
+
+def test_an_episode_is_a_pure_function_of_seed_index_and_contents(seed: int) -> None:
+    memory = memory_of_two_apis()
+    later = memory.sample_episode(3, 1, 2, seed=seed, index=7)
+    for _ in range(3):
+        torch.rand(1)  # the global generator plays no part
+        again = memory_of_two_apis().sample_episode(3, 1, 2, seed=seed, index=7)
+        assert torch.equal(again.support_images, later.support_images) and again.classes == later.classes
+        assert torch.equal(again.query_images, later.query_images)
+    others = [memory.sample_episode(3, 1, 2, seed=seed, index=index).support_images for index in range(8, 16)]
+    others += [memory.sample_episode(3, 1, 2, seed=seed + 1, index=7).support_images]
+    assert not all(torch.equal(other, later.support_images) for other in others)
+
+
+def test_classes_with_too_few_images_are_not_drawn(seed: int) -> None:
+    memory = memory_of_two_apis(n=4)  # classes 3 and 4 hold 8, the others 4
+    for index in range(10):
+        assert set(memory.sample_episode(2, 1, 5, seed=seed, index=index).classes) == {3, 4}
+    with pytest.raises(InputError, match="3 classes with n_shot .* = 6 images each are wanted; 2 of the 8 classes"):
+        memory.sample_episode(3, 1, 5, seed=seed, index=0)
+    with pytest.raises(InputError, match="n_shot must be 1 or more; got 0"):
+        memory.sample_episode(2, 0, 5, seed=seed, index=0)
+    with pytest.raises(InputError, match="0 of the 0 classes"):
+        TaskMemory().sample_episode(2, 1, 5, seed=seed, index=0)
+
+
+def test_the_state_goes_through_safetensors(seed: int, tmp_path: Path) -> None:
+    memory = memory_of_two_apis()
+    memory.add(marked(2, 9, 2), [("другие data", 'quote " and \n')] * 2)
+    save_file(memory.state_dict(), tmp_path / "memory.safetensors")
+    restored = TaskMemory()
+    restored.add(marked(0, 0, 1), [("replaced", "by the load")])
+    restored.load_state_dict(load_file(tmp_path / "memory.safetensors"))
+    assert restored.classes == memory.classes
+    for class_key in memory.classes:
+        assert torch.equal(restored.images_of(class_key), memory.images_of(class_key))
+    one, other = (m.sample_episode(5, 1, 3, seed=seed, index=3) for m in (memory, restored))
+    assert torch.equal(one.support_images, other.support_images) and torch.equal(one.query_images, other.query_images)
+
+    empty = TaskMemory()
+    save_file(empty.state_dict(), tmp_path / "empty.safetensors")
+    restored.load_state_dict(load_file(tmp_path / "empty.safetensors"))
+    assert len(restored) == 0
+
+
+def test_bad_images_keys_and_states_are_refused() -> None:
+    memory = memory_of_two_apis()
+    good = marked(0, 0, 2)
+    for images, keys, error, message in (
+        (good.byte(), [key(0)] * 2, InputTypeError, "float32 tensor in unit range; got torch.uint8"),
+        (good.numpy(), [key(0)] * 2, InputTypeError, "got ndarray"),
+        (good[0], [key(0)], InputError, r"\[N, C, H, W\]"),
+        (good, [key(0)], InputError, "one class key per image, 2; got 1"),
+        (torch.zeros(1, 1, 3, 3), [key(0)], InputError, r"must be \[1, 2, 2\] as those held; got \[1, 3, 3\]"),
+        (good * torch.nan, [key(0)] * 2, InputError, "finite"),
+        (good, ["ab", "cd"], InputTypeError, "a class key is a pair"),
+        (good, [key(0), ("data", 3)], InputTypeError, "a class key is a pair"),
+    ):
+        with pytest.raises(error, match=message):
+            memory.add(images, keys)
+    for state in (
+        {},
+        memory.state_dict() | {"class_keys": torch.tensor([1, 2, 3], dtype=torch.uint8)},
+        memory.state_dict() | {"class_of_image": torch.full((100,), 99)},
+        memory.state_dict() | {"class_of_image": torch.zeros(5, dtype=torch.int64)},
+    ):
+        with pytest.raises(InputError):
+            memory.load_state_dict(state)
+    assert len(memory) == 100  # nothing refused left a trace
