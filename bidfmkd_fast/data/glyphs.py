@@ -12,7 +12,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.seeds import torch_generator
 
 # What stays apart when size and position vary: of c/C, o/O/0, s/S, l/I and their like, only one.
-CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" "123456789" "abdefghjmnqrty" "#$%&()*+<=>?@[]{}~"
+CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789abdefghjmnqrty#$%&()*+<=>?@[]{}~"
 CLASSES_PER_SPLIT = (40, 8, 19)
 _CANVAS = 64
 _FONT_SIZE = 48

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from bidfmkd_fast.data import Dataset, load_dataset, make_glyphs
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.scenarios import load_modules, load_pool, read_pool, train_pool
+from bidfmkd_fast.scenarios import pool as pool_module
+
+
+@pytest.fixture(scope="module")
+def glyphs() -> Dataset:
+    return make_glyphs()
+
+
+@pytest.fixture(scope="module")
+def trained(glyphs: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pool") / "deep" / "pool"
+    train_pool(glyphs, folder, n_apis=2, n_way=4, width=8, epochs=12, seed=3)
+    return folder
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    for file in trained.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_pool_on_disk_tells_what_was_trained(glyphs: Dataset, trained: Path) -> None:
+    pool = read_pool(trained)
+    assert sorted(file.name for file in trained.iterdir()) == [
+        "api_000.safetensors", "api_001.safetensors", "pool.yaml"
+    ]  # fmt: skip
+    train_names = {glyphs.class_names[i] for i in glyphs.classes("meta_train")}
+    for entry in pool.entries:
+        assert len(set(entry.class_names)) == 4 and set(entry.class_names) <= train_names
+        assert (entry.data_set, entry.inverted, entry.image_shape) == ("glyphs", False, (1, 28, 28))
+        assert (entry.architecture, entry.width, entry.input_range, entry.scores_kind) == (
+            "conv4", 8, (0.0, 1.0), "logits"
+        )  # fmt: skip
+    assert pool.entries[0].class_names != pool.entries[1].class_names
+    assert pool.accuracy == sum(entry.accuracy for entry in pool.entries) / 2
+    assert read_pool(trained / "pool.yaml") == pool
+
+
+def test_apis_know_their_classes(glyphs: Dataset, trained: Path) -> None:
+    """Accuracy over all images of the classes; three quarters were learned, so it is well above the 1/4 of chance."""
+    index = {name: i for i, name in enumerate(glyphs.class_names)}
+    for entry, module in zip(read_pool(trained).entries, load_modules(trained)):
+        assert not module.training
+        right = [
+            (module(glyphs.images_of(index[name])).argmax(1) == label).float().mean().item()
+            for label, name in enumerate(entry.class_names)
+        ]
+        assert sum(right) / 4 > 0.8 and entry.accuracy > 0.6
+
+
+def test_black_boxes_answer_as_the_modules(glyphs: Dataset, trained: Path) -> None:
+    images = glyphs.take(torch.arange(0, 2680, 90))
+    for entry, module, api in zip(read_pool(trained).entries, load_modules(trained), load_pool(trained)):
+        assert api.spec.class_names == entry.class_names and api.spec.data_set == "glyphs"
+        assert api.spec.name == Path(entry.file).stem
+        with torch.no_grad():
+            torch.testing.assert_close(api(images), module(images), rtol=1e-4, atol=1e-4)
+
+
+def test_held_out_images_are_never_learned(glyphs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned, measured = [], []
+    monkeypatch.setattr(pool_module, "_fit", lambda module, images, labels, **rest: learned.append((images, labels)))
+    monkeypatch.setattr(pool_module, "_accuracy", lambda module, *held: measured.append(held) or 1.0)
+    pool = train_pool(glyphs, tmp_path / "pool", n_apis=3, n_way=5, width=2, holdout=0.25)
+    index = {name: i for i, name in enumerate(glyphs.class_names)}
+    for entry, (images, labels), (held_images, held_labels) in zip(pool.entries, learned, measured):
+        assert labels.bincount().tolist() == [30] * 5 and held_labels.bincount().tolist() == [10] * 5
+        for label, name in enumerate(entry.class_names):
+            both = torch.cat([images[labels == label], held_images[held_labels == label]]).flatten(1)
+            assert {row.numpy().tobytes() for row in both} == {
+                row.numpy().tobytes() for row in glyphs.images_of(index[name]).flatten(1)
+            }
+
+
+def test_an_api_depends_on_seed_and_index_only(glyphs: Dataset, trained: Path, tmp_path: Path) -> None:
+    torch.manual_seed(99)
+    before = torch.random.get_rng_state()
+    arguments = {"n_way": 4, "width": 8, "epochs": 12}
+    same = train_pool(glyphs, tmp_path / "same", n_apis=1, seed=3, **arguments)
+    other = train_pool(glyphs, tmp_path / "other", n_apis=1, seed=4, **arguments)
+    load_modules(trained)
+    assert torch.equal(before, torch.random.get_rng_state())  # nobody else's random numbers are touched
+    old, new = load_file(trained / "api_000.safetensors"), load_file(tmp_path / "same" / "api_000.safetensors")
+    assert same.entries[0].class_names == read_pool(trained).entries[0].class_names != other.entries[0].class_names
+    for key, value in old.items():
+        torch.testing.assert_close(new[key], value)
+
+
+def test_every_class_name_survives_the_list(glyphs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "1", "=", "~", "#" and "{" mean something in YAML."""
+    monkeypatch.setattr(pool_module, "_fit", lambda module, *data, **rest: module.eval())
+    pool = train_pool(glyphs, tmp_path / "pool", n_apis=1, n_way=40, width=1)
+    assert read_pool(tmp_path / "pool") == pool
+    assert len(load_pool(tmp_path / "pool")[0].spec.class_names) == 40
+
+
+def test_inverted_data_is_noted(glyphs: Dataset, tmp_path: Path) -> None:
+    train_pool(load_dataset("glyphs", invert=True), tmp_path, n_apis=1, n_way=2, width=1, epochs=1)
+    assert read_pool(tmp_path).entries[0].inverted is True
+
+
+def test_omniglot_pool(tmp_path: Path) -> None:
+    if not (Path(os.environ.get("BIDFMKD_DATA", "")) / "omniglot.npz").is_file():
+        pytest.skip("BIDFMKD_DATA holds no omniglot.npz")
+    pool = train_pool(load_dataset("omniglot", invert=True), tmp_path, n_apis=1, n_way=5, epochs=30, seed=0)
+    assert pool.accuracy > 0.7
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"n_apis": 0}, "n_apis"),
+        ({"n_way": 1}, "n_way must be at least 2"),
+        ({"n_way": 41}, "has 40 classes; n_way=41"),
+        ({"width": 0}, "width"),
+        ({"epochs": 0}, "epochs"),
+        ({"holdout": 0.0}, "holdout"),
+        ({"holdout": 1.0}, "holdout"),
+        ({"architecture": "vgg"}, "vgg"),
+    ],
+)
+def test_train_refuses_before_writing(glyphs: Dataset, tmp_path: Path, change: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        train_pool(glyphs, tmp_path / "pool", **change)
+    assert not (tmp_path / "pool").exists()
+
+
+def test_train_refuses_a_class_of_one_image(tmp_path: Path) -> None:
+    images = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
+    lone = Dataset("lone", images, torch.tensor([0, 0, 1]), ("a", "b"), ("meta_train", "meta_train"))
+    with pytest.raises(InputError, match="class 'b' has one image"):
+        train_pool(lone, tmp_path / "pool", n_way=2)
+
+
+def test_train_never_overwrites(glyphs: Dataset, copied: Path) -> None:
+    before = {file.name: file.read_bytes() for file in copied.iterdir()}
+    with pytest.raises(InputError, match="holds a trained pool already"):
+        train_pool(glyphs, copied)
+    assert before == {file.name: file.read_bytes() for file in copied.iterdir()}
+    (copied / "pool.yaml").unlink()
+    with pytest.raises(InputError, match="cut off"):
+        train_pool(glyphs, copied)
+    with pytest.raises(InputError, match="is a file"):
+        train_pool(glyphs, copied / "api_000.safetensors")
+    with pytest.raises(InputError, match="cannot make the folder"):
+        train_pool(glyphs, copied / "api_000.safetensors" / "pool")
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    content = yaml.safe_load((folder / "pool.yaml").read_text())
+    content["apis"][1].update(changes)
+    (folder / "pool.yaml").write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"colour": "red"}, "API 1: wanted exactly the keys .*colour"),
+        ({"file": "../api_001.safetensors"}, "inside the pool's folder"),
+        ({"file": "api_009.safetensors"}, "api_009.safetensors are missing"),
+        ({"file": 3}, "file must be of type str; got 3"),
+        ({"architecture": "vgg"}, "vgg"),
+        ({"width": "8"}, "width must be of type int; got '8'"),
+        ({"width": 4}, "damaged or of another model"),
+        ({"accuracy": "high"}, "accuracy must be of type float"),
+        ({"inverted": "no"}, "inverted must be of type bool"),
+        ({"data_set": 5}, "API 1: .*data_set"),
+        ({"scores_kind": "top_k"}, "scores_kind must be 'logits'"),
+        ({"image_shape": [28, 28]}, "API 1: .*image_shape"),
+        ({"image_shape": "small"}, "API 1: .*image_shape"),
+        ({"input_range": [1, 0]}, "API 1: .*input_range"),
+        ({"class_names": ["a", "a", "b", "c"]}, "API 1: .*class_names"),
+        ({"class_names": [1, 2, 3, 4]}, "API 1: .*class_names"),
+        ({"class_names": 7}, "API 1: "),
+    ],
+)
+def test_load_refuses_a_changed_list(copied: Path, changes: dict, says: str) -> None:
+    rewrite(copied, **changes)
+    for load in (load_pool, load_modules):
+        with pytest.raises(InputError, match=says):
+            load(copied)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("apis: [", "not readable YAML"),
+        ("!!python/object/apply:os.getcwd []", "not readable YAML"),
+        ("", "exactly the keys"),
+        ("format: 2\napis: []", "exactly the keys"),
+        ("format: 1\napis: []\nmore: 1", "exactly the keys"),
+        ("format: 1\napis: []", "at least one API"),
+        ("format: 1\napis: [api]", "API 0: wanted exactly the keys"),
+    ],
+)
+def test_load_refuses_a_foreign_list(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "pool.yaml").write_text(text)
+    with pytest.raises(InputError, match=says):
+        load_pool(tmp_path)
+
+
+def test_load_refuses_missing_list_and_damaged_weights(copied: Path) -> None:
+    with pytest.raises(InputError, match="no pool list .*nowhere"):
+        load_pool(copied / "nowhere")
+    weights = copied / "api_001.safetensors"
+    whole = weights.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"\xff" * 100):
+        weights.write_bytes(content)
+        with pytest.raises(InputError, match="api_001.safetensors are damaged"):
+            load_pool(copied)
+    save_file({"weight": torch.zeros(2)}, weights)
+    with pytest.raises(InputError, match="of another model"):
+        load_pool(copied)
