@@ -1,0 +1,46 @@
+"""Black-box data-free meta-learning: one small meta-model from a set of APIs of which only the scores are seen.
+
+BiDf-MKD (Hu et al., ICML 2023, arXiv 2305.18413).
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from bidfmkd_fast import errors, ops
+from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, TorchBlackBox
+from bidfmkd_fast.data import load_dataset
+from bidfmkd_fast.meta import MetaModel, evaluate, paired_difference
+from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
+from bidfmkd_fast.scenarios import load_pool, train_pool
+from bidfmkd_fast.training import BiDfMKD, TrainConfig
+from bidfmkd_fast.zeroth_order import ZerothOrder, as_differentiable
+
+try:
+    __version__ = version("bidfmkd-fast")
+except PackageNotFoundError:  # used from a source tree that was never installed
+    __version__ = "unknown"
+
+__all__ = [
+    "APISpec",
+    "BiDfMKD",
+    "BlackBox",
+    "Budget",
+    "FunctionBlackBox",
+    "MetaModel",
+    "Recovered",
+    "RecoveryConfig",
+    "TorchBlackBox",
+    "TrainConfig",
+    "ZerothOrder",
+    "__version__",
+    "as_differentiable",
+    "errors",
+    "evaluate",
+    "load_dataset",
+    "load_pool",
+    "ops",
+    "paired_difference",
+    "recover",
+    "train_pool",
+]

@@ -1,0 +1,220 @@
+"""The settings of a run: plain dataclasses, readable from and written as YAML."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.recovery import RecoveryConfig
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """The bi-level distillation.
+
+    Args:
+        inner_steps, inner_lr: gradient steps from the meta-model to an API's task model, and their size.
+        outer_lr: Adam's learning rate for the meta-model.
+        first_order: drop the second derivatives (through the inner steps).
+    """
+
+    inner_steps: int = 10
+    inner_lr: float = 0.05
+    outer_lr: float = 1e-3
+    first_order: bool = False
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_least(self, inner_steps=0)
+        _check_positive(self, "inner_lr", "outer_lr")
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Task memory replay: outer steps on tasks drawn across APIs from what was recovered so far.
+
+    Args:
+        steps_per_round: outer steps after each group of `meta_batch_size` APIs but the last.
+        patience: when above 0, a round ends early once the replay accuracy has not improved for so many steps.
+        final_steps: outer steps after the last API.
+        n_shot, n_query: support and query images per class of a task.
+        inner_steps, inner_lr: the inner loop's.
+        outer_lr: Adam's learning rate for the meta-model.
+        first_order: drop the second derivatives (through the inner steps).
+    """
+
+    steps_per_round: int = 0
+    patience: int = 0
+    final_steps: int = 300
+    n_shot: int = 1
+    n_query: int = 10
+    inner_steps: int = 5
+    inner_lr: float = 0.01
+    outer_lr: float = 1e-3
+    first_order: bool = False
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_least(self, steps_per_round=0, patience=0, final_steps=0, n_shot=1, n_query=1, inner_steps=0)
+        _check_positive(self, "inner_lr", "outer_lr")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run of `BiDfMKD`.
+
+    Args:
+        seed: of every random draw of the run.
+        n_per_class: images per class of each recovered set; every API gives a support and a boundary query set.
+        meta_batch_size: tasks per outer step, and APIs per round.
+        meta_model_width: filters of the default meta-model, a Conv4.
+        adapt_steps, adapt_lr: how the finished meta-model adapts to a new task unless told otherwise.
+        boundary_start: outer step (distillation and replay counted together) from which the boundary term is used.
+        recovery, distillation, replay: the three stages' own settings.
+
+    Raises:
+        InputError: a value out of its range; `InputTypeError` if it is of the wrong type.
+    """
+
+    seed: int = 0
+    n_per_class: int = 10
+    meta_batch_size: int = 4
+    meta_model_width: int = 32
+    adapt_steps: int = 10
+    adapt_lr: float = 0.01
+    boundary_start: int = 0
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_least(
+            self, seed=0, n_per_class=1, meta_batch_size=1, meta_model_width=1, adapt_steps=0, boundary_start=0
+        )
+        _check_positive(self, "adapt_lr")
+        replay, held = self.replay, 2 * self.n_per_class
+        if (replay.final_steps or replay.steps_per_round) and replay.n_shot + replay.n_query > held:
+            raise InputError(
+                f"TrainConfig: replay.n_shot + replay.n_query must be at most 2 n_per_class = {held}, the images that an "
+                f"API gives per class; got {replay.n_shot} + {replay.n_query}; lower replay.n_query or raise n_per_class"
+            )
+
+    def control(self) -> TrainConfig:
+        """The no-recovery control: the same run on images of untrained generators, the APIs asked for scores only."""
+        return replace(self, recovery=replace(self.recovery, steps=0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as `from_dict` takes them."""
+        values = asdict(self)
+        values["recovery"]["betas"] = list(values["recovery"]["betas"])  # YAML has no tuples
+        return values
+
+    def to_yaml(self) -> str:
+        """The settings as YAML text."""
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The settings in `values`, defaults for what is not there.
+
+        Raises:
+            InputError: an unknown key (the closest known one is named), or a value out of its range.
+        """
+        return _from_dict(cls, values, "")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> TrainConfig:
+        """The settings in a YAML file. Raises InputError as `from_dict`, and for a file that is missing or no YAML."""
+        import yaml
+
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"TrainConfig: cannot read {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"TrainConfig: {path} is not readable YAML: {' '.join(str(error).split())}") from None
+        return cls.from_dict({} if values is None else values)
+
+
+def paper() -> TrainConfig:
+    """The settings of the paper's 5-way runs (arXiv 2305.18413), for 100 APIs; replay is cut at about 60,000 outer steps.
+
+    The authors' KD loss also divides by the number of classes, so their inner learning rate of 0.01 is 0.002 of ours.
+    """
+    return TrainConfig(
+        n_per_class=30,
+        meta_batch_size=4,
+        meta_model_width=32,
+        boundary_start=1000,
+        recovery=RecoveryConfig(
+            steps=200,
+            num_directions=100,
+            mu=0.005,
+            directions="sphere",
+            learning_rate=1e-3,
+            generator_width=64,
+            divergence="l1",
+            augment=True,
+        ),
+        distillation=DistillationConfig(inner_steps=10, inner_lr=0.002),
+        replay=ReplayConfig(steps_per_round=2400, patience=200, final_steps=2400, n_query=15),
+    )
+
+
+def _from_dict(kind: type[Config], values: Any, where: str) -> Config:
+    if not isinstance(values, Mapping):
+        wanted = f"settings under {where.rstrip('.')!r}" if where else "settings by name"
+        raise InputTypeError(f"TrainConfig: wanted {wanted}; got {values!r}")
+    hints = get_type_hints(kind)
+    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    given = {}
+    for key, value in values.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise InputError(f"TrainConfig: unknown key {where + str(key)!r}; did you mean {where + close!r}?")
+        if is_dataclass(hints[key]):
+            value = _from_dict(hints[key], value, f"{where}{key}.")
+        elif hints[key] is float and isinstance(value, str):
+            value = _number(value)  # YAML 1.1 reads 1e-3 as text
+        elif isinstance(value, list):
+            value = tuple(value)
+        given[key] = value
+    return kind(**given)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _check_types(config: Any) -> None:
+    for name, wanted in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        fits = isinstance(value, (int, float) if wanted is float else wanted)
+        if not fits or (isinstance(value, bool) and wanted is not bool):
+            raise InputTypeError(f"{type(config).__name__}: {name} must be of type {wanted.__name__}; got {value!r}")
+
+
+def _check_least(config: Any, **least: int) -> None:
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            raise InputError(f"{type(config).__name__}: {name} must be at least {low}; got {getattr(config, name)}")
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{type(config).__name__}: {name} must be finite and above 0; got {value}")
