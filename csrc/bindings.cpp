@@ -1,0 +1,119 @@
+// The only file that knows Python. Addresses come as integers; the checks are in bidfmkd_fast/ops/checks.py.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#include "cpu/dispatch.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+using Int = std::int64_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+bidfmkd::Drawing drawing(Address state, Int num_directions, Int n_images, Int n_elements, int directions, Int channels,
+                         Int height, Int width, Int grid, double mu, Int first_direction, Int first_image) {
+  const bidfmkd::Geometry geometry{
+      n_images, n_elements, static_cast<bidfmkd::Directions>(directions), channels, height, width, grid};
+  return {geometry, at<const Int>(state), num_directions, mu, first_direction, first_image};
+}
+
+void perturb(Address x, Address state, Address out, Int num_directions, Int n_images, Int n_elements, int directions,
+             Int channels, Int height, Int width, Int grid, double mu, Int first_direction, Int first_image,
+             int n_threads) {
+  bidfmkd::kernels().perturb(drawing(state, num_directions, n_images, n_elements, directions, channels, height, width,
+                                     grid, mu, first_direction, first_image),
+                             at<const float>(x), at<float>(out), n_threads);
+}
+
+void estimate_gradient(Address differences, Address state, Address gradient, Int num_directions, Int n_images,
+                       Int n_elements, int directions, Int channels, Int height, Int width, Int grid, double mu,
+                       Int first_direction, Int first_image, int n_threads) {
+  bidfmkd::kernels().estimate_gradient(drawing(state, num_directions, n_images, n_elements, directions, channels,
+                                               height, width, grid, mu, first_direction, first_image),
+                                       at<const float>(differences), at<float>(gradient), n_threads);
+}
+
+void zo_kd_gradient(Address scores, Address labels, Address student, Address state, Address gradient, Address loss,
+                    Int num_directions, Int n_classes, Int n_images, Int n_elements, int directions, Int channels,
+                    Int height, Int width, Int grid, double mu, double boundary_weight, int scores_kind, int divergence,
+                    Int first_direction, Int first_image, int n_threads) {
+  std::vector<float> differences(static_cast<std::size_t>(num_directions * n_images));
+  const bidfmkd::ObjectiveSettings settings{n_classes, static_cast<bidfmkd::ScoresKind>(scores_kind),
+                                            static_cast<bidfmkd::Divergence>(divergence), boundary_weight};
+  bidfmkd::objective_differences(at<const float>(scores), at<const Int>(labels), at<const float>(student), n_images,
+                                 num_directions, settings, differences.data(), at<float>(loss), n_threads);
+  bidfmkd::kernels().estimate_gradient(drawing(state, num_directions, n_images, n_elements, directions, channels,
+                                               height, width, grid, mu, first_direction, first_image),
+                                       differences.data(), at<float>(gradient), n_threads);
+}
+
+bidfmkd::KDSettings kd_settings(Int n_classes, double temperature, int scores_kind, int divergence) {
+  return {n_classes, temperature, static_cast<bidfmkd::ScoresKind>(scores_kind),
+          static_cast<bidfmkd::Divergence>(divergence)};
+}
+
+void kd_loss(Address student, Address teacher, Address loss, Int n_tasks, Int n_images, Int n_classes,
+             double temperature, int scores_kind, int divergence) {
+  bidfmkd::kd_loss(at<const float>(student), at<const float>(teacher), n_tasks, n_images,
+                   kd_settings(n_classes, temperature, scores_kind, divergence), at<float>(loss));
+}
+
+void kd_loss_backward(Address grad, Address student, Address teacher, Address out, Int n_tasks, Int n_images,
+                      Int n_classes, double temperature, int scores_kind, int divergence) {
+  bidfmkd::kd_loss_backward(at<const float>(grad), at<const float>(student), at<const float>(teacher), n_tasks,
+                            n_images, kd_settings(n_classes, temperature, scores_kind, divergence), at<float>(out));
+}
+
+void kd_loss_double_backward(Address grad_out, Address grad, Address student, Address teacher, Address grad_grad,
+                             Address grad_student, Int n_tasks, Int n_images, Int n_classes, double temperature,
+                             int scores_kind, int divergence) {
+  bidfmkd::kd_loss_double_backward(at<const float>(grad_out), at<const float>(grad), at<const float>(student),
+                                   at<const float>(teacher), n_tasks, n_images,
+                                   kd_settings(n_classes, temperature, scores_kind, divergence), at<float>(grad_grad),
+                                   at<float>(grad_student));
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = BIDFMKD_COMPILER;
+  info["devices"] = std::vector<std::string>{"cpu"};
+  info["cpu_level"] = std::string(bidfmkd::kernels().name);
+  info["cpu_levels"] = bidfmkd::available_levels();
+  info["cuda_architectures"] = std::vector<std::string>{};
+  return info;
+}
+
+// Random123's known answers are checked against the text the kernels use.
+std::vector<std::uint32_t> philox(const std::vector<std::uint32_t>& counter, const std::vector<std::uint32_t>& key,
+                                  int rounds) {
+  const bidfmkd::PhiloxWords c{{counter.at(0), counter.at(1), counter.at(2), counter.at(3)}};
+  const bidfmkd::PhiloxWords w = bidfmkd::philox4x32(c, key.at(0), key.at(1), rounds);
+  return {w.word[0], w.word[1], w.word[2], w.word[3]};
+}
+
+float normal(std::uint32_t word) { return bidfmkd::normal_from_word(word); }
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Native kernels of bidfmkd_fast: addresses and sizes in, nothing of torch.";
+  const auto without_gil = py::call_guard<py::gil_scoped_release>();
+  module.def("perturb", &perturb, without_gil);
+  module.def("estimate_gradient", &estimate_gradient, without_gil);
+  module.def("zo_kd_gradient", &zo_kd_gradient, without_gil);
+  module.def("kd_loss", &kd_loss, without_gil);
+  module.def("kd_loss_backward", &kd_loss_backward, without_gil);
+  module.def("kd_loss_double_backward", &kd_loss_double_backward, without_gil);
+  module.def("build_info", &build_info);
+  module.def("select_cpu_level", &bidfmkd::select_level);
+  module.def("philox4x32", &philox);
+  module.def("normal_from_word", &normal);
+}

@@ -1,0 +1,158 @@
+// gradient[b] = s / (q mu) * sum_k differences[k, b] u_kb, with the directions drawn again instead of read back.
+#include <cmath>
+#include <vector>
+
+#include "parallel.h"
+#include "perturb_gradient.h"
+#include "rows.h"
+
+namespace bidfmkd {
+namespace BIDFMKD_LEVEL {
+namespace {
+
+constexpr std::int64_t kTile = 2048;
+
+// Signs are taken several at a time: a table holds the signed sum of their coefficients for every pattern of bits.
+#if defined(__AVX512F__)
+constexpr int kTableBits = 4;  // 16 entries: one register, one permute
+#elif defined(__AVX2__)
+constexpr int kTableBits = 3;
+#else
+constexpr int kTableBits = 8;  // no permute by variable index: from the first-level cache instead
+#endif
+constexpr int kTables = (32 + kTableBits - 1) / kTableBits;
+constexpr int kEntries = 1 << kTableBits;
+
+void make_tables(const float (&coefficients)[32], float (&tables)[kTables][kEntries]) {
+  for (int t = 0; t < kTables; ++t) {
+    tables[t][0] = 0.0f;
+    for (int bit = 0, size = 1; bit < kTableBits; ++bit, size *= 2) {
+      const int k = t * kTableBits + bit;
+      const float c = k < 32 ? coefficients[k] : 0.0f;
+      for (int entry = 0; entry < size; ++entry) {
+        tables[t][entry + size] = tables[t][entry] - c;
+        tables[t][entry] += c;
+      }
+    }
+  }
+}
+
+void add_signs(const std::uint32_t* words, const float (&tables)[kTables][kEntries], std::int64_t n, float* sums) {
+#if defined(__AVX2__)
+  Floats table[kTables];
+  for (int t = 0; t < kTables; ++t) table[t] = load<Floats>(tables[t]);
+  for (std::int64_t i = 0; i < n; i += kLanes) {  // words and sums are padded to whole vectors
+    const Words word = load<Words>(words + i);
+    Floats a = load<Floats>(sums + i), b = {};
+    for (int t = 0; t < kTables; t += 2) {
+      a += __builtin_shuffle(table[t], word >> (t * kTableBits));
+      if (t + 1 < kTables) b += __builtin_shuffle(table[t + 1], word >> ((t + 1) * kTableBits));
+    }
+    store(sums + i, a + b);
+  }
+#else
+  for (std::int64_t i = 0; i < n; ++i) {
+    float sum = 0.0f;
+    for (int t = 0; t < kTables; ++t) sum += tables[t][(words[i] >> (t * kTableBits)) & (kEntries - 1)];
+    sums[i] += sum;
+  }
+#endif
+}
+
+void rademacher(const Drawing& drawing, const float* differences, double scale, float* gradient,
+                std::int64_t first_item, std::int64_t last_item) {
+  const RandomState random = random_state(drawing.state);
+  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements;
+  const std::int64_t tiles = (d + kTile - 1) / kTile;
+  const std::int64_t first = drawing.first_direction, last = first + drawing.num_directions;
+  const float factor = static_cast<float>(scale / std::sqrt(static_cast<double>(d)));
+  alignas(64) std::uint32_t words[kTile];
+  alignas(64) float sums[kTile];
+  alignas(64) float tables[kTables][kEntries];
+  for (std::int64_t item = first_item; item < last_item; ++item) {
+    const std::int64_t image = item / tiles, start = item % tiles * kTile;
+    const std::int64_t n = d - start < kTile ? d - start : kTile;
+    for (float& sum : sums) sum = 0.0f;
+    for (std::int64_t group = first / 32; group * 32 < last; ++group) {
+      float coefficients[32];
+      for (std::int64_t bit = 0; bit < 32; ++bit) {
+        const std::int64_t k = group * 32 + bit;
+        coefficients[bit] = k >= first && k < last ? differences[(k - first) * n_images + image] : 0.0f;
+      }
+      make_tables(coefficients, tables);
+      fill_words<kSignRounds>(random, start, n, static_cast<std::uint32_t>(drawing.first_image + image),
+                              static_cast<std::uint32_t>(group), words);
+      add_signs(words, tables, n, sums);
+    }
+    float* to = gradient + image * d + start;
+    for (std::int64_t i = 0; i < n; ++i) to[i] = factor * sums[i];
+  }
+}
+
+void add_row(RowMaker& maker, const Drawing& drawing, const float* differences, double scale, std::int64_t image,
+             std::int64_t k, float* sums) {
+  const std::int64_t d = drawing.geometry.n_elements;
+  double length;
+  const float* u = maker.make(static_cast<std::uint32_t>(drawing.first_image + image),
+                              static_cast<std::uint32_t>(drawing.first_direction + k), length);
+  const float c = static_cast<float>(scale * differences[k * drawing.geometry.n_images + image] / length);
+  for (std::int64_t i = 0; i < d; ++i) sums[i] += c * u[i];
+}
+
+// With few images the directions are split too, into blocks of a fixed size, so that the sum does not depend on the
+// number of threads; their partial sums cost memory.
+constexpr std::int64_t kBlock = 16;
+constexpr std::int64_t kMaxPartialBytes = 4ll << 20;
+
+void rows(const Drawing& drawing, const float* differences, double scale, float* gradient, int n_threads) {
+  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements, q = drawing.num_directions;
+  const std::int64_t blocks = (q + kBlock - 1) / kBlock;
+  for (std::int64_t i = 0; i < n_images * d; ++i) gradient[i] = 0.0f;
+  if (n_images >= 8 || n_images * blocks * d * 4 > kMaxPartialBytes) {
+    parallel_ranges(n_images, n_threads, [&](std::int64_t first, std::int64_t last) {
+      RowMaker maker(drawing);
+      for (std::int64_t image = first; image < last; ++image)
+        for (std::int64_t k = 0; k < q; ++k)
+          add_row(maker, drawing, differences, scale, image, k, gradient + image * d);
+    });
+    return;
+  }
+  std::vector<float> partial(static_cast<std::size_t>(n_images * blocks * d), 0.0f);
+  parallel_ranges(n_images * blocks, n_threads, [&](std::int64_t first, std::int64_t last) {
+    RowMaker maker(drawing);
+    for (std::int64_t item = first; item < last; ++item) {
+      const std::int64_t image = item / blocks, start = item % blocks * kBlock;
+      for (std::int64_t k = start; k < q && k < start + kBlock; ++k)
+        add_row(maker, drawing, differences, scale, image, k, partial.data() + item * d);
+    }
+  });
+  for (std::int64_t item = 0; item < n_images * blocks; ++item) {
+    float* to = gradient + item / blocks * d;
+    const float* from = partial.data() + item * d;
+    for (std::int64_t i = 0; i < d; ++i) to[i] += from[i];
+  }
+}
+
+}  // namespace
+
+void estimate_gradient(const Drawing& drawing, const float* differences, float* gradient, int n_threads) {
+  const Geometry& geometry = drawing.geometry;
+  const std::int64_t d = geometry.n_elements;
+  if (geometry.n_images == 0 || d == 0) return;
+  const double span = static_cast<double>(geometry.n_random());
+  const double scale = drawing.num_directions ? span / (static_cast<double>(drawing.num_directions) * drawing.mu) : 0.0;
+  if (geometry.directions != Directions::kRademacher) return rows(drawing, differences, scale, gradient, n_threads);
+  parallel_ranges(geometry.n_images * ((d + kTile - 1) / kTile), n_threads, [&](std::int64_t first, std::int64_t last) {
+    rademacher(drawing, differences, scale, gradient, first, last);
+  });
+}
+
+#define BIDFMKD_TABLE_NAME(level) BIDFMKD_TABLE_NAME_(level)
+#define BIDFMKD_TABLE_NAME_(level) #level
+constexpr Kernels kTable{BIDFMKD_TABLE_NAME(BIDFMKD_LEVEL), perturb, estimate_gradient};
+
+}  // namespace BIDFMKD_LEVEL
+
+const Kernels BIDFMKD_TABLE = BIDFMKD_LEVEL::kTable;
+
+}  // namespace bidfmkd

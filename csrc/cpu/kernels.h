@@ -1,0 +1,46 @@
+// What the CPU kernels take: plain addresses and sizes. Each instruction set has one table of them (see dispatch.cpp).
+#pragma once
+
+#include <cstdint>
+
+#include "../loss/kd.h"
+#include "../loss/objective.h"
+#include "../random/directions.h"
+
+namespace bidfmkd {
+
+// Where the directions of one call come from.
+struct Drawing {
+  Geometry geometry;
+  const std::int64_t* state;  // [seed, step]
+  std::int64_t num_directions;
+  double mu;
+  std::int64_t first_direction, first_image;
+};
+
+struct Kernels {
+  const char* name;
+  void (*perturb)(const Drawing&, const float* x, float* out, int n_threads);
+  // gradient[b] = s / (q mu) * sum_k differences[k, b] u_kb
+  void (*estimate_gradient)(const Drawing&, const float* differences, float* gradient, int n_threads);
+};
+
+extern const Kernels kPortableKernels;
+#if defined(BIDFMKD_X86)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+// The same for every instruction set.
+void objective_differences(const float* scores, const std::int64_t* labels, const float* student,
+                           std::int64_t n_images, std::int64_t num_directions, const ObjectiveSettings& settings,
+                           float* differences, float* loss, int n_threads);
+void kd_loss(const float* student, const float* teacher, std::int64_t n_tasks, std::int64_t n_images,
+             const KDSettings& kd, float* loss);
+void kd_loss_backward(const float* grad, const float* student, const float* teacher, std::int64_t n_tasks,
+                      std::int64_t n_images, const KDSettings& kd, float* out);
+void kd_loss_double_backward(const float* grad_out, const float* grad, const float* student, const float* teacher,
+                             std::int64_t n_tasks, std::int64_t n_images, const KDSettings& kd, float* grad_grad,
+                             float* grad_student);
+
+}  // namespace bidfmkd

@@ -1,0 +1,114 @@
+// points[0] = x, points[1 + k] = x + mu u_k.
+#include <cmath>
+#include <cstring>
+
+#include "parallel.h"
+#include "perturb_gradient.h"
+#include "rows.h"
+
+namespace bidfmkd {
+namespace BIDFMKD_LEVEL {
+namespace {
+
+constexpr std::int64_t kTile = 1024;                    // elements whose words and sums stay in the first-level cache
+constexpr std::int64_t kStreamFromBytes = 16ll << 20;   // larger outputs would push everything else out of the cache
+
+bool aligned(const float* p) { return reinterpret_cast<std::uintptr_t>(p) % sizeof(Floats) == 0; }
+
+// to[i] = value(i) for whole vectors, then the rest one by one.
+template <class Vector, class Single>
+inline void write(float* to, std::int64_t n, bool streaming, const Vector& vector, const Single& single) {
+  std::int64_t i = 0;
+  if (streaming && aligned(to)) {
+    for (; i + kLanes <= n; i += kLanes) stream(to + i, vector(i));
+  } else {
+    for (; i + kLanes <= n; i += kLanes) store(to + i, vector(i));
+  }
+  for (; i < n; ++i) to[i] = single(i);
+}
+
+void copy_images(const float* x, std::int64_t n, float* out, bool streaming) {
+  write(out, n, streaming, [&](std::int64_t i) { return load<Floats>(x + i); }, [&](std::int64_t i) { return x[i]; });
+}
+
+// Bit = direction: one word an element serves 32 directions, so x and the words are read from the cache 32 times.
+void rademacher(const Drawing& drawing, const float* x, float* out, bool streaming, std::int64_t first_item,
+                std::int64_t last_item) {
+  const RandomState random = random_state(drawing.state);
+  const std::int64_t d = drawing.geometry.n_elements, row = drawing.geometry.n_images * d;
+  const std::int64_t tiles = (d + kTile - 1) / kTile;
+  const float step = static_cast<float>(drawing.mu / std::sqrt(static_cast<double>(d)));
+  const std::uint32_t step_bits = float_to_bits(step);
+  const std::int64_t first = drawing.first_direction, last = first + drawing.num_directions;
+  alignas(64) std::uint32_t words[kTile];
+  for (std::int64_t item = first_item; item < last_item; ++item) {
+    const std::int64_t image = item / tiles, start = item % tiles * kTile;
+    const std::int64_t n = d - start < kTile ? d - start : kTile;
+    const std::int64_t offset = image * d + start;
+    const float* from = x + offset;
+    copy_images(from, n, out + offset, streaming);
+    for (std::int64_t group = first / 32; group * 32 < last; ++group) {
+      fill_words<kSignRounds>(random, start, n, static_cast<std::uint32_t>(drawing.first_image + image),
+                              static_cast<std::uint32_t>(group), words);
+      const std::int64_t from_k = group * 32 < first ? first : group * 32;
+      const std::int64_t to_k = group * 32 + 32 < last ? group * 32 + 32 : last;
+      for (std::int64_t k = from_k; k < to_k; ++k) {
+        const int shift = 31 - static_cast<int>(k % 32);  // moves the direction's bit to the sign
+        float* to = out + (1 + k - first) * row + offset;
+        write(
+            to, n, streaming,
+            [&](std::int64_t i) {
+              const Words sign = (load<Words>(words + i) << shift) & 0x80000000u;
+              const Words moved = sign ^ step_bits;
+              return load<Floats>(from + i) + as<Floats>(moved);
+            },
+            [&](std::int64_t i) { return from[i] + bits_to_float(((words[i] << shift) & 0x80000000u) ^ step_bits); });
+      }
+    }
+  }
+  finish_streaming();
+}
+
+void rows(const Drawing& drawing, const float* x, float* out, bool streaming, std::int64_t first_item,
+          std::int64_t last_item) {
+  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements;
+  RowMaker maker(drawing);
+  for (std::int64_t item = first_item; item < last_item; ++item) {
+    const std::int64_t image = item % n_images, k = item / n_images - 1;
+    const float* from = x + image * d;
+    float* to = out + item * d;
+    if (k < 0) {
+      copy_images(from, d, to, streaming);
+      continue;
+    }
+    double length;
+    const float* u = maker.make(static_cast<std::uint32_t>(drawing.first_image + image),
+                                static_cast<std::uint32_t>(drawing.first_direction + k), length);
+    const float scale = static_cast<float>(drawing.mu / length);
+    write(
+        to, d, streaming,
+        [&](std::int64_t i) {
+          const Floats moved = load<Floats>(u + i) * scale;
+          return load<Floats>(from + i) + moved;
+        },
+        [&](std::int64_t i) { return from[i] + u[i] * scale; });
+  }
+  finish_streaming();
+}
+
+}  // namespace
+
+void perturb(const Drawing& drawing, const float* x, float* out, int n_threads) {
+  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements;
+  const std::int64_t n_rows = n_images * (1 + drawing.num_directions);
+  if (n_rows == 0 || d == 0) return;
+  const bool streaming = n_rows * d * 4 >= kStreamFromBytes;
+  const bool signs = drawing.geometry.directions == Directions::kRademacher;
+  const std::int64_t n_items = signs ? n_images * ((d + kTile - 1) / kTile) : n_rows;
+  parallel_ranges(n_items, n_threads, [&](std::int64_t first, std::int64_t last) {
+    (signs ? rademacher : rows)(drawing, x, out, streaming, first, last);
+  });
+}
+
+}  // namespace BIDFMKD_LEVEL
+}  // namespace bidfmkd

@@ -1,0 +1,101 @@
+// One direction of one image as a row of floats, for the kinds made of normals (sphere, gaussian, lowres).
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace bidfmkd {
+namespace BIDFMKD_LEVEL {
+
+// Scratch memory of one thread, and the taps of the lowres upsampling.
+class RowMaker {
+ public:
+  explicit RowMaker(const Drawing& drawing)
+      : geometry_(drawing.geometry), random_(random_state(drawing.state)), words_(kTile), row_(padded(drawing.geometry.n_elements)) {
+    if (geometry_.directions != Directions::kLowres) return;
+    field_.resize(padded(geometry_.n_random()));
+    wide_.resize(static_cast<std::size_t>(geometry_.grid * geometry_.width));
+    for (std::int64_t i = 0; i < geometry_.width; ++i) columns_.push_back(linear_tap(i, geometry_.width, geometry_.grid));
+    for (std::int64_t i = 0; i < geometry_.height; ++i) lines_.push_back(linear_tap(i, geometry_.height, geometry_.grid));
+  }
+
+  // The row before its length is divided out; `length` receives that divisor.
+  const float* make(std::uint32_t image, std::uint32_t direction, double& length) {
+    const std::int64_t d = geometry_.n_elements;
+    if (geometry_.directions == Directions::kLowres) {
+      normals(image, direction, geometry_.n_random(), field_.data());
+      upsample();
+    } else {
+      normals(image, direction, d, row_.data());
+    }
+    length = geometry_.directions == Directions::kGaussian ? std::sqrt(static_cast<double>(d)) : std::sqrt(sum_of_squares(d));
+    return row_.data();
+  }
+
+ private:
+  static constexpr std::int64_t kTile = 4096;
+
+  static std::size_t padded(std::int64_t n) { return static_cast<std::size_t>((n + kWordBatch - 1) / kWordBatch * kWordBatch); }
+
+  void normals(std::uint32_t image, std::uint32_t direction, std::int64_t n, float* to) {
+    std::uint32_t* words = words_.data();
+    for (std::int64_t first = 0; first < n; first += kTile) {
+      std::int64_t count = n - first < kTile ? n - first : kTile;
+      count = (count + kWordBatch - 1) / kWordBatch * kWordBatch;
+      fill_words<kNormalRounds>(random_, first, count, image, direction, words);
+      float* target = to + first;
+      for (std::int64_t i = 0; i < count; ++i) target[i] = normal_from_word(words[i]);
+    }
+  }
+
+  double sum_of_squares(std::int64_t d) const {
+    double total = 0.0;
+    for (std::int64_t first = 0; first < d; first += kTile) {
+      const std::int64_t last = first + kTile < d ? first + kTile : d;
+      Floats sums[4] = {};
+      std::int64_t i = first;
+      for (; i + 4 * kLanes <= last; i += 4 * kLanes) {
+        for (int part = 0; part < 4; ++part) {
+          const Floats v = load<Floats>(row_.data() + i + part * kLanes);
+          sums[part] += v * v;
+        }
+      }
+      const Floats sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      for (int lane = 0; lane < kLanes; ++lane) total += static_cast<double>(sum[lane]);
+      for (; i < last; ++i) total += static_cast<double>(row_[static_cast<std::size_t>(i)]) * row_[static_cast<std::size_t>(i)];
+    }
+    return total;
+  }
+
+  void upsample() {
+    const std::int64_t grid = geometry_.grid, width = geometry_.width;
+    float* to = row_.data();
+    for (std::int64_t channel = 0; channel < geometry_.channels; ++channel) {
+      const float* field = field_.data() + channel * grid * grid;
+      for (std::int64_t y = 0; y < grid; ++y)
+        for (std::int64_t x = 0; x < width; ++x) {
+          const LinearTap& tap = columns_[static_cast<std::size_t>(x)];
+          const float low = field[y * grid + tap.low], high = field[y * grid + tap.high];
+          wide_[static_cast<std::size_t>(y * width + x)] = low + tap.weight_high * (high - low);
+        }
+      for (const LinearTap& tap : lines_) {
+        const float* low = wide_.data() + tap.low * width;
+        const float* high = wide_.data() + tap.high * width;
+        for (std::int64_t x = 0; x < width; ++x) to[x] = low[x] + tap.weight_high * (high[x] - low[x]);
+        to += width;
+      }
+    }
+  }
+
+  const Geometry geometry_;
+  const RandomState random_;
+  std::vector<std::uint32_t> words_;
+  std::vector<float> row_, field_, wide_;
+  std::vector<LinearTap> columns_, lines_;
+};
+
+}  // namespace BIDFMKD_LEVEL
+}  // namespace bidfmkd

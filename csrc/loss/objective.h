@@ -1,0 +1,83 @@
+// The recovery objective of one point, from the black box's scores (paper, equations 3 and 8):
+//   CE(A(x), y) - lambda * [argmax A(x) == argmax f(x)] * D(A(x), f(x)).
+// In double: the estimate lives on differences of this value between points very close to each other.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../random/philox.h"
+
+namespace bidfmkd {
+
+enum class ScoresKind : int { kLogits = 0, kProbabilities = 1, kLogProbabilities = 2 };
+enum class Divergence : int { kL1 = 0, kL1Probabilities = 1, kKL = 2 };
+
+constexpr double kLowestProbability = 1e-7;  // an API may round a probability down to 0
+
+// Turns one row of scores into log-probabilities and probabilities on demand.
+struct ScoreRow {
+  const float* scores;
+  std::int64_t n_classes;
+  ScoresKind kind;
+  double log_normaliser;  // for logits
+
+  BIDFMKD_BOTH static ScoreRow make(const float* scores, std::int64_t n_classes, ScoresKind kind) {
+    double log_normaliser = 0.0;
+    if (kind == ScoresKind::kLogits) {
+      double top = scores[0];
+      for (std::int64_t c = 1; c < n_classes; ++c) top = scores[c] > top ? scores[c] : top;
+      double sum = 0.0;
+      for (std::int64_t c = 0; c < n_classes; ++c) sum += exp(scores[c] - top);
+      log_normaliser = top + log(sum);
+    }
+    return {scores, n_classes, kind, log_normaliser};
+  }
+
+  BIDFMKD_BOTH double log_probability(std::int64_t c) const {
+    const double s = scores[c];
+    if (kind == ScoresKind::kProbabilities) return log(s > kLowestProbability ? s : kLowestProbability);
+    return s - log_normaliser;
+  }
+
+  BIDFMKD_BOTH double probability(std::int64_t c) const {
+    const double s = scores[c];
+    return kind == ScoresKind::kProbabilities ? s : exp(s - log_normaliser);
+  }
+
+  BIDFMKD_BOTH std::int64_t argmax() const {
+    std::int64_t best = 0;
+    for (std::int64_t c = 1; c < n_classes; ++c) best = scores[c] > scores[best] ? c : best;
+    return best;
+  }
+};
+
+struct ObjectiveSettings {
+  std::int64_t n_classes;
+  ScoresKind kind;
+  Divergence divergence;
+  double boundary_weight;
+};
+
+// `student` is null when there is no boundary term.
+BIDFMKD_BOTH double point_objective(const float* scores, std::int64_t label, const float* student,
+                                    const ObjectiveSettings& settings) {
+  const ScoreRow api = ScoreRow::make(scores, settings.n_classes, settings.kind);
+  double loss = -api.log_probability(label);
+  if (student == nullptr || settings.boundary_weight == 0.0) return loss;
+  const ScoreRow model = ScoreRow::make(student, settings.n_classes, settings.kind);
+  if (api.argmax() != model.argmax()) return loss;
+  double distance = 0.0;
+  for (std::int64_t c = 0; c < settings.n_classes; ++c) {
+    if (settings.divergence == Divergence::kL1) {
+      distance += fabs(static_cast<double>(scores[c]) - student[c]);
+    } else if (settings.divergence == Divergence::kL1Probabilities) {
+      distance += fabs(api.probability(c) - model.probability(c));
+    } else {
+      distance += api.probability(c) * (api.log_probability(c) - model.log_probability(c));
+    }
+  }
+  return loss - settings.boundary_weight * distance;
+}
+
+}  // namespace bidfmkd
