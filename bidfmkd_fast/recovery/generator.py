@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
-from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.errors import InputError, InputTypeError
 
 
 class Generator(nn.Module):
@@ -51,3 +53,32 @@ class Generator(nn.Module):
         features = self.project(latents).unflatten(1, self.first_shape).permute(0, 3, 1, 2)  # [B, 2 width, H/4, W/4]
         images: torch.Tensor = self.draw(features).contiguous()  # [B, C, H, W]
         return images
+
+
+def renewed(generator: nn.Module) -> nn.Module:
+    """A copy of a user's generator in which every submodule with `reset_parameters` is initialised anew.
+
+    Draws from torch's global random generator.
+    """
+    if not isinstance(generator, nn.Module):
+        raise InputTypeError(f"recover: generator must be a torch.nn.Module; got {type(generator).__name__}")
+    copied = copy.deepcopy(generator)
+    for module in copied.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    return copied
+
+
+def check_images(images: object, shape: list[int]) -> None:
+    """Raises InputError unless these are images a generator should make: `shape`, float32, in [0, 1], with a graph."""
+    if not isinstance(images, torch.Tensor) or images.dtype != torch.float32 or list(images.shape) != shape:
+        came = f"{images.dtype} {list(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
+        raise InputError(f"recover: generator must make float32 images {shape} of latents; got {came}")
+    low, high = images.min().item(), images.max().item()
+    if not (low >= 0 and high <= 1):  # NaN is refused too
+        raise InputError(
+            f"recover: generator must make images in [0, 1]; got values from {low:.4g} to {high:.4g}; end it in a sigmoid"
+        )
+    if not images.requires_grad:
+        raise InputError("recover: generator must be differentiable; its images carry no graph to the latents")

@@ -1,4 +1,4 @@
-"""What a recovery minimises: cross entropy with the wanted labels, less the boundary term, seen through an augmentation."""
+"""What a recovery minimises: cross entropy with the wanted labels, less the boundary term; augmentation."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ class Objective:
         with torch.no_grad():
             logits = self.student(images)
         if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
-            came = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise InputTypeError(f"recover: student must return a tensor of floating-point logits; got {came}")
+            kind = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise InputTypeError(f"recover: student must return a tensor of floating-point logits; got {kind}")
         wanted = (images.shape[0], n_classes)
         if logits.shape != wanted:
-            raise InputError(f"recover: student must return logits [B, n_classes] = {wanted}; got {tuple(logits.shape)}")
+            came = tuple(logits.shape)
+            raise InputError(f"recover: student must return logits [B, n_classes] = {wanted}; got {came}")
         if not logits.isfinite().all():
             raise InputError("recover: student returned NaN or infinity; check its parameters and its input range")
         return as_scores(logits.detach().float(), self.scores_kind)
@@ -64,9 +65,9 @@ class Objective:
 
     def tell(
         self, zeroth_order: ZerothOrder, scores: torch.Tensor, student_scores: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Scores of all points `[1+q, B, n_classes]` -> the mean objective; its backward carries the estimate on."""
-        return zeroth_order.tell_scores(
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of all points `[1+q, B, n_classes]` -> their objective: its mean, to go backward from, and `[B]`."""
+        loss = zeroth_order.tell_scores(
             scores,
             self.labels,
             student_scores=student_scores,
@@ -74,6 +75,8 @@ class Objective:
             scores_kind=self.scores_kind,
             divergence=self.divergence,
         )
+        assert zeroth_order.last_loss is not None
+        return loss, zeroth_order.last_loss
 
 
 def as_scores(logits: torch.Tensor, scores_kind: str) -> torch.Tensor:

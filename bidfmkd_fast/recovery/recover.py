@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
-from bidfmkd_fast.recovery.generator import Generator
+from bidfmkd_fast.recovery.generator import Generator, check_images, renewed
 from bidfmkd_fast.recovery.objective import Objective, Student, augment
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.zeroth_order import ZerothOrder
@@ -181,7 +180,7 @@ class _ImageMaker:
             if generator is None:
                 self.generator: nn.Module = Generator(api.spec.image_shape, config.latent_dim, config.generator_width)
             else:
-                self.generator = _renewed(generator)
+                self.generator = renewed(generator)
         self.generator.to(device).train()
         draws = torch_generator(seed, "recovery", "latents")
         latents = torch.randn(n_images, config.latent_dim, generator=draws)
@@ -194,24 +193,13 @@ class _ImageMaker:
         with seeded(self.seed, "recovery", "forward", step):  # a user's generator may draw noise
             images: torch.Tensor = self.generator(self.latents)
         if step == 0:
-            self._check(images)
+            check_images(images, [len(self.latents), *self.spec.image_shape])
         return self.spec.from_unit(augment(images, self.seed, step) if self.augment else images)
 
     def step(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
-
-    def _check(self, images: torch.Tensor) -> None:
-        wanted = (len(self.latents), *self.spec.image_shape)
-        if not isinstance(images, torch.Tensor) or images.dtype != torch.float32 or images.shape != wanted:
-            came = f"{images.dtype} {list(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
-            raise InputError(f"recover: generator must make float32 images {list(wanted)} of latents; got {came}")
-        if not (images.min() >= 0 and images.max() <= 1):
-            raise InputError(
-                "recover: generator must make images in [0, 1]; got values from "
-                f"{images.min().item():.4g} to {images.max().item():.4g}; end it in a sigmoid"
-            )
 
 
 def _optimise(
@@ -252,17 +240,17 @@ def _optimise(
             complete = False
             break
         scores = torch.cat(answers)  # [1+q, B, n_classes]
-        loss = objective.tell(zeroth_order, scores, student_scores)
-        best = _better(best, [x.detach(), scores[0], zeroth_order.last_loss])
+        loss, losses = objective.tell(zeroth_order, scores, student_scores)
+        best = _better(best, [x.detach(), scores[0], losses])
         maker.step(loss)
         queries += scores.shape[0] * scores.shape[1]
         matched = (scores[0].argmax(1) == labels).float().mean()
-        values = torch.stack([loss.detach(), best[2].mean(), matched]).tolist()
-        history.append({"step": step, **dict(zip(("loss", "best_loss", "matched"), values)), "queries": queries})
+        mean, best_mean, share = torch.stack([losses.mean(), best[2].mean(), matched]).tolist()
+        history.append({"step": step, "loss": mean, "best_loss": best_mean, "matched": share, "queries": queries})
         if callback is not None:
             callback(history[-1])
-    images, best_scores, losses = best
-    return Recovered(images, labels, best_scores, losses, history, complete)
+    images, best_scores, best_losses = best
+    return Recovered(images, labels, best_scores, best_losses, history, complete)
 
 
 def _better(old: list[torch.Tensor], new: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -270,7 +258,7 @@ def _better(old: list[torch.Tensor], new: list[torch.Tensor]) -> list[torch.Tens
     if not old:
         return new
     wins = new[-1] < old[-1]  # [B]
-    return [torch.where(wins.view(-1, *[1] * (b.ndim - 1)), b, a) for a, b in zip(old, new)]
+    return [torch.where(wins.view(-1, *[1] * (b.ndim - 1)), b, a) for a, b in zip(old, new, strict=True)]
 
 
 def _check_budget(api: BlackBox, config: RecoveryConfig, n_images: int) -> None:
@@ -282,21 +270,9 @@ def _check_budget(api: BlackBox, config: RecoveryConfig, n_images: int) -> None:
     requests = sum(api._count_requests(min(per_call, rows - first) * n_images) for first in range(0, rows, per_call))
     if not api.budget.affords(rows * n_images, requests):
         raise BudgetExhausted(
-            f"recover: one step asks {api.name} {rows * n_images:,} queries in {requests:,} requests, more than is left "
-            f"of {api.budget}; raise the budget or take a lower n_per_class or num_directions"
+            f"recover: one step asks {api.name} {rows * n_images:,} queries in {requests:,} requests, more than "
+            f"is left of {api.budget}; raise the budget or take a lower n_per_class or num_directions"
         )
-
-
-def _renewed(generator: nn.Module) -> nn.Module:
-    """A copy with every submodule that can be initialised initialised anew, from the global random generator."""
-    if not isinstance(generator, nn.Module):
-        raise InputTypeError(f"recover: generator must be a torch.nn.Module; got {type(generator).__name__}")
-    renewed = copy.deepcopy(generator)
-    for module in renewed.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
-    return renewed
 
 
 def _check_integer(name: str, value: object, low: int) -> None:

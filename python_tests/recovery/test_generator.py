@@ -15,7 +15,8 @@ def test_images_have_the_shape_and_range(image_shape: tuple[int, int, int], n_im
         generator = Generator(image_shape, latent_dim=5, width=3)
     images = generator(torch.randn(n_images, 5, generator=torch_generator(seed, "latents")))
     assert images.shape == (n_images, *image_shape)
-    assert images.dtype == torch.float32 and images.is_contiguous()
+    assert images.dtype == torch.float32
+    assert images.is_contiguous()
     assert 0 < images.min() < images.max() < 1
 
 
@@ -25,10 +26,12 @@ def test_the_gradient_reaches_latents_and_every_parameter(seed: int) -> None:
     latents = torch.randn(5, 6, generator=torch_generator(seed, "latents"), requires_grad=True)
     weights = torch.randn(5, 1, 8, 8, generator=torch_generator(seed, "weights"))
     (generator(latents) * weights).sum().backward()
-    assert latents.grad is not None and (latents.grad.abs().sum(1) > 0).all()
+    assert latents.grad is not None
+    assert (latents.grad.abs().sum(1) > 0).all()
     for name, parameter in generator.named_parameters():
         # The batch norm behind the projection removes what its bias adds to whole channels, not the rest.
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
 
 
 def test_the_width_scales_the_layers() -> None:
