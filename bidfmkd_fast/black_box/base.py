@@ -14,7 +14,7 @@ from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
 
 
 class BlackBox(ABC):
-    """An API of which only the scores are seen. A kind of API defines `_score`, and `_count_requests` if it splits calls.
+    """An API of which only the scores are seen. Subclasses define `_score`, and `_count_requests` if they split calls.
 
     Args:
         spec: what is known of the API.

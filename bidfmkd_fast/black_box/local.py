@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import Lock
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bidfmkd_fast.black_box.base import BlackBox
+from bidfmkd_fast.black_box.folding import fold_batch_norms
 from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.precision import full_float32
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
 from bidfmkd_fast.seeds import seeded
@@ -100,7 +100,7 @@ def _serve(
         device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     device = torch.device(device)
     try:
-        plain = copy.deepcopy(module).to(device).eval().requires_grad_(False)
+        plain = copy.deepcopy(module).to(device).eval()
     except Exception as error:
         raise InputError(f"{spec.name}: module cannot be copied to {device}: {error}") from error
 
@@ -111,158 +111,86 @@ def _serve(
                 f"{spec.name}: micro_batch={micro_batch} would change the scores, since the module's batch norm uses "
                 "batch statistics; leave it None"
             )
-    elif micro_batch is None:
-        target = _GPU_ACTIVATION_BYTES if device.type == "cuda" else _CPU_ACTIVATION_BYTES
-        micro_batch = max(16, min(4096, target // image_bytes))
+        sized = False
+    else:
+        sized = micro_batch is None
 
     def answer(images: Tensor) -> Tensor:
-        parts = [_forward(served, part, device, memory_format) for part in images.split(micro_batch or len(images))]
-        if not all(isinstance(part, Tensor) for part in parts):
-            raise BadAnswer(f"{spec.name}: the module must return a tensor; it returned {type(parts[0]).__name__}")
-        return torch.cat(parts)
+        size = _cache_sized(image_bytes, device) if sized else micro_batch or len(images)
+        batches = images.split(size)
+        answers = _forward(served, batches, device, memory_format)
+        for batch, scores in zip(batches, answers):
+            if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(batch), spec.n_classes):
+                came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise BadAnswer(f"{spec.name}: module must answer [{len(batch)}, {spec.n_classes}]; it answered {came}")
+        return torch.cat(answers)
 
     return answer
 
 
-def _forward(module: nn.Module, images: Tensor, device: torch.device, memory_format: torch.memory_format) -> Tensor:
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False), _full_float32(device):
-        # Always a copy: the module may work in place, and only an explicit layout makes one-channel images channels-last.
-        own = torch.empty(images.shape, dtype=images.dtype, device=device, memory_format=memory_format).copy_(images)
-        return module(own)
+def _cache_sized(image_bytes: int, device: torch.device) -> int:
+    target = _GPU_ACTIVATION_BYTES if device.type == "cuda" else _CPU_ACTIVATION_BYTES * torch.get_num_threads()
+    return max(16, min(4096, target // image_bytes))
+
+
+def _forward(
+    module: nn.Module, batches: Sequence[Tensor], device: torch.device, memory_format: torch.memory_format
+) -> list[Tensor]:
+    answers = []
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), full_float32():
+        for images in batches:
+            # A copy: the module may work in place, and only an explicit layout makes one-channel images channels-last.
+            own = torch.empty(images.shape, dtype=images.dtype, device=device, memory_format=memory_format)
+            answers.append(module(own.copy_(images)))
+    return answers
 
 
 def _fastest_equal(plain: nn.Module, spec: APISpec, device: torch.device) -> tuple[nn.Module, torch.memory_format, int]:
-    """The fastest form of `plain` with its scores, its memory format, and the bytes of its largest activation per image."""
+    """The fastest form of `plain` with its scores, the memory format, and the largest activation in bytes per image."""
     with seeded(0, "black_box", "local", "trial"):
         images = spec.from_unit(torch.rand(2, *spec.image_shape)).to(device)
-    largest = _LargestOutput(plain)
+
+    def scores_of(module: nn.Module, memory_format: torch.memory_format) -> Tensor:
+        with seeded(0, "black_box", "local", "forward"):  # the same draws for every form of a module that draws
+            return _forward(module, [images], device, memory_format)[0]
+
+    largest = _LargestOutput()
     try:
-        with largest, seeded(0, "black_box", "local", "forward"):
-            wanted = _forward(plain, images, device, torch.contiguous_format)
+        with largest:
+            wanted = scores_of(copy.deepcopy(plain), torch.contiguous_format)
     except Exception as error:
         raise InputError(f"{spec.name}: module failed on images {list(images.shape)}: {error}") from error
-    if not isinstance(wanted, Tensor) or tuple(wanted.shape) != (2, spec.n_classes):
-        came = list(wanted.shape) if isinstance(wanted, Tensor) else type(wanted).__name__
-        raise InputError(f"{spec.name}: module must map [2, *image_shape] to scores [2, {spec.n_classes}]; got {came}")
+    if not isinstance(wanted, Tensor) or tuple(wanted.shape) != (2, spec.n_classes) or not wanted.is_floating_point():
+        came = f"{wanted.dtype} {list(wanted.shape)}" if isinstance(wanted, Tensor) else type(wanted).__name__
+        raise InputError(
+            f"{spec.name}: module must map images {list(images.shape)} to floating scores [2, {spec.n_classes}]; "
+            f"it returned {came}"
+        )
     image_bytes = max(images[0].numel() * images.element_size(), largest.bytes // 2)
 
-    for fold in (True, False):
-        for memory_format in (torch.channels_last, torch.contiguous_format):
-            try:
-                candidate = copy.deepcopy(plain)
-                if fold:
-                    _fold_batch_norms(candidate, candidate)
-                candidate = candidate.to(memory_format=memory_format)
-                with seeded(0, "black_box", "local", "forward"):
-                    scores = _forward(candidate, images, device, memory_format)
-            except Exception:  # for instance `view` on channels-last: the next form is tried, at last `plain`
-                continue
-            if scores.shape == wanted.shape and (scores - wanted).abs().max() <= _SAME_SCORES * wanted.abs().max():
-                return candidate, memory_format, image_bytes
+    # On a GPU, channels-last serves the tensor cores, which full float32 does not use.
+    formats = (torch.contiguous_format,) if device.type == "cuda" else (torch.channels_last, torch.contiguous_format)
+    for fold, memory_format in itertools.product((True, False), formats):
+        try:
+            candidate = copy.deepcopy(plain)
+            if fold:
+                fold_batch_norms(candidate)
+            candidate.to(memory_format=memory_format)  # type: ignore[call-overload]
+            deviation = (scores_of(candidate, memory_format) - wanted).abs().max()
+        except Exception:  # for instance `view` on channels-last: the next form is tried, at last `plain`
+            continue
+        if deviation <= _SAME_SCORES * wanted.abs().max():
+            return candidate, memory_format, image_bytes
     return plain, torch.contiguous_format, image_bytes
 
 
-def _fold_batch_norms(root: nn.Module, part: nn.Module) -> None:
-    """Fold, inside `root` and in place, each 2-d batch norm of `part` into the convolution that alone feeds it.
+class _LargestOutput(TorchDispatchMode):
+    """Inside the block, notes the bytes of the largest tensor that any operation returns."""
 
-    The trace only tells which feeds which: the module's own `forward` keeps running, with an identity for the batch
-    norm. Where `part` cannot be traced its children are tried one by one.
-    """
-    try:
-        graph = torch.fx.symbolic_trace(part).graph
-    except Exception:
-        for child in part.children():
-            _fold_batch_norms(root, child)
-        return
-    occurrences = Counter(id(layer) for _, layer in root.named_modules(remove_duplicate=False))
-    calls = Counter(id(part.get_submodule(str(node.target))) for node in graph.nodes if node.op == "call_module")
-    bare = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    layers = dict(part.named_modules())
-    for node in graph.nodes:
-        source = node.args[0] if node.args else None
-        if node.op != "call_module" or not isinstance(source, torch.fx.Node) or source.op != "call_module":
-            continue
-        names = (str(source.target), str(node.target))
-        convolution, batch_norm = layers[names[0]], layers[names[1]]
-        if type(convolution) is not nn.Conv2d or type(batch_norm) is not nn.BatchNorm2d or len(source.users) != 1:
-            continue
-        if batch_norm.training or batch_norm.running_mean is None:
-            continue
-        if any(
-            occurrences[id(layer)] != 1 or calls[id(layer)] != 1 or _has_hooks(layer)
-            for layer in (convolution, batch_norm)
-        ):
-            continue
-        if bare.intersection(names):
-            continue
-        folded = fuse_conv_bn_eval(copy.deepcopy(convolution).double(), copy.deepcopy(batch_norm).double())
-        _replace(part, names[0], folded.to(convolution.weight.dtype))
-        _replace(part, names[1], nn.Identity())
+    bytes = 0
 
-
-def _has_hooks(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
-
-
-def _replace(root: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(root.get_submodule(parent), attribute, layer)
-
-
-class _LargestOutput:
-    """Inside the block, notes the bytes of the largest tensor that any layer of the module returns."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.bytes = 0
-        self._module = module
-
-    def __enter__(self) -> None:
-        self._handles = [layer.register_forward_hook(self._note) for layer in self._module.modules()]
-
-    def _note(self, layer: nn.Module, inputs: object, output: object) -> None:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
         if isinstance(output, Tensor):
             self.bytes = max(self.bytes, output.numel() * output.element_size())
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-_tf32_lock = Lock()
-_tf32_users = 0
-_tf32_before: list[str | bool] = []
-
-
-def _tf32_switches() -> tuple[tuple[Any, ...], str, str | bool]:
-    """Where torch keeps its TF32 settings, their attribute, and the value that means full float32."""
-    cudnn, product = torch.backends.cudnn, torch.backends.cuda.matmul
-    if hasattr(
-        cudnn, "conv"
-    ):  # the settings per operation, which newer versions of torch do not let one mix with the old
-        return (cudnn.conv, cudnn.rnn, product), "fp32_precision", "ieee"
-    return (cudnn, product), "allow_tf32", False
-
-
-@contextmanager
-def _no_tf32() -> Iterator[None]:
-    """Full float32 inside the block; the process-wide settings come back when the last thread leaves it."""
-    global _tf32_users, _tf32_before
-    holders, attribute, full = _tf32_switches()
-    with _tf32_lock:
-        if _tf32_users == 0:
-            _tf32_before = [getattr(holder, attribute) for holder in holders]
-            for holder in holders:
-                setattr(holder, attribute, full)
-        _tf32_users += 1
-    try:
-        yield
-    finally:
-        with _tf32_lock:
-            _tf32_users -= 1
-            if _tf32_users == 0:
-                for holder, before in zip(holders, _tf32_before):
-                    setattr(holder, attribute, before)
-
-
-def _full_float32(device: torch.device) -> AbstractContextManager[None]:
-    return _no_tf32() if device.type == "cuda" else nullcontext()
+        return output
