@@ -98,8 +98,8 @@ def _serve(
 ) -> Callable[[Tensor], Tensor]:
     if device is None:
         device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    device = torch.device(device)
     try:
+        device = torch.device(device)
         plain = copy.deepcopy(module).to(device).eval()
     except Exception as error:
         raise InputError(f"{spec.name}: module cannot be copied to {device}: {error}") from error

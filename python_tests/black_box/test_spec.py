@@ -1,0 +1,78 @@
+"""APISpec: what it refuses, and its maps between unit range and the API's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from bidfmkd_fast.black_box import SCORES_KINDS, APISpec
+from bidfmkd_fast.errors import InputError, InputTypeError
+
+
+def test_defaults_and_names() -> None:
+    spec = APISpec(3, (1, 28, 28))
+    assert (spec.input_range, spec.scores_kind, spec.class_names) == ((0.0, 1.0), "logits", ())
+    assert spec.names == ("class 0", "class 1", "class 2")
+    assert APISpec(2, (1, 8, 8), class_names=("cat", "dog")).names == ("cat", "dog")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.n_classes = 4  # type: ignore[misc]
+
+
+def test_lists_as_read_from_a_file_become_tuples() -> None:
+    spec = APISpec(2, [3, 8, 9], [-1, 1], class_names=["a", "b"])  # type: ignore[arg-type]
+    assert spec == APISpec(2, (3, 8, 9), (-1.0, 1.0), class_names=("a", "b"))
+    assert hash(spec) == hash(APISpec(2, (3, 8, 9), (-1.0, 1.0), class_names=("a", "b")))
+
+
+@pytest.mark.parametrize("kind", SCORES_KINDS)
+def test_every_scores_kind_is_taken(kind: str) -> None:
+    assert APISpec(2, (1, 1, 1), scores_kind=kind).scores_kind == kind
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-2.1, 2.6)])
+def test_maps_are_affine_inverse_and_never_clamp(low: float, high: float) -> None:
+    spec = APISpec(2, (1, 1, 1), (low, high))
+    unit = torch.tensor([-0.25, 0.0, 0.5, 1.0, 1.25]).reshape(5, 1, 1, 1).requires_grad_()
+    inside = spec.from_unit(unit)
+    wanted = torch.tensor([low + (high - low) * value for value in (-0.25, 0.0, 0.5, 1.0, 1.25)]).reshape(5, 1, 1, 1)
+    torch.testing.assert_close(inside, wanted)
+    torch.testing.assert_close(spec.to_unit(inside), unit)
+    (gradient,) = torch.autograd.grad(inside.sum(), unit)
+    torch.testing.assert_close(gradient, torch.full_like(unit, high - low))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"n_classes": 1}, InputError, "at least 2"),
+        ({"n_classes": 2.0}, InputTypeError, "n_classes must be an int"),
+        ({"n_classes": True}, InputTypeError, "n_classes must be an int"),
+        ({"image_shape": (28, 28)}, InputError, r"\(C, H, W\)"),
+        ({"image_shape": (1, 0, 28)}, InputError, "positive"),
+        ({"image_shape": (1, 28.0, 28)}, InputError, "positive ints"),
+        ({"image_shape": 28}, InputTypeError, "image_shape must be a tuple"),
+        ({"input_range": (1.0, 0.0)}, InputError, "low < high"),
+        ({"input_range": (0.0, 0.0)}, InputError, "low < high"),
+        ({"input_range": (0.0, float("nan"))}, InputError, "finite"),
+        ({"input_range": (0.0, float("inf"))}, InputError, "finite"),
+        ({"input_range": (0.0,)}, InputError, "two finite numbers"),
+        ({"input_range": ("0", "1")}, InputError, "two finite numbers"),
+        ({"scores_kind": "top_k"}, InputError, "not supported yet"),
+        ({"scores_kind": "softmax"}, InputError, "must be one of logits, probabilities, log_probabilities"),
+        ({"scores_kind": None}, InputTypeError, "scores_kind must be a string"),
+        ({"class_names": ("a",)}, InputError, "2 class_names wanted"),
+        ({"class_names": ("a", "a")}, InputError, "different"),
+        ({"class_names": ("a", 1)}, InputTypeError, "strings"),
+        ({"class_names": "ab"}, InputTypeError, "class_names must be a tuple"),
+        ({"name": 3}, InputTypeError, "name must be a string"),
+        ({"data_set": None}, InputTypeError, "data_set must be a string"),
+    ],
+)
+def test_refuses(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    fields: dict[str, Any] = {"n_classes": 2, "image_shape": (1, 28, 28)} | changes
+    with pytest.raises(error, match=message) as raised:
+        APISpec(**fields)
+    assert "\n" not in str(raised.value)
