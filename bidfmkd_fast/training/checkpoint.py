@@ -11,7 +11,7 @@ from bidfmkd_fast.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from bidfmkd_fast.meta import MetaModel, TaskMemory
-    from bidfmkd_fast.training.loop import RecoveredSet, Run
+    from bidfmkd_fast.training.run import RecoveredSet, Run
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 META_MODEL, INITIAL_MODEL, MEMORY = "meta_model.safetensors", "initial_model.safetensors", "memory.safetensors"
@@ -42,7 +42,7 @@ class RunFolder:
         folder = Path(path)
         if not (folder / META_MODEL).is_file():
             state = "a run that did not finish" if (folder / CONFIG).is_file() else "no run"
-            raise InputError(f"run folder: {folder} holds {state}; wanted one written by `bidfmkd train` or fit(run_dir)")
+            raise InputError(f"run folder: {folder} holds {state}; give one that `bidfmkd train` or fit(run_dir) wrote")
         return cls(folder)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
@@ -50,20 +50,16 @@ class RunFolder:
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def save_recovered(self, one: RecoveredSet) -> Path:
-        """Write a recovered set to `recovered/api_003_support.safetensors`: images in unit range, labels, scores, losses."""
-        from safetensors.torch import save_file
+    def withdraw(self) -> None:
+        """Undo `create`."""
+        (self.path / CONFIG).unlink()
+        for folder in (self.path / "recovered", self.path):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
-        tensors = {
-            "images": one.images,
-            "labels": one.recovered.labels,
-            "scores": one.recovered.scores,
-            "losses": one.recovered.losses,
-        }
-        about = {"api": one.api_name, "set": one.part, "class_names": json.dumps(one.class_names)}
-        file = self.path / "recovered" / f"api_{one.api_index:03d}_{one.part}.safetensors"
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file, metadata=about)
-        return file
+    def save_recovered(self, one: RecoveredSet) -> None:
+        """Write a recovered set to `recovered/api_003_support.safetensors`."""
+        save_recovered(one, self.path / "recovered" / f"api_{one.api_index:03d}_{one.part}.safetensors")
 
     def finish(self, run: Run) -> None:
         """Write models, memory and summary."""
@@ -74,6 +70,9 @@ class RunFolder:
         summary = {
             "queries": run.queries,
             "requests": run.requests,
+            "apis": len({one.api_index for one in run.recovered}),
+            "images": len(run.memory),
+            "matched": {part: run.matched(part) for part in ("support", "query")},
             "seconds": {stage: round(seconds, 3) for stage, seconds in run.seconds.items()},
             "complete": run.complete,
         }
@@ -118,3 +117,17 @@ class RunFolder:
             raise InputError(f"run folder: {self.path / MEMORY} is not readable: {error}") from None
         memory.load_state_dict(state)
         return memory
+
+
+def save_recovered(one: RecoveredSet, file: Path) -> None:
+    """Write a recovered set as safetensors: `images` (unit range), `labels`, `scores` and `losses`."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        "images": one.images,
+        "labels": one.recovered.labels,
+        "scores": one.recovered.scores,
+        "losses": one.recovered.losses,
+    }
+    about = {"api": one.api_name, "set": one.part, "class_names": json.dumps(one.class_names)}
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file, metadata=about)

@@ -103,8 +103,13 @@ class TrainConfig:
         replay, held = self.replay, 2 * self.n_per_class
         if (replay.final_steps or replay.steps_per_round) and replay.n_shot + replay.n_query > held:
             raise InputError(
-                f"TrainConfig: replay.n_shot + replay.n_query must be at most 2 n_per_class = {held}, the images that an "
-                f"API gives per class; got {replay.n_shot} + {replay.n_query}; lower replay.n_query or raise n_per_class"
+                f"TrainConfig: replay.n_shot + replay.n_query must be at most 2 n_per_class = {held}, the images per "
+                f"class of an API's two sets; got {replay.n_shot} + {replay.n_query}; lower them or raise n_per_class"
+            )
+        if replay.n_shot >= self.n_per_class:
+            raise InputError(
+                "TrainConfig: replay.n_shot must be below n_per_class, so that a support set alone makes a task; "
+                f"got n_shot={replay.n_shot}, n_per_class={self.n_per_class}"
             )
 
     def control(self) -> TrainConfig:
@@ -147,7 +152,7 @@ class TrainConfig:
 
 
 def paper() -> TrainConfig:
-    """The settings of the paper's 5-way runs (arXiv 2305.18413), for 100 APIs; replay is cut at about 60,000 outer steps.
+    """The settings of the paper's 5-way runs on 100 APIs (arXiv 2305.18413); replay ends at about 60,000 outer steps.
 
     The authors' KD loss also divides by the number of classes, so their inner learning rate of 0.01 is 0.002 of ours.
     """

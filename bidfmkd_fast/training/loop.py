@@ -1,73 +1,24 @@
-"""The loop: recover data from each API, distil it into the meta-model on two levels, replay it as tasks across APIs."""
+"""The loop: data recovered from each API, distilled on two levels into the meta-model, replayed as tasks."""
 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import BlackBox, Budget
-from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
-from bidfmkd_fast.meta import DistillationTask, MetaModel, TaskMemory, adapt_to_api
-from bidfmkd_fast.meta import outer_distillation_step, outer_replay_step
+from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.meta.model import forward
 from bidfmkd_fast.models import build_model
-from bidfmkd_fast.recovery import Recovered, recover
-from bidfmkd_fast.seeds import derive_seed, seeded
+from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
-
-_REPLAY_RECORD_STEPS = 25  # replay steps whose mean makes one record of the history
-
-
-@dataclass(frozen=True, eq=False)
-class RecoveredSet:
-    """One set recovered from an API: its number in the pool, "support" or "query", and the images, in unit range.
-
-    `images` float32 `[N, C, H, W]` in [0, 1]; `recovered` holds the wanted labels, the API's scores and the history.
-    """
-
-    api_index: int
-    api_name: str
-    class_names: tuple[str, ...]
-    part: str
-    images: Tensor
-    recovered: Recovered
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What `BiDfMKD.fit` gives.
-
-    Attributes:
-        meta_model: the meta-learned model; `.adapt(images, labels)` gives a classifier.
-        initial_model: the same model before anything was learned.
-        memory: every recovered image by (data set, class).
-        recovered: the recovered sets in order.
-        history: the records that `metrics.jsonl` holds, one per recovered set, distillation step and 25 replay steps.
-        queries, requests: what the run asked of all APIs together.
-        seconds: wall time per stage: "recovery", "distillation", "replay".
-        complete: False when a budget ended before every API was recovered in full.
-        config: the settings.
-    """
-
-    meta_model: MetaModel
-    initial_model: MetaModel
-    memory: TaskMemory
-    recovered: list[RecoveredSet]
-    history: list[dict[str, Any]]
-    queries: int
-    requests: int
-    seconds: dict[str, float]
-    complete: bool
-    config: TrainConfig
+from bidfmkd_fast.training.run import Run
+from bidfmkd_fast.training.stages import Stages
 
 
 class BiDfMKD:
@@ -140,19 +91,18 @@ class BiDfMKD:
             BadAnswer: an API answered something that is no set of scores; what was recovered before is in `run_dir`.
         """
         folder = None if run_dir is None else RunFolder.create(run_dir, self.config)
-        with _under_budget(self.apis, self.budget):
-            fitting = _Fit(self, copy.deepcopy(self._module), folder, progress)
-            run = fitting.run()
+        module = copy.deepcopy(self._module)
+        stages = Stages(self.apis, module, self.generator, self.config, self.device, folder, progress)
+        try:
+            with _under_budget(self.apis, self.budget):
+                run = stages.run()
+        except Exception:
+            if folder is not None and not stages.recovered:
+                folder.withdraw()  # nothing came of it: the same folder serves the next attempt
+            raise
         if folder is not None:
             folder.finish(run)
         return run
-
-    def initial_model(self) -> MetaModel:
-        """The meta-model as it is before any learning."""
-        return self._as_meta_model(copy.deepcopy(self._module))
-
-    def _as_meta_model(self, module: nn.Module) -> MetaModel:
-        return MetaModel(module, adapt_steps=self.config.adapt_steps, adapt_learning_rate=self.config.adapt_lr)
 
     def _check_meta_model(self) -> None:
         spec = self.apis[0].spec
@@ -166,199 +116,9 @@ class BiDfMKD:
         if not isinstance(logits, Tensor) or logits.shape != (2, spec.n_classes):
             came = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError(
-                f"BiDfMKD: meta_model must map images {list(images.shape)} to logits [2, {spec.n_classes}], one per class "
-                f"of an API; got {came}"
+                f"BiDfMKD: meta_model must map images {list(images.shape)} to logits [2, {spec.n_classes}], one per "
+                f"class of an API; got {came}"
             )
-
-
-class _Fit:
-    """The state of one run."""
-
-    def __init__(self, owner: BiDfMKD, module: nn.Module, folder: RunFolder | None, progress: bool) -> None:
-        self.owner, self.config, self.module = owner, owner.config, module
-        self.folder, self.progress = folder, progress
-        # Two optimisers: the two losses differ in scale, so Adam's moments of one would mis-scale steps on the other.
-        self.distillation_optimizer = torch.optim.Adam(module.parameters(), lr=self.config.distillation.outer_lr)
-        self.replay_optimizer = torch.optim.Adam(module.parameters(), lr=self.config.replay.outer_lr)
-        self.memory = TaskMemory()
-        self.recovered: list[RecoveredSet] = []
-        self.history: list[dict[str, Any]] = []
-        self.seconds = {"recovery": 0.0, "distillation": 0.0, "replay": 0.0}
-        self.spent_before = [(api.ledger.queries, api.ledger.requests) for api in owner.apis]
-        self.outer_step = self.replay_step = 0
-        self.complete = True
-
-    def run(self) -> Run:
-        size, apis = self.config.meta_batch_size, list(enumerate(self.owner.apis))
-        for first in range(0, len(apis), size):
-            tasks = [self._recover_api(index, api) for index, api in apis[first : first + size]]
-            self._distil([task for task in tasks if task is not None])
-            if first + size < len(apis):
-                self._replay(self.config.replay.steps_per_round, self.config.replay.patience)
-        self._replay(self.config.replay.final_steps)
-        queries, requests = self._spent()
-        return Run(
-            meta_model=self.owner._as_meta_model(self.module),
-            initial_model=self.owner.initial_model(),
-            memory=self.memory,
-            recovered=self.recovered,
-            history=self.history,
-            queries=queries,
-            requests=requests,
-            seconds=self.seconds,
-            complete=self.complete,
-            config=self.config,
-        )
-
-    def _recover_api(self, index: int, api: BlackBox) -> DistillationTask | None:
-        """Both sets of one API; None when its budget does not reach the second one."""
-        support = self._recover_set(index, api, "support", None)
-        if support is None:
-            return None
-        images, scores = support.images, support.recovered.scores
-        student = self._student(api, images, scores) if self.outer_step >= self.config.boundary_start else None
-        query = self._recover_set(index, api, "query", student)
-        if query is None:
-            return None
-        return DistillationTask(images, scores, query.images, query.recovered.scores, api.spec.scores_kind)
-
-    def _recover_set(self, index: int, api: BlackBox, part: str, student: Any) -> RecoveredSet | None:
-        with self._timed("recovery"):
-            try:
-                recovered = recover(
-                    api,
-                    self.config.n_per_class,
-                    student,
-                    self.config.recovery,
-                    generator=self.owner.generator,
-                    seed=derive_seed(self.config.seed, "api", index, part),
-                    device=self.owner.device,
-                    progress=self.progress,
-                )
-            except BudgetExhausted:
-                if not self.recovered and index + 1 == len(self.owner.apis):
-                    raise
-                self.complete = False
-                return None
-        self.complete &= recovered.complete
-        spec = api.spec
-        images = spec.to_unit(recovered.images)
-        one = RecoveredSet(index, api.name, spec.names, part, images, recovered)
-        self.recovered.append(one)
-        self.memory.add(images, [_class_key(api, index, label) for label in recovered.labels.tolist()])
-        matched = (recovered.scores.argmax(1) == recovered.labels).float().mean().item()
-        self._record(
-            "recovery", api=api.name, set=part, loss=recovered.losses.mean().item(), accuracy=matched,
-            complete=recovered.complete,
-        )  # fmt: skip
-        if self.folder is not None:
-            self.folder.save_recovered(one)
-        return one
-
-    def _student(self, api: BlackBox, images: Tensor, scores: Tensor) -> Any:
-        """The task model theta_A as a function from images in the API's input range to logits."""
-        with self._timed("distillation"), seeded(self.config.seed, "student", self.outer_step):
-            adapted = adapt_to_api(
-                self.module,
-                dict(self.module.named_parameters()),
-                images,
-                scores,
-                steps=self.config.distillation.inner_steps,
-                learning_rate=self.config.distillation.inner_lr,
-                first_order=True,  # only its values are used
-                scores_kind=api.spec.scores_kind,
-            )
-        parameters = {name: value.detach() for name, value in adapted.items()}
-        return lambda points: forward(self.module, parameters, api.spec.to_unit(points))
-
-    def _distil(self, tasks: list[DistillationTask]) -> None:
-        if not tasks:
-            return
-        distillation = self.config.distillation
-        with self._timed("distillation"), seeded(self.config.seed, "distillation", self.outer_step):
-            metrics = outer_distillation_step(
-                self.module,
-                self.distillation_optimizer,
-                tasks,
-                steps=distillation.inner_steps,
-                learning_rate=distillation.inner_lr,
-                first_order=distillation.first_order,
-            )
-        self.outer_step += 1
-        self._record("distillation", loss=metrics["loss"], accuracy=metrics["agreement"])
-
-    def _replay(self, steps: int, patience: int = 0) -> None:
-        """`steps` outer steps on tasks from the memory; with `patience`, fewer once accuracy has stopped improving."""
-        from tqdm import tqdm
-
-        if not self.recovered:
-            return
-        best, best_step, since_record = -1.0, 0, []
-        for step in tqdm(range(steps), desc="replay", disable=None if self.progress else True):
-            metrics = self._replay_once()
-            since_record.append(metrics)
-            best, best_step = max((best, best_step), (metrics["accuracy"], step), key=lambda pair: pair[0])
-            stop = step + 1 == steps or (patience and step - best_step >= patience)
-            if stop or len(since_record) == _REPLAY_RECORD_STEPS:
-                means = {key: sum(one[key] for one in since_record) / len(since_record) for key in metrics}
-                self._record("replay", loss=means["loss"], accuracy=means["accuracy"])
-                since_record = []
-            if stop:
-                break
-
-    def _replay_once(self) -> dict[str, float]:
-        replay, n_way = self.config.replay, self.owner.apis[0].spec.n_classes
-        with self._timed("replay"), seeded(self.config.seed, "replay", self.replay_step):
-            n_query = min(replay.n_query, self._images_in_every_task(n_way) - replay.n_shot)
-            first = self.replay_step * self.config.meta_batch_size
-            episodes = [
-                self.memory.sample_episode(
-                    n_way, replay.n_shot, n_query, seed=derive_seed(self.config.seed, "replay"), index=first + i
-                )
-                for i in range(self.config.meta_batch_size)
-            ]
-            metrics = outer_replay_step(
-                self.module,
-                self.replay_optimizer,
-                episodes,
-                steps=replay.inner_steps,
-                learning_rate=replay.inner_lr,
-                first_order=replay.first_order,
-            )
-        self.replay_step += 1
-        self.outer_step += 1
-        return metrics
-
-    def _images_in_every_task(self, n_way: int) -> int:
-        """Images per class that at least `n_way` classes hold: fewer than planned if a budget ended after a support set."""
-        return sorted((len(self.memory.images_of(key)) for key in self.memory.classes), reverse=True)[n_way - 1]
-
-    def _spent(self) -> tuple[int, int]:
-        now = [(api.ledger.queries, api.ledger.requests) for api in self.owner.apis]
-        queries = sum(q - before for (q, _), (before, _) in zip(now, self.spent_before))
-        requests = sum(r - before for (_, r), (_, before) in zip(now, self.spent_before))
-        return queries, requests
-
-    def _record(self, stage: str, **values: Any) -> None:
-        record = {"stage": stage, "step": self.outer_step, **values}
-        record |= {"queries": self._spent()[0], "seconds": round(sum(self.seconds.values()), 3)}
-        self.history.append(record)
-        if self.folder is not None:
-            self.folder.append_metrics(record)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - started
-
-
-def _class_key(api: BlackBox, index: int, label: int) -> tuple[str, str]:
-    """Whose classes have no names shares no class with any other API."""
-    spec = api.spec
-    return spec.data_set, spec.class_names[label] if spec.class_names else f"API {index} class {label}"
 
 
 def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
@@ -389,5 +149,5 @@ def _under_budget(apis: list[BlackBox], budget: Budget | None) -> Iterator[None]
             api.budget = api.budget if budget is None else budget
         yield
     finally:
-        for api, its in zip(apis, before):
+        for api, its in zip(apis, before, strict=True):
             api.budget = its

@@ -1,0 +1,65 @@
+"""What a run yields: the recovered sets and the finished models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from bidfmkd_fast.meta import MetaModel, TaskMemory
+from bidfmkd_fast.recovery import Recovered
+from bidfmkd_fast.training.config import TrainConfig
+
+
+@dataclass(frozen=True, eq=False)
+class RecoveredSet:
+    """One set recovered from an API: its number in the pool, "support" or "query", and the images, in unit range.
+
+    `images` float32 `[N, C, H, W]` in [0, 1]; `recovered` holds the wanted labels, the API's scores and the history.
+    """
+
+    api_index: int
+    api_name: str
+    class_names: tuple[str, ...]
+    part: str
+    images: Tensor
+    recovered: Recovered
+
+    @property
+    def matched(self) -> Tensor:
+        """Which images the API gives their wanted label, bool `[N]`."""
+        return self.recovered.scores.argmax(1) == self.recovered.labels
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What `BiDfMKD.fit` gives.
+
+    Attributes:
+        meta_model: the meta-learned model; `.adapt(images, labels)` gives a classifier.
+        initial_model: the same model before anything was learned.
+        memory: every recovered image by (data set, class).
+        recovered: the recovered sets in order.
+        history: the records that `metrics.jsonl` holds, one per recovered set, distillation step and 25 replay steps.
+        queries, requests: what the run asked of all APIs together.
+        seconds: wall time per stage: "recovery", "distillation", "replay".
+        complete: False when a budget ended before every API was recovered in full.
+        config: the settings.
+    """
+
+    meta_model: MetaModel
+    initial_model: MetaModel
+    memory: TaskMemory
+    recovered: list[RecoveredSet]
+    history: list[dict[str, Any]]
+    queries: int
+    requests: int
+    seconds: dict[str, float]
+    complete: bool
+    config: TrainConfig
+
+    def matched(self, part: str) -> float | None:
+        """Share of the images of all "support" or "query" sets that got their wanted label; None if there is no set."""
+        flags = [one.matched.float().mean().item() for one in self.recovered if one.part == part]
+        return sum(flags) / len(flags) if flags else None
