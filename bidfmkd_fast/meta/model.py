@@ -90,7 +90,7 @@ def outer_step(
     losses, scores = [], []
     for task in tasks:
         loss, score = task_loss(task)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         losses.append(loss.detach())
         scores.append(score.detach())
     if not losses:
@@ -206,7 +206,7 @@ class MetaModel:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})[_METADATA_KEY])
-                state = {name: file.get_tensor(name) for name in file.keys()}
+            state = safetensors.torch.load_file(path)
             steps, learning_rate = about["adapt_steps"], about["adapt_learning_rate"]
             architecture = about["architecture"]
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:

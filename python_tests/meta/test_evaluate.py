@@ -51,11 +51,14 @@ def test_accuracies_are_those_of_adapting_to_each_episode_by_hand(seed: int) -> 
         predicted = classifier.predict(episode.query_images).tolist()
         hits = sum(p == label for p, label in zip(predicted, episode.query_labels.tolist(), strict=True))
         expected.append(hits / 12)
-    assert result.per_episode.dtype == torch.float64 and result.per_episode.tolist() == expected
+    assert result.per_episode.dtype == torch.float64
+    assert result.per_episode.tolist() == expected
     assert result.mean == pytest.approx(statistics.mean(expected))
     assert result.ci95 == pytest.approx(1.96 * statistics.stdev(expected) / math.sqrt(6))
-    assert result.steps == 3 and evaluate(model, dataset, **SIZES, seed=seed).steps == 2
-    assert f"{100 * result.mean:.2f} %" in str(result) and "6 episodes of patterns meta_test" in str(result)
+    assert result.steps == 3
+    assert evaluate(model, dataset, **SIZES, seed=seed).steps == 2
+    assert f"{100 * result.mean:.2f} %" in str(result)
+    assert "6 episodes of patterns meta_test" in str(result)
 
 
 def test_a_perfect_and_a_constant_classifier_get_their_accuracies(seed: int) -> None:
@@ -69,7 +72,8 @@ def test_a_perfect_and_a_constant_classifier_get_their_accuracies(seed: int) -> 
 
     dataset = noisy_patterns(seed, 0.0)
     constant = evaluate(MetaModel(Constant()), dataset, **SIZES)
-    assert constant.per_episode.tolist() == [pytest.approx(1 / 3)] * 6 and constant.ci95 == pytest.approx(0.0)
+    assert constant.per_episode.tolist() == [pytest.approx(1 / 3)] * 6
+    assert constant.ci95 == pytest.approx(0.0)
     with seeded(seed, "linear"):
         linear = MetaModel(nn.Sequential(nn.Flatten(), nn.Linear(256, 3)), adapt_steps=100, adapt_learning_rate=0.1)
     assert evaluate(linear, dataset, **SIZES).mean == 1.0

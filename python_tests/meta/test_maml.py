@@ -46,7 +46,7 @@ def test_an_outer_step_sums_the_losses_of_its_tasks(seed: int) -> None:
     rtol, atol = TOLERANCES["float32"]
     for updated, value, gradient in zip(module.parameters(), reference.parameters(), gradients, strict=True):
         torch.testing.assert_close(updated, value - 0.1 * gradient, rtol=rtol, atol=atol)
-    assert metrics["loss"] == pytest.approx(sum(float(loss) for loss, _ in results) / 3)
+    assert metrics["loss"] == pytest.approx(sum(loss.item() for loss, _ in results) / 3)
     assert metrics["accuracy"] == pytest.approx(sum(float(accuracy) for _, accuracy in results) / 3)
 
 

@@ -36,7 +36,8 @@ def memory_of_two_apis(n: int = 10) -> TaskMemory:
 
 def test_it_holds_what_was_added_by_class() -> None:
     memory = memory_of_two_apis()
-    assert len(memory) == 100 and memory.classes == tuple(key(c) for c in range(8))
+    assert len(memory) == 100
+    assert memory.classes == tuple(key(c) for c in range(8))
     assert torch.equal(memory.images_of(key(3)), torch.cat([marked(0, 3, 10), marked(1, 3, 10)]))
     mixed = TaskMemory()
     mixed.add(torch.stack([marked(0, 0, 1)[0], marked(0, 1, 1)[0], marked(0, 0, 2)[1]]), [key(0), key(1), key(0)])
@@ -94,7 +95,8 @@ def test_an_episode_is_a_pure_function_of_seed_index_and_contents(seed: int) -> 
     for _ in range(3):
         torch.rand(1)  # the global generator plays no part
         again = memory_of_two_apis().sample_episode(3, 1, 2, seed=seed, index=7)
-        assert torch.equal(again.support_images, later.support_images) and again.classes == later.classes
+        assert torch.equal(again.support_images, later.support_images)
+        assert again.classes == later.classes
         assert torch.equal(again.query_images, later.query_images)
     others = [memory.sample_episode(3, 1, 2, seed=seed, index=index).support_images for index in range(8, 16)]
     others += [memory.sample_episode(3, 1, 2, seed=seed + 1, index=7).support_images]
@@ -105,7 +107,7 @@ def test_classes_with_too_few_images_are_not_drawn(seed: int) -> None:
     memory = memory_of_two_apis(n=4)  # classes 3 and 4 hold 8, the others 4
     for index in range(10):
         assert set(memory.sample_episode(2, 1, 5, seed=seed, index=index).classes) == {3, 4}
-    with pytest.raises(InputError, match="3 classes with n_shot .* = 6 images each are wanted; 2 of the 8 classes"):
+    with pytest.raises(InputError, match=r"3 classes with n_shot .* = 6 images each are wanted; 2 of the 8 classes"):
         memory.sample_episode(3, 1, 5, seed=seed, index=0)
     with pytest.raises(InputError, match="n_shot must be 1 or more; got 0"):
         memory.sample_episode(2, 0, 5, seed=seed, index=0)
@@ -124,7 +126,8 @@ def test_the_state_goes_through_safetensors(seed: int, tmp_path: Path) -> None:
     for class_key in memory.classes:
         assert torch.equal(restored.images_of(class_key), memory.images_of(class_key))
     one, other = (m.sample_episode(5, 1, 3, seed=seed, index=3) for m in (memory, restored))
-    assert torch.equal(one.support_images, other.support_images) and torch.equal(one.query_images, other.query_images)
+    assert torch.equal(one.support_images, other.support_images)
+    assert torch.equal(one.query_images, other.query_images)
 
     empty = TaskMemory()
     save_file(empty.state_dict(), tmp_path / "empty.safetensors")

@@ -138,10 +138,12 @@ def test_cut_off_adaptation_gives_the_same_values_without_a_graph_or_shared_memo
         cut = adapt_parameters(module, parameters, loss, data[0], steps=2, learning_rate=0.1, create_graph=False)
     for name in parameters:
         assert torch.equal(kept[name], cut[name])
-        assert kept[name].grad_fn is not None and cut[name].is_leaf
+        assert kept[name].grad_fn is not None
+        assert cut[name].is_leaf
     untouched = adapt_parameters(module, parameters, loss, data[0], steps=0, learning_rate=0.1, create_graph=False)
     for name, value in parameters.items():
-        assert torch.equal(untouched[name], value) and untouched[name].data_ptr() != value.data_ptr()
+        assert torch.equal(untouched[name], value)
+        assert untouched[name].data_ptr() != value.data_ptr()
 
 
 def test_running_statistics_of_the_module_survive_the_inner_loop(seed: int) -> None:
@@ -199,7 +201,8 @@ def test_adapt_is_plain_gradient_descent_and_its_classifier_is_independent(seed:
     meta_model = MetaModel(module, adapt_steps=3, adapt_learning_rate=0.05)
     classifier = meta_model.adapt(support, labels)
     scores = classifier.scores(query)
-    assert scores.shape == (9, N_CLASSES) and not scores.requires_grad
+    assert scores.shape == (9, N_CLASSES)
+    assert not scores.requires_grad
     assert torch.equal(classifier.predict(query), scores.argmax(dim=1))
     assert torch.equal(meta_model.adapt(support, labels, 3, 0.05).scores(query), scores)
     assert not torch.equal(meta_model.adapt(support, labels, steps=1).scores(query), scores)
@@ -266,7 +269,7 @@ def test_images_and_labels_of_the_wrong_kind_are_refused(seed: int) -> None:
 def test_settings_out_of_range_are_refused(seed: int) -> None:
     support, labels, _, _ = task(seed, 16, torch.float32)
     module = conv4(seed)
-    with pytest.raises(InputTypeError, match="module must be a torch.nn.Module; got str"):
+    with pytest.raises(InputTypeError, match=r"module must be a torch\.nn\.Module; got str"):
         MetaModel("conv4")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="adapt_steps"):
         MetaModel(module, adapt_steps=-1)
