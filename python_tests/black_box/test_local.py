@@ -7,10 +7,12 @@ import inspect
 import threading
 import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, TorchBlackBox
 from bidfmkd_fast.black_box.folding import fold_batch_norms
@@ -164,6 +166,35 @@ def test_what_is_folded(build: Callable[[], nn.Module], left: int, seed: int) ->
     images = images_of(5, seed)
     with torch.no_grad():
         assert_same_scores(folded(images), module, images)
+
+
+class Operations(TorchDispatchMode):
+    """Notes the batch norms that run, and the size and memory format of what each convolution returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_batch_norms = 0
+        self.convolutions: list[tuple[int, bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.n_batch_norms += "batch_norm" in str(func)
+        if "conv" in str(func):
+            self.convolutions.append((len(output), output.is_contiguous(memory_format=torch.channels_last)))
+        return output
+
+
+def test_serves_folded_channels_last_micro_batches(seed: int) -> None:
+    module = trained(conv4(), seed)
+    images = images_of(10, seed)
+    with torch.no_grad(), Operations() as plain:
+        module(images)
+    assert plain.n_batch_norms == 4 and not all(channels_last for _, channels_last in plain.convolutions)
+    api = TorchBlackBox(module, SPEC, micro_batch=4)
+    with Operations() as served:
+        api(images)
+    assert served.n_batch_norms == 0
+    assert served.convolutions == [(4, True)] * 8 + [(2, True)] * 4  # ten images in fours, four convolutions each
 
 
 def test_batch_statistics_are_neither_folded_nor_split(seed: int) -> None:
