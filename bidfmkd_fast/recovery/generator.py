@@ -78,7 +78,7 @@ def check_images(images: object, shape: list[int]) -> None:
     low, high = images.min().item(), images.max().item()
     if not (low >= 0 and high <= 1):  # NaN is refused too
         raise InputError(
-            f"recover: generator must make images in [0, 1]; got values from {low:.4g} to {high:.4g}; end it in a sigmoid"
+            f"recover: generator must make images in [0, 1]; got {low:.4g} to {high:.4g}; end it in a sigmoid"
         )
     if not images.requires_grad:
         raise InputError("recover: generator must be differentiable; its images carry no graph to the latents")

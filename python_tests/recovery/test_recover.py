@@ -131,11 +131,15 @@ def test_the_result_is_a_pure_function_of_the_seed(directions: str, seed: int) -
     assert not torch.equal(first.images, other.images)
 
 
-def test_two_sets_share_neither_images_nor_directions(seed: int) -> None:
+@pytest.mark.parametrize("generator", [None, nn.Sequential(nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))])
+def test_two_sets_share_neither_images_nor_directions(generator: nn.Module | None, seed: int) -> None:
+    """With the built-in generator and with one that has no parameters, so that all comes from the latents."""
+    latent_dim = 64 if generator else 8
     signs, starts = [], []
     for run_seed in (seed, seed + 1):
         api = Recorder(linear(seed))
-        recover(api, N_PER_CLASS, config=RecoveryConfig(**{**vars(SMALL), "steps": 2}), seed=run_seed)
+        config = RecoveryConfig(**{**vars(SMALL), "steps": 2, "latent_dim": latent_dim})
+        recover(api, N_PER_CLASS, config=config, generator=generator, seed=run_seed)
         points = torch.cat(api.asked).view(2, 5, N_IMAGES, -1)
         starts.append(points[0, 0])
         signs += [(points[step, 1:] - points[step, :1]).sign().flatten() for step in (0, 1)]
@@ -188,18 +192,19 @@ def test_no_steps_is_the_control(augment: bool, seed: int) -> None:
 
 
 def test_the_boundary_term_drives_api_and_student_apart(seed: int) -> None:
-    api, student = linear(seed, scale=3.0), linear(seed + 1, scale=3.0)
-    apart = {}
-    for weight in (0.0, 3.0):
-        total = 0.0
-        for repeat in range(3):
+    gains = []
+    for pair in range(10):
+        api, student = linear(seed + pair, scale=3.0), linear(seed + pair + 100, scale=3.0)
+        apart = []
+        for weight in (0.0, 3.0):
             settings = {**vars(SMALL), "steps": 40, "num_directions": 8, "boundary_weight": weight}
             box = FunctionBlackBox(api, APISpec(N_CLASSES, (1, 8, 8)))
-            recovered = recover(box, N_PER_CLASS, student, RecoveryConfig(**settings), seed=seed + repeat)
+            recovered = recover(box, N_PER_CLASS, student, RecoveryConfig(**settings), seed=seed + pair)
             answers = student(recovered.images).double().numpy()
-            total += masked_distance(recovered.scores.double().numpy(), answers).mean()
-        apart[weight] = total / 3
-    assert apart[3.0] > apart[0.0] + 0.1, apart
+            apart.append(masked_distance(recovered.scores.double().numpy(), answers).mean())
+        gains.append(apart[1] - apart[0])
+    # Over 200 seeds the gain of one pair was 0.42 with a standard deviation of 0.21: the mean of ten is 0.42 +- 0.07.
+    assert np.mean(gains) > 0.1, gains
 
 
 @pytest.mark.parametrize("scores_kind", ["probabilities", "log_probabilities"])
@@ -413,9 +418,9 @@ class Fixed(nn.Module):
         (Fixed(torch.zeros(N_IMAGES, 3, 8, 8)), r"must make float32 images \[12, 1, 8, 8\].*; got .* \[12, 3, 8, 8\]"),
         (Fixed(torch.zeros(N_IMAGES, 1, 8, 8).double()), "got torch.float64"),
         (Fixed("images"), "got str"),
-        (Fixed(torch.full((N_IMAGES, 1, 8, 8), -0.5)), r"images in \[0, 1\]; got values from -0.5"),
+        (Fixed(torch.full((N_IMAGES, 1, 8, 8), -0.5)), r"images in \[0, 1\]; got -0.5"),
         (Fixed(torch.full((N_IMAGES, 1, 8, 8), 0.5)), "generator must be differentiable"),
-        (Fixed(torch.full((N_IMAGES, 1, 8, 8), torch.nan)), r"images in \[0, 1\]; got values from nan"),
+        (Fixed(torch.full((N_IMAGES, 1, 8, 8), torch.nan)), r"images in \[0, 1\]; got nan"),
     ],
 )
 @pytest.mark.parametrize("steps", [0, 2])
