@@ -27,14 +27,19 @@ class RunFolder:
     def create(cls, path: str | Path, config: TrainConfig) -> RunFolder:
         """A new run folder with its `config.yaml`. Raises InputError if it holds a run already: none is overwritten."""
         folder = Path(path)
-        if (folder / CONFIG).exists():
-            raise InputError(f"run folder: {folder} holds a run already; give another folder or remove it")
+        cls.check_new(folder)
         try:
             (folder / "recovered").mkdir(parents=True, exist_ok=True)
             (folder / CONFIG).write_text(config.to_yaml(), encoding="utf-8")
         except OSError as error:
             raise InputError(f"run folder: cannot write to {folder}: {error.strerror}") from None
         return cls(folder)
+
+    @staticmethod
+    def check_new(path: str | Path) -> None:
+        """Raises InputError if `path` holds a run already."""
+        if (Path(path) / CONFIG).exists():
+            raise InputError(f"run folder: {path} holds a run already; give another folder or remove it")
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import BlackBox, Budget
-from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.meta.model import forward
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.seeds import seeded
@@ -49,7 +49,7 @@ class BiDfMKD:
     ) -> None:
         self.apis = list(apis)
         self.config = TrainConfig() if config is None else config
-        self.generator, self.device, self.budget = generator, torch.device(device), budget
+        self.generator, self.device, self.budget = generator, _usable_device(device), budget
         if not isinstance(self.config, TrainConfig):
             raise InputTypeError(f"BiDfMKD: config must be a TrainConfig; got {type(config).__name__}")
         if budget is not None and not isinstance(budget, Budget):
@@ -119,6 +119,42 @@ class BiDfMKD:
                 f"BiDfMKD: meta_model must map images {list(images.shape)} to logits [2, {spec.n_classes}], one per "
                 f"class of an API; got {came}"
             )
+
+
+def fit_with_control(
+    apis: Sequence[BlackBox],
+    run_dir: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    budget: Budget | None = None,
+    progress: bool = True,
+) -> tuple[Run, Run]:
+    """A run in `run_dir` and its no-recovery control in `run_dir/control`, from the same start: (run, control).
+
+    The control comes first, so that one budget serves both; its images are asked once each, for their scores.
+    Raises as `BiDfMKD.fit`; BudgetExhausted also if `budget` does not reach from the control into the run.
+    """
+    config = TrainConfig() if config is None else config
+    learner = BiDfMKD(apis, config=config, device=device, budget=budget)
+    control = BiDfMKD(apis, config=config.control(), device=device, budget=budget)
+    RunFolder.check_new(run_dir)
+    first_step = config.n_per_class * apis[0].spec.n_classes * (1 + config.recovery.num_directions)
+    if budget is not None and not budget.affords(needed := control.planned_queries() + first_step, 0):
+        raise BudgetExhausted(
+            f"fit_with_control: the control and one recovery step ask {needed:,} queries; the budget has "
+            f"{budget.remaining_queries:,} left; raise it or take a lower n_per_class or num_directions"
+        )
+    control_run = control.fit(Path(run_dir) / "control", progress)
+    return learner.fit(run_dir, progress), control_run
+
+
+def _usable_device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"BiDfMKD: device must be one that torch can use here; got {device!r}: {reason}") from None
 
 
 def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:

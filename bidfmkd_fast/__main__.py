@@ -1,0 +1,51 @@
+"""`python -m bidfmkd_fast`: versions, devices and which code serves which device."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy
+import torch
+
+import bidfmkd_fast
+from bidfmkd_fast.ops import native
+
+
+def diagnostics() -> list[tuple[str, str]]:
+    """What a bug report needs, as (what, value) pairs."""
+    info = native.build_info()
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads"}
+    devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(n_cuda)}
+    rows = [
+        ("bidfmkd_fast", bidfmkd_fast.__version__),
+        ("python", f"{platform.python_version()} on {platform.system()}"),
+        ("torch", torch.__version__),
+        ("numpy", numpy.__version__),
+    ]
+    if info is None:
+        rows += [("native module", "not available"), ("load error", str(native.load_error))]
+    else:
+        rows += [
+            ("native module", f"loaded, built with {info['compiler']}"),
+            ("CPU features in use", f"{info['cpu_level']} (of {', '.join(info['cpu_levels'])})"),
+            ("CUDA architectures", ", ".join(info["cuda_architectures"]) or "none compiled"),
+        ]
+    for device, about in devices.items():
+        backend = "native kernels" if native.serves(device.split(":")[0]) else "plain torch (reference)"
+        rows.append((device, f"{about}: {backend}"))
+    if n_cuda == 0:
+        rows.append(("cuda", "no device that torch can use"))
+    return rows
+
+
+def main() -> None:
+    """Print the diagnostics, aligned."""
+    rows = diagnostics()
+    width = max(len(what) for what, _ in rows)
+    for what, value in rows:
+        print(f"{what:<{width}}  {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Grids of recovered images, drawn with Pillow: what the APIs gave away, for a person to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bidfmkd_fast.training.checkpoint import RunFolder
+from bidfmkd_fast.training.run import RecoveredSet, Run
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_TILE = 48  # pixels: the least side of an image in a grid
+_COLUMNS, _ROWS = 12, 20  # the most images per class and classes in a grid
+_RIGHT, _WRONG = (60, 170, 90), (215, 70, 60)
+
+
+def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
+    """`grids/api_000.png` and so on for the first few APIs: the support set, and beside it the boundary query set."""
+    by_api: dict[int, list[RecoveredSet]] = {}
+    for one in run.recovered:
+        by_api.setdefault(one.api_index, []).append(one)
+    paths = []
+    for index, sets in list(by_api.items())[:n_apis]:
+        path = folder.path / "grids" / f"api_{index:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_grid(sets, path)
+        paths.append(path)
+    return paths
+
+
+def save_grid(sets: Sequence[RecoveredSet], path: Path) -> None:
+    """A PNG of one API's sets side by side: a labelled row per class, images enlarged without smoothing.
+
+    The frame of an image is green where the API gives it the wanted label and red where it does not.
+    """
+    from PIL import Image
+
+    panels = [_panel(one) for one in sets]
+    gap = 16
+    size = (sum(panel.width + gap for panel in panels) - gap, max(panel.height for panel in panels))
+    sheet = Image.new("RGB", size, "white")
+    left = 0
+    for panel in panels:
+        sheet.paste(panel, (left, 0))
+        left += panel.width + gap
+    sheet.save(path)
+
+
+def _panel(one: RecoveredSet) -> Image.Image:
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(14)
+    height, width = one.images.shape[-2:]
+    zoom = max(1, -(-_TILE // max(height, width)))
+    cell_width, cell_height = width * zoom + 6, height * zoom + 6  # a frame of 2 and a gap of 1 on every side
+    names = one.class_names[:_ROWS]
+    per_class = [(one.recovered.labels == label).nonzero().flatten()[:_COLUMNS].tolist() for label in range(len(names))]
+    columns = max(len(rows) for rows in per_class)
+    matched = one.matched.tolist()
+    part = "boundary query set" if one.part == "query" else "support set"
+    title = f"{one.api_name}, {part}: {100 * sum(matched) / len(matched):.0f} % as wanted"
+    margin, head = 8 + int(max(font.getlength(name) for name in names)), 24
+    size = (max(margin + columns * cell_width, int(font.getlength(title)) + 8), head + len(names) * cell_height)
+    panel = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(panel)
+    draw.text((4, 4), title, fill="black", font=font)
+    pixels = one.images.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).numpy()  # [N, H, W, C]
+    for row, (name, indices) in enumerate(zip(names, per_class, strict=True)):
+        top = head + row * cell_height
+        draw.text((4, top + cell_height // 2), name, fill="black", font=font, anchor="lm")
+        for column, index in enumerate(indices):
+            left = margin + column * cell_width
+            frame = (left + 1, top + 1, left + cell_width - 2, top + cell_height - 2)
+            draw.rectangle(frame, fill=_RIGHT if matched[index] else _WRONG)
+            image = Image.fromarray(pixels[index, ..., 0] if pixels.shape[-1] == 1 else pixels[index])
+            enlarged = image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            panel.paste(enlarged.convert("RGB"), (left + 3, top + 3))
+    return panel
