@@ -21,7 +21,7 @@ from bidfmkd_fast.ops.checks import (
     check_perturb,
     check_zo_kd_gradient,
 )
-from bidfmkd_fast.ops.transforms import KDLoss
+from bidfmkd_fast.ops.transforms import KDLoss, register_vmap_rules
 
 _DRAWING = "float mu, str directions, int grid, SymInt first_direction, SymInt first_image"
 _KD = "float temperature, str divergence, str scores_kind"
@@ -182,6 +182,7 @@ torch.library.register_autograd("bidfmkd::kd_loss", _kd_loss_autograd, setup_con
 torch.library.register_autograd(
     "bidfmkd::kd_loss_backward", _kd_loss_backward_autograd, setup_context=_save_kd, lib=_library
 )
+register_vmap_rules(_library)
 
 
 def perturb(

@@ -18,16 +18,31 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_forward(*tensors)
 
 
-def _to_front(info: Any, in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    """The ops take any leading task dimensions, so the mapped dimension becomes one more of them."""
-    return [
-        tensor.unsqueeze(0).expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        for tensor, dim in zip(tensors, in_dims, strict=False)
-    ]
+def register_vmap_rules(library: torch.library.Library) -> None:
+    """The ops take any leading task dimensions, so the dimension mapped by vmap becomes one more of them."""
+    for name, n_tensors, n_outputs in (("kd_loss", 2, 1), ("kd_loss_backward", 3, 1), ("kd_loss_double_backward", 4, 2)):
+
+        def rule(
+            info: Any,
+            in_dims: tuple[int | None, ...],
+            *arguments: Any,
+            op: Any = getattr(torch.ops.bidfmkd, name),
+            n_tensors: int = n_tensors,
+            out_dims: Any = 0 if n_outputs == 1 else (0,) * n_outputs,
+        ) -> Any:
+            tensors = [
+                tensor.unsqueeze(0).expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+                for tensor, dim in zip(arguments[:n_tensors], in_dims, strict=False)
+            ]
+            return op(*tensors, *arguments[n_tensors:]), out_dims
+
+        torch.library.register_vmap(f"bidfmkd::{name}", rule, lib=library)
 
 
 class KDLossBackward(torch.autograd.Function):
     """`grad * d kd_loss / d student_logits`."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(grad: Tensor, student: Tensor, teacher: Tensor, *kd: Any) -> Tensor:
@@ -39,10 +54,6 @@ class KDLossBackward(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grads = torch.ops.bidfmkd.kd_loss_double_backward(grad_out, *ctx.saved_tensors, *ctx.kd)
         return *grads, None, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-        return KDLossBackward.apply(*_to_front(info, in_dims, inputs[:3]), *inputs[3:]), 0
 
     @staticmethod
     def jvp(ctx: Any, grad_tangent: Tensor | None, student_tangent: Tensor | None, *_: Any) -> Tensor:  # type: ignore[override]
@@ -59,6 +70,8 @@ class KDLossBackward(torch.autograd.Function):
 class KDLoss(torch.autograd.Function):
     """The loss itself; see `ops.kd_loss`."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(student: Tensor, teacher: Tensor, *kd: Any) -> Tensor:
         return torch.ops.bidfmkd.kd_loss(student, teacher, *kd)
@@ -68,10 +81,6 @@ class KDLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         return KDLossBackward.apply(grad, *ctx.saved_tensors, *ctx.kd), None, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-        return KDLoss.apply(*_to_front(info, in_dims, inputs[:2]), *inputs[2:]), 0
 
     @staticmethod
     def jvp(ctx: Any, student_tangent: Tensor, *_: Any) -> Tensor:  # type: ignore[override]

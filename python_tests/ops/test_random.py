@@ -1,0 +1,73 @@
+"""Philox against its published known answers, and normals against the exact inverse distribution function."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tolerances import TOLERANCES
+
+from bidfmkd_fast.ops import native, reference
+
+FULL = 0xFFFFFFFF
+# Random123's test vectors for philox4x32: rounds, counter, key, words.
+KNOWN_ANSWERS = [
+    (10, [0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    (10, [FULL] * 4, [FULL] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        10,
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+    (7, [0] * 4, [0] * 2, [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]),
+    (7, [FULL] * 4, [FULL] * 2, [0x5207DDC2, 0x45165E59, 0x4D8EE751, 0x8C52F662]),
+]
+
+
+@pytest.mark.parametrize(("rounds", "counter", "key", "words"), KNOWN_ANSWERS)
+def test_known_answers(rounds: int, counter: list[int], key: list[int], words: list[int]) -> None:
+    tensors = [torch.tensor([value]) for value in (*counter, *key)]
+    assert [int(word) for word in reference.philox4x32(tensors[:4], tensors[4:], rounds)] == words
+    assert native._C is not None
+    assert native._C.philox4x32(counter, key, rounds) == words
+
+
+def test_normals(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    edges = torch.tensor([0, 1, 2, 2**31 - 2, 2**31 - 1, 2**31, 2**31 + 1, FULL - 1, FULL])
+    words = torch.cat([torch.randint(0, 2**32, (20000,), generator=generator), edges])
+    assert native._C is not None
+    kernel = torch.tensor([native._C.normal_from_word(int(word)) for word in words], dtype=torch.float64)
+    exact = torch.special.ndtri((words.double() + 0.5) / 2**32)
+    torch.testing.assert_close(kernel, exact, rtol=2e-6, atol=0.0)  # the polynomial's 6e-7 and float32 evaluation
+
+
+def test_words_depend_on_every_coordinate(seed: int) -> None:
+    def words(seed_: int = seed, step: int = 3, image: int = 0, third: int = 1) -> torch.Tensor:
+        return reference.random_words(torch.tensor([seed_, step]), 1, 16, third, 10, image)
+
+    same = words()
+    assert torch.equal(same, words())
+    others = (words(seed_=seed + 1), words(seed_=seed + 2**32), words(step=4), words(image=1), words(third=2))
+    for other in others:
+        assert (same != other).all()  # 16 words: a chance match has probability 4e-9
+
+
+def test_moments(seed: int) -> None:
+    shape, q = (4, 3, 16, 16), 64
+    state = torch.tensor([seed, 0])
+    for kind, grid in (("rademacher", 0), ("sphere", 0), ("gaussian", 0), ("lowres", 4)):
+        u = torch.stack(list(reference.unit_directions(shape, state, q, kind, grid)))
+        lengths = u.flatten(2).norm(dim=-1)
+        if kind == "gaussian":
+            # The squared length is chi-squared(768) / 768: standard deviation 0.05.
+            assert (lengths**2 - 1).abs().max() < 0.35
+        else:
+            torch.testing.assert_close(lengths, torch.ones_like(lengths), **_tolerance("float64"))
+        # 256 directions of at least 48 independent numbers: the mean's standard deviation is below 1 / sqrt(256 * 48).
+        assert abs(float(u.sum()) / u[0].numel() ** 0.5) < 256
+
+
+def _tolerance(name: str) -> dict[str, float]:
+    rtol, atol = TOLERANCES[name]
+    return {"rtol": rtol, "atol": atol}
