@@ -146,7 +146,7 @@ def perturb_out(
         out.copy_(target)
 
 
-def perturb(x: Tensor, num_directions: int) -> Tensor:
+def empty_points(x: Tensor, num_directions: int) -> Tensor:
     """An uninitialised `[1 + q, B, *S]` for `perturb_out`, from memory kept warm between calls."""
     return empty_reused((1 + num_directions, *x.shape), x)
 

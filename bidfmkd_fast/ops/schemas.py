@@ -45,19 +45,18 @@ _library.define(
 def _perturb(x: Tensor, state: Tensor, num_directions: int, *drawing: Any) -> Tensor:
     check_perturb(x, state, num_directions, *drawing)
     if native.selects("perturb", x):
-        out = native.perturb(x, num_directions)
-        native.perturb_out(x, state, num_directions, *drawing, out)
+        out = native.empty_points(x, num_directions)
+        native.perturb_out(x, state, num_directions, *drawing, out)  # type: ignore[call-arg]
     else:
         out = x.new_empty((1 + num_directions, *x.shape))
-        reference.perturb_out(x, state, num_directions, *drawing, out)
+        reference.perturb_out(x, state, num_directions, *drawing, out)  # type: ignore[call-arg]
     return out
 
 
-def _perturb_out(x: Tensor, state: Tensor, num_directions: int, *drawing: Any) -> None:
-    *drawing, out = drawing
-    check_perturb(x, state, num_directions, *drawing, out=out)
+def _perturb_out(x: Tensor, state: Tensor, num_directions: int, *drawing_and_out: Any) -> None:
+    check_perturb(x, state, num_directions, *drawing_and_out)
     backend = native if native.selects("perturb", x) else reference
-    backend.perturb_out(x, state, num_directions, *drawing, out)
+    backend.perturb_out(x, state, num_directions, *drawing_and_out)
 
 
 def _estimate_gradient(differences: Tensor, *arguments: Any) -> Tensor:
@@ -102,9 +101,8 @@ def _perturb_fake(x: Tensor, state: Tensor, num_directions: int, *drawing: Any) 
     return x.new_empty((1 + num_directions, *x.shape))
 
 
-def _perturb_out_fake(x: Tensor, state: Tensor, num_directions: int, *drawing: Any) -> None:
-    *drawing, out = drawing
-    check_perturb(x, state, num_directions, *drawing, out=out)
+def _perturb_out_fake(x: Tensor, state: Tensor, num_directions: int, *drawing_and_out: Any) -> None:
+    check_perturb(x, state, num_directions, *drawing_and_out)
 
 
 def _estimate_gradient_fake(differences: Tensor, state: Tensor, shape: Sequence[int], *drawing: Any) -> Tensor:

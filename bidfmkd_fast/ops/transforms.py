@@ -51,12 +51,12 @@ class KDLossBackward(torch.autograd.Function):
     setup_context = staticmethod(_save)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         grads = torch.ops.bidfmkd.kd_loss_double_backward(grad_out, *ctx.saved_tensors, *ctx.kd)
         return *grads, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, grad_tangent: Tensor | None, student_tangent: Tensor | None, *_: Any) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, grad_tangent: Tensor | None, student_tangent: Tensor | None, *_: Any) -> Tensor:
         grad, student, teacher = ctx.saved_tensors
         tangent = torch.zeros_like(student)
         if student_tangent is not None:  # the Hessian is symmetric: its product serves both modes
@@ -79,11 +79,11 @@ class KDLoss(torch.autograd.Function):
     setup_context = staticmethod(_save)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return KDLossBackward.apply(grad, *ctx.saved_tensors, *ctx.kd), None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, student_tangent: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, student_tangent: Tensor, *_: Any) -> Tensor:
         student, teacher = ctx.saved_tensors
         one = torch.ones(student.shape[:-2], dtype=student.dtype, device=student.device)
         return (KDLossBackward.apply(one, student, teacher, *ctx.kd) * student_tangent).sum((-2, -1))

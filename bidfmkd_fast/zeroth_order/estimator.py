@@ -21,7 +21,7 @@ class _Surrogate(torch.autograd.Function):
         return loss.mean()
 
     @staticmethod
-    def backward(context: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = context.saved_tensors
         return gradient * (grad / max(gradient.shape[0], 1)), None, None
 

@@ -27,7 +27,7 @@ class _Query(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(context: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, scores = context.saved_tensors
         return context.module.gradient(x, scores, grad), None
 

@@ -1,0 +1,28 @@
+# Every target makes a virtual environment in .venv from the project's own files, then runs the plain command.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc bidfmkd_fast -name '*.cpp' -o -name '*.h' -o -name '*.py')
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	$(BIN)/bidfmkd demo
+
+test: .venv/installed
+	$(BIN)/pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The constraints hold for the build's own environment too.
+.venv/installed: .venv/bin/python $(SOURCES)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check ".[dev]"
+	touch $@
