@@ -53,6 +53,6 @@ def _block(in_channels: int, out_channels: int, track: bool) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),  # batch norm takes the mean out: no bias
         nn.BatchNorm2d(out_channels, track_running_stats=track),
+        nn.MaxPool2d(2),  # before ReLU: the same values and gradients, and a quarter of ReLU's work
         nn.ReLU(),
-        nn.MaxPool2d(2),
     )
