@@ -99,6 +99,10 @@ std::vector<std::uint32_t> philox(const std::vector<std::uint32_t>& counter, con
   return {w.word[0], w.word[1], w.word[2], w.word[3]};
 }
 
+void stream_fill(float value, Int n, Address out, int n_threads) {
+  bidfmkd::kernels().stream_fill(value, n, at<float>(out), n_threads);
+}
+
 float normal(std::uint32_t word) { return bidfmkd::normal_from_word(word); }
 
 }  // namespace
@@ -112,6 +116,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("kd_loss", &kd_loss, without_gil);
   module.def("kd_loss_backward", &kd_loss_backward, without_gil);
   module.def("kd_loss_double_backward", &kd_loss_double_backward, without_gil);
+  module.def("stream_fill", &stream_fill, without_gil);
   module.def("build_info", &build_info);
   module.def("select_cpu_level", &bidfmkd::select_level);
   module.def("philox4x32", &philox);

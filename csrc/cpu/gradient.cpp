@@ -149,7 +149,7 @@ void estimate_gradient(const Drawing& drawing, const float* differences, float* 
 
 #define BIDFMKD_TABLE_NAME(level) BIDFMKD_TABLE_NAME_(level)
 #define BIDFMKD_TABLE_NAME_(level) #level
-constexpr Kernels kTable{BIDFMKD_TABLE_NAME(BIDFMKD_LEVEL), perturb, estimate_gradient};
+constexpr Kernels kTable{BIDFMKD_TABLE_NAME(BIDFMKD_LEVEL), perturb, estimate_gradient, stream_fill};
 
 }  // namespace BIDFMKD_LEVEL
 

@@ -23,6 +23,8 @@ struct Kernels {
   void (*perturb)(const Drawing&, const float* x, float* out, int n_threads);
   // gradient[b] = s / (q mu) * sum_k differences[k, b] u_kb
   void (*estimate_gradient)(const Drawing&, const float* differences, float* gradient, int n_threads);
+  // Plain stores past the cache: the limit the benchmarks compare with.
+  void (*stream_fill)(float value, std::int64_t n, float* out, int n_threads);
 };
 
 extern const Kernels kPortableKernels;

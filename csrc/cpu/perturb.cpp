@@ -110,5 +110,15 @@ void perturb(const Drawing& drawing, const float* x, float* out, int n_threads) 
   });
 }
 
+void stream_fill(float value, std::int64_t n, float* out, int n_threads) {
+  constexpr std::int64_t kBlock = 4096;  // whole vectors, so that every block is as aligned as `out`
+  const Floats values = Floats{} + value;
+  parallel_ranges((n + kBlock - 1) / kBlock, n_threads, [&](std::int64_t first, std::int64_t last) {
+    const std::int64_t start = first * kBlock, end = last * kBlock < n ? last * kBlock : n;
+    write(out + start, end - start, true, [&](std::int64_t) { return values; }, [&](std::int64_t) { return value; });
+    finish_streaming();
+  });
+}
+
 }  // namespace BIDFMKD_LEVEL
 }  // namespace bidfmkd
