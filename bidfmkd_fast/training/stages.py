@@ -103,7 +103,8 @@ class Stages:
         return MetaModel(module, adapt_steps=self.config.adapt_steps, adapt_learning_rate=self.config.adapt_lr)
 
     def _recover_set(self, index: int, api: BlackBox, part: str, student: Student | None) -> RecoveredSet | None:
-        with self._timed("recovery"):
+        # Seeded: a task model with dropout draws from the global generator.
+        with self._timed("recovery"), seeded(self.config.seed, "task model", index, part):
             try:
                 recovered = recover(
                     api,

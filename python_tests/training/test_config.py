@@ -1,0 +1,132 @@
+"""The settings of a run: what is refused, and that nothing is lost on the way through YAML."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.training import DistillationConfig, ReplayConfig, TrainConfig, paper
+
+UNUSUAL = TrainConfig(
+    seed=7,
+    n_per_class=12,
+    boundary_start=3,
+    recovery=RecoveryConfig(steps=0, mu=1e-5, directions="lowres", grid=4, betas=(0.1, 0.2), augment=True),
+    distillation=DistillationConfig(inner_lr=0.5, first_order=True),
+    replay=ReplayConfig(patience=9, n_query=3),
+)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), UNUSUAL, paper()])
+def test_yaml_and_dict_give_the_same_settings_back(config: TrainConfig, tmp_path: Path) -> None:
+    assert TrainConfig.from_dict(config.to_dict()) == config
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    assert TrainConfig.from_yaml(file) == config
+
+
+def test_what_is_not_given_is_the_default(tmp_path: Path) -> None:
+    assert TrainConfig.from_dict({}) == TrainConfig()
+    wanted = replace(TrainConfig(), seed=3, recovery=RecoveryConfig(steps=7))
+    assert TrainConfig.from_dict({"seed": 3, "recovery": {"steps": 7}}) == wanted
+    (tmp_path / "empty.yaml").write_text("")
+    assert TrainConfig.from_yaml(tmp_path / "empty.yaml") == TrainConfig()
+
+
+def test_numbers_that_yaml_reads_as_text() -> None:
+    values = yaml.safe_load("recovery: {mu: 1e-2}\nadapt_lr: 5e-2")
+    assert values["adapt_lr"] == "5e-2"  # the reason for this test
+    config = TrainConfig.from_dict(values)
+    assert config.recovery.mu == 0.01
+    assert config.adapt_lr == 0.05
+
+
+@pytest.mark.parametrize(
+    ("values", "unknown", "known"),
+    [
+        ({"sed": 1}, "'sed'", "'seed'"),
+        ({"recovery": {"num_direction": 1}}, "'recovery.num_direction'", "'recovery.num_directions'"),
+        ({"replay": {"inner_learning": 1}}, "'replay.inner_learning'", "'replay.inner_"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_closest_known_one(values: dict[str, Any], unknown: str, known: str) -> None:
+    with pytest.raises(InputError) as error:
+        TrainConfig.from_dict(values)
+    assert unknown in str(error.value)
+    assert known in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": 1.5}, "seed must be of type int"),
+        ({"seed": True}, "seed must be of type int"),
+        ({"adapt_lr": "much"}, "adapt_lr must be of type float"),
+        ({"recovery": 3}, "settings under 'recovery'"),
+        ({"distillation": {"first_order": 1}}, "first_order must be of type bool"),
+    ],
+)
+def test_a_wrong_type_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputTypeError, match=message):
+        TrainConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"n_per_class": 0}, "n_per_class must be at least 1"),
+        ({"meta_batch_size": 0}, "meta_batch_size must be at least 1"),
+        ({"adapt_lr": 0.0}, "adapt_lr must be finite and above 0"),
+        ({"adapt_lr": ".nan"}, "adapt_lr"),
+        ({"distillation": {"inner_lr": float("inf")}}, "inner_lr must be finite"),
+        ({"replay": {"n_shot": 0}}, "n_shot must be at least 1"),
+        ({"recovery": {"mu": -1.0}}, "mu must be finite and above 0"),
+        ({"n_per_class": 5, "replay": {"n_shot": 1, "n_query": 10}}, "at most 2 n_per_class = 10"),
+        ({"n_per_class": 5, "replay": {"n_shot": 5, "n_query": 2}}, "n_shot must be below n_per_class"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainConfig.from_dict(values)
+
+
+def test_files_that_are_no_settings(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read"):
+        TrainConfig.from_yaml(tmp_path / "none.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1")
+    with pytest.raises(InputError, match="not readable YAML"):
+        TrainConfig.from_yaml(bad)
+    bad.write_text("- 1\n- 2\n")
+    with pytest.raises(InputTypeError, match="wanted settings by name"):
+        TrainConfig.from_yaml(bad)
+
+
+def test_the_control_differs_in_the_recovery_steps_only() -> None:
+    control = UNUSUAL.control()
+    config = replace(UNUSUAL, recovery=replace(UNUSUAL.recovery, steps=5))
+    assert config.control() == control
+    assert control.recovery.steps == 0
+    changed = [one.name for one in fields(config) if getattr(config, one.name) != getattr(config.control(), one.name)]
+    assert changed == ["recovery"]
+    assert replace(config.control().recovery, steps=5) == config.recovery
+
+
+def test_the_preset_has_the_settings_of_the_paper() -> None:
+    config = paper()
+    recovery = config.recovery
+    assert (recovery.num_directions, recovery.mu, recovery.steps, recovery.directions) == (100, 0.005, 200, "sphere")
+    assert (recovery.generator_width, recovery.learning_rate, recovery.betas) == (64, 1e-3, (0.5, 0.999))
+    assert recovery.augment
+    assert recovery.divergence == "l1"
+    assert (config.n_per_class, config.meta_batch_size, config.boundary_start) == (30, 4, 1000)
+    assert (config.replay.inner_steps, config.replay.inner_lr, config.replay.n_query) == (5, 0.01, 15)
+    assert config.replay.patience == 200
+    assert config.distillation.inner_steps == 10
