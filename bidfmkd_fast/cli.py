@@ -24,7 +24,7 @@ def demo(options: Any) -> None:
     from bidfmkd_fast.scenarios.demo import DemoConfig, run_demo, with_seed
     from bidfmkd_fast.training import TrainConfig
 
-    values = options.config.as_dict()
+    values = _plain_values(options.config.as_dict())
     config = DemoConfig(**{**values, "train": TrainConfig.from_dict(values["train"])})
     print(run_demo(_out(options, "demo"), config if options.seed is None else with_seed(config, options.seed)))
 
@@ -61,7 +61,7 @@ def train(options: Any) -> None:
     from bidfmkd_fast.training.grids import write_grids
     from bidfmkd_fast.training.report import cost_rows, text_table, write_report
 
-    config = TrainConfig.from_dict(options.config.as_dict())
+    config = TrainConfig.from_dict(_plain_values(options.config.as_dict()))
     if options.seed is not None:
         config = replace(config, seed=options.seed)
     out, first = _out(options, "train"), read_pool(options.pool).entries[0]
@@ -132,7 +132,7 @@ def recover(options: Any) -> None:
     recovered = recover_images(
         api,
         options.n_per_class,
-        config=RecoveryConfig(**options.config.as_dict()),
+        config=RecoveryConfig(**_plain_values(options.config.as_dict())),
         seed=options.seed,
         device=options.device,
         progress=True,
@@ -152,10 +152,7 @@ def recover(options: Any) -> None:
 COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "demo": (demo, "bidfmkd demo --out runs/demo"),
     "pool": (pool, "bidfmkd pool --dataset omniglot --invert true --n-apis 20 --out runs/pool"),
-    "train": (
-        train,
-        "bidfmkd train --pool runs/pool --out runs/train --config.recovery.steps 40 --max-queries 2000000",
-    ),
+    "train": (train, "bidfmkd train --pool runs/pool --config.recovery.steps 40 --max-queries 2000000"),
     "evaluate": (evaluate, "bidfmkd evaluate --run runs/train --n-shot 1 5 --n-episodes 600"),
     "recover": (recover, "bidfmkd recover --pool runs/pool --api 0 --config.num_directions 20"),
 }
@@ -197,12 +194,13 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
         description="Learn one small meta-model from black-box image-classification APIs, without data.",
         version=__version__,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
     parsers: dict[str, Any] = {}
     for name, (function, example) in COMMANDS.items():
         one = parsers[name] = ArgumentParser(
-            exit_on_error=False, description=function.__doc__, epilog=f"example: {example}"
+            exit_on_error=False, allow_abbrev=False, description=function.__doc__, epilog=f"example: {example}"
         )
         if name != "evaluate":
             one.add_argument("--out", type=str, help=f"new folder; default: runs/{name}, or runs/{name}-2 and so on")
@@ -257,6 +255,13 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     for name, one in parsers.items():
         commands.add_subcommand(name, one, help=COMMANDS[name][0].__doc__)
     return parser
+
+
+def _plain_values(values: Any) -> Any:
+    """The settings under `--config` as nested dicts, without jsonargparse's notes such as the file they came from."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _plain_values(value) for key, value in values.items() if not key.startswith("__")}
 
 
 def _out(options: Any, command: str) -> Path:

@@ -86,7 +86,7 @@ def test_fitting_twice_starts_anew_and_leaves_the_global_generator_alone() -> No
 
 def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
     """One round over two APIs with the parts of the library, replay included: parameters and the recovered sets."""
-    apis = pool(2)
+    apis = [api(number, input_range=(-1, 1)) for number in range(2)]
     module = copy.deepcopy(BiDfMKD(apis, config=config)._module)
     start = {name: value.detach().clone() for name, value in module.named_parameters()}
     memory, tasks, sets = TaskMemory(), [], []
@@ -97,7 +97,7 @@ def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
         adapted = adapt_to_api(
             module,
             {name: value.clone().requires_grad_() for name, value in start.items()},
-            support.images,
+            (support.images + 1) / 2,
             support.scores,
             steps=config.distillation.inner_steps,
             learning_rate=config.distillation.inner_lr,
@@ -105,14 +105,15 @@ def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
         task_model = {name: value.detach() for name, value in adapted.items()}
 
         def student(images: torch.Tensor, task_model: dict[str, torch.Tensor] = task_model) -> torch.Tensor:
-            return forward(module, task_model, images)
+            return forward(module, task_model, (images + 1) / 2)
 
         asked = student if config.boundary_start == 0 else None
         query = recover(one, N_PER_CLASS, asked, config.recovery, seed=seeds[1])
-        memory.add(support.images, keys)
-        memory.add(query.images, keys)
+        memory.add((support.images + 1) / 2, keys)
+        memory.add((query.images + 1) / 2, keys)
         sets += [support, query]
-        tasks.append(DistillationTask(support.images, support.scores, query.images, query.scores))
+        unit = [(images + 1) / 2 for images in (support.images, query.images)]
+        tasks.append(DistillationTask(unit[0], support.scores, unit[1], query.scores))
     outer_distillation_step(
         module,
         torch.optim.Adam(module.parameters(), lr=config.distillation.outer_lr),
@@ -136,7 +137,7 @@ def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
 def test_a_round_is_its_steps_taken_one_by_one(seed: int, boundary_start: int) -> None:
     config = replace(TINY, seed=seed, boundary_start=boundary_start)
     parameters, sets = by_hand(config)
-    run = BiDfMKD(pool(2), config=config).fit()
+    run = BiDfMKD([api(number, input_range=(-1, 1)) for number in range(2)], config=config).fit()
     assert [(one.api_index, one.part) for one in run.recovered] == [
         (0, "support"), (0, "query"), (1, "support"), (1, "query"),
     ]  # fmt: skip
@@ -313,7 +314,7 @@ def test_a_bad_answer_keeps_what_was_recovered_before(tmp_path: Path) -> None:
         (lambda: BiDfMKD([]), "apis is empty"),
         (lambda: BiDfMKD([api(0), nn.Linear(1, 1)]), "apis must be black boxes"),  # type: ignore[list-item]
         (
-            lambda: BiDfMKD([api(0)] + [api(1, n_classes=4, class_names=())]),
+            lambda: BiDfMKD([api(0), api(1, n_classes=4, class_names=())]),
             "the same n_classes; api 0 has 3 and api 1",
         ),
         (lambda: BiDfMKD([api(0), api(1, image_shape=(3, 16, 16))]), "the same image_shape"),

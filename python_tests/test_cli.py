@@ -1,0 +1,205 @@
+"""The commands, end to end at the smallest size, and one clear line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from bidfmkd_fast.cli import COMMANDS, main
+from bidfmkd_fast.recovery import RecoveryConfig, recover
+from bidfmkd_fast.scenarios import load_pool
+
+RECOVERY = ["steps=1", "num_directions=1", "generator_width=4", "latent_dim=8"]
+RUN = [
+    "--config.n_per_class=3",
+    "--config.meta_model_width=4",
+    "--config.distillation.inner_steps=1",
+    "--config.replay.final_steps=1",
+    "--config.replay.n_query=2",
+    *(f"--config.recovery.{setting}" for setting in RECOVERY),
+]
+
+
+def dotted(prefix: str, options: list[str]) -> list[str]:
+    return [option.replace("--config.", prefix) for option in options]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pools") / "pool"
+    arguments = ["--n-apis", "2", "--n-way", "3", "--width", "2", "--epochs", "1", "--out", str(folder)]
+    assert main(["pool", *arguments]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_train_evaluate_and_the_run_folder(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--pool", str(pool), "--seed", "5", *RUN]) == 0
+    told = capsys.readouterr().out
+    assert "next: bidfmkd evaluate --run runs/train" in told
+    assert "report with pictures: runs/train/report.md" in told
+    folder = Path("runs/train")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["seed"] == 5
+    assert config["recovery"]["num_directions"] == 1
+    assert config["n_per_class"] == 3
+    # 2 APIs, 2 sets, 1 step of (1 + 1 direction) on 3 classes of 3 images; the control asks each image once
+    assert json.loads((folder / "summary.json").read_text())["queries"] == 2 * 2 * 2 * 9
+    assert json.loads((folder / "control" / "summary.json").read_text())["queries"] == 2 * 2 * 9
+    assert {file.name for file in (folder / "grids").iterdir()} == {"api_000.png", "api_001.png"}
+    assert yaml.safe_load((folder / "source.yaml").read_text())["data_set"] == "glyphs"
+
+    arguments = ["--run", "runs/train", "--n-way", "3", "--n-episodes", "2", "--n-shot", "1", "2", "--n-query", "3"]
+    assert main(["evaluate", *arguments]) == 0
+    told = capsys.readouterr().out
+    for wanted in ("3-way accuracy on 2 episodes", "glyphs meta_test", "1-shot", "2-shot", "random initialisation",
+                   "no-recovery control", "BiDf-MKD less no-recovery control"):  # fmt: skip
+        assert wanted in told
+    assert "BiDf-MKD less no-recovery control" in (folder / "report.md").read_text()
+
+    assert main(["train", "--pool", str(pool), *RUN]) == 0  # the next free name
+    assert Path("runs/train-2/meta_model.safetensors").is_file()
+
+
+def test_settings_come_from_a_file_and_the_command_line_wins(pool: Path) -> None:
+    overrides = {option.split("=")[0][len("--config.") :]: int(option.split("=")[1]) for option in RUN}
+    values: dict = {"recovery": {"mu": "1e-2"}}
+    for key, value in overrides.items():
+        *where, last = key.split(".")
+        (values.setdefault(where[0], {}) if where else values)[last] = value
+    Path("run.yaml").write_text(yaml.safe_dump(values).replace("'", ""))
+    assert (
+        main(["train", "--pool", str(pool), "--out", "out", "--config", "run.yaml", "--config.replay.n_query=1"]) == 0
+    )
+    config = yaml.safe_load(Path("out/config.yaml").read_text())
+    assert config["recovery"]["mu"] == 0.01
+    assert config["recovery"]["latent_dim"] == 8
+    assert config["replay"]["n_query"] == 1
+    assert config["replay"]["final_steps"] == 1
+
+
+def test_the_preset_of_the_paper(pool: Path) -> None:
+    for option in (["--preset", "paper"], ["--preset=paper"]):
+        out = f"out{len(option)}"
+        assert main(["train", *option, "--pool", str(pool), "--out", out, *RUN]) == 0
+        config = yaml.safe_load(Path(out, "config.yaml").read_text())
+        assert config["recovery"]["mu"] == 0.005
+        assert config["recovery"]["directions"] == "sphere"
+        assert config["recovery"]["num_directions"] == 1  # given on the command line
+
+
+def test_recover_writes_images_and_a_picture(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [f"--config.{setting}" for setting in RECOVERY]
+    assert main(["recover", "--pool", str(pool), "--api", "1", "--n-per-class", "2", "--seed", "4", *settings]) == 0
+    assert "6 images from api_001" in capsys.readouterr().out
+    stored = load_file("runs/recover/api_001_support.safetensors")
+    config = RecoveryConfig(steps=1, num_directions=1, generator_width=4, latent_dim=8)
+    wanted = recover(load_pool(pool)[1], 2, config=config, seed=4)
+    assert torch.equal(stored["images"], wanted.images)
+    assert torch.equal(stored["scores"], wanted.scores)
+    assert Image.open("runs/recover/api_001_support.png").size[0] > 100
+
+
+def test_a_budget_that_ends_midway_is_said(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # 36 for the control, then one set of 18 and a half
+    assert main(["train", "--pool", str(pool), "--max-queries", "63", *RUN]) == 0
+    assert "a budget ended" in capsys.readouterr().out
+    assert "budget ended" in Path("runs/train/report.md").read_text()
+
+
+def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["n_apis=2", "n_way=3", "api_width=2", "api_epochs=1", "n_episodes=2"]
+    options = [f"--config.{setting}" for setting in small] + dotted("--config.train.", RUN)
+    assert main(["demo", "--seed", "3", *options]) == 0
+    told = capsys.readouterr().out
+    for wanted in (
+        "3-way accuracy on 2 episodes",
+        "1-shot",
+        "5-shot",
+        "no-recovery control",
+        "BiDf-MKD less random initialisation",
+        "queries",
+        "seconds, recovery",
+        "runs/demo/report.md",
+    ):
+        assert wanted in told
+    assert yaml.safe_load(Path("runs/demo/config.yaml").read_text())["seed"] == 3
+    assert list(Path("runs/demo/grids").glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train --pool nowhere", "bidfmkd train: load_pool: there is no pool list"),
+        ("train --pool POOL --config.recovery.stepz 3", "config.recovery.stepz'; did you mean 'config.recovery.steps'"),
+        ("train --pool POOL --config unknown.yaml", "unknown key 'config.sed'; did you mean 'config.seed'"),
+        ("train --pool POOL --config nowhere.yaml", "cannot read the settings 'nowhere.yaml'"),
+        ("train --pool POOL --config.recovery.steps many", "config.recovery.steps"),
+        ("train --pool POOL --config.recovery.mu 0", "mu must be finite and above 0; got 0"),
+        ("train --pool POOL --config.n_per_class 3", "replay.n_shot + replay.n_query must be at most"),
+        ("train --pool POOL --max-queries 40", "the control and one recovery step ask"),
+        ("train --pool POOL --device nowhere", "device must be one that torch can use"),
+        ("train", "the following arguments are required: --pool"),
+        ("recover --pool POOL --api 2", "--api must be in 0..1"),
+        ("recover --pool POOL --max-queries 5", "one step asks api_000"),
+        ("recover --pool POOL --max-queries -5", "max_queries must not be negative"),
+        ("recover --pool POOL --config.step 5", "did you mean 'config.steps'"),
+        ("evaluate --run nowhere", "bidfmkd evaluate: run folder: nowhere holds no run"),
+        ("evaluate --run . --n-shot", "expected at least one argument"),
+        ("pool --dataset nothing.npz", "bidfmkd pool: load_dataset: there is no file nothing.npz"),
+        ("pool --n-way 99", "meta_train of data set 'glyphs' has 40 classes; n_way=99 needs more"),
+        ("pool --out POOL", "holds a trained pool already"),
+        ("pool --sizes 3", "unrecognized arguments: --sizes 3"),
+        ("demo --out POOL", "is there already"),
+        ("demo --config.n_episodes 0", "n_episodes must be at least 1"),
+        ("demo --config.train.recovery.step 3", "did you mean 'config.train.recovery.steps'"),
+        ("nonsense", "invalid choice: 'nonsense'"),
+        ("", "expected"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    command: str, message: str, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("unknown.yaml").write_text("sed: 3\n")
+    before = sorted(pool.rglob("*"))
+    assert main(command.replace("POOL", str(pool)).split()) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert told.err.count("\n") == 1
+    assert told.out == ""
+    assert sorted(pool.rglob("*")) == before
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_the_parser_takes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from bidfmkd_fast.cli import _parser
+
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    assert "--seed" in told
+    example = COMMANDS[command][1]
+    assert f"example: {example}" in told
+    arguments = example.split()[1:]
+    assert _parser(arguments).parse_args(arguments).subcommand == command
+
+
+def test_without_jsonargparse_the_error_names_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert main(["demo"]) == 2
+    assert "needs jsonargparse" in capsys.readouterr().err
