@@ -150,10 +150,10 @@ def recover(options: Any) -> None:
 
 
 COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
-    "demo": (demo, "bidfmkd demo --out runs/demo"),
-    "pool": (pool, "bidfmkd pool --dataset omniglot --invert true --n-apis 20 --out runs/pool"),
-    "train": (train, "bidfmkd train --pool runs/pool --config.recovery.steps 40 --max-queries 2000000"),
-    "evaluate": (evaluate, "bidfmkd evaluate --run runs/train --n-shot 1 5 --n-episodes 600"),
+    "demo": (demo, "bidfmkd demo --seed 1"),
+    "pool": (pool, "bidfmkd pool --dataset omniglot --invert true --n-apis 20"),
+    "train": (train, "bidfmkd train --pool runs/pool --config.recovery.steps 40"),
+    "evaluate": (evaluate, "bidfmkd evaluate --run runs/train --n-shot 1 5"),
     "recover": (recover, "bidfmkd recover --pool runs/pool --api 0 --config.num_directions 20"),
 }
 

@@ -183,12 +183,16 @@ def test_bad_input_is_one_line_and_code_2(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example_that_the_parser_takes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_an_example_that_the_parser_takes(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from bidfmkd_fast.cli import _parser
+
+    monkeypatch.setenv("COLUMNS", "80")  # the example must stay on one line
 
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
-    told = " ".join(capsys.readouterr().out.split())
+    told = capsys.readouterr().out
     assert stop.value.code == 0
     assert "--seed" in told
     example = COMMANDS[command][1]
