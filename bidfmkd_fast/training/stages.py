@@ -23,8 +23,8 @@ from bidfmkd_fast.meta import (
     outer_replay_step,
 )
 from bidfmkd_fast.meta.model import forward
-from bidfmkd_fast.recovery import recover
 from bidfmkd_fast.recovery.objective import Student
+from bidfmkd_fast.recovery.recover import recover
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
