@@ -16,4 +16,4 @@ class BudgetExhausted(RuntimeError):
 
 
 class BadAnswer(RuntimeError):
-    """A black box answered something that is no set of scores (NaN, wrong shape); the call is counted, the answer dropped."""
+    """A black box answered no set of scores (NaN, a wrong shape); the call is counted, the answer dropped."""

@@ -116,9 +116,7 @@ def check_zo_kd_gradient(
     _drawing(op, shape, state, mu, directions, grid, min(first_direction, first_image))
     _device(op, scores.device, labels=labels, state=state, student_scores=student_scores)
     if scores.dim() != 3 or scores.shape[0] < 1 or scores.shape[1] != shape[0] or scores.shape[2] < 1:
-        raise InputError(
-            f"{op}: scores must be [1+q, B, n_classes] with B = {shape[0]}; got {list(scores.shape)}"
-        )
+        raise InputError(f"{op}: scores must be [1+q, B, n_classes] with B = {shape[0]}; got {list(scores.shape)}")
     _dtype(op, "labels", labels, (torch.int64,))
     if list(labels.shape) != [shape[0]]:
         raise InputError(f"{op}: labels must be [B] = [{shape[0]}]; got {list(labels.shape)}")
@@ -128,7 +126,9 @@ def check_zo_kd_gradient(
         _dtype(op, "student_scores", student_scores, _SCORES)
         if list(student_scores.shape) != list(scores.shape[1:]):
             wanted = list(scores.shape[1:])
-            raise InputError(f"{op}: student_scores must be [B, n_classes] = {wanted}; got {list(student_scores.shape)}")
+            raise InputError(
+                f"{op}: student_scores must be [B, n_classes] = {wanted}; got {list(student_scores.shape)}"
+            )
     elif boundary_weight != 0:
         raise InputError(f"{op}: boundary_weight {boundary_weight} needs student_scores [B, n_classes]; none came")
 

@@ -229,7 +229,9 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float, divergence: st
     assert _C is not None
     student, teacher = student.contiguous(), teacher.float().contiguous()
     loss = torch.empty(student.shape[:-2], dtype=torch.float32, device=student.device)
-    _C.kd_loss(student.data_ptr(), teacher.data_ptr(), loss.data_ptr(), *_kd(student, temperature, divergence, scores_kind))
+    _C.kd_loss(
+        student.data_ptr(), teacher.data_ptr(), loss.data_ptr(), *_kd(student, temperature, divergence, scores_kind)
+    )
     return loss
 
 
@@ -276,7 +278,9 @@ def kd_loss_double_backward(
     return grad_grad, grad_student
 
 
-def _kd(student: Tensor, temperature: float, divergence: str, scores_kind: str) -> tuple[int, int, int, float, int, int]:
+def _kd(
+    student: Tensor, temperature: float, divergence: str, scores_kind: str
+) -> tuple[int, int, int, float, int, int]:
     n_tasks = 1
     for size in student.shape[:-2]:
         n_tasks *= size

@@ -189,7 +189,7 @@ def zo_kd_gradient(
     first_direction: int,
     first_image: int,
 ) -> tuple[Tensor, Tensor]:
-    """Scores of all points `[1 + q, B, n_classes]` -> gradient `[B, *S]` and objective at the images themselves `[B]`."""
+    """Scores of all points `[1 + q, B, n_classes]` -> gradient `[B, *S]`, objective at the images themselves `[B]`."""
     losses = objective(scores, labels, student_scores, boundary_weight, scores_kind, divergence)
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     differences = losses[1:] - losses[:1]

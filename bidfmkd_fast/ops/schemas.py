@@ -217,14 +217,10 @@ def perturb(
         InputError: a wrong shape, dtype, device, name or range; the message says which.
     """
     if out is None:
-        return torch.ops.bidfmkd.perturb(
-            x, state, num_directions, mu, directions, grid, first_direction, first_image
-        )
+        return torch.ops.bidfmkd.perturb(x, state, num_directions, mu, directions, grid, first_direction, first_image)
     if x.requires_grad and torch.is_grad_enabled():
         raise InputError("perturb: out= keeps no graph, and x requires a gradient; pass x.detach() or leave out= away")
-    torch.ops.bidfmkd.perturb_out(
-        x, state, num_directions, mu, directions, grid, first_direction, first_image, out
-    )
+    torch.ops.bidfmkd.perturb_out(x, state, num_directions, mu, directions, grid, first_direction, first_image, out)
     return out
 
 

@@ -20,23 +20,24 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def register_vmap_rules(library: torch.library.Library) -> None:
     """The ops take any leading task dimensions, so the dimension mapped by vmap becomes one more of them."""
-    for name, n_tensors, n_outputs in (("kd_loss", 2, 1), ("kd_loss_backward", 3, 1), ("kd_loss_double_backward", 4, 2)):
+    for name, n_tensors, out_dims in (
+        ("kd_loss", 2, 0),
+        ("kd_loss_backward", 3, 0),
+        ("kd_loss_double_backward", 4, (0, 0)),
+    ):
+        op = getattr(torch.ops.bidfmkd, name)
+        torch.library.register_vmap(f"bidfmkd::{name}", _vmap_rule(op, n_tensors, out_dims), lib=library)
 
-        def rule(
-            info: Any,
-            in_dims: tuple[int | None, ...],
-            *arguments: Any,
-            op: Any = getattr(torch.ops.bidfmkd, name),
-            n_tensors: int = n_tensors,
-            out_dims: Any = 0 if n_outputs == 1 else (0,) * n_outputs,
-        ) -> Any:
-            tensors = [
-                tensor.unsqueeze(0).expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-                for tensor, dim in zip(arguments[:n_tensors], in_dims, strict=False)
-            ]
-            return op(*tensors, *arguments[n_tensors:]), out_dims
 
-        torch.library.register_vmap(f"bidfmkd::{name}", rule, lib=library)
+def _vmap_rule(op: Any, n_tensors: int, out_dims: Any) -> Any:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        tensors = [
+            tensor.unsqueeze(0).expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in zip(arguments[:n_tensors], in_dims)
+        ]
+        return op(*tensors, *arguments[n_tensors:]), out_dims
+
+    return rule
 
 
 class KDLossBackward(torch.autograd.Function):

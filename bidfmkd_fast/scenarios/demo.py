@@ -8,9 +8,8 @@ from pathlib import Path
 
 from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.scenarios.pool import load_pool, train_pool
-from bidfmkd_fast.training import TrainConfig, fit_with_control
+from bidfmkd_fast.training import ReplayConfig, TrainConfig, fit_with_control
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.grids import write_grids
 from bidfmkd_fast.training.report import CONTROL, LEARNED, RANDOM, compare, cost_rows, text_table, write_report
@@ -36,7 +35,7 @@ class DemoConfig:
 
 def demo_config() -> DemoConfig:
     """The settings of `bidfmkd demo`, chosen to end within seven minutes on two cores."""
-    return DemoConfig(train=TrainConfig(recovery=RecoveryConfig(steps=120, num_directions=20)))
+    return DemoConfig(train=TrainConfig(replay=ReplayConfig(final_steps=200)))
 
 
 def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool = True) -> str:

@@ -107,9 +107,7 @@ class ZerothOrder:
         if list(losses.shape) != wanted:
             raise InputError(f"ZerothOrder.tell: losses must be [1 + q, B] = {wanted}; got {list(losses.shape)}")
         losses = losses.detach()
-        gradient = ops.estimate_gradient(
-            losses[1:] - losses[:1], state, x.shape, self.mu, self.directions, self.grid
-        )
+        gradient = ops.estimate_gradient(losses[1:] - losses[:1], state, x.shape, self.mu, self.directions, self.grid)
         return self._finish(x, gradient, losses[0])
 
     def tell_scores(
@@ -121,7 +119,7 @@ class ZerothOrder:
         scores_kind: str = "logits",
         divergence: str = "l1",
     ) -> Tensor:
-        """Scores `[1 + q, B, n_classes]` of the points -> mean recovery objective, as `tell`; see `ops.zo_kd_gradient`."""
+        """Scores `[1 + q, B, n_classes]` of the points -> mean recovery objective; see `ops.zo_kd_gradient`."""
         x, state = self._take()
         if scores.dim() != 3 or scores.shape[0] != 1 + self.num_directions:
             raise InputError(

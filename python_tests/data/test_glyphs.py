@@ -47,7 +47,7 @@ def test_the_affine_map_is_turn_shear_scale_and_shift(seed: int) -> None:
 
 
 def test_classes_can_be_told_apart() -> None:
-    """A kernel classifier on raw pixels, with no notion of a shift, gets most held-out images right; chance is 1.5 %."""
+    """A kernel classifier on raw pixels, with no notion of a shift, gets most held-out images; chance is 1.5 %."""
     glyphs = make_glyphs()
     images = glyphs.take(torch.arange(len(glyphs.images))).double().view(67, 40, -1)
     fit, held_out = images[:, :30].flatten(0, 1), images[:, 30:].flatten(0, 1)

@@ -78,7 +78,11 @@ def hand_objective(scores, labels, student, weight, kind, divergence) -> torch.T
             pf = {"logits": f.softmax(0), "probabilities": f, "log_probabilities": f.exp()}[kind]
             loss = -torch.log(pa[labels[b]])
             if pa.argmax() == pf.argmax():
-                distance = {"l1": (a - f).abs().sum(), "l1_prob": (pa - pf).abs().sum(), "kl": (pa * (pa / pf).log()).sum()}
+                distance = {
+                    "l1": (a - f).abs().sum(),
+                    "l1_prob": (pa - pf).abs().sum(),
+                    "kl": (pa * (pa / pf).log()).sum(),
+                }
                 loss = loss - weight * distance[divergence]
             rows[r, b] = loss
     return rows

@@ -37,7 +37,9 @@ def expected_loss(student, teacher, temperature, divergence, kind) -> torch.Tens
 @pytest.mark.parametrize(("divergence", "kind"), CASES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (7, 5), (33, 101), (3, 4, 5)])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_value_and_derivatives(divergence: str, kind: str, shape: tuple[int, ...], temperature: float, seed: int) -> None:
+def test_value_and_derivatives(
+    divergence: str, kind: str, shape: tuple[int, ...], temperature: float, seed: int
+) -> None:
     student, teacher = make(*shape, seed=seed), make(*shape, seed=seed + 1, kind=kind)
     wide = student.double().requires_grad_()
     student.requires_grad_()
@@ -85,7 +87,9 @@ def test_torch_func(divergence: str, seed: int) -> None:
         lambda f: lambda s, t: torch.func.vmap(f, in_dims=(0, None))(s, t[0]),
         lambda f: lambda s, t: torch.func.jvp(lambda a: f(a[0], t[0]), (s,), (t,)),
     ):
-        torch.testing.assert_close(transform(ours)(student, teacher), transform(wanted)(student, teacher), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            transform(ours)(student, teacher), transform(wanted)(student, teacher), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_compile(seed: int) -> None:

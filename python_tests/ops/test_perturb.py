@@ -179,5 +179,8 @@ def test_an_explicit_backend_never_falls_back() -> None:
     x = torch.zeros(1, 4, dtype=torch.float64)
     with ops.use_backend("native"), pytest.raises(InputError, match="the kernels compute in float32"):
         ops.perturb(x, torch.tensor([0, 0]), 1, 0.1)
-    with pytest.raises(InputError, match="name must be one of auto, native, reference; got 'cuda'"), ops.use_backend("cuda"):
+    with (
+        pytest.raises(InputError, match="name must be one of auto, native, reference; got 'cuda'"),
+        ops.use_backend("cuda"),
+    ):
         pass

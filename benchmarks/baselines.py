@@ -1,0 +1,83 @@
+"""What a user would write in torch without this package: the paper's order of operations, and the best we could do.
+
+All estimate the gradient of `mean_i L(x_i)` per image with forward differences along unit directions; `losses` stands
+for the black box: points `[n, B, *S]` -> `[n, B]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Losses = Callable[[Tensor], Tensor]
+SPLITS = 5
+
+
+def paper_order(x: Tensor, q: int, mu: float, kind: str, losses: Losses) -> Tensor:
+    """Draw, norm, divide, repeat, add, query, weight, sum; in 5 splits of the directions, as the authors do."""
+    d = x[0].numel()
+    base = losses(x[None])[0]  # [B]
+    gradient = torch.zeros_like(x)
+    for _ in range(SPLITS):
+        n = q // SPLITS
+        if kind == "sphere":
+            u = torch.randn(n, *x.shape)
+            u = u / u.flatten(2).norm(dim=2).view(n, -1, *[1] * (x.dim() - 1))
+        else:
+            u = (torch.randint(0, 2, (n, *x.shape)) * 2 - 1).float() / math.sqrt(d)
+        points = x.repeat(n, *[1] * x.dim()) + mu * u
+        differences = losses(points) - base  # [n, B]
+        weighted = differences.view(n, -1, *[1] * (x.dim() - 1)) * u
+        gradient = gradient + d / (q * mu) * weighted.sum(0)
+    return gradient
+
+
+class BestEager:
+    """Buffers reused, operations in place, one matrix product for the weighted sum; signs from int64 words."""
+
+    def __init__(self, x: Tensor, q: int, kind: str) -> None:
+        self.q, self.kind = q, kind
+        self.u = torch.empty(q, x.shape[0], x[0].numel())
+        self.points = torch.empty(q, x.shape[0], x[0].numel())
+
+    def directions(self) -> Tensor:
+        """`[q, B, d]` of length 1."""
+        q, b, d = self.u.shape
+        if self.kind == "sphere":
+            self.u.normal_()
+            return self.u.div_(self.u.norm(dim=2, keepdim=True))
+        words = torch.empty(-(-q // 63), b, d, dtype=torch.int64).random_()
+        for k in range(q):
+            torch.bitwise_and(words[k // 63] >> (k % 63), 1, out=words_bit(self, b, d))
+            self.u[k].copy_(self._bit)
+        return self.u.mul_(2 / math.sqrt(d)).sub_(1 / math.sqrt(d))
+
+    def __call__(self, x: Tensor, mu: float, losses: Losses) -> Tensor:
+        u = self.directions()
+        torch.add(x.flatten(1), u, alpha=mu, out=self.points)
+        base = losses(x[None])[0]
+        differences = losses(self.points.view(self.q, *x.shape)) - base
+        gradient = torch.bmm(differences.T[:, None, :], u.transpose(0, 1))[:, 0]  # [B, d]
+        return gradient.mul_(x[0].numel() / (self.q * mu)).view_as(x)
+
+
+def words_bit(owner: BestEager, b: int, d: int) -> Tensor:
+    if not hasattr(owner, "_bit"):
+        owner._bit = torch.empty(b, d, dtype=torch.int64)
+    return owner._bit
+
+
+def functional(x: Tensor, q: int, mu: float, kind: str, losses: Losses) -> Tensor:
+    """The same without buffers, for `torch.compile` to fuse."""
+    b, d = x.shape[0], x[0].numel()
+    if kind == "sphere":
+        u = torch.randn(q, b, d)
+        u = u / u.norm(dim=2, keepdim=True)
+    else:
+        u = torch.randint(0, 2, (q, b, d)) * (2 / math.sqrt(d)) - 1 / math.sqrt(d)
+    points = (x.flatten(1) + mu * u).view(q, *x.shape)
+    differences = losses(points) - losses(x[None])[0]
+    return (differences[:, :, None] * u).sum(0).mul(d / (q * mu)).view_as(x)

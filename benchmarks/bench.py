@@ -1,0 +1,179 @@
+"""Runs the benchmark cases: `python benchmarks/bench.py --cases 'perturb/*' --threads 1 2`, or `bidfmkd bench`.
+
+Prints one aligned table, and writes `<device>.json`, `.csv` and `.png` into `--out`. With `--compare FILE` ours is put
+beside what it was, both in units of the slowest contender of the case, so that a busy machine is no regression.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fnmatch
+import json
+import platform
+import re
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    # Behind the installed package, which has the native module beside it; only `benchmarks` is to be found here.
+    sys.path.append(str(ROOT))
+
+REGRESSION = 1.25  # a slowdown by more than this is flagged
+
+
+def device_name() -> str:
+    """The CPU as the system names it, with its cores."""
+    import os
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        model = found[1].strip() if found else model
+    return f"{model} x{os.cpu_count()}"
+
+
+def run(patterns: list[str], threads: list[int], runs: int) -> list[Any]:
+    """Every matching case at every number of threads."""
+    from tqdm import tqdm
+
+    import benchmarks.cases  # noqa: F401  (registers them)
+    from benchmarks.harness import CASES, run_case
+
+    chosen = [one for name, one in CASES.items() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    if not chosen:
+        raise SystemExit(f"bench: no case matches {' '.join(patterns)}; there are: {', '.join(CASES)}")
+    rows = []
+    for count in threads:
+        for one in tqdm(chosen, desc=f"{count} threads", disable=None):
+            rows += run_case(one, runs, count)
+    return rows
+
+
+def table(rows: list[Any]) -> str:
+    """An aligned text table; a ratio above 1 means slower than ours."""
+    head = ["case", "contender", "threads", "ms", "± IQR", "x ours", "GB/s", "x limit", "extra MB"]
+    body = [
+        [
+            row.case,
+            row.contender,
+            str(row.threads),
+            f"{row.median_ms:.2f}",
+            f"{row.iqr_ms:.2f}",
+            f"{row.ratio_to_ours:.2f}",
+            _number(row.gb_per_s, 1),
+            _number(row.ratio_to_limit, 2),
+            _number(row.extra_mb, 1),
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+        for line in [head, *body]
+    ]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def write(rows: list[Any], out: Path, runs: int) -> Path:
+    """JSON, CSV and a plot, named by the device."""
+    import torch
+
+    import bidfmkd_fast
+
+    out.mkdir(parents=True, exist_ok=True)
+    base = out / re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+    meta = {
+        "device": device_name(),
+        "package": bidfmkd_fast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "native": bidfmkd_fast.ops.native.build_info(),
+        "runs": runs,
+    }
+    text = json.dumps({"meta": meta, "rows": [asdict(row) for row in rows]}, indent=1)
+    base.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    with base.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(rows[0])])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    _plot(rows, base.with_suffix(".png"))
+    return base.with_suffix(".json")
+
+
+def _plot(rows: list[Any], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    baselines = [row for row in rows if row.contender not in ("ours", "store limit")]
+    if not baselines:
+        return
+    figure, axes = plt.subplots(figsize=(9, 0.32 * len(baselines) + 1.2))
+    names = [f"{row.case}, {row.contender}, {row.threads} thr." for row in baselines]
+    ratios = [row.ratio_to_ours for row in baselines]
+    colours = ["tab:blue" if ratio >= 1 else "tab:red" for ratio in ratios]
+    bars = axes.barh(names, ratios, color=colours)
+    axes.bar_label(bars, labels=[f"{ratio:.1f}x" for ratio in ratios], padding=3, fontsize=8)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("time of the baseline / time of ours (above 1: ours is faster)")
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def compare(rows: list[Any], file: Path) -> tuple[str, bool]:
+    """Ours now against ours in `file`, in units of the slowest contender of the case; and whether any regressed."""
+    before = {(row["case"], row["contender"], row["threads"]): row for row in json.loads(file.read_text())["rows"]}
+    lines, bad = [], False
+    slowest: dict[tuple[str, int], Any] = {}
+    for row in rows:
+        key = (row.case, row.threads)
+        if row.contender != "ours" and (key not in slowest or row.ratio_to_ours > slowest[key].ratio_to_ours):
+            slowest[key] = row
+    for (name, threads), row in slowest.items():
+        old = before.get((name, row.contender, threads))
+        if old is None:
+            lines.append(f"{name} ({threads} threads): not in {file.name}")
+            continue
+        change = old["ratio_to_ours"] / row.ratio_to_ours
+        regressed = change > REGRESSION
+        bad |= regressed
+        mark = "  REGRESSION" if regressed else ""
+        lines.append(f"{name} ({threads} threads): {change:.2f}x the time it took, against {row.contender}{mark}")
+    return "\n".join(lines), bad
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=["*"], help="name patterns; default: all")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="numbers of threads")
+    parser.add_argument("--runs", type=int, default=9, help="timed runs of each contender")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument(
+        "--compare", type=Path, help="a results file to compare with; exit code 1 if anything regressed"
+    )
+    options = parser.parse_args(arguments)
+    rows = run(options.cases, options.threads, options.runs)
+    print(table(rows))
+    print(f"\nwritten: {write(rows, options.out, options.runs)}")
+    if options.compare is None:
+        return 0
+    text, bad = compare(rows, options.compare)
+    print("\n" + text)
+    return int(bad)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,190 @@
+"""Whole steps: recovery, replay, evaluation; ours against the same written plainly in torch."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import bidfmkd_fast as bf
+from benchmarks.baselines import paper_order
+from benchmarks.harness import OURS, Prepared, case
+from bidfmkd_fast.meta import MetaModel, outer_replay_step
+from bidfmkd_fast.models import build_model
+
+B, SHAPE, N_CLASSES = 150, (3, 32, 32), 5
+
+
+class PlainGenerator(nn.Module):
+    """The paper's generator as it is usually written."""
+
+    def __init__(self, width: int, latent_dim: int = 256) -> None:
+        super().__init__()
+        self.width, self.side = width, SHAPE[1] // 4
+        self.project = nn.Linear(latent_dim, 2 * width * self.side**2)
+        self.draw = nn.Sequential(
+            nn.BatchNorm2d(2 * width),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.BatchNorm2d(2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, SHAPE[0], 3, padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.draw(self.project(latents).view(-1, 2 * self.width, self.side, self.side))
+
+
+def prepare_recovery(settings: bf.RecoveryConfig, plain_settings: bf.RecoveryConfig) -> Prepared:
+    """Steps of recovering 150 images of 32 x 32 x 3 from a Conv4 API: generator, points, API, gradient, Adam.
+
+    Ours is `recover` as it is called, the making of generator, latents and optimiser included; the plain one has them.
+    """
+    module = build_model("conv4", in_channels=3, n_classes=N_CLASSES, image_size=SHAPE[1:], width=32).eval()
+    api = bf.TorchBlackBox(module, bf.APISpec(n_classes=N_CLASSES, image_shape=SHAPE))
+    labels = torch.arange(N_CLASSES).repeat_interleave(B // N_CLASSES)
+    generator, latents = PlainGenerator(plain_settings.generator_width), nn.Parameter(torch.randn(B, 256))
+    optimizer = torch.optim.Adam(
+        [latents, *generator.parameters()], lr=plain_settings.learning_rate, betas=(0.5, 0.999)
+    )
+
+    def losses(points: Tensor) -> Tensor:
+        with torch.no_grad():
+            scores = module(points.flatten(0, 1))
+        return F.cross_entropy(scores, labels.repeat(len(points)), reduction="none").view(-1, B)
+
+    def plain() -> None:
+        for _ in range(settings.steps):
+            optimizer.zero_grad()
+            x = generator(latents)
+            with torch.no_grad():
+                gradient = paper_order(
+                    x, plain_settings.num_directions, plain_settings.mu, plain_settings.directions, losses
+                )
+            (x * gradient).flatten(1).sum(1).mean().backward()
+            optimizer.step()
+
+    def ours() -> bf.Recovered:
+        return bf.recover(api, B // N_CLASSES, config=settings)
+
+    def check() -> None:
+        images = torch.rand(8, *SHAPE)
+        torch.testing.assert_close(api(images), module(images).detach(), rtol=1e-4, atol=1e-5)
+
+    return Prepared(contenders={OURS: ours, "plain": plain}, check=check)
+
+
+PAPER = bf.RecoveryConfig(
+    steps=1, num_directions=100, mu=0.005, directions="sphere", generator_width=64, learning_rate=1e-3
+)
+PAPER_SIGNS = bf.RecoveryConfig(steps=1, num_directions=100, mu=0.005, generator_width=64, learning_rate=1e-3)
+DEFAULT = bf.RecoveryConfig(steps=1)
+DEFAULT_STEPS = bf.RecoveryConfig(steps=5)
+
+
+def _conv4(width: int = 32) -> nn.Module:
+    return build_model("conv4", in_channels=3, n_classes=5, image_size=(32, 32), width=width, batch_statistics=True)
+
+
+def _episode(n_shot: int, n_query: int) -> bf.Episode:
+    return bf.Episode(
+        support_images=torch.rand(5 * n_shot, 3, 32, 32),
+        support_labels=torch.arange(5).repeat_interleave(n_shot),
+        query_images=torch.rand(5 * n_query, 3, 32, 32),
+        query_labels=torch.arange(5).repeat_interleave(n_query),
+        classes=tuple(range(5)),
+    )
+
+
+def _plain_adapt(
+    module: nn.Module, episode: bf.Episode, steps: int, learning_rate: float, graph: bool
+) -> dict[str, Tensor]:
+    parameters = {
+        name: value if graph else value.detach().requires_grad_() for name, value in module.named_parameters()
+    }
+    for _ in range(steps):
+        loss = F.cross_entropy(functional_call(module, parameters, (episode.support_images,)), episode.support_labels)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=graph)
+        parameters = {name: value - learning_rate * g for (name, value), g in zip(parameters.items(), gradients)}
+        if not graph:
+            parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    return parameters
+
+
+def prepare_replay_step() -> Prepared:
+    """An outer step of replay: 4 tasks, 5-way 1-shot, 15 queries, 5 second-order inner steps, Conv4 at 32 x 32 x 3."""
+    module = _conv4()
+    episodes = [_episode(1, 15) for _ in range(4)]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)  # the module must stay what it is between runs
+
+    def plain() -> float:
+        optimizer.zero_grad()
+        losses = []
+        for episode in episodes:
+            adapted = _plain_adapt(module, episode, 5, 0.01, graph=True)
+            losses.append(
+                F.cross_entropy(functional_call(module, adapted, (episode.query_images,)), episode.query_labels)
+            )
+        loss = torch.stack(losses).sum()
+        loss.backward()
+        optimizer.step()
+        return float(loss) / 4
+
+    def ours() -> dict[str, float]:
+        return outer_replay_step(module, optimizer, episodes, steps=5, learning_rate=0.01)
+
+    def check() -> None:
+        ours_loss = ours()["loss"]
+        gradients = [parameter.grad.clone() for parameter in module.parameters()]
+        assert math.isclose(ours_loss, plain(), rel_tol=1e-4)
+        for ours_gradient, parameter in zip(gradients, module.parameters()):
+            torch.testing.assert_close(
+                ours_gradient, parameter.grad, rtol=1e-3, atol=1e-4 * float(parameter.grad.abs().max())
+            )
+
+    return Prepared(contenders={OURS: ours, "plain loop": plain}, check=check)
+
+
+def prepare_evaluation(n_shot: int, n_episodes: int = 24) -> Prepared:
+    """Meta-test of a few episodes (the whole of 600 is a multiple): 10 inner steps, 15 queries, Conv4, glyphs."""
+    dataset = bf.load_dataset("glyphs")
+    module = build_model("conv4", in_channels=1, n_classes=5, image_size=(28, 28), batch_statistics=True)
+    meta_model = MetaModel(module, adapt_steps=10, adapt_learning_rate=0.01)
+    sampler = bf.EpisodeSampler(dataset, "meta_test", 5, n_shot, 15, seed=0)
+
+    def plain() -> Tensor:
+        accuracies = []
+        for index in range(n_episodes):
+            episode = sampler.episode(index)
+            adapted = _plain_adapt(module, episode, 10, 0.01, graph=False)
+            with torch.no_grad():
+                predicted = functional_call(module, adapted, (episode.query_images,)).argmax(1)
+            accuracies.append((predicted == episode.query_labels).double().mean())
+        return torch.stack(accuracies)
+
+    def ours() -> Tensor:
+        return bf.evaluate(meta_model, dataset, n_way=5, n_shot=n_shot, n_episodes=n_episodes, seed=0).per_episode
+
+    def check() -> None:
+        # A prediction may tip on a rounding; accuracies are in steps of 1/75.
+        assert (ours() - plain()).abs().mean() < 2e-3
+
+    return Prepared(contenders={OURS: ours, "plain loop": plain}, check=check)
+
+
+case("recovery/paper_1_step")(partial(prepare_recovery, PAPER, PAPER))
+case("recovery/paper_but_rademacher_1_step")(partial(prepare_recovery, PAPER_SIGNS, PAPER_SIGNS))
+case("recovery/default_against_paper_1_step")(partial(prepare_recovery, DEFAULT, PAPER))
+case("recovery/default_5_steps")(partial(prepare_recovery, DEFAULT_STEPS, DEFAULT_STEPS))
+case("replay/4x5way1shot15query")(prepare_replay_step)
+case("evaluation/5way1shot")(partial(prepare_evaluation, 1))
+case("evaluation/5way5shot")(partial(prepare_evaluation, 5))

@@ -1,0 +1,133 @@
+"""Timing that holds on a noisy machine: contenders take turns, and a ratio is the median of the turns' ratios."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from bidfmkd_fast.ops import workspace
+
+Function = Callable[[], object]
+OURS = "ours"
+
+
+@dataclass
+class Prepared:
+    """One case, ready to run.
+
+    Attributes:
+        contenders: name -> function to time; "ours" among them.
+        check: raises AssertionError unless ours (and what else can be compared) is right; runs before any timing.
+        n_bytes: what the work must move through memory at least; 0 where arithmetic is the limit.
+        limit: name of the contender that is the physical limit, if one is.
+        output_bytes: of what a call returns, left out of the memory figure.
+    """
+
+    contenders: dict[str, Function]
+    check: Function
+    n_bytes: int = 0
+    limit: str | None = None
+    output_bytes: int = 0
+
+
+@dataclass
+class Case:
+    name: str
+    prepare: Callable[[], Prepared]
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(name: str) -> Callable[[Callable[[], Prepared]], Callable[[], Prepared]]:
+    """Registers a function that prepares a case."""
+
+    def register(prepare: Callable[[], Prepared]) -> Callable[[], Prepared]:
+        CASES[name] = Case(name, prepare)
+        return prepare
+
+    return register
+
+
+@dataclass
+class Row:
+    """One contender of one case: times in ms, memory beyond its output in MB, ratio of its time to ours."""
+
+    case: str
+    contender: str
+    threads: int
+    median_ms: float
+    iqr_ms: float
+    ratio_to_ours: float
+    gb_per_s: float | None
+    ratio_to_limit: float | None
+    extra_mb: float | None
+    runs: int = field(default=0)
+
+
+def run_case(one: Case, runs: int, threads: int) -> list[Row]:
+    """Checks the case, then times its contenders turn by turn."""
+    torch.set_num_threads(threads)
+    prepared = one.prepare()
+    prepared.check()
+    names = list(prepared.contenders)
+    memory = {name: _extra_memory(prepared.contenders[name], prepared.output_bytes) for name in names}  # warms up too
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(runs):
+        for name in names:
+            started = time.perf_counter()
+            prepared.contenders[name]()
+            times[name].append(1e3 * (time.perf_counter() - started))
+    rows = []
+    for name in names:
+        own = torch.tensor(times[name], dtype=torch.float64)
+        median, q1, q3 = (float(torch.quantile(own, p)) for p in (0.5, 0.25, 0.75))
+        limit = None if prepared.limit is None else _median_ratio(times[name], times[prepared.limit])
+        rows.append(
+            Row(
+                case=one.name,
+                contender=name,
+                threads=threads,
+                median_ms=median,
+                iqr_ms=q3 - q1,
+                ratio_to_ours=_median_ratio(times[name], times[OURS]),
+                gb_per_s=prepared.n_bytes / median / 1e6 if prepared.n_bytes else None,
+                ratio_to_limit=limit,
+                extra_mb=memory[name],
+                runs=runs,
+            )
+        )
+    return rows
+
+
+def _median_ratio(a: list[float], b: list[float]) -> float:
+    return float(torch.tensor([x / y for x, y in zip(a, b)], dtype=torch.float64).median())
+
+
+def _extra_memory(function: Function, output_bytes: int) -> float | None:
+    """Peak resident memory of a first call beyond what was there and its output, in MB; Linux only."""
+    workspace.release()
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)  # so that memory freed before cannot hide what this call takes
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        before = _status("VmRSS")
+        function()
+        return max(0.0, (_status("VmHWM") - before) / 1024 - output_bytes / 2**20)
+    except OSError:
+        function()
+        return None
+
+
+def _status(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key + ":"))
+    return int(line.split()[1])
