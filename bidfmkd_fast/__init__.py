@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 from bidfmkd_fast import errors, ops
 from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, TorchBlackBox
-from bidfmkd_fast.data import load_dataset
+from bidfmkd_fast.data import Episode, EpisodeSampler, load_dataset
 from bidfmkd_fast.meta import MetaModel, evaluate, paired_difference
 from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
 from bidfmkd_fast.scenarios import load_pool, train_pool
-from bidfmkd_fast.training import BiDfMKD, TrainConfig
+from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig
 from bidfmkd_fast.zeroth_order import ZerothOrder, as_differentiable
 
 try:
@@ -26,10 +26,14 @@ __all__ = [
     "BiDfMKD",
     "BlackBox",
     "Budget",
+    "DistillationConfig",
+    "Episode",
+    "EpisodeSampler",
     "FunctionBlackBox",
     "MetaModel",
     "Recovered",
     "RecoveryConfig",
+    "ReplayConfig",
     "TorchBlackBox",
     "TrainConfig",
     "ZerothOrder",
