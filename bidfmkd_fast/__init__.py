@@ -5,7 +5,12 @@ BiDf-MKD (Hu et al., ICML 2023, arXiv 2305.18413).
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
+
+# Before torch loads OpenMP, unless it has already or the user has chosen: threads that spin at every barrier make small
+# operations up to 70 times slower on a machine that does anything else beside (docs/architecture.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from bidfmkd_fast import errors, ops
 from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, TorchBlackBox
