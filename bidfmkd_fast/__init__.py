@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-# Before torch loads OpenMP, unless it has already or the user has chosen: threads that spin at every barrier make small
-# operations up to 70 times slower on a machine that does anything else beside (docs/architecture.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch loads OpenMP, unless it has already or the user has chosen: threads that spin long at the end of every
+# operation make a machine that does anything else beside up to 70 times slower (docs/architecture.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 from bidfmkd_fast import errors, ops
 from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, TorchBlackBox

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.data.dataset import Dataset
-from bidfmkd_fast.data.episodes import EpisodeSampler
+from bidfmkd_fast.data.episodes import Episode, EpisodeSampler
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.meta.model import MetaModel
+from bidfmkd_fast.meta.model import MetaModel, adapt_parameters
+from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters, stacks_of, task_losses
 
 
 def mean_and_ci95(values: Tensor) -> tuple[float, float]:
@@ -78,18 +79,53 @@ def evaluate(
     if n_episodes < 1:
         raise InputError(f"evaluate: n_episodes must be 1 or more; got {n_episodes}")
     sampler = EpisodeSampler(dataset, split, n_way, n_shot, n_query, seed)
-    device = next(meta_model.module.parameters()).device
-    per_episode = torch.empty(n_episodes, dtype=torch.float64)
-    for index in tqdm(range(n_episodes), desc="episodes", disable=None if progress else True, leave=False):
-        episode = sampler.episode(index)
-        classifier = meta_model.adapt(
-            episode.support_images.to(device), episode.support_labels.to(device), steps, transductive=transductive
-        )
-        predicted = classifier.predict(episode.query_images.to(device))
-        per_episode[index] = (predicted.cpu() == episode.query_labels).double().mean()
+    if transductive and can_stack(meta_model.module, n_way):
+        stacks = stacks_of(meta_model.module, (sampler.episode(index) for index in range(n_episodes)))
+        accuracies = (_stacked_accuracies(meta_model, stack, steps) for stack in stacks)
+    else:
+        accuracies = (_accuracy(meta_model, sampler.episode(i), steps, transductive) for i in range(n_episodes))
+    done: list[Tensor] = []
+    with tqdm(total=n_episodes, desc="episodes", disable=None if progress else True, leave=False) as bar:
+        for some in accuracies:
+            done.append(some)
+            bar.update(len(some))
+    per_episode = torch.cat(done)
     mean, ci95 = mean_and_ci95(per_episode)
     steps = meta_model.adapt_steps if steps is None else steps
     return Evaluation(mean, ci95, per_episode, dataset.name, split, n_way, n_shot, n_query, seed, steps)
+
+
+def _accuracy(meta_model: MetaModel, episode: Episode, steps: int | None, transductive: bool) -> Tensor:
+    """float64 `[1]`."""
+    device = next(meta_model.module.parameters()).device
+    classifier = meta_model.adapt(
+        episode.support_images.to(device), episode.support_labels.to(device), steps, transductive=transductive
+    )
+    predicted = classifier.predict(episode.query_images.to(device)).cpu()
+    return (predicted == episode.query_labels).double().mean()[None]
+
+
+def _stacked_accuracies(meta_model: MetaModel, episodes: list[Episode], steps: int | None) -> Tensor:
+    """The same for several episodes at once, float64 `[E]`."""
+    module = meta_model.module
+    device = next(module.parameters()).device
+    support_labels = torch.stack([episode.support_labels for episode in episodes]).to(device)
+    adapted = adapt_parameters(
+        module,
+        stacked_parameters(dict(module.named_parameters()), len(episodes)),
+        lambda logits: task_losses(logits, support_labels).sum(),
+        torch.stack([episode.support_images for episode in episodes]).to(device),
+        steps=meta_model.adapt_steps if steps is None else steps,
+        learning_rate=meta_model.adapt_learning_rate,
+        create_graph=False,
+        forward=stacked_forward,
+    )
+    with torch.no_grad():
+        logits = stacked_forward(
+            module, adapted, torch.stack([episode.query_images for episode in episodes]).to(device)
+        )
+    query_labels = torch.stack([episode.query_labels for episode in episodes])
+    return (logits.argmax(2).cpu() == query_labels).double().mean(1)
 
 
 def paired_difference(a: Evaluation, b: Evaluation) -> PairedDifference:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from bidfmkd_fast.data.episodes import Episode
 from bidfmkd_fast.meta.model import adapt_parameters, cross_entropy_with, forward, outer_step
+from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters, stacks_of, task_losses
 
 
 def maml_loss(
@@ -60,5 +61,40 @@ def outer_replay_step(
     def task_loss(episode: Episode) -> tuple[Tensor, Tensor]:
         return maml_loss(module, parameters, episode, steps=steps, learning_rate=learning_rate, first_order=first_order)
 
-    loss, accuracy = outer_step(optimizer, episodes, task_loss)
+    def stack_loss(stack: list[Episode]) -> tuple[Tensor, Tensor]:
+        return stacked_maml_loss(
+            module, parameters, stack, steps=steps, learning_rate=learning_rate, first_order=first_order
+        )
+
+    if episodes and all(can_stack(module, len(episode.classes)) for episode in episodes):
+        loss, accuracy = outer_step(optimizer, stacks_of(module, episodes), stack_loss)
+    else:
+        loss, accuracy = outer_step(optimizer, episodes, task_loss)
     return {"loss": loss, "accuracy": accuracy}
+
+
+def stacked_maml_loss(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    episodes: Sequence[Episode],
+    *,
+    steps: int,
+    learning_rate: float,
+    first_order: bool,
+) -> tuple[Tensor, Tensor]:
+    """`maml_loss` of several episodes of one shape at once: two `[E]`. The module must be one that `can_stack`."""
+    device = next(iter(parameters.values())).device
+    support_labels = torch.stack([episode.support_labels for episode in episodes]).to(device)
+    query_labels = torch.stack([episode.query_labels for episode in episodes]).to(device)
+    adapted = adapt_parameters(
+        module,
+        stacked_parameters(parameters, len(episodes)),
+        lambda logits: task_losses(logits, support_labels).sum(),
+        torch.stack([episode.support_images for episode in episodes]).to(device),
+        steps=steps,
+        learning_rate=learning_rate,
+        first_order=first_order,
+        forward=stacked_forward,
+    )
+    logits = stacked_forward(module, adapted, torch.stack([episode.query_images for episode in episodes]).to(device))
+    return task_losses(logits, query_labels), (logits.argmax(2) == query_labels).float().mean(1)

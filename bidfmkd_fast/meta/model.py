@@ -33,6 +33,9 @@ def forward(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor)
     return functional_call(module, {**parameters, **buffers}, (images,))
 
 
+Forward = Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]
+
+
 def adapt_parameters(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
@@ -43,13 +46,15 @@ def adapt_parameters(
     learning_rate: float,
     first_order: bool = False,
     create_graph: bool = True,
+    forward: Forward = forward,
 ) -> dict[str, Tensor]:
     """The inner loop: `steps` steps of `theta <- theta - learning_rate * d/dtheta loss(f_theta(images))`.
 
-    `loss` maps logits `[N, n_classes]` to a scalar. Parameters without `requires_grad`, or without influence on `loss`,
-    stay as they are. The result hangs on `parameters` by a graph through every step (second order); with `first_order`
-    the inner gradients count as constants, so that d(result)/d(parameters) is the identity; with `create_graph=False`
-    it is cut off, for adaptation that nothing is trained through, and shares no memory with `parameters`.
+    `loss` maps logits `[N, n_classes]` to a scalar; `forward(module, parameters, images)` makes them. Parameters without
+    `requires_grad`, or without influence on `loss`, stay as they are. The result hangs on `parameters` by a graph
+    through every step (second order); with `first_order` the inner gradients count as constants, so that
+    d(result)/d(parameters) is the identity; with `create_graph=False` it is cut off, for adaptation that nothing is
+    trained through, and shares no memory with `parameters`.
     """
     if steps < 0:
         raise InputError(f"adapt: steps must be 0 or more; got {steps}")
@@ -84,18 +89,19 @@ def outer_step(
 ) -> tuple[float, float]:
     """One optimizer step on the sum over `tasks` of `task_loss(task)[0]`; the means of both values that it returns.
 
-    Each task is differentiated before the next one starts, so the graph of one task is alive at a time.
+    A "task" may be a stack of them, with one value each, `[E]`. It is differentiated before the next one starts, so
+    the graph of one is alive at a time.
     """
     optimizer.zero_grad(set_to_none=True)
     losses, scores = [], []
     for task in tasks:
         loss, score = task_loss(task)
-        loss.backward()
-        losses.append(loss.detach())
-        scores.append(score.detach())
+        loss.sum().backward()
+        losses.append(loss.detach().flatten())
+        scores.append(score.detach().flatten())
     if not losses:
         raise InputError("outer step: tasks is empty; give at least one")
-    mean_loss = float(torch.stack(losses).mean())
+    mean_loss = float(torch.cat(losses).mean())
     gradients = [value.grad for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
     if not (math.isfinite(mean_loss) and all(gradient.isfinite().all() for gradient in gradients)):
         optimizer.zero_grad(set_to_none=True)
@@ -104,7 +110,7 @@ def outer_step(
             "lower inner_lr or outer_lr"
         )
     optimizer.step()
-    return mean_loss, float(torch.stack(scores).mean())
+    return mean_loss, float(torch.cat(scores).mean())
 
 
 class Classifier:
