@@ -50,9 +50,9 @@ def adapt_parameters(
 ) -> dict[str, Tensor]:
     """The inner loop: `steps` steps of `theta <- theta - learning_rate * d/dtheta loss(f_theta(images))`.
 
-    `loss` maps logits `[N, n_classes]` to a scalar; `forward(module, parameters, images)` makes them. Parameters without
-    `requires_grad`, or without influence on `loss`, stay as they are. The result hangs on `parameters` by a graph
-    through every step (second order); with `first_order` the inner gradients count as constants, so that
+    `loss` maps logits `[N, n_classes]` to a scalar; `forward(module, parameters, images)` makes the logits. Parameters
+    without `requires_grad`, or without influence on `loss`, stay as they are. The result hangs on `parameters` by a
+    graph through every step (second order); with `first_order` the inner gradients count as constants, so that
     d(result)/d(parameters) is the identity; with `create_graph=False` it is cut off, for adaptation that nothing is
     trained through, and shares no memory with `parameters`.
     """
