@@ -41,6 +41,7 @@ class BestEager:
     def __init__(self, x: Tensor, q: int, kind: str) -> None:
         self.q, self.kind = q, kind
         self.u = torch.empty(q, x.shape[0], x[0].numel())
+        self.bit = torch.empty(x.shape[0], x[0].numel(), dtype=torch.int64)
         self.points = torch.empty(q, x.shape[0], x[0].numel())
 
     def directions(self) -> Tensor:
@@ -51,8 +52,8 @@ class BestEager:
             return self.u.div_(self.u.norm(dim=2, keepdim=True))
         words = torch.empty(-(-q // 63), b, d, dtype=torch.int64).random_()
         for k in range(q):
-            torch.bitwise_and(words[k // 63] >> (k % 63), 1, out=words_bit(self, b, d))
-            self.u[k].copy_(self._bit)
+            torch.bitwise_right_shift(words[k // 63], k % 63, out=self.bit)
+            self.u[k].copy_(self.bit.bitwise_and_(1))
         return self.u.mul_(2 / math.sqrt(d)).sub_(1 / math.sqrt(d))
 
     def __call__(self, x: Tensor, mu: float, losses: Losses) -> Tensor:
@@ -62,12 +63,6 @@ class BestEager:
         differences = losses(self.points.view(self.q, *x.shape)) - base
         gradient = torch.bmm(differences.T[:, None, :], u.transpose(0, 1))[:, 0]  # [B, d]
         return gradient.mul_(x[0].numel() / (self.q * mu)).view_as(x)
-
-
-def words_bit(owner: BestEager, b: int, d: int) -> Tensor:
-    if not hasattr(owner, "_bit"):
-        owner._bit = torch.empty(b, d, dtype=torch.int64)
-    return owner._bit
 
 
 def functional(x: Tensor, q: int, mu: float, kind: str, losses: Losses) -> Tensor:
