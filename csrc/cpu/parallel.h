@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -18,9 +19,14 @@ void parallel_ranges(std::int64_t n_items, int n_threads, const Function& functi
   std::vector<std::thread> threads;
   threads.reserve(static_cast<std::size_t>(n_parts - 1));
   for (std::int64_t part = 1; part < n_parts; ++part) {
-    threads.emplace_back([&function, n_items, n_parts, part] {
+    const auto run = [&function, n_items, n_parts, part] {
       function(n_items * part / n_parts, n_items * (part + 1) / n_parts);
-    });
+    };
+    try {
+      threads.emplace_back(run);
+    } catch (const std::system_error&) {  // no more threads to be had: the work is done here instead
+      run();
+    }
   }
   function(std::int64_t{0}, n_items / n_parts);
   for (auto& thread : threads) thread.join();

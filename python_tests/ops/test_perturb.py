@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -72,6 +74,24 @@ def test_streaming_output(cpu_level: str, seed: int) -> None:
         assert points.numel() * 4 > 16 << 20
         with ops.use_backend("reference"):
             assert torch.equal(points, ops.perturb(x, state, 34, 0.1))
+
+
+def test_more_than_2_to_31_elements(seed: int) -> None:
+    """Offsets beyond 32 bits, in the output and in the gradient's input; 9 GB, so one instruction set only."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    if os.sysconf("SC_AVPHYS_PAGES") * page < 11e9:
+        pytest.skip("needs 11 GB of free memory")
+    q, shape = 2100, (1, 1, 1024, 1024)
+    x, state = images(shape, seed), torch.tensor([seed, 0])
+    points = ops.perturb(x, state, q, 0.3)
+    assert points.numel() > 2**31
+    last = ops.perturb(x, state, 1, 0.3, first_direction=q - 1)
+    assert torch.equal(points[-1], last[1])
+    assert torch.equal(points[0], x)
+    with ops.use_backend("reference"):
+        assert torch.equal(last, ops.perturb(x, state, 1, 0.3, first_direction=q - 1))
+    del points
+    workspace.release()
 
 
 def test_out_and_strides(cpu_level: str, seed: int) -> None:
