@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 SMALLEST_BYTES = 1 << 20  # smaller blocks are kept by the C allocator itself
-KEPT_BLOCKS = 2
+KEPT_BYTES = 1 << 29  # the most that waits for reuse: a larger block goes back to the system at once
 ALIGNMENT = 64
 
 _lock = threading.Lock()
@@ -32,7 +32,8 @@ class _Handle(np.ndarray):
 def _give_back(block: np.ndarray) -> None:
     with _lock:
         _free.append(block)
-        del _free[:-KEPT_BLOCKS]
+        while sum(kept.nbytes for kept in _free) > KEPT_BYTES:
+            del _free[0]
 
 
 def _take(n_bytes: int) -> np.ndarray:
