@@ -186,9 +186,7 @@ class _ImageMaker:
         latents = torch.randn(n_images, config.latent_dim, generator=draws)
         self.latents = nn.Parameter(latents.to(device))
         trained = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            [self.latents, *trained], lr=config.learning_rate, betas=config.betas, fused=True
-        )
+        self.optimizer = torch.optim.Adam([self.latents, *trained], lr=config.learning_rate, betas=config.betas)
 
     def images(self, step: int) -> torch.Tensor:
         """`x = T(G(z))`, `[B, C, H, W]` in the API's input range, with the graph to generator and latents."""

@@ -27,7 +27,7 @@ class DemoConfig:
 
     n_apis: int = 12
     n_way: int = 5
-    api_width: int = 16
+    api_width: int = 32
     api_epochs: int = 30
     n_episodes: int = 200
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -35,7 +35,7 @@ class DemoConfig:
 
 def demo_config() -> DemoConfig:
     """The settings of `bidfmkd demo`, chosen to end within seven minutes on two cores."""
-    return DemoConfig(train=TrainConfig(replay=ReplayConfig(final_steps=200)))
+    return DemoConfig(train=TrainConfig(replay=ReplayConfig(final_steps=240)))
 
 
 def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool = True) -> str:
