@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -68,7 +68,7 @@ class Row:
     gb_per_s: float | None
     ratio_to_limit: float | None
     extra_mb: float | None
-    runs: int = field(default=0)
+    runs: int
 
 
 def run_case(one: Case, runs: int, threads: int) -> list[Row]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,10 +111,7 @@ def _threads(elements: int) -> int:
 
 def _geometry(shape: Sequence[int], directions: str, grid: int) -> tuple[int, int, int, int, int, int, int]:
     channels, height, width = shape[1:] if directions == "lowres" else (1, 1, 1)
-    elements = 1
-    for size in shape[1:]:
-        elements *= size
-    return shape[0], elements, DIRECTIONS.index(directions), channels, height, width, grid
+    return shape[0], math.prod(shape[1:]), DIRECTIONS.index(directions), channels, height, width, grid
 
 
 def perturb_out(
@@ -281,9 +279,6 @@ def kd_loss_double_backward(
 def _kd(
     student: Tensor, temperature: float, divergence: str, scores_kind: str
 ) -> tuple[int, int, int, float, int, int]:
-    n_tasks = 1
-    for size in student.shape[:-2]:
-        n_tasks *= size
     n_images, n_classes = student.shape[-2:]
     kinds = (SCORES_KINDS.index(scores_kind), DIVERGENCES.index(divergence))
-    return n_tasks, n_images, n_classes, temperature, *kinds
+    return math.prod(student.shape[:-2]), n_images, n_classes, temperature, *kinds

@@ -69,7 +69,7 @@ def make_scores(kind: str, *shape: int, seed: int) -> torch.Tensor:
 
 
 def hand_objective(scores, labels, student, weight, kind, divergence) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """The objective of every point, image by image, from torch.distributions-free definitions in float64."""
+    """The objective of every point, image by image, written out from its definition in float64."""
     rows = torch.empty(scores.shape[:2], dtype=torch.float64)
     for r in range(scores.shape[0]):
         for b in range(scores.shape[1]):
