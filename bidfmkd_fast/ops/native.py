@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,8 @@ try:
 except ImportError as error:
     _C = None
     load_error = f"{type(error).__name__}: {error}"
+    if (Path(__file__).parents[2] / "CMakeLists.txt").is_file():
+        load_error += "; this is the source tree, which hides an installed package: run from another folder"
 
 DIRECTIONS = ("rademacher", "sphere", "gaussian", "lowres")
 SCORES_KINDS = ("logits", "probabilities", "log_probabilities")
