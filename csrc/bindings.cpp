@@ -103,7 +103,7 @@ void stream_fill(float value, Int n, Address out, int n_threads) {
   bidfmkd::kernels().stream_fill(value, n, at<float>(out), n_threads);
 }
 
-float normal(std::uint32_t word) { return bidfmkd::normal_from_word(word); }
+float normal(std::uint32_t half) { return bidfmkd::normal_from_half(half); }
 
 }  // namespace
 
@@ -120,5 +120,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info);
   module.def("select_cpu_level", &bidfmkd::select_level);
   module.def("philox4x32", &philox);
-  module.def("normal_from_word", &normal);
+  module.def("normal_from_half", &normal);
 }

@@ -34,22 +34,33 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int) ->
 
 
 def random_words(
-    state: Tensor, n_images: int, n_elements: int, third: int, rounds: int, first_image: int = 0
+    state: Tensor, n_images: int, n_counters: int, third: int, rounds: int, first_image: int = 0
 ) -> Tensor:
-    """`[n_images, n_elements]` int64 words in [0, 2^32): the counter is (element // 4, image, third, step)."""
+    """`[n_images, n_counters, 4]` int64 words in [0, 2^32) of the counters (0 ... n_counters - 1, image, third, step)."""
     device = state.device
     seed, step = state[0], state[1]
-    blocks = torch.arange((n_elements + 3) // 4, device=device)[None, :]
+    counters = torch.arange(n_counters, device=device)[None, :]
     images = torch.arange(first_image, first_image + n_images, device=device)[:, None] & _U32
-    counter = (blocks, images, torch.tensor(third & _U32, device=device), step & _U32)
+    counter = (counters, images, torch.tensor(third & _U32, device=device), step & _U32)
     words = torch.broadcast_tensors(*philox4x32(counter, (seed & _U32, (seed >> 32) & _U32), rounds))
-    return torch.stack(words, dim=-1).flatten(1)[:, :n_elements]
+    return torch.stack(words, dim=-1)
+
+
+def _sign_words(state: Tensor, n_images: int, n_elements: int, group: int, first_image: int) -> Tensor:
+    """`[n_images, n_elements]` words: bit `i` is the sign of direction `32 * group + i`."""
+    words = random_words(state, n_images, -(-n_elements // 4), group, SIGN_ROUNDS, first_image)
+    return words.flatten(1)[:, :n_elements]
 
 
 def _normals(state: Tensor, n_images: int, n_elements: int, direction: int, first_image: int) -> Tensor:
-    """`[n_images, n_elements]` standard normals in float64, by the inverse of the normal distribution function."""
-    words = random_words(state, n_images, n_elements, direction, NORMAL_ROUNDS, first_image)
-    return torch.special.ndtri((words.double() + 0.5) / 2.0**32)
+    """`[n_images, n_elements]` standard normals in float64, each from 16 bits.
+
+    The top bit is the sign; the other 15 choose the quantile at the middle of one of 2^15 equal shares.
+    """
+    words = random_words(state, n_images, -(-n_elements // 8), direction, NORMAL_ROUNDS, first_image)
+    halves = torch.cat([words & 0xFFFF, words >> 16], dim=-1).flatten(1)[:, :n_elements]
+    sizes = -torch.special.ndtri(((halves & 0x7FFF).double() + 0.5) / 2.0**16)
+    return torch.where(halves >> 15 == 1, -sizes, sizes)
 
 
 def span_dimension(shape: Sequence[int], directions: str, grid: int) -> int:
@@ -73,7 +84,7 @@ def unit_directions(
         if directions == "rademacher":
             if words is None or group_of_words != k // 32:
                 group_of_words = k // 32
-                words = random_words(state, n_images, d, group_of_words, SIGN_ROUNDS, first_image)
+                words = _sign_words(state, n_images, d, group_of_words, first_image)
             flat = (1.0 - 2.0 * ((words >> (k % 32)) & 1)).double() / math.sqrt(max(d, 1))
         elif directions == "gaussian":
             flat = _normals(state, n_images, d, k, first_image) / math.sqrt(max(d, 1))

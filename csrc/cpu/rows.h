@@ -14,7 +14,7 @@ namespace BIDFMKD_LEVEL {
 class RowMaker {
  public:
   explicit RowMaker(const Drawing& drawing)
-      : geometry_(drawing.geometry), random_(random_state(drawing.state)), words_(kTile), row_(padded(drawing.geometry.n_elements)) {
+      : geometry_(drawing.geometry), random_(random_state(drawing.state)), row_(padded(drawing.geometry.n_elements)) {
     if (geometry_.directions != Directions::kLowres) return;
     field_.resize(padded(geometry_.n_random()));
     wide_.resize(static_cast<std::size_t>(geometry_.grid * geometry_.width));
@@ -38,17 +38,10 @@ class RowMaker {
  private:
   static constexpr std::int64_t kTile = 4096;
 
-  static std::size_t padded(std::int64_t n) { return static_cast<std::size_t>((n + kWordBatch - 1) / kWordBatch * kWordBatch); }
+  static std::size_t padded(std::int64_t n) { return static_cast<std::size_t>((n + kNormalBatch - 1) / kNormalBatch * kNormalBatch); }
 
   void normals(std::uint32_t image, std::uint32_t direction, std::int64_t n, float* to) {
-    std::uint32_t* words = words_.data();
-    for (std::int64_t first = 0; first < n; first += kTile) {
-      std::int64_t count = n - first < kTile ? n - first : kTile;
-      count = (count + kWordBatch - 1) / kWordBatch * kWordBatch;
-      fill_words<kNormalRounds>(random_, first, count, image, direction, words);
-      float* target = to + first;
-      for (std::int64_t i = 0; i < count; ++i) target[i] = normal_from_word(words[i]);
-    }
+    fill_normals(random_, 0, n, image, direction, to);
   }
 
   double sum_of_squares(std::int64_t d) const {
@@ -92,7 +85,6 @@ class RowMaker {
 
   const Geometry geometry_;
   const RandomState random_;
-  std::vector<std::uint32_t> words_;
   std::vector<float> row_, field_, wide_;
   std::vector<LinearTap> columns_, lines_;
 };
