@@ -36,7 +36,7 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int) ->
 def random_words(
     state: Tensor, n_images: int, n_counters: int, third: int, rounds: int, first_image: int = 0
 ) -> Tensor:
-    """`[n_images, n_counters, 4]` int64 words in [0, 2^32) of the counters (0 ... n_counters - 1, image, third, step)."""
+    """`[n_images, n_counters, 4]` int64 words in [0, 2^32), of the counters `(0, 1, ..., image, third, step)`."""
     device = state.device
     seed, step = state[0], state[1]
     counters = torch.arange(n_counters, device=device)[None, :]

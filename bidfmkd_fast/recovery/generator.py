@@ -5,9 +5,28 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bidfmkd_fast.errors import InputError, InputTypeError
+
+
+class UpsampledConv2d(nn.Conv2d):
+    """`[B, in_channels, H, W]` -> `[B, out_channels, 2 H, 2 W]`: nearest upsampling by 2, then a 3x3 convolution.
+
+    Of the 9 pixels under the kernel only 4 differ, so it is the same as a transposed convolution of stride 2 whose 4x4
+    kernel sums the 3x3 one over 2x2 windows: 4/9 of the arithmetic, the same parameters and gradients. Without bias: the
+    batch norm behind it would remove one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        kernel = self.weight.transpose(0, 1).flip(2, 3)  # [in, out, 3, 3], turned as a transposed convolution wants it
+        rows = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))
+        summed = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))  # [in, out, 4, 4]
+        return F.conv_transpose2d(input, summed, stride=2, padding=1)
 
 
 class Generator(nn.Module):
@@ -36,12 +55,10 @@ class Generator(nn.Module):
         self.first_shape = (height // 4, image_width // 4, 2 * width)
         self.draw = nn.Sequential(
             nn.BatchNorm2d(2 * width),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False),  # the batch norm behind it removes any bias
+            UpsampledConv2d(2 * width, 2 * width),
             nn.BatchNorm2d(2 * width),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
+            UpsampledConv2d(2 * width, width),
             nn.BatchNorm2d(width),
             nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(width, channels, 3, padding=1),

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from tolerances import TOLERANCES
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery import Generator
+from bidfmkd_fast.recovery.generator import UpsampledConv2d
 from bidfmkd_fast.seeds import seeded, torch_generator
 
 
@@ -50,3 +53,18 @@ def test_sizes_below_one() -> None:
         Generator((1, 8, 8), latent_dim=0, width=4)
     with pytest.raises(InputError, match="at least 1; got 4 and 0"):
         Generator((1, 8, 8), latent_dim=4, width=0)
+
+
+def test_upsampled_convolution_is_upsampling_and_convolution(seed: int) -> None:
+    with seeded(seed, "convolution"):
+        layer = UpsampledConv2d(3, 5).double()
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=torch_generator(seed, "x"), requires_grad=True)
+    weights = torch.randn(2, 5, 8, 12, dtype=torch.float64, generator=torch_generator(seed, "weights"))
+
+    plain = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), layer.weight, padding=1)
+    rtol, atol = TOLERANCES["float64"]
+    torch.testing.assert_close(layer(x), plain, rtol=rtol, atol=atol)
+    inputs = (x, layer.weight)
+    ours = torch.autograd.grad((layer(x) * weights).sum(), inputs)
+    for gradient, wanted in zip(ours, torch.autograd.grad((plain * weights).sum(), inputs)):
+        torch.testing.assert_close(gradient, wanted, rtol=rtol, atol=atol)
