@@ -74,6 +74,7 @@ class Row:
 def run_case(one: Case, runs: int, threads: int) -> list[Row]:
     """Checks the case, then times its contenders turn by turn."""
     torch.set_num_threads(threads)
+    workspace.keep_freed_memory()  # to the benefit of every contender
     prepared = one.prepare()
     prepared.check()
     names = list(prepared.contenders)
