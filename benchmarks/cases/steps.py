@@ -64,13 +64,13 @@ def prepare_recovery(settings: bf.RecoveryConfig, plain_settings: bf.RecoveryCon
             scores = module(points.flatten(0, 1))
         return F.cross_entropy(scores, labels.repeat(len(points)), reduction="none").view(-1, B)
 
-    def plain() -> None:
+    def plain(splits: int) -> None:
         for _ in range(settings.steps):
             optimizer.zero_grad()
             x = generator(latents)
             with torch.no_grad():
                 gradient = paper_order(
-                    x, plain_settings.num_directions, plain_settings.mu, plain_settings.directions, losses
+                    x, plain_settings.num_directions, plain_settings.mu, plain_settings.directions, losses, splits
                 )
             (x * gradient).flatten(1).sum(1).mean().backward()
             optimizer.step()
@@ -82,13 +82,15 @@ def prepare_recovery(settings: bf.RecoveryConfig, plain_settings: bf.RecoveryCon
         images = torch.rand(8, *SHAPE)
         torch.testing.assert_close(api(images), module(images).detach(), rtol=1e-4, atol=1e-5)
 
-    return Prepared(contenders={OURS: ours, "plain": plain}, check=check)
+    contenders = {OURS: ours, "plain, 5 splits (a)": partial(plain, 5)}
+    if plain_settings.num_directions < 50:
+        contenders["plain, one call"] = partial(plain, 1)  # what fits is asked at once
+    return Prepared(contenders=contenders, check=check)
 
 
 PAPER = bf.RecoveryConfig(
     steps=1, num_directions=100, mu=0.005, directions="sphere", generator_width=64, learning_rate=1e-3
 )
-PAPER_SIGNS = bf.RecoveryConfig(steps=1, num_directions=100, mu=0.005, generator_width=64, learning_rate=1e-3)
 DEFAULT = bf.RecoveryConfig(steps=1)
 DEFAULT_STEPS = bf.RecoveryConfig(steps=5)
 
@@ -219,10 +221,9 @@ def prepare_evaluation(n_shot: int, n_episodes: int = 24) -> Prepared:
     return Prepared(contenders={OURS: ours, "plain loop": plain}, check=check)
 
 
-case("recovery/paper_1_step")(partial(prepare_recovery, PAPER, PAPER))
-case("recovery/paper_but_rademacher_1_step")(partial(prepare_recovery, PAPER_SIGNS, PAPER_SIGNS))
-case("recovery/default_against_paper_1_step")(partial(prepare_recovery, DEFAULT, PAPER))
-case("recovery/default_5_steps")(partial(prepare_recovery, DEFAULT_STEPS, DEFAULT_STEPS))
+case("recovery/paper_settings")(partial(prepare_recovery, PAPER, PAPER))
+case("recovery/defaults_against_paper")(partial(prepare_recovery, DEFAULT, PAPER))
+case("recovery/defaults_5_steps")(partial(prepare_recovery, DEFAULT_STEPS, DEFAULT_STEPS))
 case("replay/4x5way1shot15query")(prepare_replay_step)
 case("evaluation/5way1shot")(partial(prepare_evaluation, 1))
 case("evaluation/5way5shot")(partial(prepare_evaluation, 5))

@@ -58,7 +58,7 @@ class RecoveryConfig:
     boundary_weight: float = 0.3
     divergence: str = "l1_prob"
     augment: bool = False
-    max_images: int = 4096
+    max_images: int = 1024
 
     def __post_init__(self) -> None:
         least = {"steps": 0, "grid": 0, "num_directions": 1, "latent_dim": 1, "generator_width": 1, "max_images": 1}
