@@ -131,6 +131,8 @@ def _plot(rows: list[Any], file: Path) -> None:
     axes.bar_label(bars, labels=[f"{ratio:.1f}x" for ratio in ratios], padding=3, fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_xlim(right=2 * max(ratios))  # room for the labels
+    axes.margins(y=0.01)
     axes.set_xlabel("time of the baseline / time of ours (above 1: ours is faster)")
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=8)
