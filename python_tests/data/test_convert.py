@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import encoded, pixels, write_tree
+from converting import encoded, pixels, refused, splits, stored, write_tree
 from PIL import Image
 
 from bidfmkd_fast.data import load_dataset
-from bidfmkd_fast.data.convert import Converted, convert_dataset
-from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.data.convert import convert_dataset
 
 ANIMALS = {
     f"{name}/{file}": encoded(pixels(number))
@@ -24,25 +23,6 @@ ANIMALS = {
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def stored(converted: Converted) -> dict[str, np.ndarray]:
-    with np.load(converted.path, allow_pickle=False) as archive:
-        return dict(archive)
-
-
-def splits(converted: Converted) -> dict[str, str]:
-    return dict(zip(converted.dataset.class_names, converted.dataset.split_of_class))
-
-
-def refused(*args: object, **options: object) -> str:
-    """The message, after making sure that it is one line and that nothing was left behind."""
-    before = sorted(Path().rglob("*"))
-    with pytest.raises(InputError) as caught:
-        convert_dataset(*args, **options)  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value) and str(caught.value).startswith("convert: ")
-    assert sorted(Path().rglob("*")) == before
-    return str(caught.value)
 
 
 def test_class_folders_in_the_order_of_names() -> None:

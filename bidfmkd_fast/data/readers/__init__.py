@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bidfmkd_fast.data.readers import class_folders
+from bidfmkd_fast.data.readers import class_folders, image_lists
 from bidfmkd_fast.data.readers.listing import Listing
 from bidfmkd_fast.data.readers.splits import Split
 from bidfmkd_fast.data.readers.tree import Tree
 
 READERS: dict[str, Callable[[Tree, Split | None], Listing]] = {
     "class_folders": class_folders.read,
+    "image_lists": image_lists.read,
 }
 # Told by the names of their files alone, and split as published unless the caller has split lists.
 PUBLISHED: dict[str, Callable[[Tree], bool]] = {}

@@ -78,7 +78,7 @@ def make_split(where: str, rows: Sequence[Row]) -> Split:
 
 
 def random_split(classes: Collection[str], seed: int) -> Split:
-    """64 : 16 : 20 of the classes, as miniImageNet and CIFAR-FS are split, drawn by `seed`; one at least for meta_test."""
+    """64 : 16 : 20 of the classes, as in miniImageNet and CIFAR-FS, drawn by `seed`; one at least for meta_test."""
     names = sorted(classes)
     n_test, n_val = max(1, round(0.2 * len(names))), round(0.16 * len(names))
     order = torch.randperm(len(names), generator=torch_generator(seed, "convert", "split")).tolist()
