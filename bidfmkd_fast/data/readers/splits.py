@@ -20,6 +20,7 @@ from bidfmkd_fast.seeds import torch_generator
 SPLIT_NAMES = {name: name for name in SPLITS} | {
     "train": "meta_train", "base": "meta_train", "val": "meta_val", "test": "meta_test", "novel": "meta_test",
 }  # fmt: skip
+PUBLISHED_LISTS = Path(__file__).parent.parent / "splits"  # cifar_fs (Bertinetto et al.), omniglot (Vinyals et al.)
 _KINDS = (".csv", ".json", ".txt")
 _IMAGE_KEYS = ("label_names", "image_names", "image_labels")
 _WANTED = (
