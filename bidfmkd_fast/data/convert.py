@@ -62,6 +62,8 @@ def convert_dataset(
     path = Path(f"{listing.name}.npz" if out is None else out)
     _refuse_out(path)
     names = sorted(set(listing.classes))
+    if not names:
+        raise InputError(f"convert: {layout}: {tree.path} has no images")
     rule = given or listing.split
     if rule is None or str(split) == RANDOM:
         rule = random_split(names, seed)

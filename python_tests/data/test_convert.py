@@ -97,6 +97,7 @@ def test_zip_and_tar_read_as_the_folder_does() -> None:
         with tarfile.open(f"animals.{kind}", f"w:{kind[4:]}") as packed:
             packed.add("animals")
     wanted = stored(convert_dataset("animals", "folder.npz"))
+    assert convert_dataset("animals.tar.gz").path == Path("animals.npz")
     for kind in ("zip", "tar", "tar.gz", "tar.xz"):
         converted = convert_dataset(f"animals.{kind}", f"{kind}.npz")
         for key, value in stored(converted).items():

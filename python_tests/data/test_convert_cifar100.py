@@ -82,6 +82,7 @@ def test_the_archive_and_its_folder_become_cifar_fs() -> None:
         packed.add("cifar-100-python")
     converted = convert_dataset("cifar-100-python.tar.gz")
     assert (converted.layout, converted.path) == ("cifar100", Path("cifar_fs.npz"))
+    assert converted.split == "the published split of cifar_fs"
     got = stored(converted)
     assert got["images"].shape == (300, 32, 32, 3) and got["labels"].tolist() == np.repeat(np.arange(100), 3).tolist()
     assert got["class_names"].tolist() == NAMES

@@ -6,7 +6,7 @@ import numpy as np
 
 from bidfmkd_fast.data.readers.listing import Listing
 from bidfmkd_fast.data.readers.pickled_arrays import load_arrays
-from bidfmkd_fast.data.readers.splits import PUBLISHED_LISTS, Split, read_split
+from bidfmkd_fast.data.readers.splits import Split, published_split
 from bidfmkd_fast.data.readers.tree import Tree
 from bidfmkd_fast.errors import InputError
 
@@ -40,7 +40,7 @@ def read(tree: Tree, split: Split | None) -> Listing:
     pixels = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     if split is not None:
         return Listing("cifar100", classes, tree, pixels=pixels, split=split)
-    return Listing("cifar_fs", classes, tree, pixels=pixels, split=read_split(PUBLISHED_LISTS / "cifar_fs"))
+    return Listing("cifar_fs", classes, tree, pixels=pixels, split=published_split("cifar_fs"))
 
 
 def _classes(part: dict, names: list[str], where: str) -> list[str]:

@@ -38,7 +38,7 @@ def read(tree: Tree, split: Split | None) -> Listing:
             split = make_split(f"the folders of {tree.path}", rows)
     else:
         classes = ["/".join(part[:-1]) for part in parts]
-    return Listing(tree.path.stem, classes, tree, files, split=split, size=size_by_names(classes))
+    return Listing(tree.name, classes, tree, files, split=split, size=size_by_names(classes))
 
 
 def size_by_names(classes: list[str]) -> int | None:

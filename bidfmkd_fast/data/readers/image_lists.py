@@ -32,7 +32,7 @@ def read(tree: Tree, split: Split | None) -> Listing:
             raise InputError(f"convert: {split.where} lists the image {file} twice")
         files[file] = None
     classes = [name for _, name in split.images]
-    return Listing(tree.path.stem, classes, tree, list(files), split=split, size=size_by_names(classes))
+    return Listing(tree.name, classes, tree, list(files), split=split, size=size_by_names(classes))
 
 
 def _find(listed: str, by_file: dict[str, list[tuple[str, ...]]], where: str, tree: Tree) -> str:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from bidfmkd_fast.seeds import torch_generator
 SPLIT_NAMES = {name: name for name in SPLITS} | {
     "train": "meta_train", "base": "meta_train", "val": "meta_val", "test": "meta_test", "novel": "meta_test",
 }  # fmt: skip
-PUBLISHED_LISTS = Path(__file__).parent.parent / "splits"  # cifar_fs (Bertinetto et al.), omniglot (Vinyals et al.)
+PUBLISHED_LISTS = Path(__file__).parent.parent / "splits"
 _KINDS = (".csv", ".json", ".txt")
 _IMAGE_KEYS = ("label_names", "image_names", "image_labels")
 _WANTED = (
@@ -99,6 +99,11 @@ def read_split(path: Path) -> Split:
     if path.suffix.lower() not in (".csv", ".json"):
         raise InputError(f"convert: split lists are a folder, a .csv or a .json file; got {path}")
     return make_split(str(path), list(_parse(str(path), path.name, _content(path), None)))
+
+
+def published_split(name: str) -> Split:
+    """A split that ships with the package: "cifar_fs" (Bertinetto et al., 2019) or "omniglot" (Vinyals et al., 2016)."""
+    return replace(read_split(PUBLISHED_LISTS / name), where=f"the published split of {name}")
 
 
 def find_split(tree: Tree) -> Split | None:

@@ -25,6 +25,12 @@ class Tree(ABC):
         self.path = path
         self.names = sorted({name for name in names if _visible(name)})
 
+    @property
+    def name(self) -> str:
+        """The name of the folder, or of the archive without its ending."""
+        name = self.path.resolve().name
+        return name if self.path.is_dir() else name.removesuffix(self.path.suffix).removesuffix(".tar")
+
     @abstractmethod
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """(name, content) of these files, in the order that is quickest to read. Raises `InputError` for damage."""
