@@ -46,6 +46,6 @@ def refused(*args: object, **options: object) -> str:
     before = sorted(Path().rglob("*"))
     with pytest.raises(InputError) as caught:
         convert_dataset(*args, **options)  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value) and str(caught.value).startswith("convert: ")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("convert_dataset: ")
     assert sorted(Path().rglob("*")) == before
     return str(caught.value)

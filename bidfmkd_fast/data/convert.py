@@ -52,9 +52,9 @@ def convert_dataset(
     `out` is by default `<data set>.npz` here, and appears when it is whole. Raises `InputError` for bad input.
     """
     if layout not in LAYOUTS:
-        raise InputError(f"convert: layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+        raise InputError(f"convert_dataset: layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
     if size is not None and not 1 <= size <= 1024:
-        raise InputError(f"convert: size must be in 1..1024; got {size}")
+        raise InputError(f"convert_dataset: size must be in 1..1024; got {size}")
     tree = open_tree(Path(source).expanduser())
     given = None if split is None or str(split) == RANDOM else read_split(Path(split).expanduser())
     layout, given = _layout(tree, layout, given)
@@ -63,14 +63,16 @@ def convert_dataset(
     _refuse_out(path)
     names = sorted(set(listing.classes))
     if not names:
-        raise InputError(f"convert: {layout}: {tree.path} has no images")
+        raise InputError(f"convert_dataset: {layout}: {tree.path} has no images")
     rule = given or listing.split
     if rule is None or str(split) == RANDOM:
         rule = random_split(names, seed)
     split_of_class = rule.of_classes(set(names))
     kept = [name for name in names if name in split_of_class]
     if len(kept) < 2:
-        raise InputError(f"convert: {layout}: {tree.path} has one class, {kept[0]!r}; few-shot tasks need two at least")
+        raise InputError(
+            f"convert_dataset: {layout}: {tree.path} has one class, {kept[0]!r}; few-shot tasks need two at least"
+        )
     rows = _rows(listing, set(kept))
     index = {name: number for number, name in enumerate(kept)}
     try:
@@ -87,15 +89,15 @@ def convert_dataset(
             dataset = load_dataset(whole)
             os.replace(whole, path)
     except OSError as error:
-        raise InputError(f"convert: cannot write {path}: {error.strerror or error}") from error
+        raise InputError(f"convert_dataset: cannot write {path}: {error.strerror or error}") from error
     return Converted(dataset, path, layout, rule.where, len(names) - len(kept))
 
 
 def _refuse_out(path: Path) -> None:
     if path.suffix != ".npz":
-        raise InputError(f"convert: the file to write must end in .npz; got {path}")
+        raise InputError(f"convert_dataset: the file to write must end in .npz; got {path}")
     if path.exists():
-        raise InputError(f"convert: {path} is there already; give another --out")
+        raise InputError(f"convert_dataset: {path} is there already; give another --out")
 
 
 def _layout(tree: Tree, layout: str, given: Split | None) -> tuple[str, Split | None]:

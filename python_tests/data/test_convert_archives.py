@@ -135,7 +135,7 @@ def test_omniglot_with_vinyals_split(real_data: Path) -> None:
     missing = omniglot([name for name in real.class_names if "ULOG" not in name])
     zipped(missing, Path("missing"))
     assert "the published split of omniglot names classes that the source lacks: 'evaluation/ULOG'" in refused(
-        "missing"
+        "missing", "missing.npz"
     )
 
 

@@ -25,7 +25,7 @@ def read(tree: Tree, split: Split | None) -> Listing:
     """
     folder = tree.folder_of(*_LISTS)
     if folder is None:
-        raise InputError(f"convert: cub: {tree.path} holds no folder with {', '.join(_LISTS)}")
+        raise InputError(f"convert_dataset: cub: {tree.path} holds no folder with {', '.join(_LISTS)}")
     where = f"{tree.path}: {folder}"
     labels, names, images = (
         _numbered(content, where + name)
@@ -37,10 +37,10 @@ def read(tree: Tree, split: Split | None) -> Listing:
         name = names.get(labels.get(number, ""))
         if name is None:
             raise InputError(
-                f"convert: {where}image_class_labels.txt gives image {number}, {image}, no class of classes.txt"
+                f"convert_dataset: {where}image_class_labels.txt gives image {number}, {image}, no class of classes.txt"
             )
         if (file := f"{folder}images/{image}") not in there:
-            raise InputError(f"convert: {where}images.txt lists {image}, but there is no {file}")
+            raise InputError(f"convert_dataset: {where}images.txt lists {image}, but there is no {file}")
         files.append(file)
         classes.append(name)
     if split is None:
@@ -55,6 +55,8 @@ def _numbered(content: bytes, where: str) -> dict[str, str]:
     for line, text in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
         number, _, value = text.strip().partition(" ")
         if not value or number in values:
-            raise InputError(f"convert: {where}, line {line}: wanted a new number, a space and a value; got {text!r}")
+            raise InputError(
+                f"convert_dataset: {where}, line {line}: wanted a new number, a space and a value; got {text!r}"
+            )
         values[number] = value
     return values

@@ -20,7 +20,9 @@ def read(tree: Tree, split: Split | None) -> Listing:
     """Every listed image; images that no list names are left out. Raises `InputError` for one listed but absent."""
     if split is None or split.images is None:
         came = "there are none" if split is None else f"{split.where} lists classes only"
-        raise InputError(f"convert: image_lists: {tree.path}: wanted lists of image files, here or by --split; {came}")
+        raise InputError(
+            f"convert_dataset: image_lists: {tree.path}: wanted lists of image files, here or by --split; {came}"
+        )
     by_file: dict[str, list[tuple[str, ...]]] = {}
     for name in filter(is_image_name, tree.names):
         parts = tuple(name.split("/"))
@@ -29,7 +31,7 @@ def read(tree: Tree, split: Split | None) -> Listing:
     for listed, _ in split.images:
         file = _find(listed, by_file, split.where, tree)
         if file in files:
-            raise InputError(f"convert: {split.where} lists the image {file} twice")
+            raise InputError(f"convert_dataset: {split.where} lists the image {file} twice")
         files[file] = None
     classes = [name for _, name in split.images]
     return Listing(tree.name, classes, tree, list(files), split=split, size=size_by_names(classes))
@@ -46,10 +48,10 @@ def _find(listed: str, by_file: dict[str, list[tuple[str, ...]]], where: str, tr
     enough = {parts for parts in candidates if best >= min(2, len(wanted), len(parts))}
     found = [parts for parts, common in candidates.items() if common == best and parts in enough]
     if not found:
-        raise InputError(f"convert: {where} lists the image {listed!r}, which {tree.path} lacks")
+        raise InputError(f"convert_dataset: {where} lists the image {listed!r}, which {tree.path} lacks")
     if len(found) > 1:
         both = " and ".join("/".join(parts) for parts in found[:2])
-        raise InputError(f"convert: {where} lists the image {listed!r}, which may be {both}")
+        raise InputError(f"convert_dataset: {where} lists the image {listed!r}, which may be {both}")
     return "/".join(found[0])
 
 

@@ -35,14 +35,14 @@ def decode(content: bytes, where: str, size: int | None, resample: Image.Resampl
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.mode[0] in "IF":
-                raise InputError(f"convert: {where} has more than 8 bits per channel; make it 8 bits first")
+                raise InputError(f"convert_dataset: {where} has more than 8 bits per channel; make it 8 bits first")
             image = image.convert(mode or ("L" if image.mode in _GREY else "RGB"))
     except UnidentifiedImageError as error:
-        raise InputError(f"convert: {where} is no image (wanted one of {', '.join(FORMATS)})") from error
+        raise InputError(f"convert_dataset: {where} is no image (wanted one of {', '.join(FORMATS)})") from error
     except InputError:
         raise
     except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
-        raise InputError(f"convert: {where} cannot be read as an image: {error}") from error
+        raise InputError(f"convert_dataset: {where} cannot be read as an image: {error}") from error
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), resample)
     return np.asarray(image)
@@ -66,7 +66,7 @@ def decode_all(
                 images, first = np.empty((len(names), *image.shape), np.uint8), name
             if image.shape[:2] != images.shape[1:3]:
                 sizes = f"{first} is {images.shape[2]}x{images.shape[1]}, {name} is {image.shape[1]}x{image.shape[0]}"
-                raise InputError(f"convert: images differ in size: {sizes}; give --size, 84 in most papers")
+                raise InputError(f"convert_dataset: images differ in size: {sizes}; give --size, 84 in most papers")
             if image.ndim > images.ndim - 1:
                 images = np.repeat(images[..., None], 3, axis=3)
             images[row_of[name]] = image if image.ndim == images.ndim - 1 else image[..., None]

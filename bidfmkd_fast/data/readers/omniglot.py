@@ -50,7 +50,9 @@ class _Both(Tree):
         for part in _PARTS:
             place = _find(tree, part)
             if place is None:
-                raise InputError(f"convert: omniglot: {tree.path} lacks {part} (a folder, or {part}.zip in a folder)")
+                raise InputError(
+                    f"convert_dataset: omniglot: {tree.path} lacks {part} (a folder, or {part}.zip in a folder)"
+                )
             its, prefix = (tree, place) if place.endswith("/") else (open_tree(tree.path / place), f"{part}/")
             for name in its.names:
                 if name.startswith(prefix) and is_image_name(name):

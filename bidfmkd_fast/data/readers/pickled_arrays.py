@@ -21,11 +21,13 @@ def load_arrays(content: bytes, where: str) -> dict[str, Any]:
     try:
         value = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except InputError as error:
-        raise InputError(f"convert: {where} {error}") from None
+        raise InputError(f"convert_dataset: {where} {error}") from None
     except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
-        raise InputError(f"convert: {where} is no whole pickle: {error}; it may be damaged or cut off") from error
+        raise InputError(
+            f"convert_dataset: {where} is no whole pickle: {error}; it may be damaged or cut off"
+        ) from error
     if not isinstance(value, dict):
-        raise InputError(f"convert: {where}: wanted a pickled dict; got {type(value).__name__}")
+        raise InputError(f"convert_dataset: {where}: wanted a pickled dict; got {type(value).__name__}")
     return {str(key): item.to_numpy(where) if isinstance(item, _Array) else item for key, item in value.items()}
 
 
@@ -56,7 +58,7 @@ class _Array:
         sizes = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
         plain = isinstance(kind, _Type) and kind.code in ("u1", "|u1") and isinstance(raw, bytes) and not by_column
         if not plain or not sizes or math.prod(shape) != len(raw):
-            raise InputError(f"convert: {where} holds an array that is not whole rows of bytes")
+            raise InputError(f"convert_dataset: {where} holds an array that is not whole rows of bytes")
         return np.frombuffer(raw, np.uint8).reshape(shape)
 
 

@@ -62,7 +62,9 @@ class Split:
         if absent:
             some = ", ".join(map(repr, absent[:3])) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
             there = ", ".join(map(repr, sorted(classes)[:3]))
-            raise InputError(f"convert: {self.where} names classes that the source lacks: {some}; it has {there}, ...")
+            raise InputError(
+                f"convert_dataset: {self.where} names classes that the source lacks: {some}; it has {there}, ..."
+            )
         return found
 
 
@@ -74,7 +76,7 @@ def make_split(where: str, rows: Sequence[Row]) -> Split:
             raise _in_two(where, row.class_name, of[row.class_name], row.split)
     images = [(row.file, row.class_name) for row in rows if row.file is not None]
     if not rows or len(images) not in (0, len(rows)):
-        raise InputError(f"convert: {where} must name classes, or an image and its class in every row")
+        raise InputError(f"convert_dataset: {where} must name classes, or an image and its class in every row")
     return Split(where, of, images or None)
 
 
@@ -94,15 +96,15 @@ def read_split(path: Path) -> Split:
         files = [file.name for file in path.iterdir() if file.is_file()]
         chosen = _choose(files, str(path))
         if not chosen:
-            raise InputError(f"convert: {path} holds no split lists: wanted {_WANTED}")
+            raise InputError(f"convert_dataset: {path} holds no split lists: wanted {_WANTED}")
         return _parse_three(str(path), {split: (name, _content(path / name)) for split, name in chosen.items()})
     if path.suffix.lower() not in (".csv", ".json"):
-        raise InputError(f"convert: split lists are a folder, a .csv or a .json file; got {path}")
+        raise InputError(f"convert_dataset: split lists are a folder, a .csv or a .json file; got {path}")
     return make_split(str(path), list(_parse(str(path), path.name, _content(path), None)))
 
 
 def published_split(name: str) -> Split:
-    """A split that ships with the package: "cifar_fs" (Bertinetto et al., 2019) or "omniglot" (Vinyals et al., 2016)."""
+    """A split shipped with the package: "cifar_fs" (Bertinetto et al., 2019) or "omniglot" (Vinyals et al., 2016)."""
     return replace(read_split(PUBLISHED_LISTS / name), where=f"the published split of {name}")
 
 
@@ -115,7 +117,7 @@ def find_split(tree: Tree) -> Split | None:
     found = {folder: chosen for folder, files in folders.items() if (chosen := _choose(files, f"{tree.path}/{folder}"))}
     if len(found) > 1:
         where = ", ".join(repr(folder) for folder in sorted(found))
-        raise InputError(f"convert: {tree.path} holds split lists in {where}; choose with --split")
+        raise InputError(f"convert_dataset: {tree.path} holds split lists in {where}; choose with --split")
     for folder, chosen in found.items():
         names = [f"{folder}/{name}".lstrip("/") for name in chosen.values()]
         contents = dict(zip(chosen, zip(chosen.values(), tree.read(*names))))
@@ -132,12 +134,14 @@ def _choose(files: Sequence[str], where: str) -> dict[str, str]:
             stem, _, ending = file.lower().rpartition(".")
             split = SPLIT_NAMES.get(stem) if f".{ending}" == kind else None
             if split is not None and chosen.setdefault(split, file) != file:
-                raise InputError(f"convert: {where} holds {chosen[split]} and {file}, two lists for {split}; keep one")
+                raise InputError(
+                    f"convert_dataset: {where} holds {chosen[split]} and {file}, two lists for {split}; keep one"
+                )
         if {"meta_train", "meta_test"} <= set(chosen):
             complete.append(chosen)
     if len(complete) > 1:
         both = " and ".join(chosen["meta_train"] for chosen in complete)
-        raise InputError(f"convert: {where} holds split lists of several kinds, {both}; keep one")
+        raise InputError(f"convert_dataset: {where} holds split lists of several kinds, {both}; keep one")
     return complete[0] if complete else {}
 
 
@@ -162,7 +166,9 @@ def _parse(where: str, name: str, content: bytes, split: str | None) -> Iterator
         else:
             yield from (Row(str(split), line.strip()) for line in text.splitlines() if line.strip())
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"convert: {where} cannot be read as {name.rpartition('.')[2].upper()}: {error}") from error
+        raise InputError(
+            f"convert_dataset: {where} cannot be read as {name.rpartition('.')[2].upper()}: {error}"
+        ) from error
 
 
 def _parse_csv(where: str, text: str, split: str | None) -> Iterator[Row]:
@@ -170,11 +176,11 @@ def _parse_csv(where: str, text: str, split: str | None) -> Iterator[Row]:
     columns = reader.fieldnames or ()
     wanted = ["label"] + ["split"] * (split is None)
     if not set(wanted) <= set(columns):
-        raise InputError(f"convert: {where}: wanted the columns {['filename', *wanted]}; got {list(columns)}")
+        raise InputError(f"convert_dataset: {where}: wanted the columns {['filename', *wanted]}; got {list(columns)}")
     for row in reader:
         its = split or SPLIT_NAMES.get(row["split"] or "")
         if not row["label"] or its is None or None in row or ("filename" in columns and not row["filename"]):
-            raise InputError(f"convert: {where}, line {reader.line_num}: wanted {','.join(columns)}; got {row}")
+            raise InputError(f"convert_dataset: {where}, line {reader.line_num}: wanted {','.join(columns)}; got {row}")
         yield Row(its, row["label"], row.get("filename"))
 
 
@@ -182,7 +188,7 @@ def _parse_json(where: str, value: object, split: str | None) -> Iterator[Row]:
     if split is None:
         if not isinstance(value, dict) or not value or not set(value) <= set(SPLIT_NAMES):
             raise InputError(
-                f"convert: {where}: wanted {{'meta_train': [classes], 'meta_val': [...], 'meta_test': [...]}}"
+                f"convert_dataset: {where}: wanted {{'meta_train': [classes], 'meta_val': [...], 'meta_test': [...]}}"
             )
         for key, classes in value.items():
             yield from _parse_json(where, classes, SPLIT_NAMES[key])
@@ -191,24 +197,24 @@ def _parse_json(where: str, value: object, split: str | None) -> Iterator[Row]:
     elif isinstance(value, dict) and all(isinstance(value.get(key), list) for key in _IMAGE_KEYS):
         names, files, labels = (value[key] for key in _IMAGE_KEYS)
         if len(files) != len(labels):
-            raise InputError(f"convert: {where}: {len(files)} image_names but {len(labels)} image_labels")
+            raise InputError(f"convert_dataset: {where}: {len(files)} image_names but {len(labels)} image_labels")
         for file, label in zip(files, labels):
             if type(label) is not int or not 0 <= label < len(names) or not isinstance(file, str):
                 wanted = f"a file name and a number of one of {len(names)} label_names"
-                raise InputError(f"convert: {where}: wanted {wanted}; got {file!r} and {label!r}")
+                raise InputError(f"convert_dataset: {where}: wanted {wanted}; got {file!r} and {label!r}")
             yield Row(split, str(names[label]), file)
     else:
-        raise InputError(f"convert: {where}: wanted a list of class names, or {', '.join(_IMAGE_KEYS)}")
+        raise InputError(f"convert_dataset: {where}: wanted a list of class names, or {', '.join(_IMAGE_KEYS)}")
 
 
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"convert: cannot read the split list {path}: {error.strerror}") from error
+        raise InputError(f"convert_dataset: cannot read the split list {path}: {error.strerror}") from error
 
 
 def _in_two(where: str, class_name: str, one: str, other: str) -> InputError:
     return InputError(
-        f"convert: {where}: class {class_name!r} is in {one} and in {other}; no class may be in two splits"
+        f"convert_dataset: {where}: class {class_name!r} is in {one} and in {other}; no class may be in two splits"
     )

@@ -53,14 +53,14 @@ def open_tree(path: Path) -> Tree:
     if path.is_dir():
         return _Folder(path)
     if not path.is_file():
-        raise InputError(f"convert: there is no file or folder {path}")
+        raise InputError(f"convert_dataset: there is no file or folder {path}")
     with _damage_named(path):
         if tarfile.is_tarfile(path):
             return _Tar(path)
         if zipfile.is_zipfile(path):
             return _Zip(path)
     raise InputError(
-        f"convert: {path} is neither a folder nor a whole zip or tar archive; if it should be, it is cut off"
+        f"convert_dataset: {path} is neither a folder nor a whole zip or tar archive; if it should be, it is cut off"
     )
 
 
@@ -73,7 +73,7 @@ class _Folder(Tree):
             file = self.path / name
             with _damage_named(file):
                 if not file.is_file():  # a pipe would never end
-                    raise InputError(f"convert: {file} is no regular file")
+                    raise InputError(f"convert_dataset: {file} is no regular file")
                 _refuse_huge(self.path, name, file.stat().st_size)
                 content = file.read_bytes()
             yield name, content
@@ -104,7 +104,7 @@ class _Tar(Tree):
                 if member.isfile():
                     names.append(name)
                 elif not member.isdir():
-                    raise InputError(f"convert: {path}: {name!r} is a link or device, which no data set needs")
+                    raise InputError(f"convert_dataset: {path}: {name!r} is a link or device, which no data set needs")
         super().__init__(path, names)
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -123,12 +123,12 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise InputError(f"convert: {path} cannot be read: {error}; it may be damaged or cut off") from error
+        raise InputError(f"convert_dataset: {path} cannot be read: {error}; it may be damaged or cut off") from error
 
 
 def _walk(root: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
-        raise InputError(f"convert: cannot look into {error.filename}: {error.strerror}")
+        raise InputError(f"convert_dataset: cannot look into {error.filename}: {error.strerror}")
 
     seen: set[str] = set()  # links are followed, once
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
@@ -149,12 +149,14 @@ def _visible(name: str) -> bool:
 def _inside(archive: Path, name: str) -> str:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"convert: {archive}: the path {name!r} leads out of the archive; nothing of it was read")
+        raise InputError(
+            f"convert_dataset: {archive}: the path {name!r} leads out of the archive; nothing of it was read"
+        )
     return path.as_posix()
 
 
 def _refuse_huge(root: Path, name: str, size: int) -> None:
     if size > MAX_FILE_BYTES:
         raise InputError(
-            f"convert: {root}: {name!r} holds {size:,} bytes; no file of a data set exceeds {MAX_FILE_BYTES:,}"
+            f"convert_dataset: {root}: {name!r} holds {size:,} bytes; no file of a data set exceeds {MAX_FILE_BYTES:,}"
         )
