@@ -14,8 +14,8 @@ from bidfmkd_fast.data.dataset import Dataset, load_dataset
 from bidfmkd_fast.data.readers import PUBLISHED, READERS
 from bidfmkd_fast.data.readers.images import decode_all
 from bidfmkd_fast.data.readers.listing import Listing
-from bidfmkd_fast.data.readers.splits import Split, find_split, random_split, read_split
-from bidfmkd_fast.data.readers.tree import Tree, open_tree
+from bidfmkd_fast.data.readers.splits import find_split, random_split, read_split
+from bidfmkd_fast.data.readers.tree import open_tree
 from bidfmkd_fast.errors import InputError
 
 LAYOUTS = ("auto", *READERS)
@@ -56,16 +56,22 @@ def convert_dataset(
     if size is not None and not 1 <= size <= 1024:
         raise InputError(f"convert_dataset: size must be in 1..1024; got {size}")
     tree = open_tree(Path(source).expanduser())
-    given = None if split is None or str(split) == RANDOM else read_split(Path(split).expanduser())
-    layout, given = _layout(tree, layout, given)
+    random = str(split) == RANDOM
+    given = None if split is None or random else read_split(Path(split).expanduser())
+    if layout == "auto":
+        layout = next((name for name, matches in PUBLISHED.items() if matches(tree)), layout)
+    if layout == "image_lists" or (layout in ("auto", "class_folders") and not random):
+        given = given or find_split(tree)
+    if layout == "auto":
+        layout = "class_folders" if given is None or given.images is None else "image_lists"
     listing = READERS[layout](tree, given)
-    path = Path(f"{listing.name}.npz" if out is None else out)
+    path = Path(f"{listing.name}.npz" if out is None else out).expanduser()
     _refuse_out(path)
     names = sorted(set(listing.classes))
     if not names:
         raise InputError(f"convert_dataset: {layout}: {tree.path} has no images")
     rule = given or listing.split
-    if rule is None or str(split) == RANDOM:
+    if rule is None or random:
         rule = random_split(names, seed)
     split_of_class = rule.of_classes(set(names))
     kept = [name for name in names if name in split_of_class]
@@ -98,17 +104,6 @@ def _refuse_out(path: Path) -> None:
         raise InputError(f"convert_dataset: the file to write must end in .npz; got {path}")
     if path.exists():
         raise InputError(f"convert_dataset: {path} is there already; give another --out")
-
-
-def _layout(tree: Tree, layout: str, given: Split | None) -> tuple[str, Split | None]:
-    """The layout to read by, and the split lists: those given, else those inside a source without a published split."""
-    if layout == "auto":
-        layout = next((name for name, matches in PUBLISHED.items() if matches(tree)), "auto")
-    if given is None and layout not in PUBLISHED:
-        given = find_split(tree)
-    if layout == "auto":
-        layout = "class_folders" if given is None or given.images is None else "image_lists"
-    return layout, given
 
 
 def _rows(listing: Listing, kept: set[str]) -> list[int]:

@@ -84,6 +84,8 @@ def test_class_lists_beside_the_images_and_elsewhere() -> None:
     assert converted.left_out == 1 and converted.split == "one.json"
     Path("one.csv").write_text("label,split\ncat,meta_val\nox,meta_test\ndog,meta_train\n")
     assert splits(convert_dataset("data", "csv.npz", split="one.csv"))["cat"] == "meta_val"
+    Path("data/splits/train.json").write_text('["ox/b"]')  # lists of images by another's rule, two kinds of them
+    Path("data/splits/test.json").write_text('["ox/a"]')
     assert "random" in convert_dataset("data", "random.npz", split="random").split
 
 
@@ -186,6 +188,11 @@ def test_wrong_split_lists() -> None:
     for name, (message, text) in cases.items():
         Path(f"{name}.json").write_text(text)
         assert message in refused("animals", split=f"{name}.json"), name
+    write_tree(
+        Path("nested"), {f"a/{name}/1.png": encoded(pixels(1)) for name in "bc"} | {"d/1.png": encoded(pixels(2))}
+    )
+    Path("folders.json").write_text('{"train": ["a", "d"], "test": ["a/c"]}')
+    assert "class 'a/c' is in meta_train and in meta_test" in refused("nested", split="folders.json")
     Path("bad.csv").write_bytes(b"label,split\n\xff,train\n")
     assert "cannot be read as CSV" in refused("animals", split="bad.csv")
     Path("bad.csv").write_text("name,split\nox,train\n")
@@ -209,8 +216,9 @@ def test_wrong_split_lists() -> None:
 
 def test_files_that_are_no_images() -> None:
     whole = encoded(pixels(1, 40, 40))
-    bomb = bytearray(encoded(np.zeros((1, 1), np.uint8), "BMP"))
-    bomb[18:26] = (40_000).to_bytes(4, "little") * 2  # claims 1.6 billion pixels
+    bombs = [bytearray(encoded(np.zeros((1, 1), np.uint8), "BMP")) for _ in range(2)]
+    for bomb, side in zip(bombs, (10_000, 40_000)):  # Pillow itself warns of the first and refuses the second
+        bomb[18:26] = side.to_bytes(4, "little") * 2
     deep = encoded(np.zeros((4, 4), np.uint16))
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\nshowpage\n"
     for content, message in (
@@ -218,7 +226,8 @@ def test_files_that_are_no_images() -> None:
         (script, "is no image (wanted one of PNG"),
         (b"", "is no image"),
         (whole[: len(whole) // 2], "cannot be read as an image"),
-        (bytes(bomb), "exceeds limit"),
+        (bytes(bombs[0]), "exceeds limit"),
+        (bytes(bombs[1]), "exceeds limit"),
         (deep, "more than 8 bits"),
     ):
         write_tree(Path("animals"), ANIMALS | {"cat/new.png": content})
@@ -276,7 +285,8 @@ def test_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").touch()
     assert "cannot write file/x.npz" in refused("animals", "file/x.npz")
 
-    def full(*_: object, **__: object) -> None:
+    def full(path: Path, **_: object) -> None:
+        path.write_bytes(b"the beginning")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full)

@@ -55,8 +55,8 @@ def test_lists_apart_from_a_zip_of_the_images() -> None:
     wanted = stored(convert_dataset("whole"))
     for key, value in stored(convert_dataset("images.zip", split="lists", layout="image_lists")).items():
         np.testing.assert_array_equal(value, wanted[key])
-    converted = convert_dataset("whole", "random.npz", split="random", seed=4)
-    assert converted.layout == "image_lists" and converted.split == "drawn at random, seed 4"
+    converted = convert_dataset("whole", "random.npz", layout="image_lists", split="random", seed=4)
+    assert converted.split == "drawn at random, seed 4"
 
 
 def test_one_csv_for_all_splits() -> None:
