@@ -163,6 +163,24 @@ def bench(options: Any) -> None:
         sys.exit(1)
 
 
+def convert(options: Any) -> None:
+    """Make an .npz data set of class folders, listed images, or the archive of CIFAR-100, Omniglot or CUB-200-2011."""
+    from bidfmkd_fast.data.convert import convert_dataset
+
+    made = convert_dataset(
+        options.source,
+        options.out,
+        layout=options.layout,
+        split=options.split,
+        size=options.size,
+        seed=options.seed,
+        progress=True,
+    )
+    left_out = f"; {made.left_out} classes of no split left out" if made.left_out else ""
+    print(f"{made.dataset}\nread as {made.layout}, split: {made.split}{left_out}")
+    print(f"next: bidfmkd pool --dataset {made.path}")
+
+
 COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "demo": (demo, "bidfmkd demo --seed 1"),
     "pool": (pool, "bidfmkd pool --dataset omniglot --invert true --n-apis 20"),
@@ -170,6 +188,7 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "evaluate": (evaluate, "bidfmkd evaluate --run runs/train --n-shot 1 5"),
     "recover": (recover, "bidfmkd recover --pool runs/pool --api 0 --config.num_directions 20"),
     "bench": (bench, "bidfmkd bench --cases perturb/* --threads 1"),
+    "convert": (convert, "bidfmkd convert CUB_200_2011.tgz --out cub.npz"),
 }
 
 
@@ -200,6 +219,7 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
 
     from bidfmkd_fast import __version__
     from bidfmkd_fast.data import SPLITS
+    from bidfmkd_fast.data.convert import LAYOUTS
     from bidfmkd_fast.recovery import RecoveryConfig
     from bidfmkd_fast.scenarios.demo import DemoConfig, demo_config
     from bidfmkd_fast.training import TrainConfig, paper
@@ -219,6 +239,8 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
         )
         if name == "bench":
             one.add_argument("--out", type=str, help="folder of the results; default: runs/bench")
+        elif name == "convert":
+            one.add_argument("--out", type=str, help="file to write; default: <data set>.npz here")
         elif name != "evaluate":
             one.add_argument("--out", type=str, help=f"new folder; default: runs/{name}, or runs/{name}-2 and so on")
         if name in ("demo", "train"):
@@ -274,6 +296,18 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     one.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
     one.add_argument("--runs", type=int, default=9, help="timed runs of each contender")
     one.add_argument("--compare", type=str, help="a results file; exit code 1 if anything became slower")
+
+    one = parsers["convert"]
+    one.add_argument("source", type=str, help="folder, zip or tar archive of images")
+    one.add_argument(
+        "--layout", type=str, choices=LAYOUTS, default="auto", help="what the source is; auto tells by names"
+    )
+    one.add_argument(
+        "--split",
+        type=str,
+        help="folder of split lists, one CSV or JSON, or 'random'; default: the source's or published",
+    )
+    one.add_argument("--size", type=int, help="height and width; default: the papers', or the images' own")
 
     for name, one in parsers.items():
         commands.add_subcommand(name, one, help=COMMANDS[name][0].__doc__)
