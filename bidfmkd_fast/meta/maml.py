@@ -10,7 +10,14 @@ from torch.nn import functional
 
 from bidfmkd_fast.data.episodes import Episode
 from bidfmkd_fast.meta.model import adapt_parameters, cross_entropy_with, forward, outer_step
-from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters, stacks_of, task_losses
+from bidfmkd_fast.meta.stacked import (
+    can_stack,
+    forward_in_turn,
+    stacked_forward,
+    stacked_parameters,
+    stacks_of,
+    task_losses,
+)
 
 
 def maml_loss(
@@ -96,5 +103,5 @@ def stacked_maml_loss(
         first_order=first_order,
         forward=stacked_forward,
     )
-    logits = stacked_forward(module, adapted, torch.stack([episode.query_images for episode in episodes]).to(device))
+    logits = forward_in_turn(module, adapted, torch.stack([episode.query_images for episode in episodes]).to(device))
     return task_losses(logits, query_labels), (logits.argmax(2) == query_labels).float().mean(1)

@@ -62,6 +62,17 @@ def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images:
     return torch.baddbmm(bias, features, parameters["classifier.weight"].transpose(1, 2))
 
 
+def forward_in_turn(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """`stacked_forward`, but one task after the other: faster where a task has many images and a backward pass follows.
+
+    Small stacks save calls; large ones leave the cache, and grouped convolutions are a little slower than plain ones.
+    """
+    pieces = enumerate(images.split(1))
+    return torch.cat(
+        [stacked_forward(module, {name: p[i : i + 1] for name, p in parameters.items()}, own) for i, own in pieces]
+    )
+
+
 def task_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of each task: logits `[E, N, n_classes]`, labels `[E, N]` -> `[E]`."""
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
