@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import re
@@ -149,12 +150,28 @@ def recover(options: Any) -> None:
     )
 
 
+def serve(options: Any) -> None:
+    """Serve every API of a pool over the Open Inference Protocol v2 on 127.0.0.1, with faults on demand."""
+    from bidfmkd_fast.scenarios import load_pool
+    from bidfmkd_fast.serving import Behaviour, behaviours_of
+    from bidfmkd_fast.serving.server import Service, serve_until_interrupted
+    from bidfmkd_fast.training.report import text_table
+
+    apis = load_pool(options.pool)
+    common = Behaviour(**_plain_values(options.config.as_dict()))
+    service = Service(apis, behaviours_of([api.name for api in apis], common, options.per_model), options.seed)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve_until_interrupted(service, options.port, announce=print)
+    print(text_table(service.rows()))
+
+
 COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "demo": (demo, "bidfmkd demo --seed 1"),
     "pool": (pool, "bidfmkd pool --dataset omniglot --invert true --n-apis 20"),
     "train": (train, "bidfmkd train --pool runs/pool --config.recovery.steps 40"),
     "evaluate": (evaluate, "bidfmkd evaluate --run runs/train --n-shot 1 5"),
     "recover": (recover, "bidfmkd recover --pool runs/pool --api 0 --config.num_directions 20"),
+    "serve": (serve, "bidfmkd serve runs/pool --port 8000 --config.failed 0.1"),
 }
 
 
@@ -187,6 +204,7 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     from bidfmkd_fast.data import SPLITS
     from bidfmkd_fast.recovery import RecoveryConfig
     from bidfmkd_fast.scenarios.demo import DemoConfig, demo_config
+    from bidfmkd_fast.serving import Behaviour
     from bidfmkd_fast.training import TrainConfig, paper
 
     parser = ArgumentParser(
@@ -202,7 +220,7 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
         one = parsers[name] = ArgumentParser(
             exit_on_error=False, allow_abbrev=False, description=function.__doc__, epilog=f"example: {example}"
         )
-        if name != "evaluate":
+        if name not in ("evaluate", "serve"):
             one.add_argument("--out", type=str, help=f"new folder; default: runs/{name}, or runs/{name}-2 and so on")
         if name in ("demo", "train"):
             one.add_argument("--seed", type=int, help="of every random draw; default: the one in the configuration")
@@ -241,6 +259,12 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
         parsers[name].add_argument("--pool", type=str, required=True, help="folder of a trained pool")
         parsers[name].add_argument("--max-queries", type=int, help="budget for all APIs together; default: none")
         parsers[name].add_argument("--device", type=str, default="cpu", help="of generator and meta-model")
+
+    one = parsers["serve"]
+    one.add_argument("pool", type=str, help="folder of a trained pool")
+    one.add_argument("--port", type=int, default=8000, help="of 127.0.0.1; no other address is served")
+    one.add_argument("--per-model", type=str, help="YAML file of what differs: `api_003: {nan: 1.0}`")
+    one.add_class_arguments(Behaviour, "config", help="what every model tells, and what goes wrong with it")
 
     one = parsers["evaluate"]
     one.add_argument("--run", type=str, required=True, help="folder of a finished run")
@@ -294,9 +318,10 @@ def _settings(command: str) -> list[str]:
     """The dotted keys under `--config` of a command."""
     from bidfmkd_fast.recovery import RecoveryConfig
     from bidfmkd_fast.scenarios.demo import DemoConfig
+    from bidfmkd_fast.serving import Behaviour
     from bidfmkd_fast.training import TrainConfig
 
-    kinds = {"demo": DemoConfig, "train": TrainConfig, "recover": RecoveryConfig}
+    kinds = {"demo": DemoConfig, "train": TrainConfig, "recover": RecoveryConfig, "serve": Behaviour}
     return _keys(asdict(kinds[command]())) if command in kinds else []
 
 
