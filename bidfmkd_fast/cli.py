@@ -161,7 +161,7 @@ def serve(options: Any) -> None:
     common = Behaviour(**_plain_values(options.config.as_dict()))
     service = Service(apis, behaviours_of([api.name for api in apis], common, options.per_model), options.seed)
     with contextlib.suppress(KeyboardInterrupt):
-        serve_until_interrupted(service, options.port, announce=print)
+        serve_until_interrupted(service, options.port, announce=lambda line: print(line, flush=True))
     print(text_table(service.rows()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,12 +47,11 @@ class Behaviour:
         InputError: a value is out of range, or two of them do not go together.
     """
 
-    # Optional, not `| None`: jsonargparse reads these annotations on Python 3.10 too.
-    scores_kind: Optional[str] = None  # noqa: UP045
-    decimals: Optional[int] = None  # noqa: UP045
-    top_k: Optional[int] = None  # noqa: UP045
+    scores_kind: str | None = None
+    decimals: int | None = None
+    top_k: int | None = None
     dtype: str = "float32"
-    max_batch: Optional[int] = None  # noqa: UP045
+    max_batch: int | None = None
     latency: float = 0.0
     throttled: float = 0.0
     storm_every: int = 0

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -54,7 +55,7 @@ class Service:
         """What was served, of one model or all: in the form of Triton's statistics extension, with more counts.
 
         `inference_count` counts images scored, `execution_count` requests whose images were scored, `received` all
-        requests, `fates` what became of them.
+        requests and the images of the well-formed ones, and `fates` what became of the requests.
         """
         models = self.models.values() if name is None else [self._model(name)]
         return {"model_stats": [model.statistics() for model in models]}
@@ -65,7 +66,8 @@ class Service:
         fates = sorted({fate for one in told for fate in one["fates"]})
         rows = [["model", "requests", "images scored", *(fate.replace("_", " ") for fate in fates)]]
         for one in told:
-            counts = (one["received"], one["inference_count"], *(one["fates"].get(fate, 0) for fate in fates))
+            counts = [one["received"]["requests"], one["inference_count"]]
+            counts += [one["fates"].get(fate, 0) for fate in fates]
             rows.append([one["name"], *(f"{count:,}" for count in counts)])
         return rows
 
@@ -131,7 +133,7 @@ class _Model:
         self._outputs = [TensorInfo("scores", "FP32", (-1, n_told))]
         if behaviour.top_k is not None:
             self._outputs.append(TensorInfo("labels", "INT64", (-1, n_told)))
-        self._received = self._scored = self._images = 0
+        self._requests = self._images = self._scored_requests = self._scored_images = 0
         self._fates: Counter[str] = Counter()
 
     def metadata(self) -> dict[str, Any]:
@@ -159,45 +161,53 @@ class _Model:
         return {
             "name": self._api.name,
             "version": "1",
-            "inference_count": self._images,
-            "execution_count": self._scored,
+            "inference_count": self._scored_images,
+            "execution_count": self._scored_requests,
             "inference_stats": {"success": {"count": answered}, "fail": {"count": failed}},
-            "received": self._received,
+            "received": {"requests": self._requests, "images": self._images},
             "fates": dict(self._fates),
         }
 
     async def infer(self, http: HTTPRequest, turn: CapacityLimiter) -> Response:
-        behaviour, number = self._behaviour, self._received
-        self._received += 1
-        fate = behaviour.fate(self._seed, self._api.name, number)
-        body = await http.body()
-        if behaviour.latency:
-            await asyncio.sleep(behaviour.latency)
-        response = Response()
-        if fate == "throttled":
-            response = _refusal(http, Refused(429, "too many requests"))
-            response.headers["Retry-After"] = str(behaviour.retry_after)
-        elif fate == "failed":
-            status = _FAILURES[derive_seed(self._seed, "serving", self._api.name, "status", number) % len(_FAILURES)]
-            response = _refusal(http, Refused(status, "the service has a problem"))
-        elif fate != "dropped":
-            try:
-                request = await to_thread.run_sync(self._read, body, http.headers.get(HEADER_LENGTH), limiter=turn)
-                outputs = await to_thread.run_sync(self._answer, request, number, limiter=turn)
-            except Refused as error:
-                fate, response = "refused", _refusal(http, error)
-            except Exception as error:  # for instance a remote API behind this one that is not there
-                fate, response = "broken", _refusal(http, Refused(500, f"{self._api.name}: {error}"))
-            else:
-                self._images += len(request.images)
-                self._scored += 1
-                response = _answer_response(self._api.name, request, _spoiled(outputs, fate))
+        try:
+            body = await http.body()
+        except ClientDisconnect:  # killed while it sent: nothing was asked
+            return Response()
+        number = self._requests
+        self._requests += 1
+        await asyncio.sleep(self._behaviour.latency)
+        try:
+            request = await to_thread.run_sync(self._read, body, http.headers.get(HEADER_LENGTH), limiter=turn)
+            self._images += len(request.images)
+            fate, response = await self._meet_fate(request, number, turn)
+        except Refused as error:
+            fate, response = "refused", _refusal(http, error)
         self._fates[fate] += 1
         if fate in ("dropped", "lost"):
             http.scope[ABORT]()
             while (await http.receive())["type"] != "http.disconnect":
                 pass
         return response
+
+    async def _meet_fate(self, request: Request, number: int, turn: CapacityLimiter) -> tuple[str, Response]:
+        fate = self._behaviour.fate(self._seed, self._api.name, number)
+        if fate == "dropped":
+            return fate, Response()
+        if fate == "throttled":
+            return fate, _error(429, "too many requests", {"Retry-After": str(self._behaviour.retry_after)})
+        if fate == "failed":
+            draw = derive_seed(self._seed, "serving", self._api.name, "status", number)
+            return fate, _error(_FAILURES[draw % len(_FAILURES)], "the service has a problem")
+        try:
+            outputs = await to_thread.run_sync(self._answer, request, number, limiter=turn)
+        except InputError as error:  # images that are not finite
+            raise Refused(400, str(error)) from None
+        except Exception as error:  # for instance a remote API behind this one that is not there
+            return "broken", _error(500, str(error))
+        self._scored_images += len(request.images)
+        self._scored_requests += 1
+        body, headers = write_answer(self._api.name, request, _spoiled(outputs, fate))
+        return fate, Response(body, headers=headers)
 
     def _read(self, body: bytes, header_length: str | None) -> Request:
         request = read_request(body, header_length, self._input, [output.name for output in self._outputs])
@@ -210,10 +220,7 @@ class _Model:
         images = torch.tensor(request.images)
         if self._behaviour.dtype == "uint8":
             images = self._api.spec.from_unit(images.float() / 255)
-        try:
-            scores = self._api(images)
-        except InputError as error:  # images that are not finite
-            raise Refused(400, str(error)) from None
+        scores = self._api(images)
         return self._behaviour.tell(scores, self._api.spec.scores_kind, self._seed, self._api.name, number)
 
 
@@ -227,10 +234,9 @@ def _spoiled(outputs: dict[str, np.ndarray[Any, Any]], fate: str) -> dict[str, n
     return {**outputs, "scores": scores}
 
 
-def _answer_response(name: str, request: Request, outputs: dict[str, np.ndarray[Any, Any]]) -> Response:
-    body, headers = write_answer(name, request, outputs)
-    return Response(body, headers=headers)
+def _error(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"error": reason}, status, headers)
 
 
-def _refusal(request: HTTPRequest, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, getattr(error, "status", 500))
+def _refusal(http: HTTPRequest, error: Exception) -> Response:
+    return _error(getattr(error, "status", 500), str(error))
