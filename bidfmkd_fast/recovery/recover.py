@@ -153,7 +153,7 @@ def recover(
     spec = api.spec
     labels = torch.arange(spec.n_classes).repeat_interleave(n_per_class).to(device)  # [B]
     maker = _ImageMaker(api, len(labels), config, generator, seed, device)
-    objective = Objective(labels, spec.scores_kind, student, config.boundary_weight, config.divergence)
+    objective = Objective(labels, spec.returned_kind, student, config.boundary_weight, config.divergence)
     _check_budget(api, config, len(labels))
     if config.steps == 0:
         images = maker.images(0).detach()
@@ -268,7 +268,7 @@ def _check_budget(api: BlackBox, config: RecoveryConfig, n_images: int) -> None:
     rows = 1 + config.num_directions if config.steps else 1  # each of n_images
     per_call = max(1, config.max_images // n_images)
     requests = sum(api._count_requests(min(per_call, rows - first) * n_images) for first in range(0, rows, per_call))
-    if not api.budget.affords(rows * n_images, requests):
+    if not api.budget.affords(rows * n_images, requests, api._price(rows * n_images)):
         raise BudgetExhausted(
             f"recover: one step asks {api.name} {rows * n_images:,} queries in {requests:,} requests, more than "
             f"is left of {api.budget}; raise the budget or take a lower n_per_class or num_directions"

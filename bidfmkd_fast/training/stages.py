@@ -97,7 +97,7 @@ class Stages:
         query = self._recover_set(index, api, "query", student)
         if query is None:
             return None
-        return DistillationTask(images, scores, query.images, query.recovered.scores, api.spec.scores_kind)
+        return DistillationTask(images, scores, query.images, query.recovered.scores, api.spec.returned_kind)
 
     def _meta_model(self, module: nn.Module) -> MetaModel:
         return MetaModel(module, adapt_steps=self.config.adapt_steps, adapt_learning_rate=self.config.adapt_lr)
@@ -149,7 +149,7 @@ class Stages:
                 steps=self.config.distillation.inner_steps,
                 learning_rate=self.config.distillation.inner_lr,
                 first_order=True,  # only its values are used
-                scores_kind=api.spec.scores_kind,
+                scores_kind=api.spec.returned_kind,
             )
         parameters = {name: value.detach() for name, value in adapted.items()}
         return lambda points: forward(self.module, parameters, api.spec.to_unit(points))
