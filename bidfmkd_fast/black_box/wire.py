@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -41,6 +40,8 @@ def through_wire(images: Tensor, spec: APISpec) -> Tensor:
         return images
     pixels = _bytes(images, spec)
     if spec.encoding == "jpeg":
+        from PIL import Image
+
         files = [_file(image, "jpeg") for image in pixels.cpu().numpy()]
         arrays = [np.asarray(Image.open(io.BytesIO(file))) for file in files]  # each [H, W] or [H, W, C]
         decoded = torch.from_numpy(np.stack([array.reshape(*array.shape[:2], -1) for array in arrays]))
@@ -65,6 +66,8 @@ def _bytes(images: Tensor, spec: APISpec) -> Tensor:
 
 def _file(pixels: np.ndarray[Any, Any], encoding: str) -> bytes:
     """uint8 `[C, H, W]` as a file."""
+    from PIL import Image
+
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     file = io.BytesIO()
     # Full chroma and high quality: a JPEG should lose as little of a small step as the format allows.
