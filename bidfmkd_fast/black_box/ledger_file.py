@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bidfmkd_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from bidfmkd_fast.black_box.base import BlackBox
+
+_SESSION = uuid.uuid4().hex  # this process
+_COUNTS = "queries, requests, answered_queries, answered_requests, cost"
 
 
 @dataclass(frozen=True)
@@ -23,8 +31,22 @@ class LedgerRow:
     cost: float
 
 
+def row_of(number: int, api: BlackBox, before: LedgerRow | None = None) -> LedgerRow:
+    """What the ledger in memory of an API says, less what it said `before`."""
+    told, sold = api.ledger, before or LedgerRow(number, api.name, 0, 0, 0, 0, 0.0)
+    return LedgerRow(
+        number,
+        api.name,
+        told.queries - sold.queries,
+        told.requests - sold.requests,
+        told.answered_queries - sold.answered_queries,
+        told.answered_requests - sold.answered_requests,
+        told.cost - sold.cost,
+    )
+
+
 class LedgerFile:
-    """One row of counts per API in an SQLite file, which outlives a killed process. Safe under threads.
+    """Counts per API in an SQLite file, which outlives a killed process. Safe under threads.
 
     It is written ahead of each request (write-ahead log, no wait for the disk): the counts survive the end of the
     process at any moment; the last few may be lost when the machine itself loses power.
@@ -41,10 +63,10 @@ class LedgerFile:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS apis (number INTEGER PRIMARY KEY, name TEXT NOT NULL, "
+                "CREATE TABLE IF NOT EXISTS apis (number INTEGER NOT NULL, session TEXT NOT NULL, name TEXT NOT NULL, "
                 "queries INTEGER NOT NULL DEFAULT 0, requests INTEGER NOT NULL DEFAULT 0, "
                 "answered_queries INTEGER NOT NULL DEFAULT 0, answered_requests INTEGER NOT NULL DEFAULT 0, "
-                "cost REAL NOT NULL DEFAULT 0)"
+                "cost REAL NOT NULL DEFAULT 0, PRIMARY KEY (number, session))"
             )
             self.rows()
         except sqlite3.Error as error:
@@ -57,10 +79,13 @@ class LedgerFile:
             InputError: the row is of an API of another name.
         """
         with self._lock:
-            self._connection.execute("INSERT OR IGNORE INTO apis (number, name) VALUES (?, ?)", (number, name))
-            (held,) = self._connection.execute("SELECT name FROM apis WHERE number = ?", (number,)).fetchone()
-        if held != name:
-            raise InputError(f"ledger: API {number} of {self.path} is {held!r}; got {name!r}; is this another pool?")
+            names = self._connection.execute("SELECT name FROM apis WHERE number = ?", (number,)).fetchall()
+            if not {held for (held,) in names} <= {name}:
+                told = f"API {number} of {self.path} is {names[0][0]!r}"
+                raise InputError(f"ledger: {told}; got {name!r}; is this another pool?")
+            self._connection.execute(
+                "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)", (number, _SESSION, name)
+            )
 
     def add(
         self,
@@ -75,16 +100,24 @@ class LedgerFile:
         with self._lock:
             self._connection.execute(
                 "UPDATE apis SET queries = queries + ?, requests = requests + ?, answered_queries = answered_queries + "
-                "?, answered_requests = answered_requests + ?, cost = cost + ? WHERE number = ?",
-                (queries, requests, answered_queries, answered_requests, cost, number),
+                "?, answered_requests = answered_requests + ?, cost = cost + ? WHERE number = ? AND "
+                "session = ?",
+                (queries, requests, answered_queries, answered_requests, cost, number, _SESSION),
             )
 
     def rows(self) -> list[LedgerRow]:
-        """All rows, by number."""
+        """The sums over all processes, by number."""
+        return self._rows("")
+
+    def earlier(self) -> dict[int, LedgerRow]:
+        """What other processes, all gone by now, have counted, by number."""
+        return {row.number: row for row in self._rows(f"WHERE session != '{_SESSION}'")}
+
+    def _rows(self, where: str) -> list[LedgerRow]:
+        sums = ", ".join(f"sum({count})" for count in _COUNTS.split(", "))
         with self._lock:
             found = self._connection.execute(
-                "SELECT number, name, queries, requests, answered_queries, answered_requests, cost FROM apis "
-                "ORDER BY number"
+                f"SELECT number, name, {sums} FROM apis {where} GROUP BY number ORDER BY number"
             ).fetchall()
         return [LedgerRow(*row) for row in found]
 
