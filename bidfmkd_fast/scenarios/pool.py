@@ -192,8 +192,8 @@ def read_pool(path: str | Path) -> Pool:
 def load_modules(path: str | Path) -> list[nn.Module]:
     """The pool's classifiers as open modules in `eval()`, for white-box comparisons; arguments as for `read_pool`.
 
-    Raises `InputError` as `read_pool` does, for a weights file that is missing, damaged or does not fit, and for an API
-    that is no module here.
+    Raises `InputError` as `read_pool` does, for a weights file that is missing, damaged or does not fit, and for an
+    API that is no module here.
     """
     pool = read_pool(path)
     modules = []

@@ -20,8 +20,8 @@ _RESERVED = ("budget", "kind", "spec", "inverted")
 class SourceEntry:
     """One such API.
 
-    `kind` is "remote", "grpc", "json" or "onnx"; `spec` holds fields of `APISpec`, of which all but a JSON service's may
-    be left to the server or the file; `options` are the arguments of the black box.
+    `kind` is "remote", "grpc", "json" or "onnx"; `spec` holds fields of `APISpec`, which a v2 server or an ONNX file
+    may complete; `options` are the arguments of the black box.
     """
 
     kind: str
@@ -43,7 +43,8 @@ class SourceEntry:
         """The black box; files are looked for in the pool's folder.
 
         Raises:
-            InputError: options or spec that do not fit. APIUnavailable: a service that has to tell its spec is not there.
+            InputError: options or spec that do not fit.
+            APIUnavailable: a service that has to tell its spec is not there.
         """
         from bidfmkd_fast import black_box
 

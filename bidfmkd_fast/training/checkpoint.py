@@ -245,7 +245,8 @@ def read_recovered(file: Path, index: int, part: str, api: BlackBox) -> Recovere
         raise InputError(f"run folder: {file} is damaged ({reason}); remove it to have it asked for again") from None
     names = json.dumps(list(spec.names))
     if (about.get("api"), about.get("set"), about.get("class_names")) != (api.name, part, names):
-        raise InputError(f"run folder: {file} is of {about.get('api')!r}, not of {api.name!r}; is this another pool?")
+        held = f"the {about.get('set')} set of {about.get('api')!r}"
+        raise InputError(f"run folder: {file} is {held}, not the {part} set of {api.name!r}; is this another pool?")
     complete, mu = state.tolist()
     recovered = Recovered(
         spec.from_unit(images),
