@@ -165,7 +165,7 @@ def write_report(
     """Write `report.md` into a finished run's folder: accuracy, cost, pictures, settings; the path of the report."""
     summary = folder.summary()
     lines = [f"# Run `{folder.path.name}`", ""]
-    if summary["budget_ended"]:
+    if summary["budget_ended"] or not (summary["complete"] or summary["skipped"]):
         lines += ["**A budget ended before every API was recovered in full; what there is was used.**", ""]
     for name, reason in summary["skipped"].items():
         lines += [f"**{name} was left out: {reason}**", ""]
