@@ -13,6 +13,7 @@ from tqdm import tqdm
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
+from bidfmkd_fast.ops.workspace import keep_freed_memory
 from bidfmkd_fast.recovery.generator import Generator, check_images, renewed
 from bidfmkd_fast.recovery.objective import Objective, Student, augment
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
@@ -57,7 +58,7 @@ class RecoveryConfig:
     boundary_weight: float = 0.3
     divergence: str = "l1_prob"
     augment: bool = False
-    max_images: int = 4096
+    max_images: int = 1024
 
     def __post_init__(self) -> None:
         least = {"steps": 0, "grid": 0, "num_directions": 1, "latent_dim": 1, "generator_width": 1, "max_images": 1}
@@ -155,6 +156,7 @@ def recover(
     maker = _ImageMaker(api, len(labels), config, generator, seed, device)
     objective = Objective(labels, spec.scores_kind, student, config.boundary_weight, config.divergence)
     _check_budget(api, config, len(labels))
+    keep_freed_memory()
     if config.steps == 0:
         images = maker.images(0).detach()
         student_scores = objective.student_scores(images, spec.n_classes)

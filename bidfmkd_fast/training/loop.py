@@ -14,6 +14,7 @@ from bidfmkd_fast.black_box import BlackBox, Budget
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.meta.model import forward
 from bidfmkd_fast.models import build_model
+from bidfmkd_fast.ops.workspace import keep_freed_memory
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
@@ -90,6 +91,7 @@ class BiDfMKD:
             BudgetExhausted: no budget pays a single recovery step; nothing has been asked then.
             BadAnswer: an API answered something that is no set of scores; what was recovered before is in `run_dir`.
         """
+        keep_freed_memory()
         folder = None if run_dir is None else RunFolder.create(run_dir, self.config)
         module = copy.deepcopy(self._module)
         stages = Stages(self.apis, module, self.generator, self.config, self.device, folder, progress)
