@@ -13,18 +13,17 @@ import torch
 from torch import Tensor
 
 Losses = Callable[[Tensor], Tensor]
-SPLITS = 5
 
 
-def paper_order(x: Tensor, q: int, mu: float, kind: str, losses: Losses) -> Tensor:
-    """Draw, norm, divide, repeat, add, query, weight, sum; in 5 splits of the directions, as the authors do.
+def paper_order(x: Tensor, q: int, mu: float, kind: str, losses: Losses, splits: int = 5) -> Tensor:
+    """Draw, norm, divide, repeat, add, query, weight, sum; in splits of the directions, 5 as the authors do.
 
-    Unlike theirs, it keeps the directions that are left over when 5 does not divide q.
+    Unlike theirs, it keeps the directions that are left over when `splits` does not divide q.
     """
     d = x[0].numel()
     base = losses(x[None])[0]  # [B]
     gradient = torch.zeros_like(x)
-    for n in (len(part) for part in torch.arange(q).tensor_split(SPLITS)):
+    for n in (len(part) for part in torch.arange(q).tensor_split(splits)):
         if kind == "sphere":
             u = torch.randn(n, *x.shape)
             u = u / u.flatten(2).norm(dim=2).view(n, -1, *[1] * (x.dim() - 1))

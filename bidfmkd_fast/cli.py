@@ -150,6 +150,20 @@ def recover(options: Any) -> None:
     )
 
 
+def bench(options: Any) -> None:
+    """Time kernels and whole steps against plain torch; run it from the root of the source tree."""
+    import importlib
+
+    if not Path("benchmarks/bench.py").is_file():
+        raise InputError("the benchmarks are in the source tree, not in the package; run this from the tree's root")
+    sys.path.append(str(Path.cwd()))
+    suite = importlib.import_module("benchmarks.bench")
+    against = None if options.compare is None else Path(options.compare)
+    out = Path(options.out or "runs/bench")
+    if suite.bench(options.cases, options.threads, options.runs, out, against, options.seed):
+        sys.exit(1)
+
+
 def serve(options: Any) -> None:
     """Serve every API of a pool over the Open Inference Protocol v2 on 127.0.0.1, with faults on demand."""
     from bidfmkd_fast.scenarios import load_pool
@@ -171,6 +185,7 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "train": (train, "bidfmkd train --pool runs/pool --config.recovery.steps 40"),
     "evaluate": (evaluate, "bidfmkd evaluate --run runs/train --n-shot 1 5"),
     "recover": (recover, "bidfmkd recover --pool runs/pool --api 0 --config.num_directions 20"),
+    "bench": (bench, "bidfmkd bench --cases perturb/* --threads 1"),
     "serve": (serve, "bidfmkd serve runs/pool --port 8000 --config.failed 0.1"),
 }
 
@@ -220,7 +235,9 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
         one = parsers[name] = ArgumentParser(
             exit_on_error=False, allow_abbrev=False, description=function.__doc__, epilog=f"example: {example}"
         )
-        if name not in ("evaluate", "serve"):
+        if name == "bench":
+            one.add_argument("--out", type=str, help="folder of the results; default: runs/bench")
+        elif name not in ("evaluate", "serve"):
             one.add_argument("--out", type=str, help=f"new folder; default: runs/{name}, or runs/{name}-2 and so on")
         if name in ("demo", "train"):
             one.add_argument("--seed", type=int, help="of every random draw; default: the one in the configuration")
@@ -275,6 +292,12 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     one.add_argument("--n-query", type=int, default=15, help="query images per class")
     one.add_argument("--n-episodes", type=int, default=600, help="episodes")
     one.add_argument("--split", type=str, choices=SPLITS, default="meta_test", help="classes to draw from")
+
+    one = parsers["bench"]
+    one.add_argument("--cases", type=str, nargs="+", default=["*"], help="name patterns; default: all")
+    one.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
+    one.add_argument("--runs", type=int, default=9, help="timed runs of each contender")
+    one.add_argument("--compare", type=str, help="a results file; exit code 1 if anything became slower")
 
     for name, one in parsers.items():
         commands.add_subcommand(name, one, help=COMMANDS[name][0].__doc__)

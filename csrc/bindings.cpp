@@ -81,6 +81,34 @@ void kd_loss_double_backward(Address grad_out, Address grad, Address student, Ad
                                    at<float>(grad_student));
 }
 
+bidfmkd::NormPoolSaved norm_pool_saved(Address place, Address normalised, Address mean, Address r) {
+  return {at<std::int32_t>(place), at<float>(normalised), at<float>(mean), at<float>(r)};
+}
+
+void norm_pool(Int n_images, Int height, Int width, Int channels, Address x, Address weight, Address bias, double eps,
+               Address y, Address place, Address normalised, Address mean, Address r, int n_threads) {
+  bidfmkd::kernels().norm_pool({n_images, height, width, channels}, at<const float>(x), at<const float>(weight),
+                               at<const float>(bias), eps, at<float>(y), norm_pool_saved(place, normalised, mean, r),
+                               n_threads);
+}
+
+void norm_pool_backward(Int n_images, Int height, Int width, Int channels, Address grad, Address x, Address weight,
+                        Address place, Address normalised, Address mean, Address r, Address grad_x, Address grad_weight,
+                        Address grad_bias, int n_threads) {
+  bidfmkd::kernels().norm_pool_backward({n_images, height, width, channels}, at<const float>(grad), at<const float>(x),
+                                        at<const float>(weight), norm_pool_saved(place, normalised, mean, r),
+                                        at<float>(grad_x), at<float>(grad_weight), at<float>(grad_bias), n_threads);
+}
+
+void norm_pool_double_backward(Int n_images, Int height, Int width, Int channels, Address v, Address p, Address s,
+                               Address grad, Address x, Address weight, Address place, Address normalised, Address mean,
+                               Address r, Address grad_grad, Address grad_x, Address grad_weight, int n_threads) {
+  bidfmkd::kernels().norm_pool_double_backward(
+      {n_images, height, width, channels}, at<const float>(v), at<const float>(p), at<const float>(s),
+      at<const float>(grad), at<const float>(x), at<const float>(weight), norm_pool_saved(place, normalised, mean, r),
+      at<float>(grad_grad), at<float>(grad_x), at<float>(grad_weight), n_threads);
+}
+
 py::dict build_info() {
   py::dict info;
   info["compiler"] = BIDFMKD_COMPILER;
@@ -116,6 +144,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("kd_loss", &kd_loss, without_gil);
   module.def("kd_loss_backward", &kd_loss_backward, without_gil);
   module.def("kd_loss_double_backward", &kd_loss_double_backward, without_gil);
+  module.def("norm_pool", &norm_pool, without_gil);
+  module.def("norm_pool_backward", &norm_pool_backward, without_gil);
+  module.def("norm_pool_double_backward", &norm_pool_double_backward, without_gil);
   module.def("stream_fill", &stream_fill, without_gil);
   module.def("build_info", &build_info);
   module.def("select_cpu_level", &bidfmkd::select_level);

@@ -16,6 +16,7 @@ from bidfmkd_fast.black_box.answers import as_told
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.folding import fold_batch_norms
 from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.pooling import replace_max_pools
 from bidfmkd_fast.black_box.precision import full_float32
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.black_box.wire import through_wire
@@ -78,8 +79,9 @@ class TorchBlackBox(LocalBlackBox):
     """A torch module served as an API: only its scores come out. Each call costs one request.
 
     The module is copied and put in evaluation mode; batch norms are folded into the convolutions before them, the
-    memory format is channels-last and large calls run in cache-sized micro-batches, each as far as it leaves the scores
-    equal up to rounding (measured once, here). It runs in full float32, without autocast and without TF32.
+    memory format is channels-last, 2x2 max pools become elementwise maxima and large calls run in cache-sized
+    micro-batches, each as far as it leaves the scores equal up to rounding (measured once, here). It runs in full
+    float32, without autocast and without TF32.
 
     Args:
         module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of `spec.scores_kind`
@@ -201,6 +203,8 @@ def _fastest_equal(plain: nn.Module, spec: APISpec, device: torch.device) -> tup
             if fold:
                 fold_batch_norms(candidate)
             candidate.to(memory_format=memory_format)  # type: ignore[call-overload]
+            if device.type == "cpu" and memory_format == torch.channels_last:
+                replace_max_pools(candidate)
             deviation = (scores_of(candidate, memory_format) - wanted).abs().max()
         except Exception:  # for instance `view` on channels-last: the next form is tried, at last `plain`
             continue

@@ -13,6 +13,7 @@ from bidfmkd_fast.data.episodes import Episode, EpisodeSampler
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.model import MetaModel, adapt_parameters
 from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters, stacks_of, task_losses
+from bidfmkd_fast.ops.workspace import keep_freed_memory
 
 
 def mean_and_ci95(values: Tensor) -> tuple[float, float]:
@@ -76,6 +77,7 @@ def evaluate(
     """
     from tqdm import tqdm
 
+    keep_freed_memory()
     if n_episodes < 1:
         raise InputError(f"evaluate: n_episodes must be 1 or more; got {n_episodes}")
     sampler = EpisodeSampler(dataset, split, n_way, n_shot, n_query, seed)

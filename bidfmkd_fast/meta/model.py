@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters
 from bidfmkd_fast.models import build_model, model_arguments
 
 _METADATA_KEY = "bidfmkd_meta_model"
@@ -24,11 +25,13 @@ Task = TypeVar("Task")
 
 
 def forward(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Logits `[N, n_classes]` of `module` under `parameters`.
+    """Logits `[N, n_classes]` of `module` under `parameters`; a Conv4 with batch statistics as a stack of one task.
 
     The module runs in the mode it is in and is left as it was: it gets copies of its buffers, so a batch norm that
     tracks running statistics updates a copy that is thrown away.
     """
+    if can_stack(module):
+        return stacked_forward(module, stacked_parameters(parameters, 1), images[None])[0]
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     return functional_call(module, {**parameters, **buffers}, (images,))
 

@@ -14,12 +14,13 @@ from torch.nn import functional
 
 from bidfmkd_fast.data.episodes import Episode
 from bidfmkd_fast.models import Conv4
+from bidfmkd_fast.ops.norm_pool import norm_pool
 
 _MOST_TASKS = 8
 _ACTIVATION_BYTES = 64 << 20  # of the largest layer over all tasks: more would leave the cache without a gain
 
 
-def can_stack(module: nn.Module, n_way: int) -> bool:
+def can_stack(module: nn.Module, n_way: int = 0) -> bool:
     """Whether `stacked_forward` serves this module: a Conv4 with batch statistics and a score for every class."""
     return type(module) is Conv4 and module.batch_statistics and n_way <= module.n_classes
 
@@ -55,8 +56,7 @@ def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images:
         weight = parameters[f"blocks.{i}.0.weight"].flatten(0, 1)
         scale, shift = parameters[f"blocks.{i}.1.weight"].flatten(), parameters[f"blocks.{i}.1.bias"].flatten()
         x = functional.conv2d(x, weight, padding=1, groups=n_tasks)
-        x = functional.batch_norm(x, None, None, scale, shift, training=True, eps=block[1].eps)  # type: ignore[index]
-        x = functional.relu(functional.max_pool2d(x, 2))
+        x = norm_pool(x, scale, shift, block[1].eps)  # type: ignore[index]
     features = x.unflatten(1, (n_tasks, -1)).transpose(0, 1).flatten(2)  # [E, N, features]
     bias = parameters["classifier.bias"][:, None]
     return torch.baddbmm(bias, features, parameters["classifier.weight"].transpose(1, 2))

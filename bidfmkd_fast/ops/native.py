@@ -35,6 +35,7 @@ DIVERGENCES = ("l1", "l1_prob", "kl")
 BACKENDS = ("auto", "native", "reference")
 # Below this many elements a thread costs more than it saves (measured: docs/architecture.md).
 ELEMENTS_PER_THREAD = 1 << 20
+ELEMENTS_PER_NORM_THREAD = 1 << 22  # one pass over memory: a second thread gains little
 
 _backend = "auto"
 _warned = False
@@ -277,6 +278,66 @@ def kd_loss_double_backward(
         *_kd(student, temperature, divergence, scores_kind),
     )
     return grad_grad, grad_student
+
+
+Saved = tuple[Tensor, ...]  # place, normalised, mean, r; see csrc/cpu/kernels.h
+
+
+def norm_pool(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Saved]:
+    """The kernel behind `ops.norm_pool`, on channels-last images; its output and what the derivatives need."""
+    assert _C is not None
+    n_images, channels, height, width = images.shape
+    cells = torch.empty(
+        (n_images, channels, height // 2, width // 2), device=images.device, memory_format=torch.channels_last
+    )
+    saved = (torch.empty_like(cells, dtype=torch.int32), torch.empty_like(cells), *images.new_empty(2, channels))
+    _C.norm_pool(*_norm_pool(images), *_addresses(images, weight, bias), eps, *_addresses(cells, *saved), _few(images))
+    return cells, saved
+
+
+def norm_pool_backward(grad: Tensor, images: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel behind its derivative: gradients of images, weight and bias."""
+    assert _C is not None
+    out = (torch.empty_like(images), torch.empty_like(weight), torch.empty_like(weight))
+    _C.norm_pool_backward(
+        *_norm_pool(images), *_addresses(grad, images, weight, *saved), *_addresses(*out), _few(images)
+    )
+    return out
+
+
+def norm_pool_double_backward(
+    grad_images: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    saved: Saved,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel behind the second derivative: gradients of `grad`, images and weight."""
+    assert _C is not None
+    out = (torch.empty_like(grad), torch.empty_like(images), torch.empty_like(weight))
+    _C.norm_pool_double_backward(
+        *_norm_pool(images),
+        *_addresses(grad_images, grad_weight, grad_bias, grad, images, weight, *saved),
+        *_addresses(*out),
+        _few(images),
+    )
+    return out
+
+
+def _norm_pool(images: Tensor) -> tuple[int, int, int, int]:
+    n_images, channels, height, width = images.shape
+    return n_images, height, width, channels
+
+
+def _addresses(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _few(images: Tensor) -> int:
+    """Threads of a norm_pool kernel, which does more with an element than the others."""
+    return max(1, min(torch.get_num_threads(), images.numel() // ELEMENTS_PER_NORM_THREAD))
 
 
 def _kd(

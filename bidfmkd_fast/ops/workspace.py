@@ -8,7 +8,10 @@ allocator does this.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -60,3 +63,23 @@ def release() -> None:
     """Gives the kept blocks back to the system."""
     with _lock:
         _free.clear()
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Tells the C allocator, once and for the whole process, to keep what is freed instead of giving it back.
+
+    A training loop frees and takes the same blocks in every step, and glibc maps blocks of more than 32 MB anew each
+    time: a quarter of a replay step was page faults. The process then stays at the size of its peak until it ends.
+    Called by `fit`, `recover` and `evaluate`; does nothing with another C library, or where the environment sets the
+    allocator itself (`MALLOC_MMAP_MAX_`, `MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES`).
+    """
+    if any(name in os.environ for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_max = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)

@@ -15,8 +15,8 @@ class UpsampledConv2d(nn.Conv2d):
     """`[B, in_channels, H, W]` -> `[B, out_channels, 2 H, 2 W]`: nearest upsampling by 2, then a 3x3 convolution.
 
     Of the 9 pixels under the kernel only 4 differ, so it is the same as a transposed convolution of stride 2 whose 4x4
-    kernel sums the 3x3 one over 2x2 windows: 4/9 of the arithmetic, the same parameters and gradients. Without bias: the
-    batch norm behind it would remove one.
+    kernel sums the 3x3 one over 2x2 windows: 4/9 of the arithmetic, the same parameters and gradients. Without bias:
+    the batch norm behind it would remove one.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

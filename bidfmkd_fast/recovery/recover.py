@@ -14,6 +14,7 @@ from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.resolution import QUERIES
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
+from bidfmkd_fast.ops.workspace import keep_freed_memory
 from bidfmkd_fast.recovery.generator import Generator, check_images, renewed
 from bidfmkd_fast.recovery.objective import Objective, Student, augment
 from bidfmkd_fast.recovery.step_length import AUTO, as_number, choose_mu, warn_if_unmoved
@@ -60,7 +61,7 @@ class RecoveryConfig:
     boundary_weight: float = 0.3
     divergence: str = "l1_prob"
     augment: bool = False
-    max_images: int = 4096
+    max_images: int = 1024
 
     def __post_init__(self) -> None:
         least = {"steps": 0, "grid": 0, "num_directions": 1, "latent_dim": 1, "generator_width": 1, "max_images": 1}
@@ -173,6 +174,7 @@ def recover(
     maker = _ImageMaker(api, len(labels), config, generator, seed, device)
     objective = Objective(labels, spec.returned_kind, student, config.boundary_weight, config.divergence)
     _check_budget(api, config, len(labels))
+    keep_freed_memory()
     if config.steps == 0:
         images = maker.images(0).detach()
         student_scores = objective.student_scores(images, spec.n_classes)

@@ -109,12 +109,15 @@ class Behaviour:
                 direction = torch.randn(scores.shape[1], generator=torch_generator(seed, "serving", model, "drift"))
                 logits = logits + self.drift * number / _DRIFT_UNIT * direction
             scores = {"logits": logits, "probabilities": logits.softmax(1)}.get(wanted, logits.log_softmax(1))
+        if self.top_k is None:
+            return {"scores": self._rounded(scores)}
+        best = scores.topk(self.top_k, dim=1)  # of the exact scores: rounding makes ties
+        return {"scores": self._rounded(best.values), "labels": best.indices.numpy()}
+
+    def _rounded(self, scores: Tensor) -> np.ndarray[Any, Any]:
         if self.decimals is not None:
             scores = scores.double().round(decimals=self.decimals).float()
-        if self.top_k is None:
-            return {"scores": scores.numpy()}
-        best = scores.topk(self.top_k, dim=1)
-        return {"scores": best.values.numpy(), "labels": best.indices.numpy()}
+        return scores.numpy()
 
 
 def behaviours_of(names: list[str], common: Behaviour, file: str | Path | None) -> dict[str, Behaviour]:

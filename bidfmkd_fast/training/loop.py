@@ -15,6 +15,7 @@ from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.meta.model import forward
 from bidfmkd_fast.models import build_model
+from bidfmkd_fast.ops.workspace import keep_freed_memory
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
@@ -104,6 +105,7 @@ class BiDfMKD:
         return self._fit(run_dir, progress)
 
     def _fit(self, run_dir: str | Path | None, progress: bool, again: bool = False) -> Run:
+        keep_freed_memory()
         folder = None if run_dir is None else RunFolder.create(run_dir, self.config, again=again)
         module = copy.deepcopy(self._module)
         stages = Stages(self.apis, module, self.generator, self.config, self.device, folder, progress)

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "parallel.h"
-#include "perturb_gradient.h"
+#include "level.h"
 #include "rows.h"
 
 namespace bidfmkd {
@@ -147,12 +147,5 @@ void estimate_gradient(const Drawing& drawing, const float* differences, float* 
   });
 }
 
-#define BIDFMKD_TABLE_NAME(level) BIDFMKD_TABLE_NAME_(level)
-#define BIDFMKD_TABLE_NAME_(level) #level
-constexpr Kernels kTable{BIDFMKD_TABLE_NAME(BIDFMKD_LEVEL), perturb, estimate_gradient, stream_fill};
-
 }  // namespace BIDFMKD_LEVEL
-
-const Kernels BIDFMKD_TABLE = BIDFMKD_LEVEL::kTable;
-
 }  // namespace bidfmkd

@@ -18,6 +18,18 @@ struct Drawing {
   std::int64_t first_direction, first_image;
 };
 
+// Images [N, H, W, C], that is [N, C, H, W] in channels-last memory.
+struct NormPoolShape {
+  std::int64_t n_images, height, width, channels;
+};
+
+// What norm_pool leaves for its derivatives.
+struct NormPoolSaved {
+  std::int32_t* place;  // [N, H / 2, W / 2, C]: which of the cell's four pixels won, row by row; 4 for none
+  float* normalised;    // [N, H / 2, W / 2, C]: that pixel, normalised
+  float *mean, *r;      // [C]: r is 1 / sqrt(variance + eps)
+};
+
 struct Kernels {
   const char* name;
   void (*perturb)(const Drawing&, const float* x, float* out, int n_threads);
@@ -25,6 +37,14 @@ struct Kernels {
   void (*estimate_gradient)(const Drawing&, const float* differences, float* gradient, int n_threads);
   // Plain stores past the cache: the limit the benchmarks compare with.
   void (*stream_fill)(float value, std::int64_t n, float* out, int n_threads);
+  // relu(max_pool2(batch_norm(x))) with batch statistics; see norm_pool.cpp.
+  void (*norm_pool)(const NormPoolShape&, const float* x, const float* weight, const float* bias, double eps, float* y,
+                    const NormPoolSaved&, int n_threads);
+  void (*norm_pool_backward)(const NormPoolShape&, const float* grad, const float* x, const float* weight,
+                             const NormPoolSaved&, float* grad_x, float* grad_weight, float* grad_bias, int n_threads);
+  void (*norm_pool_double_backward)(const NormPoolShape&, const float* v, const float* p, const float* s,
+                                    const float* grad, const float* x, const float* weight, const NormPoolSaved&,
+                                    float* grad_grad, float* grad_x, float* grad_weight, int n_threads);
 };
 
 extern const Kernels kPortableKernels;

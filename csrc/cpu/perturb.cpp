@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "parallel.h"
-#include "perturb_gradient.h"
+#include "level.h"
 #include "rows.h"
 
 namespace bidfmkd {

@@ -7,7 +7,7 @@ import torch
 from tolerances import TOLERANCES
 
 from bidfmkd_fast.data import Episode, load_dataset
-from bidfmkd_fast.meta import MetaModel, evaluate, maml, outer_replay_step
+from bidfmkd_fast.meta import MetaModel, evaluate, maml, model, outer_replay_step
 from bidfmkd_fast.meta import evaluate as evaluate_function
 from bidfmkd_fast.meta.stacked import can_stack, stacks_of
 from bidfmkd_fast.models import Conv4
@@ -40,7 +40,8 @@ def gradients(module: Conv4, episodes: list[Episode], first_order: bool) -> tupl
 def test_replay_equals_the_loop(first_order: bool, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module, episodes = conv4(seed), [episode(seed, i, 2 + i // 3) for i in range(5)]  # two shapes: two stacks
     metrics, stacked = gradients(module, episodes, first_order)
-    monkeypatch.setattr(maml, "can_stack", lambda *_: False)
+    for room in (maml, model):
+        monkeypatch.setattr(room, "can_stack", lambda *_: False)
     wanted, looped = gradients(module, episodes, first_order)
     assert metrics["accuracy"] == pytest.approx(wanted["accuracy"])
     assert metrics["loss"] == pytest.approx(wanted["loss"], rel=1e-9)
@@ -66,11 +67,12 @@ def test_evaluation_equals_the_loop(n_shot: int, seed: int, monkeypatch: pytest.
     dataset = load_dataset("glyphs")
     with seeded(seed, "network"):
         module = Conv4(1, 3, (28, 28), 4, batch_statistics=True)
-    model = MetaModel(module, adapt_steps=3)
+    meta_model = MetaModel(module, adapt_steps=3)
     keywords = {"n_way": 3, "n_shot": n_shot, "n_query": 5, "n_episodes": 19, "seed": seed}
-    stacked = evaluate(model, dataset, **keywords)
-    monkeypatch.setattr(sys.modules[evaluate_function.__module__], "can_stack", lambda *_: False)
-    looped = evaluate(model, dataset, **keywords)
+    stacked = evaluate(meta_model, dataset, **keywords)
+    for room in (sys.modules[evaluate_function.__module__], model):
+        monkeypatch.setattr(room, "can_stack", lambda *_: False)
+    looped = evaluate(meta_model, dataset, **keywords)
     # A prediction may tip on a rounding: one of 19 * 15, in steps of 1 / 15.
     assert (stacked.per_episode - looped.per_episode).abs().sum() <= 1.5 / 15
 
