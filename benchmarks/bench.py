@@ -14,6 +14,7 @@ import json
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def device_name() -> str:
     return f"{model} x{os.cpu_count()}"
 
 
-def run(patterns: list[str], threads: list[int], runs: int) -> list[Any]:
-    """Every matching case at every number of threads."""
+def run(patterns: list[str], threads: list[int], runs: int) -> Iterator[list[Any]]:
+    """Every matching case at every number of threads: the rows of each as it ends."""
     from tqdm import tqdm
 
     import benchmarks.cases  # noqa: F401  (registers them)
@@ -48,11 +49,9 @@ def run(patterns: list[str], threads: list[int], runs: int) -> list[Any]:
     chosen = [one for name, one in CASES.items() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not chosen:
         raise SystemExit(f"bench: no case matches {' '.join(patterns)}; there are: {', '.join(CASES)}")
-    rows = []
     for count in threads:
         for one in tqdm(chosen, desc=f"{count} threads", disable=None):
-            rows += run_case(one, runs, count)
-    return rows
+            yield run_case(one, runs, count)
 
 
 def table(rows: list[Any]) -> str:
@@ -132,6 +131,8 @@ def _plot(rows: list[Any], file: Path) -> None:
     axes.bar_label(bars, labels=[f"{ratio:.1f}x" for ratio in ratios], padding=3, fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_xlim(right=2 * max(ratios))  # room for the labels
+    axes.margins(y=0.01)
     axes.set_xlabel("time of the baseline / time of ours (above 1: ours is faster)")
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=8)
@@ -166,9 +167,14 @@ def bench(cases: list[str], threads: list[int], runs: int, out: Path, against: P
     import torch
 
     torch.manual_seed(seed)
-    rows = run(cases, threads, runs)
-    print(table(rows))
-    print(f"\nwritten: {write(rows, out, runs)}")
+    rows = []
+    try:
+        for some in run(cases, threads, runs):
+            rows += some
+    finally:  # a case that fails or is interrupted loses nothing of those before it
+        if rows:
+            print(table(rows))
+            print(f"\nwritten: {write(rows, out, runs)}")
     if against is None:
         return 0
     text, bad = compare(rows, against)

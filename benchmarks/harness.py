@@ -124,8 +124,6 @@ def _set_allocator(kept: bool) -> None:
     _libc.mallopt(mmap_threshold, 32 << 20)
     _libc.mallopt(trim_threshold, 2**31 - 1 if kept else 64 << 20)
     _libc.mallopt(mmap_max, 0 if kept else 65536)
-    if not kept:
-        _libc.malloc_trim(64 << 20)  # of what ours has left free, no more than that is there for the next contender
 
 
 def _median_ratio(a: list[float], b: list[float]) -> float:

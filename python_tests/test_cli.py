@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bidfmkd_fast.cli import COMMANDS, main
+from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.recovery import RecoveryConfig, recover
 from bidfmkd_fast.scenarios import load_pool
 
@@ -138,6 +139,21 @@ def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(Path("runs/demo/grids").glob("*.png"))
 
 
+def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(["train/ox", "train/cat", "test/dog"]):
+        Path("animals", name).mkdir(parents=True)
+        Image.new("RGB", (9, 7), (number, 0, 0)).save(Path("animals", name, "1.png"))
+    assert main(["convert", "animals", "--size", "8"]) == 0
+    told = capsys.readouterr().out
+    assert "3 images 3x8x8, 3 classes: meta_train 2, meta_val 0, meta_test 1" in told
+    assert "read as class_folders, split: the folders of animals" in told
+    assert "next: bidfmkd pool --dataset animals.npz" in told
+    assert load_dataset("animals.npz").class_names == ("cat", "dog", "ox")
+    Path("split.json").write_text('{"meta_train": ["ox"], "meta_test": ["dog"]}')
+    assert main(["convert", "animals", "--split=split.json", "--out=two.npz", "--layout=class_folders"]) == 0
+    assert "split: split.json; 1 classes of no split left out" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -162,6 +178,10 @@ def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
         ("pool --out POOL", "holds a trained pool already"),
         ("pool --sizes 3", "unrecognized arguments: --sizes 3"),
         ("demo --out POOL", "is there already"),
+        ("convert nowhere", "bidfmkd convert: convert_dataset: there is no file or folder nowhere"),
+        ("convert POOL --layout folders", "--layout"),
+        ("convert POOL", "holds no images"),
+        ("convert", "source"),
         ("demo --config.n_episodes 0", "n_episodes must be at least 1"),
         ("demo --config.train.recovery.step 3", "did you mean 'config.train.recovery.steps'"),
         ("serve nowhere", "bidfmkd serve: load_pool: there is no pool list"),

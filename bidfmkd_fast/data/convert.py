@@ -1,0 +1,124 @@
+"""Data sets as their authors publish them, or folders of images, into one `.npz` that `load_dataset` reads."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from bidfmkd_fast.data.dataset import Dataset, load_dataset
+from bidfmkd_fast.data.readers import PUBLISHED, READERS
+from bidfmkd_fast.data.readers.images import decode_all
+from bidfmkd_fast.data.readers.listing import Listing
+from bidfmkd_fast.data.readers.splits import find_split, random_split, read_split
+from bidfmkd_fast.data.readers.tree import open_tree
+from bidfmkd_fast.errors import InputError
+
+LAYOUTS = ("auto", *READERS)
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The data set as loaded from `path`, the layout it was read by, whence its split, how many classes it omits."""
+
+    dataset: Dataset
+    path: Path
+    layout: str
+    split: str
+    left_out: int
+
+
+def convert_dataset(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    layout: str = "auto",
+    split: str | Path | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Converted:
+    """Read a folder, zip or tar archive of images and write `images`, `labels`, `class_names`, `split_of_class`.
+
+    `layout` is one of `LAYOUTS`; a named one is used or refused, never replaced. `split` is a path to split lists,
+    "random" (64 : 16 : 20 of the classes, by `seed`), or None: the published split, lists in the source, its split
+    folders, else random. `size` makes images `size` x `size`; None takes what the papers use for the data set, or the
+    size that all images have. Classes and their images come in the order of their names, whatever the file system's.
+    `out` is by default `<data set>.npz` here, and appears when it is whole. Raises `InputError` for bad input.
+    """
+    if layout not in LAYOUTS:
+        raise InputError(f"convert_dataset: layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+    if size is not None and not 1 <= size <= 1024:
+        raise InputError(f"convert_dataset: size must be in 1..1024; got {size}")
+    tree = open_tree(Path(source).expanduser())
+    random = str(split) == RANDOM
+    given = None if split is None or random else read_split(Path(split).expanduser())
+    if layout == "auto":
+        layout = next((name for name, matches in PUBLISHED.items() if matches(tree)), layout)
+    if layout == "image_lists" or (layout in ("auto", "class_folders") and not random):
+        given = given or find_split(tree)
+    if layout == "auto":
+        layout = "class_folders" if given is None or given.images is None else "image_lists"
+    listing = READERS[layout](tree, given)
+    path = Path(f"{listing.name}.npz" if out is None else out).expanduser()
+    _refuse_out(path)
+    names = sorted(set(listing.classes))
+    if not names:
+        raise InputError(f"convert_dataset: {layout}: {tree.path} has no images")
+    rule = given or listing.split
+    if rule is None or random:
+        rule = random_split(names, seed)
+    split_of_class = rule.of_classes(set(names))
+    kept = [name for name in names if name in split_of_class]
+    if len(kept) < 2:
+        raise InputError(
+            f"convert_dataset: {layout}: {tree.path} has one class, {kept[0]!r}; few-shot tasks need two at least"
+        )
+    rows = _rows(listing, set(kept))
+    index = {name: number for number, name in enumerate(kept)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=".convert-") as folder:
+            whole = Path(folder) / path.name
+            np.savez_compressed(
+                whole,
+                images=_images(listing, rows, size, progress),
+                labels=np.array([index[listing.classes[row]] for row in rows], np.int64),
+                class_names=np.array(kept),
+                split_of_class=np.array([split_of_class[name] for name in kept]),
+            )
+            dataset = load_dataset(whole)
+            os.replace(whole, path)
+    except OSError as error:
+        raise InputError(f"convert_dataset: cannot write {path}: {error.strerror or error}") from error
+    return Converted(dataset, path, layout, rule.where, len(names) - len(kept))
+
+
+def _refuse_out(path: Path) -> None:
+    if path.suffix != ".npz":
+        raise InputError(f"convert_dataset: the file to write must end in .npz; got {path}")
+    if path.exists():
+        raise InputError(f"convert_dataset: {path} is there already; give another --out")
+
+
+def _rows(listing: Listing, kept: set[str]) -> list[int]:
+    """Which images to take, by class and within it by file name, or as in the source where it holds arrays."""
+    rows = [row for row, name in enumerate(listing.classes) if name in kept]
+    return sorted(rows, key=lambda row: (listing.classes[row], listing.files[row] if listing.files else ""))
+
+
+def _images(listing: Listing, rows: list[int], size: int | None, progress: bool) -> np.ndarray:
+    size = listing.size if size is None else size
+    if listing.pixels is None:
+        assert listing.files is not None
+        files = [listing.files[row] for row in rows]
+        return decode_all(listing.tree, files, size, listing.resample, listing.mode, progress)
+    pixels = listing.pixels[rows]
+    if size is None or pixels.shape[1:3] == (size, size):
+        return pixels
+    return np.stack([np.asarray(Image.fromarray(image).resize((size, size), listing.resample)) for image in pixels])

@@ -1,0 +1,46 @@
+"""One folder per class, with or without folders meta_train, meta_val and meta_test (or train, val, test) above."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+
+from bidfmkd_fast.data.readers.images import is_image_name
+from bidfmkd_fast.data.readers.listing import Listing
+from bidfmkd_fast.data.readers.splits import SPLIT_NAMES, Row, Split, make_split
+from bidfmkd_fast.data.readers.tree import Tree
+from bidfmkd_fast.errors import InputError
+
+
+def read(tree: Tree, split: Split | None) -> Listing:
+    """Every image with its folder as its class; folders above all images do not count, folders below join by "/".
+
+    Split folders are kept as the split unless `split` is given. Raises `InputError` for images outside class folders
+    and for a class in two split folders.
+    """
+    files = [name for name in tree.names if is_image_name(name)]
+    if not files:
+        raise InputError(f"convert_dataset: class_folders: {tree.path} holds no images")
+    top = posixpath.commonpath([posixpath.dirname(file) for file in files])
+    parts = [posixpath.relpath(file, top or ".").split("/") for file in files]
+    loose = next((file for file, part in zip(files, parts) if len(part) == 1), None)
+    if loose is not None and top:
+        raise InputError(
+            f"convert_dataset: {tree.path} has one class folder, {top!r}; few-shot tasks need two classes at least"
+        )
+    if loose is not None:
+        wanted = "wanted a folder for each class, or lists of the images and their classes by --split"
+        raise InputError(f"convert_dataset: {tree.path}: {loose} lies in no class folder; {wanted}")
+    if all(part[0] in SPLIT_NAMES and len(part) > 2 for part in parts):
+        classes = ["/".join(part[1:-1]) for part in parts]
+        if split is None:
+            rows = [Row(SPLIT_NAMES[part[0]], name) for part, name in zip(parts, classes)]
+            split = make_split(f"the folders of {tree.path}", rows)
+    else:
+        classes = ["/".join(part[:-1]) for part in parts]
+    return Listing(tree.name, classes, tree, files, split=split, size=size_by_names(classes))
+
+
+def size_by_names(classes: list[str]) -> int | None:
+    """84 where the classes are named by WordNet numbers, as in miniImageNet and tieredImageNet; else None."""
+    return 84 if all(re.fullmatch(r"n\d{8}", name) for name in classes) else None

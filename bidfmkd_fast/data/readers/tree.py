@@ -1,0 +1,162 @@
+"""The files under a folder or inside a zip or tar archive, read without ever unpacking them to disk."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from bidfmkd_fast.errors import InputError
+
+MAX_FILE_BYTES = 1 << 29  # three times the largest file wanted (CIFAR-100's training images): more is no image
+_DAMAGE = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
+
+
+class Tree(ABC):
+    """Files by their path below the root, parts joined by "/"; hidden ones (a part begins with ".") are not seen."""
+
+    def __init__(self, path: Path, names: Iterable[str]) -> None:
+        self.path = path
+        self.names = sorted({name for name in names if _visible(name)})
+
+    @property
+    def name(self) -> str:
+        """The name of the folder, or of the archive without its ending."""
+        name = self.path.resolve().name
+        return name if self.path.is_dir() else name.removesuffix(self.path.suffix).removesuffix(".tar")
+
+    @abstractmethod
+    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """(name, content) of these files, in the order that is quickest to read. Raises `InputError` for damage."""
+
+    def read(self, *names: str) -> list[bytes]:
+        """The contents of a few files, in the order asked."""
+        contents = dict(self.stream(names))
+        return [contents[name] for name in names]
+
+    def folder_of(self, *names: str) -> str | None:
+        """The folder, ending in "/" or empty for the root, that holds all these files; the one nearest to the root."""
+        there = set(self.names)
+        found = [name[: -len(names[0])] for name in self.names if f"/{name}".endswith(f"/{names[0]}")]
+        found = [folder for folder in found if all(folder + name in there for name in names)]
+        return min(found, key=lambda folder: (folder.count("/"), folder), default=None)
+
+
+def open_tree(path: Path) -> Tree:
+    """The tree of a folder, a zip or a tar archive. Raises `InputError` for anything else, damage or escaping paths."""
+    if path.is_dir():
+        return _Folder(path)
+    if not path.is_file():
+        raise InputError(f"convert_dataset: there is no file or folder {path}")
+    with _damage_named(path):
+        if tarfile.is_tarfile(path):
+            return _Tar(path)
+        if zipfile.is_zipfile(path):
+            return _Zip(path)
+    raise InputError(
+        f"convert_dataset: {path} is neither a folder nor a whole zip or tar archive; if it should be, it is cut off"
+    )
+
+
+class _Folder(Tree):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, _walk(path))
+
+    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        for name in names:
+            file = self.path / name
+            with _damage_named(file):
+                if not file.is_file():  # a pipe would never end
+                    raise InputError(f"convert_dataset: {file} is no regular file")
+                _refuse_huge(self.path, name, file.stat().st_size)
+                content = file.read_bytes()
+            yield name, content
+
+
+class _Zip(Tree):
+    def __init__(self, path: Path) -> None:
+        with zipfile.ZipFile(path) as archive:
+            super().__init__(path, [_inside(path, info.filename) for info in archive.infolist() if not info.is_dir()])
+
+    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        with _damage_named(self.path), zipfile.ZipFile(self.path) as archive:
+            infos = {_inside(self.path, info.filename): info for info in archive.infolist()}
+            for name in names:
+                _refuse_huge(self.path, name, infos[name].file_size)
+                yield name, archive.read(infos[name])
+
+
+class _Tar(Tree):
+    """Read front to back, since a compressed tar archive can only be rewound by reading it all again."""
+
+    def __init__(self, path: Path) -> None:
+        names = []
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = _inside(path, member.name)
+                _refuse_huge(path, name, member.size)
+                if member.isfile():
+                    names.append(name)
+                elif not member.isdir():
+                    raise InputError(f"convert_dataset: {path}: {name!r} is a link or device, which no data set needs")
+        super().__init__(path, names)
+
+    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        wanted = set(names)
+        with _damage_named(self.path), tarfile.open(self.path) as archive:
+            for member in archive:
+                name = _inside(self.path, member.name)
+                content = archive.extractfile(member) if name in wanted and member.isfile() else None
+                if content is not None:
+                    wanted.remove(name)
+                    yield name, content.read()
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        raise InputError(f"convert_dataset: {path} cannot be read: {error}; it may be damaged or cut off") from error
+
+
+def _walk(root: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise InputError(f"convert_dataset: cannot look into {error.filename}: {error.strerror}")
+
+    seen: set[str] = set()  # links are followed, once
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        resolved = os.path.realpath(folder)
+        if resolved in seen:
+            folders.clear()
+            continue
+        seen.add(resolved)
+        folders.sort()
+        yield from ((Path(folder) / file).relative_to(root).as_posix() for file in files)
+
+
+def _visible(name: str) -> bool:
+    parts = name.split("/")
+    return not any(part.startswith(".") for part in parts) and parts[0] != "__MACOSX"
+
+
+def _inside(archive: Path, name: str) -> str:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(
+            f"convert_dataset: {archive}: the path {name!r} leads out of the archive; nothing of it was read"
+        )
+    return path.as_posix()
+
+
+def _refuse_huge(root: Path, name: str, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise InputError(
+            f"convert_dataset: {root}: {name!r} holds {size:,} bytes; no file of a data set exceeds {MAX_FILE_BYTES:,}"
+        )
