@@ -14,7 +14,17 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 from bidfmkd_fast import errors, ops
-from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, TorchBlackBox
+from bidfmkd_fast.black_box import (
+    APISpec,
+    BlackBox,
+    Budget,
+    FunctionBlackBox,
+    GrpcBlackBox,
+    JSONBlackBox,
+    OnnxBlackBox,
+    RemoteBlackBox,
+    TorchBlackBox,
+)
 from bidfmkd_fast.data import Episode, EpisodeSampler, load_dataset
 from bidfmkd_fast.meta import MetaModel, evaluate, paired_difference
 from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
@@ -36,9 +46,13 @@ __all__ = [
     "Episode",
     "EpisodeSampler",
     "FunctionBlackBox",
+    "GrpcBlackBox",
+    "JSONBlackBox",
     "MetaModel",
+    "OnnxBlackBox",
     "Recovered",
     "RecoveryConfig",
+    "RemoteBlackBox",
     "ReplayConfig",
     "TorchBlackBox",
     "TrainConfig",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
+import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError
+from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -43,7 +46,7 @@ def pool(options: Any) -> None:
         epochs=options.epochs,
         seed=options.seed,
     )
-    accuracies = [entry.accuracy for entry in trained.entries]
+    accuracies = trained.accuracies
     print(
         f"{len(accuracies)} APIs in {trained.folder}; held-out accuracy: mean {100 * trained.accuracy:.1f} %, "
         f"from {100 * min(accuracies):.1f} % to {100 * max(accuracies):.1f} %"
@@ -51,7 +54,7 @@ def pool(options: Any) -> None:
 
 
 def train(options: Any) -> None:
-    """Meta-learn from a pool of APIs, and train the no-recovery control beside it."""
+    """Meta-learn from a pool of APIs, with the no-recovery control beside it; the same --out goes on after a kill."""
     import yaml
 
     from bidfmkd_fast.scenarios import load_pool
@@ -64,15 +67,21 @@ def train(options: Any) -> None:
     config = TrainConfig.from_dict(_plain_values(options.config.as_dict()))
     if options.seed is not None:
         config = replace(config, seed=options.seed)
+    apis, budget = load_pool(options.pool), _budget(options)
+    if options.dry_run:
+        _tell_plan(apis, config, budget)
+        return
     out, first = _out(options, "train"), read_pool(options.pool).entries[0]
-    run, _ = fit_with_control(load_pool(options.pool), out, config, device=options.device, budget=_budget(options))
+    run, _ = fit_with_control(apis, out, config, device=options.device, budget=budget)
     folder = RunFolder.open(out)
     source = {"pool": str(Path(options.pool).resolve()), "data_set": first.data_set, "inverted": first.inverted}
     (folder.path / SOURCE).write_text(yaml.safe_dump(source, sort_keys=False), encoding="utf-8")
     write_grids(run, folder)
     report = write_report(folder, control=RunFolder(out / "control"))
-    if not run.complete:
+    if run.budget_ended:
         print("a budget ended before every API was recovered in full; what there is was used\n")
+    if run.skipped:
+        print(f"left out: {', '.join(run.skipped)}; the report says why\n")
     print(f"{text_table(cost_rows(folder.summary()))}\n\nreport with pictures: {report}")
     print(f"next: bidfmkd evaluate --run {out}")
 
@@ -149,6 +158,46 @@ def recover(options: Any) -> None:
     )
 
 
+def probe(options: Any) -> None:
+    """Ask an API a few questions: what it can give, the step it resolves, and what a run would cost."""
+    from bidfmkd_fast.black_box import RemoteBlackBox
+    from bidfmkd_fast.scenarios import load_pool
+    from bidfmkd_fast.training import TrainConfig
+    from bidfmkd_fast.training.report import text_table
+
+    if (options.pool is None) == (options.url is None) or (options.url is None) != (options.model is None):
+        raise InputError("give either --pool with --api, or --url with --model")
+    config = TrainConfig.from_dict(_plain_values(options.config.as_dict()))
+    apis = [RemoteBlackBox(options.url, options.model)] if options.pool is None else load_pool(options.pool)
+    if not 0 <= options.api < len(apis):
+        raise InputError(f"--api must be in 0..{len(apis) - 1}; got {options.api}")
+    made = _plan(apis[options.api : options.api + 1], config, _budget(options))
+    print(f"{text_table(made.apis[0].report.rows())}\n\na run with its control, as --config says:")
+    print(text_table([["queries", "time", "cost"], made.rows()[-1][-3:]]))
+    if made.problems:
+        sys.exit(1)
+
+
+def _tell_plan(apis: Any, config: Any, budget: Any) -> None:
+    from bidfmkd_fast.training.plan import too_short
+    from bidfmkd_fast.training.report import text_table
+
+    made = _plan(apis, config, budget)
+    print(f"{text_table(made.rows())}\n\ntime: until the last answer; queries: run and control, without repetitions")
+    for line in [*made.problems, *too_short(made, config)]:
+        print(line)
+    if made.problems:
+        sys.exit(1)
+
+
+def _plan(apis: Any, config: Any, budget: Any) -> Any:
+    from bidfmkd_fast.training.plan import plan
+
+    for api in apis:
+        api.budget = budget
+    return plan(apis, config, seed=config.seed)
+
+
 def bench(options: Any) -> None:
     """Time kernels and whole steps against plain torch; run it from the root of the source tree."""
     import importlib
@@ -161,6 +210,21 @@ def bench(options: Any) -> None:
     out = Path(options.out or "runs/bench")
     if suite.bench(options.cases, options.threads, options.runs, out, against, options.seed):
         sys.exit(1)
+
+
+def serve(options: Any) -> None:
+    """Serve every API of a pool over the Open Inference Protocol v2 on 127.0.0.1, with faults on demand."""
+    from bidfmkd_fast.scenarios import load_pool
+    from bidfmkd_fast.serving import Behaviour, behaviours_of
+    from bidfmkd_fast.serving.server import Service, serve_until_interrupted
+    from bidfmkd_fast.training.report import text_table
+
+    apis = load_pool(options.pool)
+    common = Behaviour(**_plain_values(options.config.as_dict()))
+    service = Service(apis, behaviours_of([api.name for api in apis], common, options.per_model), options.seed)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve_until_interrupted(service, options.port, announce=lambda line: print(line, flush=True))
+    print(text_table(service.rows()))
 
 
 def convert(options: Any) -> None:
@@ -187,7 +251,9 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "train": (train, "bidfmkd train --pool runs/pool --config.recovery.steps 40"),
     "evaluate": (evaluate, "bidfmkd evaluate --run runs/train --n-shot 1 5"),
     "recover": (recover, "bidfmkd recover --pool runs/pool --api 0 --config.num_directions 20"),
+    "probe": (probe, "bidfmkd probe --url http://127.0.0.1:8000 --model api_000"),
     "bench": (bench, "bidfmkd bench --cases perturb/* --threads 1"),
+    "serve": (serve, "bidfmkd serve runs/pool --port 8000 --config.failed 0.1"),
     "convert": (convert, "bidfmkd convert CUB_200_2011.tgz --out cub.npz"),
 }
 
@@ -204,14 +270,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         options = _parser(arguments).parse_args(arguments)
-        COMMANDS[options.subcommand][0](options[options.subcommand])
+        with _one_line_warnings(name):
+            COMMANDS[options.subcommand][0](options[options.subcommand])
     except ArgumentError as error:
         print(f"{name}: {_plain(str(error), command, _settings(command))}", file=sys.stderr)
         return 2
-    except (InputError, BudgetExhausted, BadAnswer) as error:
+    except (InputError, BudgetExhausted, BadAnswer, APIUnavailable) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def _one_line_warnings(name: str) -> Iterator[None]:
+    """Warnings as a line like an error's; urllib3 keeps quiet of requests that it repeats, which the ledger counts."""
+    before, urllib3 = warnings.formatwarning, logging.getLogger("urllib3")
+    level = urllib3.level
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {message}\n"
+    urllib3.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+        urllib3.setLevel(level)
 
 
 def _parser(arguments: Sequence[str]) -> ArgumentParser:
@@ -222,6 +303,7 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     from bidfmkd_fast.data.convert import LAYOUTS
     from bidfmkd_fast.recovery import RecoveryConfig
     from bidfmkd_fast.scenarios.demo import DemoConfig, demo_config
+    from bidfmkd_fast.serving import Behaviour
     from bidfmkd_fast.training import TrainConfig, paper
 
     parser = ArgumentParser(
@@ -241,7 +323,7 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
             one.add_argument("--out", type=str, help="folder of the results; default: runs/bench")
         elif name == "convert":
             one.add_argument("--out", type=str, help="file to write; default: <data set>.npz here")
-        elif name != "evaluate":
+        elif name not in ("evaluate", "serve", "probe"):
             one.add_argument("--out", type=str, help=f"new folder; default: runs/{name}, or runs/{name}-2 and so on")
         if name in ("demo", "train"):
             one.add_argument("--seed", type=int, help="of every random draw; default: the one in the configuration")
@@ -276,10 +358,29 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     one.add_argument("--n-per-class", type=int, default=10, help="images per class")
     one.add_class_arguments(RecoveryConfig, "config", help="settings of the recovery")
 
-    for name in ("train", "recover"):
-        parsers[name].add_argument("--pool", type=str, required=True, help="folder of a trained pool")
+    parsers["train"].add_argument("--dry-run", action="store_true", help="probe the APIs and tell what it would cost")
+
+    one = parsers["probe"]
+    one.add_argument("--pool", type=str, help="folder of a pool")
+    one.add_argument("--api", type=int, default=0, help="number of the API in the pool")
+    one.add_argument("--url", type=str, help="of a server of the Open Inference Protocol v2, instead of a pool")
+    one.add_argument("--model", type=str, help="name of the model on that server")
+    one.add_class_arguments(TrainConfig, "config", help="settings of the run that is planned")
+
+    for name in ("train", "recover", "probe"):
         parsers[name].add_argument("--max-queries", type=int, help="budget for all APIs together; default: none")
+        parsers[name].add_argument("--max-requests", type=int, help="the same in requests")
+        parsers[name].add_argument("--max-cost", type=float, help="the same in money, by the APIs' price_per_1000")
+        if name == "probe":
+            continue
+        parsers[name].add_argument("--pool", type=str, required=True, help="folder of a pool")
         parsers[name].add_argument("--device", type=str, default="cpu", help="of generator and meta-model")
+
+    one = parsers["serve"]
+    one.add_argument("pool", type=str, help="folder of a trained pool")
+    one.add_argument("--port", type=int, default=8000, help="of 127.0.0.1; no other address is served")
+    one.add_argument("--per-model", type=str, help="YAML file of what differs: `api_003: {nan: 1.0}`")
+    one.add_class_arguments(Behaviour, "config", help="what every model tells, and what goes wrong with it")
 
     one = parsers["evaluate"]
     one.add_argument("--run", type=str, required=True, help="folder of a finished run")
@@ -332,7 +433,8 @@ def _out(options: Any, command: str) -> Path:
 def _budget(options: Any) -> Any:
     from bidfmkd_fast.black_box import Budget
 
-    return None if options.max_queries is None else Budget(max_queries=options.max_queries)
+    caps = (options.max_queries, options.max_requests, options.max_cost)
+    return None if caps == (None, None, None) else Budget(*caps)
 
 
 def _plain(message: str, command: str, settings: Sequence[str]) -> str:
@@ -351,9 +453,10 @@ def _settings(command: str) -> list[str]:
     """The dotted keys under `--config` of a command."""
     from bidfmkd_fast.recovery import RecoveryConfig
     from bidfmkd_fast.scenarios.demo import DemoConfig
+    from bidfmkd_fast.serving import Behaviour
     from bidfmkd_fast.training import TrainConfig
 
-    kinds = {"demo": DemoConfig, "train": TrainConfig, "recover": RecoveryConfig}
+    kinds = {"demo": DemoConfig, "train": TrainConfig, "recover": RecoveryConfig, "serve": Behaviour}
     return _keys(asdict(kinds[command]())) if command in kinds else []
 
 

@@ -17,3 +17,15 @@ class BudgetExhausted(RuntimeError):
 
 class BadAnswer(RuntimeError):
     """A black box answered no set of scores (NaN, a wrong shape); the call is counted, the answer dropped."""
+
+
+class APIUnavailable(RuntimeError):
+    """A service did not answer, whatever was tried; it may do so later. The attempts are counted."""
+
+
+class PrecisionWarning(UserWarning):
+    """A step is too short for what an API's input or scores resolve: the gradient estimate may be noise."""
+
+
+class ServiceWarning(UserWarning):
+    """A service was skipped, or served in a slower way than wanted."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+_turn = threading.RLock()
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -24,8 +27,9 @@ def torch_generator(seed: int, *names: str | int) -> torch.Generator:
 def seeded(seed: int, *names: str | int) -> Iterator[None]:
     """Torch's global CPU generator under `derive_seed(seed, *names)` inside the block, as it was before outside it.
 
-    For code that draws from the global generator only, such as the initialisation of `torch.nn` layers.
+    For code that draws from the global generator only, such as the initialisation of `torch.nn` layers. Threads take
+    turns, since there is one such generator.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _turn, torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, *names))
         yield

@@ -15,6 +15,7 @@ PUBLIC = {
     *("ZerothOrder", "as_differentiable", "APISpec", "Budget", "BlackBox", "TorchBlackBox", "FunctionBlackBox"),
     *("RecoveryConfig", "recover", "Recovered", "TrainConfig", "BiDfMKD", "MetaModel", "evaluate"),
     *("paired_difference", "load_dataset", "load_pool", "train_pool", "ops", "errors", "__version__"),
+    *("OnnxBlackBox", "RemoteBlackBox", "GrpcBlackBox", "JSONBlackBox"),
     *("DistillationConfig", "ReplayConfig", "Episode", "EpisodeSampler"),
 }
 

@@ -8,13 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bidfmkd_fast.black_box.answers import usable
 from bidfmkd_fast.black_box.ledger import Budget, Ledger
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
 
+_BEYOND = 1e-2  # how far rounding may carry a probability out of [0, 1]
+
 
 class BlackBox(ABC):
     """An API of which only the scores are seen. Subclasses define `_score`, and `_count_requests` if they split calls.
+
+    `api.ledger` counts what it was asked. Safe under threads, as far as `_score` is.
 
     Args:
         spec: what is known of the API.
@@ -24,11 +29,13 @@ class BlackBox(ABC):
         InputTypeError: `spec` or `budget` is something else.
     """
 
+    _is_service = False  # whether it may fail for a while through no fault of the caller's, as a remote one does
+
     def __init__(self, spec: APISpec, *, budget: Budget | None = None) -> None:
         if not isinstance(spec, APISpec):
             raise InputTypeError(f"{type(self).__name__}: spec must be an APISpec; got {type(spec).__name__}")
         self._spec = spec
-        self._ledger = Ledger()
+        self._ledger = Ledger(spec.price_per_1000)
         self.budget = budget
 
     @property
@@ -64,24 +71,24 @@ class BlackBox(ABC):
             images: `[N, C, H, W]` float32 in `spec.input_range` (values a little outside are passed on as they are).
 
         Returns:
-            scores `[N, n_classes]` float32 of `spec.scores_kind`, on the images' device, without a graph.
+            scores `[N, n_classes]` float32 of `spec.returned_kind`, on the images' device, without a graph. Rounded
+            probabilities are at least half a unit of their last place; top-k answers have the missing mass spread
+            evenly over the classes that were not told.
 
         Raises:
             InputError: the images are not what the API takes (InputTypeError: no float32 tensor); nothing was sent.
             BudgetExhausted: the call would overrun the budget; nothing was sent, counted or spent.
             BadAnswer: the API answered something else than finite scores; the call is counted.
+            APIUnavailable: a service did not answer, whatever was tried; every attempt is counted.
         """
         self._check_images(images)
         n_images = images.shape[0]
         n_requests = self._count_requests(n_images)
-        if self._budget is not None:
-            self._budget.reserve(n_images, n_requests)
-        self._ledger.record(n_images, n_requests)
+        self._reserve(n_images, n_requests)
         with torch.no_grad():
-            answer = self._score(images.detach())
-            self._check_answer(answer, n_images)
+            answer = self._ask(images.detach(), n_requests)
         # A copy made outside inference mode: usable in a later graph, and no view of anything inside the box.
-        return answer.detach().to(device=images.device, dtype=torch.float32, copy=True).contiguous()
+        return usable(answer.detach().to(device=images.device, dtype=torch.float32, copy=True).contiguous(), self._spec)
 
     def __repr__(self) -> str:
         spec, ledger = self._spec, self._ledger
@@ -97,6 +104,21 @@ class BlackBox(ABC):
             f"{self.name}: a black box cannot be copied or pickled (its inside is closed and its ledger counts once); "
             "share the object, or build another from its source"
         )
+
+    def _ask(self, images: Tensor, n_requests: int) -> Tensor:
+        """The checked answer to a call that is paid for, every request of it counted."""
+        self._ledger.record(len(images), n_requests)
+        answer = self._score(images)
+        self._check_answer(answer, len(images))
+        self._ledger.record_answered(len(images), n_requests)
+        return answer
+
+    def _reserve(self, n_images: int, n_requests: int) -> None:
+        if self._budget is not None:
+            self._budget.reserve(n_images, n_requests, self._price(n_images))
+
+    def _price(self, n_images: int) -> float:
+        return n_images * self._spec.price_per_1000 / 1000
 
     @abstractmethod
     def _score(self, images: Tensor) -> Tensor:
@@ -127,6 +149,13 @@ class BlackBox(ABC):
             raise BadAnswer(f"{wanted}; it answered {answer.dtype}")
         if not _all_finite(answer):
             raise BadAnswer(f"{wanted}; it answered NaN or infinity")
+        if self._spec.returned_kind == "probabilities":
+            low, high = answer.aminmax()
+            if low < -_BEYOND or high > 1 + _BEYOND:
+                raise BadAnswer(
+                    f"{self.name}: its scores_kind is {self._spec.scores_kind!r}, so they must be from 0 to 1; it "
+                    f"answered {low.item():.4g} to {high.item():.4g}; does it give logits?"
+                )
 
 
 def _all_finite(tensor: Tensor) -> bool:

@@ -1,37 +1,94 @@
-"""What asking APIs has cost (`Ledger`) and what it may cost (`Budget`), in queries and in requests."""
+"""What asking APIs has cost (`Ledger`) and what it may cost (`Budget`): queries, requests and money."""
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
+
+_SLACK = 1e-9  # relative: costs are sums of floats
 
 
 class Ledger:
-    """Counts the queries (images scored) and requests (calls sent) of one API. Safe under threads."""
+    """Counts what one API was asked and what it answered. Safe under threads.
 
-    def __init__(self) -> None:
+    A request that is sent again after a failure counts again: the service may bill it twice. So there are two numbers
+    of each kind, what was sent and what was answered; what the service bills lies between them.
+
+    Args:
+        price_per_1000: of 1000 queries.
+    """
+
+    def __init__(self, price_per_1000: float = 0.0) -> None:
         self._lock = threading.Lock()
-        self._queries = 0
-        self._requests = 0
+        self._price = price_per_1000
+        self._queries = self._requests = self._answered_queries = self._answered_requests = 0
+        self._files: list[tuple[LedgerFile, int]] = []
 
     @property
     def queries(self) -> int:
-        """Images sent for scoring, those included whose answer was bad."""
+        """Images sent for scoring, those included that were sent again or whose answer was bad."""
         return self._queries
 
     @property
     def requests(self) -> int:
-        """Requests sent."""
+        """Requests sent, every attempt counted."""
         return self._requests
 
+    @property
+    def answered_queries(self) -> int:
+        """Images whose scores came back."""
+        return self._answered_queries
+
+    @property
+    def answered_requests(self) -> int:
+        """Requests that were answered with scores."""
+        return self._answered_requests
+
+    @property
+    def cost(self) -> float:
+        """Price of all queries sent: the most that the service can bill."""
+        return self._queries * self._price / 1000
+
     def record(self, queries: int, requests: int = 1) -> None:
-        """Add to both counts (also the way to restore them from a checkpoint)."""
-        _check_count("Ledger.record", "queries", queries)
-        _check_count("Ledger.record", "requests", requests)
+        """Count what is about to be sent."""
+        self._add("record", queries, requests, answered=False)
+
+    def record_answered(self, queries: int, requests: int = 1) -> None:
+        """Count what was answered with scores."""
+        self._add("record_answered", queries, requests, answered=True)
+
+    @contextmanager
+    def written_to(self, file: LedgerFile, number: int, name: str) -> Iterator[None]:
+        """Inside the block every count goes to row `number` of `file` as well, before anything is sent."""
+        file.begin(number, name)
         with self._lock:
-            self._queries += queries
-            self._requests += requests
+            self._files.append((file, number))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._files.remove((file, number))
+
+    def _add(self, operation: str, queries: int, requests: int, answered: bool) -> None:
+        _check_count(f"Ledger.{operation}", "queries", queries)
+        _check_count(f"Ledger.{operation}", "requests", requests)
+        with self._lock:
+            if answered:
+                self._answered_queries += queries
+                self._answered_requests += requests
+            else:
+                self._queries += queries
+                self._requests += requests
+            for file, number in self._files:
+                if answered:
+                    file.add(number, answered_queries=queries, answered_requests=requests)
+                else:
+                    file.add(number, queries=queries, requests=requests, cost=queries * self._price / 1000)
 
     def __repr__(self) -> str:
         with self._lock:
@@ -39,23 +96,28 @@ class Ledger:
 
 
 class Budget:
-    """A cap on queries and requests that holds for the sum over every API it is given to. Safe under threads.
+    """A cap on queries, requests and money that holds for the sum over every API it is given to. Safe under threads.
 
     Args:
         max_queries: most images that may be scored; None for no cap.
         max_requests: most requests that may be sent; None for no cap.
+        max_cost: most that may be spent, in the currency of the APIs' `price_per_1000`; None for no cap.
 
     Raises:
-        InputError: a cap is negative (InputTypeError: not an int).
+        InputError: a cap is negative or no number (InputTypeError: of the wrong type).
     """
 
-    def __init__(self, max_queries: int | None = None, max_requests: int | None = None) -> None:
+    def __init__(
+        self, max_queries: int | None = None, max_requests: int | None = None, max_cost: float | None = None
+    ) -> None:
         for name, cap in (("max_queries", max_queries), ("max_requests", max_requests)):
             if cap is not None:
                 _check_count("Budget", name, cap)
+        if max_cost is not None:
+            _check_cost("Budget", "max_cost", max_cost)
         self._lock = threading.Lock()
-        self._caps = (max_queries, max_requests)
-        self._spent = (0, 0)
+        self._caps = (max_queries, max_requests, max_cost)
+        self._spent: tuple[int, int, float] = (0, 0, 0.0)
 
     @property
     def max_queries(self) -> int | None:
@@ -68,6 +130,11 @@ class Budget:
         return self._caps[1]
 
     @property
+    def max_cost(self) -> float | None:
+        """The cap on money; None for none."""
+        return self._caps[2]
+
+    @property
     def queries(self) -> int:
         """Queries spent so far, over all APIs that share this budget."""
         return self._spent[0]
@@ -76,6 +143,11 @@ class Budget:
     def requests(self) -> int:
         """Requests spent so far, over all APIs that share this budget."""
         return self._spent[1]
+
+    @property
+    def cost(self) -> float:
+        """Money spent so far, over all APIs that share this budget."""
+        return self._spent[2]
 
     @property
     def remaining_queries(self) -> int | None:
@@ -87,41 +159,63 @@ class Budget:
         """Requests left; None when they are not capped."""
         return None if self.max_requests is None else self.max_requests - self.requests
 
-    def affords(self, queries: int, requests: int = 1) -> bool:
-        """Whether `reserve(queries, requests)` would go through now. Spends nothing."""
-        _check_count("Budget.affords", "queries", queries)
-        _check_count("Budget.affords", "requests", requests)
+    def affords(self, queries: int, requests: int = 1, cost: float = 0.0) -> bool:
+        """Whether `reserve` of the same would go through now. Spends nothing."""
+        _check_amounts("Budget.affords", queries, requests, cost)
         with self._lock:
-            return self._shortfall(queries, requests) is None
+            return self._shortfall(queries, requests, cost) is None
 
-    def reserve(self, queries: int, requests: int = 1) -> None:
-        """Spend both counts, or neither (also the way to restore what was spent before a checkpoint).
+    def reserve(self, queries: int, requests: int = 1, cost: float = 0.0) -> None:
+        """Spend all of it, or nothing.
 
         Raises:
-            BudgetExhausted: they would overrun a cap; nothing was spent.
-            InputError: a count is negative (InputTypeError: not an int).
+            BudgetExhausted: it would overrun a cap; nothing was spent.
+            InputError: a number is negative (InputTypeError: of the wrong type).
         """
-        _check_count("Budget.reserve", "queries", queries)
-        _check_count("Budget.reserve", "requests", requests)
+        _check_amounts("Budget.reserve", queries, requests, cost)
         with self._lock:
-            shortfall = self._shortfall(queries, requests)
+            shortfall = self._shortfall(queries, requests, cost)
             if shortfall is not None:
                 raise BudgetExhausted(shortfall)
-            self._spent = (self._spent[0] + queries, self._spent[1] + requests)
+            self._spend(queries, requests, cost)
 
-    def _shortfall(self, queries: int, requests: int) -> str | None:
-        for unit, wanted, spent, cap in zip(("queries", "requests"), (queries, requests), self._spent, self._caps):
-            if cap is not None and wanted and spent + wanted > cap:
+    def restore(self, queries: int, requests: int, cost: float = 0.0) -> None:
+        """Count what an earlier, killed run has spent, even beyond a cap: it is gone."""
+        _check_amounts("Budget.restore", queries, requests, cost)
+        with self._lock:
+            self._spend(queries, requests, cost)
+
+    def release(self, queries: int, requests: int, cost: float = 0.0) -> None:
+        """Give back what was reserved and never sent."""
+        _check_amounts("Budget.release", queries, requests, cost)
+        with self._lock:
+            self._spend(-queries, -requests, -cost)
+
+    def _spend(self, queries: int, requests: int, cost: float) -> None:
+        self._spent = (self._spent[0] + queries, self._spent[1] + requests, self._spent[2] + cost)
+
+    def _shortfall(self, queries: int, requests: int, cost: float) -> str | None:
+        wanted_of = {"queries": queries, "requests": requests, "cost": cost}
+        for (unit, wanted), spent, cap in zip(wanted_of.items(), self._spent, self._caps):
+            if cap is not None and wanted and spent + wanted > cap * (1 + _SLACK if unit == "cost" else 1):
+                form = ",.4g" if unit == "cost" else ","
                 return (
-                    f"budget: {wanted:,} more {unit} wanted, {cap - spent:,} of {cap:,} left; nothing was sent "
-                    f"(raise Budget(max_{unit}=...) or ask for less)"
+                    f"budget: {wanted:{form}} more {unit} wanted, {cap - spent:{form}} of {cap:{form}} left; nothing "
+                    f"was sent (raise Budget(max_{unit}=...) or ask for less)"
                 )
         return None
 
     def __repr__(self) -> str:
         with self._lock:
             spent, caps = self._spent, ["no cap" if cap is None else f"{cap:,}" for cap in self._caps]
-        return f"Budget(queries={spent[0]:,} of {caps[0]}, requests={spent[1]:,} of {caps[1]})"
+        money = f", cost={spent[2]:,.4g} of {caps[2]}" if self._caps[2] is not None else ""
+        return f"Budget(queries={spent[0]:,} of {caps[0]}, requests={spent[1]:,} of {caps[1]}{money})"
+
+
+def _check_amounts(operation: str, queries: object, requests: object, cost: object) -> None:
+    _check_count(operation, "queries", queries)
+    _check_count(operation, "requests", requests)
+    _check_cost(operation, "cost", cost)
 
 
 def _check_count(operation: str, name: str, value: object) -> None:
@@ -129,3 +223,10 @@ def _check_count(operation: str, name: str, value: object) -> None:
         raise InputTypeError(f"{operation}: {name} must be an int; got {type(value).__name__} {value!r}")
     if value < 0:
         raise InputError(f"{operation}: {name} must not be negative; got {value}")
+
+
+def _check_cost(operation: str, name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise InputTypeError(f"{operation}: {name} must be a number; got {type(value).__name__} {value!r}")
+    if not 0 <= value < math.inf:
+        raise InputError(f"{operation}: {name} must be finite and not negative; got {value}")

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bidfmkd_fast.black_box.answers import as_told
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.folding import fold_batch_norms
 from bidfmkd_fast.black_box.ledger import Budget
 from bidfmkd_fast.black_box.pooling import replace_max_pools
 from bidfmkd_fast.black_box.precision import full_float32
 from bidfmkd_fast.black_box.spec import APISpec
+from bidfmkd_fast.black_box.wire import through_wire
 from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
 from bidfmkd_fast.seeds import seeded
 
@@ -28,12 +30,34 @@ _GPU_ACTIVATION_BYTES = 1 << 30
 _SAME_SCORES = 1e-4
 
 
-class FunctionBlackBox(BlackBox):
+class LocalBlackBox(BlackBox):
+    """A black box in this process, which answers as precisely as its spec says and no more.
+
+    Images lose what 8 bits or JPEG would lose of them, scores are rounded to `decimals` and cut to `top_k`.
+
+    Raises:
+        InputError: the spec asks for another size, layout or normalisation, which only a service can want.
+    """
+
+    def __init__(self, spec: APISpec, *, budget: Budget | None = None) -> None:
+        super().__init__(spec, budget=budget)
+        if spec.server_shape not in (None, spec.image_shape) or spec.layout != "NCHW" or spec.mean:
+            raise InputError(
+                f"{self.name}: server_shape, layout, mean and std are for services; a local API gets images "
+                "[N, *image_shape] in input_range; convert them in the module"
+            )
+
+    def _ask(self, images: Tensor, n_requests: int) -> Tensor:
+        return as_told(super()._ask(through_wire(images, self._spec), n_requests), self._spec)
+
+
+class FunctionBlackBox(LocalBlackBox):
     """An API behind any function. Each call costs one request.
 
     Args:
-        function: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]`, a floating tensor. It
-            runs without autograd and gets a copy of the images, so it may work in place.
+        function: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]`, a floating tensor of
+            `spec.scores_kind` (for top-k: the probabilities of all classes). It runs without autograd and gets a copy
+            of the images, so it may work in place.
         spec: what is known of the API.
         budget: cap on what it may cost; None for no cap.
 
@@ -51,7 +75,7 @@ class FunctionBlackBox(BlackBox):
         return self._answer(images)
 
 
-class TorchBlackBox(BlackBox):
+class TorchBlackBox(LocalBlackBox):
     """A torch module served as an API: only its scores come out. Each call costs one request.
 
     The module is copied and put in evaluation mode; batch norms are folded into the convolutions before them, the
@@ -60,7 +84,8 @@ class TorchBlackBox(BlackBox):
     float32, without autocast and without TF32.
 
     Args:
-        module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of `spec.scores_kind`.
+        module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of `spec.scores_kind`
+            (for top-k: the probabilities of all classes).
         spec: what is known of the API.
         budget: cap on what it may cost; None for no cap.
         device: where the module runs; where its parameters are unless told. Images and scores are moved.

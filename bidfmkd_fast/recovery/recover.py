@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.black_box.resolution import QUERIES
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
 from bidfmkd_fast.ops.workspace import keep_freed_memory
 from bidfmkd_fast.recovery.generator import Generator, check_images, renewed
 from bidfmkd_fast.recovery.objective import Objective, Student, augment
+from bidfmkd_fast.recovery.step_length import AUTO, as_number, choose_mu, warn_if_unmoved
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.zeroth_order import ZerothOrder
 
@@ -29,7 +31,8 @@ class RecoveryConfig:
     Args:
         steps: optimisation steps; 0 keeps the images of the untrained generator (the no-recovery control).
         num_directions: random directions per image and step (the paper's q).
-        mu: length of a step along a unit direction, in the API's input space.
+        mu: length of a step along a unit direction, in the API's input space; "auto" to measure at the first images,
+            for `resolution.QUERIES` queries more, which length the API resolves.
         directions: "rademacher", "sphere", "gaussian" or "lowres".
         grid: side of the field of "lowres" directions; 0 with all others.
         learning_rate, betas: Adam's, for the generator and the latents alike.
@@ -48,7 +51,7 @@ class RecoveryConfig:
 
     steps: int = 80
     num_directions: int = 8
-    mu: float = 0.025
+    mu: float | str = 0.025
     directions: str = "rademacher"
     grid: int = 0
     learning_rate: float = 5e-3
@@ -64,7 +67,11 @@ class RecoveryConfig:
         least = {"steps": 0, "grid": 0, "num_directions": 1, "latent_dim": 1, "generator_width": 1, "max_images": 1}
         for name, low in least.items():
             _check_integer(f"RecoveryConfig: {name}", getattr(self, name), low)
+        if isinstance(self.mu, str) and self.mu != AUTO:
+            object.__setattr__(self, "mu", as_number(self.mu))
         for name in ("mu", "learning_rate", "boundary_weight"):
+            if name == "mu" and self.mu == AUTO:
+                continue
             value, zero_fits = getattr(self, name), name == "boundary_weight"
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InputTypeError(f"RecoveryConfig: {name} must be a number; got {value!r}")
@@ -84,6 +91,11 @@ class RecoveryConfig:
         if not isinstance(self.augment, bool):
             raise InputTypeError(f"RecoveryConfig: augment must be True or False; got {self.augment!r}")
 
+    @property
+    def queries_per_set(self) -> int:
+        """Queries that a set costs besides those of its steps."""
+        return QUERIES if self.mu == AUTO and self.steps else 0
+
 
 @dataclass(frozen=True)
 class Recovered:
@@ -97,6 +109,7 @@ class Recovered:
         history: one record per step: `step`, `loss` (mean objective), `best_loss` (mean over slots so far), `matched`
             (share of images the API gives their wanted label), `queries` (spent by this recovery so far).
         complete: False when the budget ended before the last step.
+        mu: length of the steps taken; None where none were.
     """
 
     images: torch.Tensor
@@ -105,6 +118,7 @@ class Recovered:
     losses: torch.Tensor
     history: list[Record]
     complete: bool
+    mu: float | None = None
 
 
 def recover(
@@ -142,6 +156,10 @@ def recover(
         BudgetExhausted: the budget cannot pay the first step; nothing has been asked. When it ends later, the images so
             far are returned with `complete=False`.
         BadAnswer: the API answered something that is no set of scores.
+        APIUnavailable: a service did not answer, whatever was tried.
+
+    Warns:
+        PrecisionWarning: steps of this `mu` are lost in what the API's input or scores resolve.
     """
     config = RecoveryConfig() if config is None else config
     if not isinstance(api, BlackBox):
@@ -154,7 +172,7 @@ def recover(
     spec = api.spec
     labels = torch.arange(spec.n_classes).repeat_interleave(n_per_class).to(device)  # [B]
     maker = _ImageMaker(api, len(labels), config, generator, seed, device)
-    objective = Objective(labels, spec.scores_kind, student, config.boundary_weight, config.divergence)
+    objective = Objective(labels, spec.returned_kind, student, config.boundary_weight, config.divergence)
     _check_budget(api, config, len(labels))
     keep_freed_memory()
     if config.steps == 0:
@@ -162,7 +180,8 @@ def recover(
         student_scores = objective.student_scores(images, spec.n_classes)
         scores = api(images)
         return Recovered(images, labels, scores, objective.losses(scores, student_scores), [], complete=True)
-    return _optimise(api, maker, objective, config, seed, progress, callback)
+    mu = choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed)
+    return _optimise(api, maker, objective, replace(config, mu=mu), seed, progress, callback, config.mu != AUTO)
 
 
 class _ImageMaker:
@@ -212,10 +231,13 @@ def _optimise(
     seed: int,
     progress: bool,
     callback: Callable[[Record], None] | None,
+    warn: bool,
 ) -> Recovered:
+    """The steps of one set; `warn` where `config.mu`, a number by now, was the caller's."""
+    mu = float(config.mu)
     zeroth_order = ZerothOrder(
         num_directions=config.num_directions,
-        mu=config.mu,
+        mu=mu,
         directions=config.directions,
         grid=config.grid,
         seed=derive_seed(seed, "recovery", "directions"),
@@ -242,6 +264,8 @@ def _optimise(
             complete = False
             break
         scores = torch.cat(answers)  # [1+q, B, n_classes]
+        if warn and step == 0:
+            warn_if_unmoved(scores, labels, api.spec, mu)
         loss, losses = objective.tell(zeroth_order, scores, student_scores)
         best = _better(best, [x.detach(), scores[0], losses])
         maker.step(loss)
@@ -252,7 +276,7 @@ def _optimise(
         if callback is not None:
             callback(history[-1])
     images, best_scores, best_losses = best
-    return Recovered(images, labels, best_scores, best_losses, history, complete)
+    return Recovered(images, labels, best_scores, best_losses, history, complete, mu)
 
 
 def _better(old: list[torch.Tensor], new: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -268,11 +292,14 @@ def _check_budget(api: BlackBox, config: RecoveryConfig, n_images: int) -> None:
     if api.budget is None:
         return
     rows = 1 + config.num_directions if config.steps else 1  # each of n_images
+    more = config.queries_per_set
     per_call = max(1, config.max_images // n_images)
     requests = sum(api._count_requests(min(per_call, rows - first) * n_images) for first in range(0, rows, per_call))
-    if not api.budget.affords(rows * n_images, requests):
+    requests += api._count_requests(more) if more else 0
+    n_queries = rows * n_images + more
+    if not api.budget.affords(n_queries, requests, api._price(n_queries)):
         raise BudgetExhausted(
-            f"recover: one step asks {api.name} {rows * n_images:,} queries in {requests:,} requests, more than "
+            f"recover: one step asks {api.name} {n_queries:,} queries in {requests:,} requests, more than "
             f"is left of {api.budget}; raise the budget or take a lower n_per_class or num_directions"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.data.dataset import Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.models import build_model
+from bidfmkd_fast.scenarios.sources import SourceEntry, build_source, source_entry
 from bidfmkd_fast.seeds import seeded, torch_generator
 
 if TYPE_CHECKING:
@@ -78,12 +80,17 @@ class Pool:
     """A pool on disk: the folder that holds `pool.yaml` and the weights, and its entries in order."""
 
     folder: Path
-    entries: tuple[PoolEntry, ...]
+    entries: tuple[PoolEntry | SourceEntry, ...]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Held-out accuracy of the APIs that were trained for the pool, in [0, 1]."""
+        return [entry.accuracy for entry in self.entries if isinstance(entry, PoolEntry)]
 
     @property
     def accuracy(self) -> float:
-        """Mean held-out accuracy of the APIs, in [0, 1]."""
-        return sum(entry.accuracy for entry in self.entries) / len(self.entries)
+        """Mean of `accuracies`; NaN without any."""
+        return sum(self.accuracies) / len(self.accuracies) if self.accuracies else math.nan
 
 
 def train_pool(
@@ -179,24 +186,41 @@ def read_pool(path: str | Path) -> Pool:
         raise InputError(f"load_pool: {file} must have exactly the keys 'format' (the number {_FORMAT}) and 'apis'")
     if not isinstance(content["apis"], list) or not content["apis"]:
         raise InputError(f"load_pool: {file} must list at least one API under 'apis'")
-    return Pool(file.parent, tuple(_entry(item, f"{file}, API {i}") for i, item in enumerate(content["apis"])))
+    return Pool(file.parent, tuple(_entry(item, f"{file}, API {i}", i) for i, item in enumerate(content["apis"])))
 
 
 def load_modules(path: str | Path) -> list[nn.Module]:
     """The pool's classifiers as open modules in `eval()`, for white-box comparisons; arguments as for `read_pool`.
 
-    Raises `InputError` as `read_pool` does, and for a weights file that is missing, damaged or does not fit.
+    Raises `InputError` as `read_pool` does, for a weights file that is missing, damaged or does not fit, and for an
+    API that is no module here.
     """
     pool = read_pool(path)
-    return [_load(pool.folder, entry) for entry in pool.entries]
+    modules = []
+    for i, entry in enumerate(pool.entries):
+        if isinstance(entry, SourceEntry):
+            raise InputError(
+                f"load_modules: API {i} of {path} is of kind {entry.kind!r}; only local APIs can be opened"
+            )
+        modules.append(_load(pool.folder, entry))
+    return modules
 
 
 def load_pool(path: str | Path) -> list[BlackBox]:
-    """The pool's classifiers as closed `TorchBlackBox` APIs, named after their files; errors as for `load_modules`."""
+    """The pool's APIs: its classifiers as closed `TorchBlackBox`es named after their files, ONNX files and services.
+
+    Raises `InputError` as `read_pool` does, and for a file or setting that is missing, damaged or does not fit;
+    `APIUnavailable` where a service is not there that has to tell `n_classes` and `image_shape`.
+    """
     from bidfmkd_fast.black_box.local import TorchBlackBox
 
     pool = read_pool(path)
-    return [TorchBlackBox(_load(pool.folder, entry), entry.spec) for entry in pool.entries]
+    return [
+        build_source(entry, pool.folder, f"API {i}")
+        if isinstance(entry, SourceEntry)
+        else TorchBlackBox(_load(pool.folder, entry), entry.spec)
+        for i, entry in enumerate(pool.entries)
+    ]
 
 
 def _refuse_trained(folder: Path) -> None:
@@ -259,7 +283,9 @@ def _write_list(folder: Path, entries: list[PoolEntry]) -> None:
     os.replace(partial, folder / _LIST)
 
 
-def _entry(item: Any, where: str) -> PoolEntry:
+def _entry(item: Any, where: str, number: int) -> PoolEntry | SourceEntry:
+    if isinstance(item, dict) and "kind" in item:
+        return source_entry(item, where, number)
     names = {field.name for field in fields(PoolEntry)}
     if not isinstance(item, dict) or set(item) != names:
         came = sorted(map(str, item)) if isinstance(item, dict) else repr(item)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import BlackBox, Budget
+from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.meta.model import forward
 from bidfmkd_fast.models import build_model
@@ -78,29 +79,45 @@ class BiDfMKD:
         """How many queries `fit` asks of all APIs together if no budget ends it."""
         recovery = self.config.recovery
         per_image = recovery.steps * (1 + recovery.num_directions) if recovery.steps else 1
-        return 2 * per_image * self.config.n_per_class * sum(api.spec.n_classes for api in self.apis)
+        in_steps = 2 * per_image * self.config.n_per_class * sum(api.spec.n_classes for api in self.apis)
+        return in_steps + 2 * recovery.queries_per_set * len(self.apis)
 
     def fit(self, run_dir: str | Path | None = None, progress: bool = True) -> Run:
         """Run the whole loop, and write it to `run_dir` as it goes if one is given.
 
-        Every call starts anew; with equal APIs the same seed gives the same run, bit for bit (on a CPU with the same
-        number of threads). Progress bars show on a terminal only.
+        Every call starts anew, but for a `run_dir` that holds a run of the same settings that was cut off: what that
+        recovered is not asked for again, and what it spent counts. With equal APIs the same seed gives the same run,
+        bit for bit (on a CPU with the same number of threads). Progress bars show on a terminal only.
+
+        Services are recovered several at once. One that does not answer, or answers no scores, is skipped with a
+        warning, asked again at the end, and named in the report where that fails too.
 
         Raises:
-            InputError: `run_dir` holds a run already.
+            InputError: `run_dir` holds a finished run, or one of other settings or another pool.
             BudgetExhausted: no budget pays a single recovery step; nothing has been asked then.
-            BadAnswer: an API answered something that is no set of scores; what was recovered before is in `run_dir`.
+            BadAnswer: a local API answered something that is no set of scores, or every service did; what was recovered
+                before is in `run_dir`.
+            APIUnavailable: no service answers.
+
+        Warns:
+            ServiceWarning: a service was skipped or left out.
         """
+        return self._fit(run_dir, progress)
+
+    def _fit(self, run_dir: str | Path | None, progress: bool, again: bool = False) -> Run:
         keep_freed_memory()
-        folder = None if run_dir is None else RunFolder.create(run_dir, self.config)
+        folder = None if run_dir is None else RunFolder.create(run_dir, self.config, again=again)
         module = copy.deepcopy(self._module)
         stages = Stages(self.apis, module, self.generator, self.config, self.device, folder, progress)
         try:
-            with _under_budget(self.apis, self.budget):
+            with ExitStack() as stack:
+                stack.enter_context(_under_budget(self.apis, self.budget))
+                if folder is not None:
+                    _restore_budgets(self.apis, stack.enter_context(folder.counting(self.apis)))
                 run = stages.run()
         except Exception:
-            if folder is not None and not stages.recovered:
-                folder.withdraw()  # nothing came of it: the same folder serves the next attempt
+            if folder is not None:
+                folder.withdraw()  # if nothing came of it, the same folder serves the next attempt
             raise
         if folder is not None:
             folder.finish(run)
@@ -134,7 +151,8 @@ def fit_with_control(
 ) -> tuple[Run, Run]:
     """A run in `run_dir` and its no-recovery control in `run_dir/control`, from the same start: (run, control).
 
-    The control comes first, so that one budget serves both; its images are asked once each, for their scores.
+    The control comes first, so that one budget serves both; its images are asked once each, for their scores. Where
+    either was cut off, nothing that was recovered is asked for again.
     Raises as `BiDfMKD.fit`; BudgetExhausted also if `budget` does not reach from the control into the run.
     """
     config = TrainConfig() if config is None else config
@@ -142,12 +160,14 @@ def fit_with_control(
     control = BiDfMKD(apis, config=config.control(), device=device, budget=budget)
     RunFolder.check_new(run_dir)
     first_step = config.n_per_class * apis[0].spec.n_classes * (1 + config.recovery.num_directions)
-    if budget is not None and not budget.affords(needed := control.planned_queries() + first_step, 0):
+    begun = (Path(run_dir) / "control").exists()
+    needed = control.planned_queries() + first_step + config.recovery.queries_per_set
+    if budget is not None and not begun and not budget.affords(needed, 0):
         raise BudgetExhausted(
             f"fit_with_control: the control and one recovery step ask {needed:,} queries; the budget has "
             f"{budget.remaining_queries:,} left; raise it or take a lower n_per_class or num_directions"
         )
-    control_run = control.fit(Path(run_dir) / "control", progress)
+    control_run = control._fit(Path(run_dir) / "control", progress, again=True)
     return learner.fit(run_dir, progress), control_run
 
 
@@ -177,6 +197,14 @@ def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
                 )
         if budget is not None and api.budget is not None and api.budget is not budget:
             raise InputError(f"BiDfMKD: {api.name} has a budget of its own; give either that or budget=, not both")
+
+
+def _restore_budgets(apis: list[BlackBox], ledger: LedgerFile) -> None:
+    """What a run that was cut off has spent counts."""
+    earlier = ledger.earlier()
+    for number, api in enumerate(apis):
+        if api.budget is not None and (row := earlier.get(number)) is not None:
+            api.budget.restore(row.queries, row.requests, row.cost)
 
 
 @contextmanager

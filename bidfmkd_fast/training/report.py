@@ -137,10 +137,22 @@ def cost_rows(summary: Mapping[str, Any], extra_seconds: Mapping[str, float] | N
         ["APIs", f"{summary['apis']:,}"],
         ["queries", f"{summary['queries']:,}"],
         ["requests", f"{summary['requests']:,}"],
+        *([["cost", f"{cost:,.2f}"]] if (cost := sum(row["cost"] for row in summary["ledger"])) else []),
         ["images recovered", f"{summary['images']:,}"],
         *matched,
         *([f"seconds, {stage}", f"{value:.1f}"] for stage, value in seconds.items()),
     ]
+
+
+def _asked(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each API was asked and answered, where the two differ or money was spent."""
+    if all(row["queries"] == row["answered_queries"] and not row["cost"] for row in ledger):
+        return ["Every request was answered."]
+    header = ["API", "queries sent", "answered", "requests sent", "answered", "cost at most"]
+    counts = ("queries", "answered_queries", "requests", "answered_requests")
+    rows = [[row["name"], *(f"{row[count]:,}" for count in counts), f"{row['cost']:,.4g}"] for row in ledger]
+    told = "A request that was sent again after a failure counts again, since a service may bill it twice."
+    return [markdown_table([header, *rows]), "", told]
 
 
 def write_report(
@@ -153,8 +165,10 @@ def write_report(
     """Write `report.md` into a finished run's folder: accuracy, cost, pictures, settings; the path of the report."""
     summary = folder.summary()
     lines = [f"# Run `{folder.path.name}`", ""]
-    if not summary["complete"]:
+    if summary["budget_ended"] or not (summary["complete"] or summary["skipped"]):
         lines += ["**A budget ended before every API was recovered in full; what there is was used.**", ""]
+    for name, reason in summary["skipped"].items():
+        lines += [f"**{name} was left out: {reason}**", ""]
     if comparison is not None:
         lines += ["## Accuracy", "", f"{comparison.title}.", "", markdown_table(comparison.accuracies), ""]
         if len(comparison.differences) > 1:
@@ -165,6 +179,7 @@ def write_report(
             "",
         ]
     lines += ["## Cost", "", markdown_table(cost_rows(summary, extra_seconds)), ""]
+    lines += [*_asked(summary["ledger"]), ""]
     if control is not None:
         lines += [f"The control asked {control.summary()['queries']:,} queries more.", ""]
     pictures = sorted((folder.path / "grids").glob("*.png"))

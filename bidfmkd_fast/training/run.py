@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from bidfmkd_fast.black_box.ledger_file import LedgerRow
 from bidfmkd_fast.meta import MetaModel, TaskMemory
 from bidfmkd_fast.recovery import Recovered
 from bidfmkd_fast.training.config import TrainConfig
@@ -42,10 +43,13 @@ class Run:
         memory: every recovered image by (data set, class).
         recovered: the recovered sets in order.
         history: the records that `metrics.jsonl` holds, one per recovered set, distillation step and 25 replay steps.
-        queries, requests: what the run asked of all APIs together.
+        queries, requests: what the run asked of all APIs together, every attempt counted.
         seconds: wall time per stage: "recovery", "distillation", "replay".
-        complete: False when a budget ended before every API was recovered in full.
+        complete: False when a budget ended before every API was recovered in full, or one was left out.
         config: the settings.
+        budget_ended: whether a budget ended before every API was recovered in full.
+        skipped: services that were left out after all tries, by name, with the reason.
+        ledger: what each API was asked and answered, before a kill included.
     """
 
     meta_model: MetaModel
@@ -58,6 +62,9 @@ class Run:
     seconds: dict[str, float]
     complete: bool
     config: TrainConfig
+    budget_ended: bool = False
+    skipped: dict[str, str] = field(default_factory=dict)
+    ledger: list[LedgerRow] = field(default_factory=list)
 
     def matched(self, part: str) -> float | None:
         """Share of the images of all "support" or "query" sets that got their wanted label; None if there is no set."""

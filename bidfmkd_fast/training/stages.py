@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from bidfmkd_fast.black_box import BlackBox
-from bidfmkd_fast.errors import BudgetExhausted
+from bidfmkd_fast.black_box.ledger_file import LedgerRow, row_of
+from bidfmkd_fast.errors import BudgetExhausted, ServiceWarning
 from bidfmkd_fast.meta import (
     DistillationTask,
     MetaModel,
     TaskMemory,
-    adapt_to_api,
     outer_distillation_step,
     outer_replay_step,
 )
-from bidfmkd_fast.meta.model import forward
-from bidfmkd_fast.recovery.objective import Student
-from bidfmkd_fast.recovery.recover import recover
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.recoveries import Outcome, Recoveries
 from bidfmkd_fast.training.run import RecoveredSet, Run
 
 _REPLAY_RECORD_STEPS = 25  # replay steps whose mean makes one record of the history
@@ -56,103 +56,99 @@ class Stages:
         self.recovered: list[RecoveredSet] = []
         self.history: list[dict[str, Any]] = []
         self.seconds = {"recovery": 0.0, "distillation": 0.0, "replay": 0.0}
-        self.spent_before = [(api.ledger.queries, api.ledger.requests) for api in apis]
+        self._before = [row_of(number, api) for number, api in enumerate(apis)]
         self.outer_step = self.replay_step = 0
-        self.complete = True
+        self.budget_ended = False
+        self.skipped: dict[int, str] = {}
+        self._failed_before: set[int] = set()
+        self._last_error: Exception | None = None
 
     def run(self) -> Run:
-        """All rounds: recover a group of APIs, distil them in one outer step, replay; then the final replay."""
-        size, apis = self.config.meta_batch_size, list(enumerate(self.apis))
-        with tqdm(total=len(apis), desc="recover", unit="API", disable=None if self.progress else True) as bar:
-            for first in range(0, len(apis), size):
-                tasks = []
-                for index, api in apis[first : first + size]:
-                    tasks.append(self._recover_api(index, api))
-                    bar.update()
-                self._distil([task for task in tasks if task is not None])
-                if first + size < len(apis):
-                    self._replay(self.config.replay.steps_per_round, self.config.replay.patience)
+        """All rounds: recover a group of APIs, distil them in one outer step, replay; then the final replay.
+
+        Services that fail are left out at first and asked once more after all others.
+        """
+        with (
+            Recoveries(self.apis, self.generator, self.config, self.device, self.folder) as recoveries,
+            tqdm(total=len(self.apis), desc="recover", unit="API", disable=None if self.progress else True) as bar,
+        ):
+            self._rounds(recoveries, list(range(len(self.apis))), bar)
+            self._round(recoveries.rest, bar)
+            failed, self.skipped = self.skipped, {}
+            self._rounds(recoveries, sorted(failed), bar)
+            self._round(recoveries.rest, bar)
+        if not self.recovered and self._last_error is not None:
+            raise self._last_error
         self._replay(self.config.replay.final_steps)
-        queries, requests = self._spent()
         return Run(
             meta_model=self._meta_model(self.module),
             initial_model=self._meta_model(self.initial_module),
             memory=self.memory,
             recovered=self.recovered,
             history=self.history,
-            queries=queries,
-            requests=requests,
+            queries=sum(row.queries for row in self._ledger()),
+            requests=sum(row.requests for row in self._ledger()),
             seconds=self.seconds,
-            complete=self.complete,
+            complete=not (self.budget_ended or self.skipped),
             config=self.config,
+            budget_ended=self.budget_ended,
+            skipped={self.apis[index].name: reason for index, reason in self.skipped.items()},
+            ledger=self._ledger(),
         )
 
-    def _recover_api(self, index: int, api: BlackBox) -> DistillationTask | None:
-        """Both sets of one API; None when its budget does not reach the second one."""
-        support = self._recover_set(index, api, "support", None)
-        if support is None:
-            return None
-        images, scores = support.images, support.recovered.scores
-        student = self._student(api, images, scores) if self.outer_step >= self.config.boundary_start else None
-        query = self._recover_set(index, api, "query", student)
-        if query is None:
-            return None
-        return DistillationTask(images, scores, query.images, query.recovered.scores, api.spec.scores_kind)
+    def _rounds(self, recoveries: Recoveries, indices: list[int], bar: Any) -> None:
+        size = self.config.meta_batch_size
+        for first in range(0, len(indices), size):
+            part = indices[first : first + size]
+            if self.recovered:
+                self._replay(self.config.replay.steps_per_round, self.config.replay.patience)
+            self._round(partial(recoveries.group, part, self.module, self.outer_step), bar)
+
+    def _round(self, recover: Callable[[], list[Outcome]], bar: Any) -> None:
+        """What `recover` gives is kept and distilled in one outer step."""
+        with self._timed("recovery"):
+            outcomes = recover()
+        tasks = []
+        for outcome in outcomes:
+            # Of an API that is asked again, the set that it gave before is here already.
+            before = {(one.api_index, one.part) for one in self.recovered}
+            for one in outcome.sets:
+                if (one.api_index, one.part) not in before:
+                    self._keep(one)
+            api = self.apis[outcome.index]
+            tasks.append(outcome.task(api))
+            if outcome.error is not None:
+                self._fail(outcome.index, outcome.error)
+            bar.update()
+        self._distil([task for task in tasks if task is not None])
+
+    def _fail(self, index: int, error: Exception) -> None:
+        self._last_error = error
+        if isinstance(error, BudgetExhausted):
+            self.budget_ended = True
+            return
+        name, reason = self.apis[index].name, " ".join(str(error).split())
+        again = "it is left out" if index in self._failed_before else "it is skipped and asked again at the end"
+        warnings.warn(f"{name}: {again}: {reason}", ServiceWarning, stacklevel=2)
+        self._failed_before.add(index)
+        self.skipped[index] = reason
 
     def _meta_model(self, module: nn.Module) -> MetaModel:
         return MetaModel(module, adapt_steps=self.config.adapt_steps, adapt_learning_rate=self.config.adapt_lr)
 
-    def _recover_set(self, index: int, api: BlackBox, part: str, student: Student | None) -> RecoveredSet | None:
-        # Seeded: a task model with dropout draws from the global generator.
-        with self._timed("recovery"), seeded(self.config.seed, "task model", index, part):
-            try:
-                recovered = recover(
-                    api,
-                    self.config.n_per_class,
-                    student,
-                    self.config.recovery,
-                    generator=self.generator,
-                    seed=derive_seed(self.config.seed, "api", index, part),
-                    device=self.device,
-                )
-            except BudgetExhausted:
-                if not self.recovered and index + 1 == len(self.apis):
-                    raise  # nothing was asked of any API
-                self.complete = False
-                return None
-        self.complete &= recovered.complete
-        spec = api.spec
-        images = spec.to_unit(recovered.images)
-        one = RecoveredSet(index, api.name, spec.names, part, images, recovered)
+    def _keep(self, one: RecoveredSet) -> None:
+        api = self.apis[one.api_index]
         self.recovered.append(one)
-        self.memory.add(images, [_class_key(api, index, label) for label in recovered.labels.tolist()])
+        self.memory.add(one.images, [_class_key(api, one.api_index, label) for label in one.recovered.labels.tolist()])
+        self.budget_ended |= not one.recovered.complete
         self._record(
             "recovery",
             api=api.name,
-            set=part,
-            loss=recovered.losses.mean().item(),
+            set=one.part,
+            loss=one.recovered.losses.mean().item(),
             accuracy=one.matched.float().mean().item(),
-            complete=recovered.complete,
+            complete=one.recovered.complete,
         )
-        if self.folder is not None:
-            self.folder.save_recovered(one)
-        return one
-
-    def _student(self, api: BlackBox, images: Tensor, scores: Tensor) -> Student:
-        """The task model theta_A as a function from images in the API's input range to logits."""
-        with self._timed("distillation"), seeded(self.config.seed, "student", self.outer_step):
-            adapted = adapt_to_api(
-                self.module,
-                dict(self.module.named_parameters()),
-                images,
-                scores,
-                steps=self.config.distillation.inner_steps,
-                learning_rate=self.config.distillation.inner_lr,
-                first_order=True,  # only its values are used
-                scores_kind=api.spec.scores_kind,
-            )
-        parameters = {name: value.detach() for name, value in adapted.items()}
-        return lambda points: forward(self.module, parameters, api.spec.to_unit(points))
 
     def _distil(self, tasks: list[DistillationTask]) -> None:
         if not tasks:
@@ -219,15 +215,18 @@ class Stages:
         """The most images per class that at least `n_way` classes of the memory hold."""
         return sorted((len(self.memory.images_of(key)) for key in self.memory.classes), reverse=True)[n_way - 1]
 
-    def _spent(self) -> tuple[int, int]:
-        now = [(api.ledger.queries, api.ledger.requests) for api in self.apis]
-        queries = sum(q - before for (q, _), (before, _) in zip(now, self.spent_before, strict=True))
-        requests = sum(r - before for (_, r), (_, before) in zip(now, self.spent_before, strict=True))
-        return queries, requests
+    def _ledger(self) -> list[LedgerRow]:
+        """What each API was asked for this run, before a kill included."""
+        if self.folder is not None:
+            return self.folder.ledger.rows()
+        return [row_of(row.number, api, row) for api, row in zip(self.apis, self._before, strict=True)]
 
     def _record(self, stage: str, **values: Any) -> None:
         record = {"stage": stage, "step": self.outer_step, **values}
-        record |= {"queries": self._spent()[0], "seconds": round(sum(self.seconds.values()), 3)}
+        record |= {
+            "queries": sum(row.queries for row in self._ledger()),
+            "seconds": round(sum(self.seconds.values()), 3),
+        }
         self.history.append(record)
         if self.folder is not None:
             self.folder.append_metrics(record)

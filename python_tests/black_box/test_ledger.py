@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bidfmkd_fast.black_box import Budget, Ledger
+from bidfmkd_fast.black_box.ledger_file import LedgerFile, LedgerRow
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 
 
@@ -142,3 +144,72 @@ def test_budget_agrees_with_plain_arithmetic(max_queries: int, max_requests: int
 def test_refuses(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_cost_and_answers_are_counted_apart() -> None:
+    ledger = Ledger(price_per_1000=2.0)
+    ledger.record(500)
+    ledger.record(500)  # the same again, after a failure
+    ledger.record_answered(500)
+    assert (ledger.queries, ledger.requests, ledger.answered_queries, ledger.answered_requests) == (1000, 2, 500, 1)
+    assert ledger.cost == 2.0
+
+
+def test_a_budget_of_money() -> None:
+    budget = Budget(max_cost=1.0)
+    for _ in range(10):
+        budget.reserve(1, 1, 0.1)  # ten times a tenth is not exactly one
+    with pytest.raises(BudgetExhausted, match="0.1 more cost wanted, .* of 1 left.*max_cost"):
+        budget.reserve(1, 1, 0.1)
+    assert budget.queries == 10 and budget.cost == pytest.approx(1.0)
+    budget.release(1, 1, 0.1)
+    assert budget.affords(1, 1, 0.1)
+    assert repr(Budget(max_cost=2.5)) == "Budget(queries=0 of no cap, requests=0 of no cap, cost=0 of 2.5)"
+
+
+def test_what_a_killed_run_spent_counts_even_beyond_the_cap() -> None:
+    budget = Budget(max_queries=10)
+    budget.restore(12, 1)
+    assert budget.queries == 12 and not budget.affords(1)
+
+
+@pytest.mark.parametrize("cost", [-1, float("nan"), float("inf"), "1", True])
+def test_costs_that_are_none(cost: object) -> None:
+    with pytest.raises(InputError, match="max_cost must be"):
+        Budget(max_cost=cost)  # type: ignore[arg-type]
+
+
+def test_the_file_holds_every_count_before_it_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    file, ledger = LedgerFile(path), Ledger(price_per_1000=1.0)
+    ledger.record(7)  # before the run
+    with ledger.written_to(file, 3, "cats"):
+        ledger.record(20, 2)
+        seen = LedgerFile(path)  # another connection, as after a kill
+        assert seen.rows() == [LedgerRow(3, "cats", 20, 2, 0, 0, 0.02)]
+        seen.close()
+        ledger.record_answered(10, 1)
+    ledger.record(100)  # after the run
+    file.close()
+    again = LedgerFile(path)
+    assert again.rows() == [LedgerRow(3, "cats", 20, 2, 10, 1, 0.02)]
+    with pytest.raises(InputError, match="API 3 of .* is 'cats'; got 'dogs'; is this another pool"):
+        again.begin(3, "dogs")
+    again.close()
+    assert [one.name for one in tmp_path.iterdir()] == ["ledger.sqlite"]
+
+
+def test_the_file_loses_nothing_under_threads(tmp_path: Path) -> None:
+    file, ledger = LedgerFile(tmp_path / "ledger.sqlite"), Ledger()
+    with ledger.written_to(file, 0, "api"):
+        in_threads(4, lambda: [ledger.record(3) for _ in range(50)] and None)
+    assert [(row.queries, row.requests) for row in file.rows()] == [(600, 200)]
+    file.close()
+
+
+def test_a_file_that_is_no_ledger(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_text("nothing of the kind" * 100)
+    with pytest.raises(InputError, match=r"ledger\.sqlite cannot be used"):
+        LedgerFile(tmp_path / "ledger.sqlite")
+    with pytest.raises(InputError, match="cannot be used"):
+        LedgerFile(tmp_path / "nowhere" / "ledger.sqlite")

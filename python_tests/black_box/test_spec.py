@@ -29,7 +29,23 @@ def test_lists_as_read_from_a_file_become_tuples() -> None:
 
 @pytest.mark.parametrize("kind", SCORES_KINDS)
 def test_every_scores_kind_is_taken(kind: str) -> None:
-    assert APISpec(2, (1, 1, 1), scores_kind=kind).scores_kind == kind
+    spec = APISpec(2, (1, 1, 1), scores_kind=kind, top_k=2 if kind == "top_k" else None)
+    assert spec.scores_kind == kind
+    assert spec.returned_kind == ("probabilities" if kind == "top_k" else kind)
+
+
+def test_the_wire_as_stated() -> None:
+    spec = APISpec(5, [1, 28, 28], server_shape=[3, 32, 32], mean=[0.5] * 3, std=[0.2] * 3)  # type: ignore[arg-type]
+    assert spec.wire_shape == (3, 32, 32) and not spec.is_8_bit
+    assert hash(spec) == hash(APISpec(5, (1, 28, 28), server_shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.2,) * 3))
+    assert APISpec(5, (1, 28, 28)).wire_shape == (1, 28, 28)
+    assert APISpec(5, (1, 28, 28), dtype="uint8").is_8_bit and APISpec(5, (1, 28, 28), encoding="png").is_8_bit
+
+
+@pytest.mark.parametrize("kind", ["labels", "hard_labels", "top_1"])
+def test_labels_alone_are_refused_with_the_reason(kind: str) -> None:
+    with pytest.raises(InputError, match="a label alone does not change when an image moves a little"):
+        APISpec(5, (1, 28, 28), scores_kind=kind)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-2.1, 2.6)])
@@ -60,8 +76,32 @@ def test_maps_are_affine_inverse_and_never_clamp(low: float, high: float) -> Non
         ({"input_range": (0.0, float("inf"))}, InputError, "finite"),
         ({"input_range": (0.0,)}, InputError, "two finite numbers"),
         ({"input_range": ("0", "1")}, InputError, "two finite numbers"),
-        ({"scores_kind": "top_k"}, InputError, "not supported yet"),
-        ({"scores_kind": "softmax"}, InputError, "must be one of logits, probabilities, log_probabilities"),
+        ({"scores_kind": "top_k"}, InputError, "top_k, the number of classes told, goes with"),
+        ({"top_k": 2}, InputError, "goes with scores_kind='top_k'"),
+        ({"scores_kind": "top_k", "top_k": 1}, InputError, "top_k must be at least 2"),
+        ({"scores_kind": "top_k", "top_k": 3}, InputError, "at most n_classes=2"),
+        ({"decimals": -1}, InputError, "decimals must be at least 0"),
+        ({"decimals": 2.0}, InputTypeError, "decimals must be an int"),
+        ({"scores_kind": "probabilities", "decimals": 0}, InputError, "without decimals are labels"),
+        ({"max_batch": 0}, InputError, "max_batch must be at least 1"),
+        ({"price_per_1000": -1.0}, InputError, "price_per_1000 must be finite and at least 0"),
+        ({"price_per_1000": "1"}, InputTypeError, "price_per_1000 must be a number"),
+        ({"server_shape": (28, 28)}, InputError, r"server_shape must be three positive ints"),
+        ({"server_shape": (2, 28, 28)}, InputError, "images of 1 channels cannot be sent as 2"),
+        ({"layout": "HWC"}, InputError, "layout must be one of NCHW, NHWC"),
+        ({"dtype": "float16"}, InputError, "dtype must be one of float32, uint8"),
+        ({"encoding": "webp"}, InputError, "encoding must be one of raw, png, jpeg"),
+        ({"encoding": "png", "layout": "NHWC"}, InputError, "layout is for raw arrays"),
+        ({"encoding": "png", "image_shape": (2, 28, 28)}, InputError, "holds 1 or 3 channels; got 2"),
+        ({"mean": (0.5,), "std": (1.0,), "dtype": "uint8"}, InputError, "8-bit ones are normalised by the service"),
+        ({"mean": (0.5,)}, InputError, "std must be 1 finite numbers above 0, one per channel"),
+        ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, InputError, "mean must be 1 finite numbers"),
+        ({"mean": (0.5,), "std": (0.0,)}, InputError, "std must be 1 finite numbers above 0"),
+        (
+            {"scores_kind": "softmax"},
+            InputError,
+            "must be one of logits, probabilities, log_probabilities, top_k; got 'softmax'",
+        ),
         ({"scores_kind": None}, InputTypeError, "scores_kind must be a string"),
         ({"class_names": ("a",)}, InputError, "2 class_names wanted"),
         ({"class_names": ("a", "a")}, InputError, "different"),

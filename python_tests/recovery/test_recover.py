@@ -472,7 +472,7 @@ def test_image_shapes_the_built_in_generator_cannot_make() -> None:
         ({"max_images": 0}, InputError, "max_images must be at least 1"),
         ({"mu": 0.0}, InputError, "mu must be finite and above 0; got 0.0"),
         ({"mu": math.nan}, InputError, "mu must be finite and above 0; got nan"),
-        ({"mu": "auto"}, InputTypeError, "mu must be a number; got 'auto'"),
+        ({"mu": "long"}, InputTypeError, "mu must be a number or 'auto'; got 'long'"),
         ({"learning_rate": math.inf}, InputError, "learning_rate must be finite and above 0"),
         ({"boundary_weight": -0.1}, InputError, "boundary_weight must be finite and at least 0; got -0.1"),
         ({"directions": "normal"}, InputError, "directions must be one of rademacher, .*; got 'normal'"),

@@ -1,0 +1,112 @@
+"""Black boxes behind a network: calls cut into requests, several in flight, each attempt paid for and counted."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.black_box.base import BlackBox
+from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.rate_limit import RateLimit
+from bidfmkd_fast.black_box.spec import APISpec
+from bidfmkd_fast.errors import APIUnavailable, InputError
+
+Attempt = Callable[[], None]
+
+_BATCH = 256  # images per request where nothing is known: large enough that the transport is not what one waits for
+
+
+class BatchTooLarge(APIUnavailable):
+    """The service refused a request and may take a smaller one."""
+
+
+class ServiceBlackBox(BlackBox):
+    """What all remote APIs share. Subclasses define `_request`, one request with its retries.
+
+    Args:
+        spec: what is known of the API.
+        budget: cap on what it may cost; None for no cap. An attempt that is repeated is paid again.
+        in_flight: most requests under way at once.
+        images_per_second, requests_per_second: the pace to keep to; None for no limit.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    _is_service = True
+
+    def __init__(
+        self,
+        spec: APISpec,
+        *,
+        budget: Budget | None = None,
+        in_flight: int = 4,
+        images_per_second: float | None = None,
+        requests_per_second: float | None = None,
+    ) -> None:
+        super().__init__(spec, budget=budget)
+        if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
+            raise InputError(f"{self.name}: in_flight must be an integer of at least 1; got {in_flight!r}")
+        self._in_flight = in_flight
+        self._max_batch = spec.max_batch
+        self._rate = RateLimit(images_per_second, requests_per_second)
+
+    @abstractmethod
+    def _request(self, images: Tensor, attempt: Attempt) -> Tensor:
+        """Scores of one batch on the CPU; `attempt()` is called right before every time that something is sent.
+
+        Raises `BatchTooLarge` where half as many images should be tried.
+        """
+
+    def _score(self, images: Tensor) -> Tensor:
+        return self._send(images, paid=True)
+
+    def _batch(self) -> int:
+        return _BATCH if self._max_batch is None else self._max_batch
+
+    def _count_requests(self, n_images: int) -> int:
+        return -(-n_images // self._batch())
+
+    def _ask(self, images: Tensor, n_requests: int) -> Tensor:
+        batches = images.cpu().tensor_split(n_requests)  # as many as are paid for, of near-equal size
+        with ThreadPoolExecutor(min(self._in_flight, len(batches))) as pool:
+            requests = [pool.submit(self._send, batch, True) for batch in batches]
+            try:
+                wait(requests, return_when=FIRST_EXCEPTION)
+            finally:
+                unsent = [batch for batch, request in zip(batches, requests) if request.cancel()]
+        if unsent and self._budget is not None:
+            n_unsent = sum(map(len, unsent))
+            self._budget.release(n_unsent, len(unsent), self._price(n_unsent))
+        errors = [error for request in requests if not request.cancelled() and (error := request.exception())]
+        if errors:
+            raise errors[0]
+        return torch.cat([request.result() for request in requests])
+
+    def _send(self, images: Tensor, paid: bool) -> Tensor:
+        """One request; `paid` says that its first attempt is reserved in the budget already."""
+        n_images = len(images)
+
+        def attempt() -> None:
+            nonlocal paid
+            if not paid:
+                self._reserve(n_images, 1)
+            paid = False
+            self._rate.wait(n_images)
+            self._ledger.record(n_images, 1)
+
+        try:
+            answer = self._request(images, attempt)
+        except BatchTooLarge:
+            if n_images == 1:
+                raise
+            half = -(-n_images // 2)
+            self._max_batch = min(self._batch(), half)
+            return torch.cat([self._send(part, paid=False) for part in images.split(half)])
+        self._check_answer(answer, n_images)
+        self._ledger.record_answered(n_images, 1)
+        return answer

@@ -1,0 +1,76 @@
+"""Images as a service wants them on the wire: its size and channels, normalised, as numbers or as image files."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from bidfmkd_fast.black_box.spec import APISpec
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's grey is
+
+
+def wire_array(images: Tensor, spec: APISpec) -> np.ndarray[Any, Any]:
+    """Images `[N, *image_shape]` in `input_range` as `[N, *wire_shape]`, uint8 or float32, in the API's layout.
+
+    8-bit values are `round(255 (x - low) / (high - low))`, held within 0..255; float32 ones `(x - mean) / std`.
+    """
+    images = _fitted(images.detach().cpu(), spec)
+    if spec.is_8_bit:
+        images = _bytes(images, spec)
+    elif spec.mean:
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
+        images = (images - mean) / std
+    return images.permute(0, 2, 3, 1).contiguous().numpy() if spec.layout == "NHWC" else images.contiguous().numpy()
+
+
+def wire_files(images: Tensor, spec: APISpec) -> list[bytes]:
+    """The same images, each as a PNG or JPEG file."""
+    return [_file(image, spec.encoding) for image in wire_array(images, spec)]
+
+
+def through_wire(images: Tensor, spec: APISpec) -> Tensor:
+    """What is left of images `[N, *image_shape]` in `input_range` once they have been sent in 8 bits or as JPEG."""
+    if not spec.is_8_bit:
+        return images
+    pixels = _bytes(images, spec)
+    if spec.encoding == "jpeg":
+        from PIL import Image
+
+        files = [_file(image, "jpeg") for image in pixels.cpu().numpy()]
+        arrays = [np.asarray(Image.open(io.BytesIO(file))) for file in files]  # each [H, W] or [H, W, C]
+        decoded = torch.from_numpy(np.stack([array.reshape(*array.shape[:2], -1) for array in arrays]))
+        pixels = decoded.permute(0, 3, 1, 2).to(images.device)
+    low, high = spec.input_range
+    return pixels.to(images.dtype) * ((high - low) / 255) + low
+
+
+def _fitted(images: Tensor, spec: APISpec) -> Tensor:
+    channels, *size = spec.wire_shape
+    if images.shape[1] == 3 and channels == 1:
+        images = (images * torch.tensor(_LUMA).view(-1, 1, 1)).sum(1, keepdim=True)
+    if list(images.shape[2:]) != size:
+        images = interpolate(images, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    return images.expand(-1, channels, -1, -1)
+
+
+def _bytes(images: Tensor, spec: APISpec) -> Tensor:
+    low, high = spec.input_range
+    return ((images - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
+
+
+def _file(pixels: np.ndarray[Any, Any], encoding: str) -> bytes:
+    """uint8 `[C, H, W]` as a file."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    file = io.BytesIO()
+    # Full chroma and high quality: a JPEG should lose as little of a small step as the format allows.
+    options = {"compress_level": 1} if encoding == "png" else {"quality": 95, "subsampling": 0}
+    image.save(file, encoding, **options)
+    return file.getvalue()

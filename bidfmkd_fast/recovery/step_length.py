@@ -1,0 +1,48 @@
+"""The length of a step, mu: measured where it is "auto", and a warning where the API does not resolve it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.black_box import APISpec, BlackBox
+from bidfmkd_fast.black_box.resolution import N_IMAGES, measure_steps, too_short, unmoved
+from bidfmkd_fast.errors import InputTypeError, PrecisionWarning
+
+AUTO = "auto"
+_UNMOVED = 0.5  # share of answers without a change from which the user is warned
+
+
+def choose_mu(api: BlackBox, mu: float | str, images: Callable[[], Tensor], seed: int) -> float:
+    """`mu`, or what is measured at a few of `images()` `[B, C, H, W]` where it is "auto"; warns of one too short."""
+    if mu != AUTO:
+        if (reason := too_short(api.spec, float(mu))) is not None:
+            warnings.warn(f"recover: {reason}; take a longer one or mu='auto'", PrecisionWarning, stacklevel=3)
+        return float(mu)
+    first = images()
+    rows = torch.linspace(0, len(first) - 1, min(N_IMAGES, len(first))).long()  # of different classes
+    choice = measure_steps(api, first[rows.to(first.device)], seed=seed)
+    if choice.smallest is None:
+        message = f"recover: no step is long enough for what {api.name} resolves; mu={choice.suggested:.3g} is taken"
+        warnings.warn(message, PrecisionWarning, stacklevel=3)
+    return choice.suggested
+
+
+def warn_if_unmoved(scores: Tensor, labels: Tensor, spec: APISpec, mu: float) -> None:
+    """Warn where most of the answers `[1+q, B, n_classes]` to steps of length `mu` are the answer to no step."""
+    share = unmoved(scores, labels, spec)
+    if share > _UNMOVED:
+        told = f"{100 * share:.0f} % of {spec.name}'s answers do not move, or by their last digit only"
+        message = f"recover: with steps of mu={mu:g} {told}; take a longer one or mu='auto'"
+        warnings.warn(message, PrecisionWarning, stacklevel=4)
+
+
+def as_number(text: str) -> float:
+    """A `mu` that came as text: YAML 1.1 reads 1e-3 so. Raises InputTypeError unless it is a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise InputTypeError(f"RecoveryConfig: mu must be a number or 'auto'; got {text!r}") from None

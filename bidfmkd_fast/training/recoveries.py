@@ -1,0 +1,189 @@
+"""Both sets of each API: from disk where they are there, several services at once, none waited for without end."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
+from bidfmkd_fast.meta import DistillationTask, adapt_to_api
+from bidfmkd_fast.meta.model import forward
+from bidfmkd_fast.recovery.objective import Student
+from bidfmkd_fast.recovery.recover import recover
+from bidfmkd_fast.seeds import derive_seed, seeded
+from bidfmkd_fast.training.checkpoint import RunFolder
+from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.run import RecoveredSet
+
+# A group goes on without a service that takes so many times as long as any before it, and so many seconds at least.
+_PATIENCE, _LEAST_SECONDS = 3.0, 60.0
+
+
+@dataclass
+class Outcome:
+    """What came of one API: its sets so far, and the error that kept it from giving both."""
+
+    index: int
+    sets: list[RecoveredSet] = field(default_factory=list)
+    error: Exception | None = None
+    asked: bool = False  # whether anything was asked, rather than read from disk
+    seconds: float = 0.0
+
+    def task(self, api: BlackBox) -> DistillationTask | None:
+        """Both sets as a task of the distillation; None if one is missing."""
+        if len(self.sets) < 2:
+            return None
+        support, query = self.sets
+        return DistillationTask(
+            support.images, support.recovered.scores, query.images, query.recovered.scores, api.spec.returned_kind
+        )
+
+
+class Stopped(Exception):
+    """The run has ended while a set was being recovered."""
+
+
+class Recoveries:
+    """Recovers groups of APIs. Services of a group run at once, each in a thread; local APIs one after the other.
+
+    What is recovered does not depend on that, as far as the APIs' answers do not: seeds go by API and set, and the task
+    models of a group start from the same meta-model. To be used in a `with` block, which stops what is under way.
+    """
+
+    def __init__(
+        self,
+        apis: Sequence[BlackBox],
+        generator: nn.Module | None,
+        config: TrainConfig,
+        device: torch.device,
+        folder: RunFolder | None,
+    ) -> None:
+        self.apis, self.generator, self.config, self.device, self.folder = apis, generator, config, device, folder
+        self._stop = threading.Event()
+        self._threads = ThreadPoolExecutor(max(1, sum(api._is_service for api in apis)), "recovery")
+        self._late: list[Future[Outcome]] = []
+        self._made: dict[tuple[int, str], RecoveredSet] = {}
+        self._longest: float | None = None
+
+    def __enter__(self) -> Recoveries:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def group(self, indices: Sequence[int], module: nn.Module, outer_step: int) -> list[Outcome]:
+        """Both sets of these APIs, by number, and of earlier ones that were late; less those that are late now.
+
+        Raises what a local API raises, which asking again would not mend.
+        """
+
+        def job(index: int) -> Callable[[], Outcome]:
+            own = copy.deepcopy(module)  # running it swaps its parameters, which threads must not share
+            return lambda: self._recover_api(index, own, outer_step)
+
+        services = [self._threads.submit(job(index)) for index in indices if self.apis[index]._is_service]
+        outcomes = [job(index)() for index in indices if not self.apis[index]._is_service]
+        outcomes += self._gather(services)
+        return sorted(outcomes, key=lambda outcome: outcome.index)
+
+    def rest(self) -> list[Outcome]:
+        """The APIs that were late, waited for."""
+        late, self._late = self._late, []
+        return sorted((future.result() for future in late), key=lambda outcome: outcome.index)
+
+    def _gather(self, services: list[Future[Outcome]]) -> list[Outcome]:
+        started, waiting = time.monotonic(), set(services)
+        while waiting:
+            patience = None if self._longest is None else max(_LEAST_SECONDS, _PATIENCE * self._longest)
+            left = None if patience is None else max(0.0, started + patience - time.monotonic())
+            done, waiting = wait(waiting, left, FIRST_COMPLETED)
+            if not done:
+                break
+            for future in done:
+                outcome = future.result()
+                if outcome.asked and outcome.error is None:
+                    self._longest = max(self._longest or 0.0, outcome.seconds)
+        finished = [future for future in (*self._late, *services) if future.done()]
+        self._late = [future for future in (*self._late, *services) if not future.done()]
+        return [future.result() for future in finished]
+
+    def _recover_api(self, index: int, module: nn.Module, outer_step: int) -> Outcome:
+        api, outcome, started = self.apis[index], Outcome(index), time.monotonic()
+        errors: tuple[type[Exception], ...] = (BudgetExhausted,)
+        if api._is_service:
+            errors += (APIUnavailable, BadAnswer)
+        try:
+            support = self._set(outcome, "support", None)
+            student = None
+            if outer_step >= self.config.boundary_start and not self._on_disk(index, "query"):
+                student = self._student(api, module, support, outer_step)
+            self._set(outcome, "query", student)
+        except errors as error:
+            outcome.error = error
+        outcome.seconds = time.monotonic() - started
+        return outcome
+
+    def _set(self, outcome: Outcome, part: str, student: Student | None) -> RecoveredSet:
+        index, api = outcome.index, self.apis[outcome.index]
+        one = self._made.get((index, part))
+        if one is None and self.folder is not None:
+            one = self.folder.load_recovered(index, part, api)
+        if one is None:
+            outcome.asked = True
+            recovered = recover(
+                api,
+                self.config.n_per_class,
+                student,
+                self.config.recovery,
+                generator=self.generator,
+                seed=derive_seed(self.config.seed, "api", index, part),
+                device=self.device,
+                callback=self._check_stop,
+            )
+            one = RecoveredSet(index, api.name, api.spec.names, part, api.spec.to_unit(recovered.images), recovered)
+            if self.folder is not None:
+                self.folder.save_recovered(one)
+        self._made[index, part] = one
+        outcome.sets.append(one)
+        return one
+
+    def _on_disk(self, index: int, part: str) -> bool:
+        return self.folder is not None and self.folder.recovered_file(index, part).is_file()
+
+    def _check_stop(self, record: dict[str, Any]) -> None:
+        if self._stop.is_set():
+            raise Stopped
+
+    def _student(self, api: BlackBox, module: nn.Module, support: RecoveredSet, outer_step: int) -> Student:
+        """The task model theta_A as a function from images in the API's input range to logits."""
+        seed = self.config.seed
+        with seeded(seed, "student", outer_step):
+            adapted = adapt_to_api(
+                module,
+                dict(module.named_parameters()),
+                support.images,
+                support.recovered.scores,
+                steps=self.config.distillation.inner_steps,
+                learning_rate=self.config.distillation.inner_lr,
+                first_order=True,  # only its values are used
+                scores_kind=api.spec.returned_kind,
+            )
+        parameters = {name: value.detach() for name, value in adapted.items()}
+        calls = itertools.count()
+
+        def student(points: Tensor) -> Tensor:
+            with seeded(seed, "task model", support.api_index, next(calls)):  # dropout draws from the global generator
+                return forward(module, parameters, api.spec.to_unit(points))
+
+        return student

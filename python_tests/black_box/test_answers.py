@@ -1,0 +1,67 @@
+"""Rounded and top-k answers, against the same worked out by hand, and through the losses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bidfmkd_fast import ops
+from bidfmkd_fast.black_box import APISpec, FunctionBlackBox
+from bidfmkd_fast.black_box.answers import as_told, place, spread_missing_mass, usable
+from bidfmkd_fast.errors import BadAnswer
+
+SHAPE = (1, 2, 2)
+
+
+def test_missing_mass_is_spread_evenly() -> None:
+    told = torch.tensor([[0.6, 0.0, 0.3, 0.0], [0.5, 0.5, 0.0, 0.0], [0.0, 0.7, 0.4, 0.0]])
+    wanted = [[0.6, 0.05, 0.3, 0.05], [0.5, 0.5, 0.0, 0.0], [0.0, 0.7, 0.4, 0.0]]  # the last sums to more than 1
+    torch.testing.assert_close(spread_missing_mass(told), torch.tensor(wanted))
+
+
+def test_placed_by_label() -> None:
+    scores, labels = torch.tensor([[0.7, 0.2], [0.6, 0.3]]), torch.tensor([[3, 0], [1, 2]])
+    assert torch.equal(place(scores, labels, 4), torch.tensor([[0.2, 0, 0, 0.7], [0, 0.6, 0.3, 0]]))
+
+
+def test_top_k_probabilities_add_up_and_keep_what_was_told(seed: int) -> None:
+    full = torch.randn(20, 6, generator=torch.Generator().manual_seed(seed)).softmax(1)
+    spec = APISpec(6, SHAPE, scores_kind="top_k", top_k=3)
+    given = usable(as_told(full, spec), spec)
+    torch.testing.assert_close(given.sum(1), torch.ones(20))
+    best = full.topk(3).indices
+    assert torch.equal(given.gather(1, best), full.gather(1, best))
+    rest = torch.ones(20, 6, dtype=torch.bool).scatter(1, best, False)
+    torch.testing.assert_close(
+        given[rest].view(20, 3), (1 - full.topk(3).values.sum(1, keepdim=True)).expand(-1, 3) / 3
+    )
+
+
+@pytest.mark.parametrize("decimals", [2, 4])
+def test_a_rounded_zero_is_at_most_half_a_unit(decimals: int) -> None:
+    spec = APISpec(3, SHAPE, scores_kind="probabilities", decimals=decimals)
+    scores = usable(as_told(torch.tensor([[0.99999, 1e-5, 0.0]]), spec), spec)
+    assert scores.tolist()[0] == pytest.approx([1.0, 0.5 * 10**-decimals, 0.5 * 10**-decimals])
+    logits = usable(as_told(torch.tensor([[0.123456, -1.0, 0.0]]), APISpec(3, SHAPE, decimals=decimals)), spec)
+    assert logits[0, 0].item() == pytest.approx(round(0.123456, decimals))
+
+
+def test_the_loss_of_a_top_k_answer_is_minus_log_of_the_spread_probability() -> None:
+    """Told 0.7 and 0.2 of five classes: a class that was not told has 0.1 / 3."""
+    told = torch.tensor([0.7, 0.2, 0.0, 0.0, 0.0])
+    spec = APISpec(5, SHAPE, scores_kind="top_k", top_k=2)
+    api = FunctionBlackBox(lambda images: told.expand(len(images), 5), spec)
+    scores = api(torch.rand(2, *SHAPE))
+    state, labels = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 4])
+    points = scores.expand(3, 2, 5)
+    gradient, loss = ops.zo_kd_gradient(points, labels, state, [2, *SHAPE], 0.1, scores_kind=spec.returned_kind)
+    assert loss.tolist() == pytest.approx([-math.log(0.7), -math.log(0.1 / 3)], rel=1e-5)
+    assert gradient.abs().max() < 1e-4
+
+
+def test_logits_declared_as_probabilities_are_a_bad_answer() -> None:
+    api = FunctionBlackBox(lambda images: images.flatten(1)[:, :2] - 3, APISpec(2, SHAPE, scores_kind="probabilities"))
+    with pytest.raises(BadAnswer, match="scores_kind is 'probabilities', so they must be from 0 to 1.*logits"):
+        api(torch.rand(2, *SHAPE))

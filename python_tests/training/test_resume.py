@@ -1,0 +1,188 @@
+"""A run that was cut off goes on where it was: nothing is asked for twice, nothing spent is forgotten."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox
+from bidfmkd_fast.black_box.ledger_file import LedgerFile
+from bidfmkd_fast.errors import BudgetExhausted, InputError
+from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig, fit_with_control
+from bidfmkd_fast.training.checkpoint import LEDGER, METRICS
+
+STEP = 27
+TINY = TrainConfig(
+    n_per_class=3,
+    meta_batch_size=2,
+    meta_model_width=4,
+    recovery=RecoveryConfig(steps=2, num_directions=2, generator_width=4, latent_dim=8),
+    distillation=DistillationConfig(inner_steps=2),
+    replay=ReplayConfig(final_steps=2, steps_per_round=1, n_query=2, inner_steps=1),
+)
+
+
+def pool(log: Path, kill_at: int | None = None, n: int = 4) -> list[BlackBox]:
+    """Linear APIs that note each call in `log` before they answer; call `kill_at` (from 1) ends the process at once."""
+
+    def api(number: int) -> BlackBox:
+        weight = torch.randn(256, 3, generator=torch.Generator().manual_seed(number))
+
+        def answer(images: torch.Tensor) -> torch.Tensor:
+            with log.open("a") as file:
+                file.write(f"{number} {len(images)}\n")
+            if len(log.read_text().splitlines()) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return images.flatten(1) @ weight
+
+        names = tuple(f"class {number + k}" for k in range(3))
+        spec = APISpec(3, (1, 16, 16), (-1.0, 1.0), class_names=names, name=f"api {number}", price_per_1000=2.0)
+        return FunctionBlackBox(answer, spec)
+
+    return [api(number) for number in range(n)]
+
+
+def asked(log: Path) -> list[int]:
+    """Images asked for, call by call."""
+    return [int(line.split()[1]) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def killed_run(folder: Path, log: Path, kill_at: int, control: bool = False) -> None:
+    fit = (
+        "fit_with_control(pool(log, at), folder, TINY)"
+        if control
+        else "BiDfMKD(pool(log, at), config=TINY).fit(folder)"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from test_resume import *\n"
+        f"folder, log, at = Path({str(folder)!r}), Path({str(log)!r}), {kill_at}\n{fit}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def same(a: Run, b: Run) -> bool:
+    states = a.meta_model.module.state_dict(), b.meta_model.module.state_dict()
+    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+# Every set takes two calls of STEP images: call 11 is the first of the third API's query set.
+@pytest.mark.parametrize(("kill_at", "n_kept"), [(1, 0), (11, 5)])
+def test_killed_in_the_middle_and_started_again(tmp_path: Path, kill_at: int, n_kept: int) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    killed_run(folder, log, kill_at)
+    assert len(list((folder / "recovered").glob("*.safetensors"))) == n_kept
+    before = asked(log)
+    ledger = LedgerFile(folder / LEDGER)
+    assert sum(row.queries for row in ledger.rows()) == sum(before)  # the call that was killed included
+    ledger.close()
+
+    budget = Budget(max_queries=10**6)
+    run = BiDfMKD(pool(log), config=TINY, budget=budget).fit(folder)
+    assert len(asked(log)) - len(before) == 16 - 2 * n_kept
+    assert run.complete and len(run.recovered) == 8
+    assert run.queries == budget.queries == sum(asked(log))
+    assert sum(row.cost for row in run.ledger) == pytest.approx(sum(asked(log)) * 2 / 1000)
+    whole = BiDfMKD(pool(tmp_path / "other"), config=TINY).fit(tmp_path / "whole")
+    assert same(run, whole)
+    for one, other in zip(run.recovered, whole.recovered, strict=True):
+        assert torch.equal(one.images, other.images) and one.recovered.history == other.recovered.history
+        assert (one.recovered.mu, one.recovered.complete) == (0.025, True)
+        torch.testing.assert_close(one.recovered.images, other.recovered.images)
+    lines = [(path / METRICS).read_text().splitlines() for path in (folder, tmp_path / "whole")]
+    assert len(lines[0]) == len(lines[1])
+
+
+def test_the_control_is_not_asked_for_again_either(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    killed_run(folder, log, 8 + 5, control=True)  # 8 calls of the control, then in the second API's support set
+    before = len(asked(log))
+    budget = Budget(max_queries=sum(asked(log)) + 12 * STEP)
+    run, control = fit_with_control(pool(log), folder, TINY, budget=budget)
+    assert len(asked(log)) - before == 16 - 4 and run.complete and control.complete
+    assert budget.remaining_queries == 0  # what was spent before counts, exactly
+    with pytest.raises(InputError, match="holds a run already"):
+        fit_with_control(pool(log), folder, TINY)
+
+
+def test_what_was_spent_before_counts_against_the_budget(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    killed_run(folder, log, 11)
+    before = len(asked(log))
+    run = BiDfMKD(pool(log), config=TINY, budget=Budget(max_queries=12 * STEP)).fit(folder)
+    assert len(asked(log)) == before + 1 and run.budget_ended
+    assert len(run.recovered) == 6  # five from before and what one step more gave
+
+
+def interrupted(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder with the first API recovered, cut off by a full disk or the like."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    apis = pool(log)
+
+    def fail(images: torch.Tensor) -> torch.Tensor:
+        raise OSError("no space left")
+
+    apis[1] = FunctionBlackBox(fail, apis[1].spec)
+    with pytest.raises(OSError, match="no space"):
+        BiDfMKD(apis, config=TINY).fit(folder)
+    return folder, log
+
+
+def test_other_settings_or_another_pool_are_refused(tmp_path: Path) -> None:
+    folder, log = interrupted(tmp_path)
+    other = replace(TINY, recovery=replace(TINY.recovery, steps=3))
+    with pytest.raises(InputError, match=r"a run of other settings \(recovery.steps is 2 there; got 3\)"):
+        BiDfMKD(pool(log), config=other).fit(folder)
+    with pytest.raises(InputError, match="is 'api 0'; got 'api 1'; is this another pool"):
+        BiDfMKD(pool(log)[1:], config=TINY).fit(folder)
+    n_asked = len(asked(log))
+    BiDfMKD(pool(log), config=TINY).fit(folder)
+    assert len(asked(log)) == n_asked + 12
+
+
+def test_damaged_and_foreign_sets_are_told(tmp_path: Path) -> None:
+    folder, log = interrupted(tmp_path)
+    file = folder / "recovered" / "api_000_support.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    with pytest.raises(
+        InputError, match="api_000_support.safetensors is damaged .*remove it to have it asked for again"
+    ):
+        BiDfMKD(pool(log), config=TINY).fit(folder)
+    file.write_bytes((folder / "recovered" / "api_000_query.safetensors").read_bytes())
+    with pytest.raises(
+        InputError, match="api_000_support.safetensors is the query set of 'api 0', not the support set"
+    ):
+        BiDfMKD(pool(log), config=TINY).fit(folder)
+    file.unlink()
+    n_asked = len(asked(log))
+    assert BiDfMKD(pool(log), config=TINY).fit(folder).complete
+    assert len(asked(log)) == n_asked + 14
+
+
+def test_sets_are_written_whole(tmp_path: Path) -> None:
+    folder, _ = interrupted(tmp_path)
+    names = sorted(file.name for file in (folder / "recovered").iterdir())
+    assert names == ["api_000_query.safetensors", "api_000_support.safetensors"]
+    assert load_file(folder / "recovered" / names[0])["history"].shape == (2, 5)
+
+
+def test_a_budget_that_is_used_up_already(tmp_path: Path) -> None:
+    folder, log = interrupted(tmp_path)
+    n_asked = len(asked(log))
+    run = BiDfMKD(pool(log), config=TINY, budget=Budget(max_queries=0)).fit(folder)
+    assert run.budget_ended and len(run.recovered) == 2 and len(asked(log)) == n_asked
+    with pytest.raises(BudgetExhausted):
+        BiDfMKD(pool(log), config=TINY, budget=Budget(max_queries=0)).fit(tmp_path / "new")

@@ -1,0 +1,237 @@
+"""Runs through services: the same as local ones, whatever fails on the way, and everything counted."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, RemoteBlackBox
+from bidfmkd_fast.black_box.service import ServiceBlackBox
+from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, ServiceWarning
+from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig, recoveries
+from bidfmkd_fast.training.checkpoint import LEDGER, RunFolder
+from bidfmkd_fast.training.report import write_report
+
+N_CLASSES, SHAPE, B = 3, (1, 16, 16), 9
+STEP = 3 * B
+TINY = TrainConfig(
+    n_per_class=3,
+    meta_batch_size=2,
+    meta_model_width=4,
+    recovery=RecoveryConfig(steps=2, num_directions=2, generator_width=4, latent_dim=8),
+    distillation=DistillationConfig(inner_steps=2),
+    replay=ReplayConfig(final_steps=2, n_query=2, inner_steps=1),
+)
+
+
+def answers_of(number: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    weight = torch.randn(256, N_CLASSES, generator=torch.Generator().manual_seed(number)).double()
+    return lambda images: (images.flatten(1).double() @ weight).float()  # in double: the same in batches of any size
+
+
+def spec_of(number: int, **fields: Any) -> APISpec:
+    names = tuple(f"class {number + k}" for k in range(N_CLASSES))
+    return APISpec(N_CLASSES, SHAPE, class_names=names, data_set="made up", name=f"api_{number}", **fields)
+
+
+def local(number: int) -> BlackBox:
+    return FunctionBlackBox(answers_of(number), spec_of(number))
+
+
+class Scripted(ServiceBlackBox):
+    """A service in this process; `before` is called with the number of each request and may raise or wait."""
+
+    def __init__(self, number: int, before: Callable[[int], None] = lambda call: None, **spec: Any) -> None:
+        super().__init__(spec_of(number, **spec))
+        self.answer, self.before, self.calls = answers_of(number), before, 0
+
+    def _request(self, images: torch.Tensor, attempt: Callable[[], None]) -> torch.Tensor:
+        attempt()
+        self.calls += 1
+        self.before(self.calls)
+        return self.answer(images)
+
+
+def same(a: Run, b: Run) -> bool:
+    states = a.meta_model.module.state_dict(), b.meta_model.module.state_dict()
+    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_services_recovered_at_once_give_what_local_apis_give_one_by_one() -> None:
+    wanted = BiDfMKD([local(number) for number in range(5)], config=TINY).fit()
+    config = replace(TINY, meta_batch_size=2)
+    for _ in range(2):
+        mixed = [Scripted(number) if number != 1 else local(number) for number in range(5)]
+        run = BiDfMKD(mixed, config=config).fit()
+        assert same(run, wanted)
+        assert [(one.api_index, one.part) for one in run.recovered] == [
+            (one.api_index, one.part) for one in wanted.recovered
+        ]
+
+
+def test_services_of_a_group_are_asked_at_the_same_time() -> None:
+    both = threading.Barrier(2, timeout=60)
+    BiDfMKD(
+        [Scripted(n, lambda call: both.wait() and None if call == 1 else None) for n in range(2)], config=TINY
+    ).fit()
+
+
+def fails_until(call_number: int) -> Callable[[int], None]:
+    def before(call: int) -> None:
+        if call <= call_number:
+            raise APIUnavailable(f"no answer to call {call}")
+
+    return before
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_service_that_is_back_later_is_recovered_at_the_end(tmp_path: Path) -> None:
+    apis = [local(0), Scripted(1, fails_until(1)), local(2), local(3)]
+    with pytest.warns(ServiceWarning, match="api_1: it is skipped and asked again at the end: no answer to call 1"):
+        run = BiDfMKD(apis, config=TINY).fit(tmp_path / "run")
+    assert run.complete and not run.skipped
+    assert [one.api_index for one in run.recovered] == [0, 0, 2, 2, 3, 3, 1, 1]
+    row = run.ledger[1]
+    assert (row.queries, row.answered_queries) == (5 * STEP, 4 * STEP)  # the failed call counts
+    assert run.queries == 17 * STEP
+
+
+def test_a_set_that_was_recovered_before_the_failure_is_not_asked_for_again() -> None:
+    fails_once = iter([True])
+
+    def before(call: int) -> None:
+        if call == 3 and next(fails_once, False):  # the first step of the second set
+            raise APIUnavailable("down")
+
+    api = Scripted(1, before)
+    with pytest.warns(ServiceWarning, match="down"):
+        run = BiDfMKD([local(0), api], config=TINY).fit()
+    assert [(one.api_index, one.part) for one in run.recovered] == [
+        (0, "support"), (0, "query"), (1, "support"), (1, "query"),
+    ]  # fmt: skip
+    assert api.calls == 5 and run.complete
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (APIUnavailable("api_1: no answer"), "api_1: no answer"),
+        (BadAnswer("api_1: it answered NaN"), "it answered NaN"),
+    ],
+)
+def test_a_service_that_never_answers_is_left_out_and_named(tmp_path: Path, error: Exception, message: str) -> None:
+    def before(call: int) -> None:
+        raise error
+
+    with pytest.warns(ServiceWarning) as told:
+        run = BiDfMKD([local(0), Scripted(1, before), local(2)], config=TINY).fit(tmp_path / "run")
+    assert [str(one.message).split(": ")[1] for one in told] == [
+        "it is skipped and asked again at the end", "it is left out",
+    ]  # fmt: skip
+    assert not run.complete and not run.budget_ended
+    assert list(run.skipped) == ["api_1"] and message in run.skipped["api_1"]
+    report = write_report(RunFolder.open(tmp_path / "run")).read_text()
+    assert "api_1" in report and message in report and "budget ended" not in report
+
+
+def test_no_service_answers(tmp_path: Path) -> None:
+    apis = [Scripted(number, fails_until(10**9)) for number in range(2)]
+    with pytest.warns(ServiceWarning), pytest.raises(APIUnavailable, match="no answer"):
+        BiDfMKD(apis, config=TINY).fit(tmp_path / "run")
+    assert (tmp_path / "run" / LEDGER).exists()  # something was spent
+    again = BiDfMKD([Scripted(number) for number in range(2)], config=TINY).fit(tmp_path / "run")
+    assert again.complete and again.queries == 8 * STEP + 2 * 2 * STEP
+
+
+def test_a_slow_service_does_not_hold_up_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first waits for the last API to be asked, which is in a later group: waiting for it would never end."""
+    monkeypatch.setattr(recoveries, "_PATIENCE", 0.0)
+    monkeypatch.setattr(recoveries, "_LEAST_SECONDS", 0.01)
+    last = threading.Event()
+    slow = Scripted(0, lambda call: None if call > 1 or last.wait(120) else pytest.fail("it held up the rest"))
+    apis = [slow, Scripted(1), local(2), local(3), Scripted(4, lambda call: last.set())]
+    run = BiDfMKD(apis, config=TINY).fit()
+    assert run.complete
+    order = list(dict.fromkeys(one.api_index for one in run.recovered))
+    assert sorted(order) == [0, 1, 2, 3, 4] and order.index(0) > order.index(3)
+
+
+def test_a_run_that_fails_stops_its_services() -> None:
+    started = threading.Event()
+
+    def before(call: int) -> None:
+        started.set()
+        assert call < 1000, "it was not stopped"
+
+    def fail(images: torch.Tensor) -> torch.Tensor:
+        started.wait(60)
+        return torch.full((len(images), N_CLASSES), torch.nan)
+
+    broken = FunctionBlackBox(fail, spec_of(0))
+    config = replace(TINY, recovery=replace(TINY.recovery, steps=100000))
+    with pytest.raises(BadAnswer, match="api_0"):
+        BiDfMKD([broken, Scripted(1, before)], config=config).fit()
+
+
+def test_a_budget_of_money_ends_a_run_and_keeps_what_there_is(tmp_path: Path) -> None:
+    apis = [Scripted(number, price_per_1000=1000.0) for number in range(3)]
+    config, budget = replace(TINY, meta_batch_size=1), Budget(max_cost=5 * STEP)
+    run = BiDfMKD(apis, config=config, budget=budget).fit(tmp_path / "run")
+    assert run.budget_ended and not run.complete and not run.skipped
+    assert [one.api_index for one in run.recovered] == [0, 0, 1]
+    assert sum(row.cost for row in run.ledger) == run.queries == 5 * STEP
+    report = write_report(RunFolder.open(tmp_path / "run")).read_text()
+    assert "budget ended" in report and "135" in report
+
+
+def test_no_budget_for_a_single_step() -> None:
+    with pytest.raises(BudgetExhausted, match="one step"):
+        BiDfMKD([Scripted(0), Scripted(1)], config=TINY, budget=Budget(max_queries=STEP - 1)).fit()
+
+
+def test_eight_services_under_faults(tmp_path: Path, seed: int) -> None:
+    """5xx, dropped connections, storms of 429, a dead server and one that answers NaN: nothing lost or miscounted."""
+    pytest.importorskip("uvicorn")
+    from bidfmkd_fast.serving.behaviour import Behaviour
+    from bidfmkd_fast.serving.server import Service, running
+
+    names = [f"api_{number}" for number in range(8)]
+    faults = Behaviour(failed=0.1, max_batch=5, storm_every=20, storm_length=2, retry_after=0)
+    behaviours = {name: replace(faults, dropped=0.05 if name in names[:4] else 0.0) for name in names}
+    behaviours["api_7"] = Behaviour(nan=1.0)
+    service = Service([local(number) for number in range(8)], behaviours, seed)
+    with running(service) as url:
+        dead = "http://127.0.0.1:9"
+        apis = [
+            RemoteBlackBox(
+                dead if number == 6 else url, name, spec_of(number), backoff=0.0, retries=2 if number == 6 else 12
+            )
+            for number, name in enumerate(names)
+        ]
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", ServiceWarning)
+            run = BiDfMKD(apis, config=replace(TINY, meta_batch_size=4)).fit(tmp_path / "run")
+        received = {one["name"]: one for one in service.statistics()["model_stats"]}
+    assert list(run.skipped) == ["api_6", "api_7"]
+    assert "no answer in 3 attempts" in run.skipped["api_6"] and "NaN" in run.skipped["api_7"]
+    assert {str(one.message).split(":")[0] for one in told} == {"api_6", "api_7"}
+    assert {one.api_index for one in run.recovered} == set(range(6))
+    for row in run.ledger:
+        if row.name == "api_6":
+            continue
+        got = received[row.name]
+        assert row.requests >= got["received"]["requests"] >= row.answered_requests
+        if row.name not in names[:4]:  # no dropped connections: all equal
+            assert row.requests == got["received"]["requests"]
+        if row.name != "api_7":
+            assert row.answered_queries == 4 * STEP == got["inference_count"]
+            assert row.answered_requests == got["execution_count"]
+    assert sum(row.requests - row.answered_requests for row in run.ledger[:6]) > 0  # there were faults
