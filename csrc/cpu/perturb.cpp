@@ -10,7 +10,7 @@ namespace bidfmkd {
 namespace BIDFMKD_LEVEL {
 namespace {
 
-constexpr std::int64_t kTile = 1024;                    // elements whose words and sums stay in the first-level cache
+constexpr std::int64_t kTile = 2048;                    // elements whose words and sums stay in the first-level cache
 constexpr std::int64_t kStreamFromBytes = 4ll << 20;   // larger outputs would push everything else out of the cache
 
 bool aligned(const float* p) { return reinterpret_cast<std::uintptr_t>(p) % sizeof(Floats) == 0; }

@@ -25,39 +25,36 @@ class RowMaker {
   // The row before its length is divided out; `length` receives that divisor.
   const float* make(std::uint32_t image, std::uint32_t direction, double& length) {
     const std::int64_t d = geometry_.n_elements;
+    double squares;
     if (geometry_.directions == Directions::kLowres) {
-      normals(image, direction, geometry_.n_random(), field_.data());
+      fill_normals(random_, geometry_.n_random(), image, direction, field_.data());
       upsample();
+      squares = sum_of_squares(d);
     } else {
-      normals(image, direction, d, row_.data());
+      squares = fill_normals(random_, d, image, direction, row_.data());
     }
-    length = geometry_.directions == Directions::kGaussian ? std::sqrt(static_cast<double>(d)) : std::sqrt(sum_of_squares(d));
+    length = std::sqrt(geometry_.directions == Directions::kGaussian ? static_cast<double>(d) : squares);
     return row_.data();
   }
 
  private:
   static constexpr std::int64_t kTile = 4096;
 
-  static std::size_t padded(std::int64_t n) { return static_cast<std::size_t>((n + kNormalBatch - 1) / kNormalBatch * kNormalBatch); }
-
-  void normals(std::uint32_t image, std::uint32_t direction, std::int64_t n, float* to) {
-    fill_normals(random_, 0, n, image, direction, to);
+  static std::size_t padded(std::int64_t n) {
+    return static_cast<std::size_t>((n + kNormalBatch - 1) / kNormalBatch * kNormalBatch);
   }
 
   double sum_of_squares(std::int64_t d) const {
     double total = 0.0;
     for (std::int64_t first = 0; first < d; first += kTile) {
       const std::int64_t last = first + kTile < d ? first + kTile : d;
-      Floats sums[4] = {};
+      Floats sum = {};
       std::int64_t i = first;
-      for (; i + 4 * kLanes <= last; i += 4 * kLanes) {
-        for (int part = 0; part < 4; ++part) {
-          const Floats v = load<Floats>(row_.data() + i + part * kLanes);
-          sums[part] += v * v;
-        }
+      for (; i + kLanes <= last; i += kLanes) {
+        const Floats v = load<Floats>(row_.data() + i);
+        sum += v * v;
       }
-      const Floats sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-      for (int lane = 0; lane < kLanes; ++lane) total += static_cast<double>(sum[lane]);
+      total += lane_sum(sum);
       for (; i < last; ++i) total += static_cast<double>(row_[static_cast<std::size_t>(i)]) * row_[static_cast<std::size_t>(i)];
     }
     return total;

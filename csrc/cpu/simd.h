@@ -209,17 +209,39 @@ inline void store_in_turns(float* to, const Floats& a, const Floats& b) {
 // Normals that one batch of philox makes: two a word.
 constexpr std::int64_t kNormalBatch = 2 * kWordBatch;
 
-// Fills to[0, n) rounded up to whole batches with normals; n starts at element `first`, a multiple of 8.
-inline void fill_normals(const RandomState& random, std::int64_t first, std::int64_t n, std::uint32_t image,
-                         std::uint32_t direction, float* to) {
+inline double lane_sum(const Floats& v) {
+  double total = 0.0;
+  for (int lane = 0; lane < kLanes; ++lane) total += static_cast<double>(v[lane]);
+  return total;
+}
+
+// Fills to[0, n) rounded up to whole batches with normals, from the first element on; the sum of the squares of to[0, n).
+inline double fill_normals(const RandomState& random, std::int64_t n, std::uint32_t image, std::uint32_t direction,
+                           float* to) {
+  constexpr std::int64_t kSummed = 4096;  // added up in float before they go into the double
+  double total = 0.0;
+  Floats squares[2] = {};
   for (std::int64_t i = 0; i < n; i += kNormalBatch) {
     Words words[4];
-    philox_batch<kNormalRounds>(random, static_cast<std::uint32_t>((first + i) / 8), image, direction, words);
+    philox_batch<kNormalRounds>(random, static_cast<std::uint32_t>(i / 8), image, direction, words);
+    const bool whole = i + kNormalBatch <= n;
     for (int part = 0; part < 4; ++part) {
       const Words& word = words[part];
-      store_in_turns(to + i + part * 2 * kLanes, quantile(word << 1, word << 16), quantile(word >> 15, word));
+      const Floats low = quantile(word << 1, word << 16), high = quantile(word >> 15, word);
+      store_in_turns(to + i + part * 2 * kLanes, low, high);
+      if (!whole) continue;
+      squares[0] += low * low;
+      squares[1] += high * high;
+    }
+    if (!whole)
+      for (std::int64_t j = i; j < n; ++j) total += static_cast<double>(to[j]) * static_cast<double>(to[j]);
+    if (!whole || (i + kNormalBatch) % kSummed == 0) {
+      total += lane_sum(squares[0] + squares[1]);
+      squares[0] = squares[1] = Floats{};
     }
   }
+  total += lane_sum(squares[0] + squares[1]);
+  return total;
 }
 
 }  // namespace BIDFMKD_LEVEL
