@@ -1,7 +1,7 @@
 # Every target makes a virtual environment in .venv from the project's own files, then runs the plain command.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc bidfmkd_fast -name '*.cpp' -o -name '*.h' -o -name '*.py')
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc bidfmkd_fast -name '*.cpp' -o -name '*.cu*' -o -name '*.h' -o -name '*.py')
 
 .PHONY: demo test lint bench clean
 

@@ -26,13 +26,15 @@ def diagnostics() -> list[tuple[str, str]]:
     if info is None:
         rows += [("native module", "not available"), ("load error", str(native.load_error))]
     else:
+        architectures = ", ".join(info["cuda_architectures"])
         rows += [
             ("native module", f"loaded, built with {info['compiler']}"),
-            ("CPU features in use", f"{info['cpu_level']} (of {', '.join(info['cpu_levels'])})"),
-            ("CUDA architectures", ", ".join(info["cuda_architectures"]) or "none compiled"),
+            ("native kernels", f"CPU: {info['cpu_level']} (of {', '.join(info['cpu_levels'])})"),
+            ("", "CUDA: " + (f"built for {architectures}" if architectures else "not built")),
         ]
     for device, about in devices.items():
-        backend = "native kernels" if native.serves(device.split(":")[0]) else "plain torch (reference)"
+        problem = native.device_problem(torch.device(device))
+        backend = "native kernels" if problem is None else f"plain torch (reference), since {problem}"
         rows.append((device, f"{about}: {backend}"))
     if n_cuda == 0:
         rows.append(("cuda", "no device that torch can use"))

@@ -2,9 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cuda/kernels.h"
 
 namespace py = pybind11;
 
@@ -18,6 +21,17 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+#if defined(BIDFMKD_CUDA)
+constexpr bool kHasCuda = true;
+constexpr const char* kArchitectures = BIDFMKD_CUDA;
+#else
+constexpr bool kHasCuda = false;
+constexpr const char* kArchitectures = "";
+#endif
+
+// Every call ends with n_threads, device, stream: it runs on that stream of the CUDA device, or on the CPU where `device` is
+// negative. `workspace` is for CUDA only, see cuda/kernels.h; `score_type` other than float32, too.
+
 bidfmkd::Drawing drawing(Address state, Int num_directions, Int n_images, Int n_elements, int directions, Int channels,
                          Int height, Int width, Int grid, double mu, Int first_direction, Int first_image) {
   const bidfmkd::Geometry geometry{
@@ -27,32 +41,51 @@ bidfmkd::Drawing drawing(Address state, Int num_directions, Int n_images, Int n_
 
 void perturb(Address x, Address state, Address out, Int num_directions, Int n_images, Int n_elements, int directions,
              Int channels, Int height, Int width, Int grid, double mu, Int first_direction, Int first_image,
-             int n_threads) {
-  bidfmkd::kernels().perturb(drawing(state, num_directions, n_images, n_elements, directions, channels, height, width,
-                                     grid, mu, first_direction, first_image),
-                             at<const float>(x), at<float>(out), n_threads);
+             int n_threads, int device, Address stream) {
+  const auto draw = drawing(state, num_directions, n_images, n_elements, directions, channels, height, width, grid, mu,
+                            first_direction, first_image);
+  if constexpr (kHasCuda) {
+    if (device >= 0) return bidfmkd::cuda::perturb(draw, at<const float>(x), at<float>(out), {device, at<void>(stream)});
+  }
+  bidfmkd::kernels().perturb(draw, at<const float>(x), at<float>(out), n_threads);
 }
 
-void estimate_gradient(Address differences, Address state, Address gradient, Int num_directions, Int n_images,
-                       Int n_elements, int directions, Int channels, Int height, Int width, Int grid, double mu,
-                       Int first_direction, Int first_image, int n_threads) {
-  bidfmkd::kernels().estimate_gradient(drawing(state, num_directions, n_images, n_elements, directions, channels,
-                                               height, width, grid, mu, first_direction, first_image),
-                                       at<const float>(differences), at<float>(gradient), n_threads);
+void estimate_gradient(Address differences, Address state, Address workspace, Address gradient, Int num_directions,
+                       Int n_images, Int n_elements, int directions, Int channels, Int height, Int width, Int grid,
+                       double mu, Int first_direction, Int first_image, int n_threads, int device, Address stream) {
+  const auto draw = drawing(state, num_directions, n_images, n_elements, directions, channels, height, width, grid, mu,
+                            first_direction, first_image);
+  if constexpr (kHasCuda) {
+    if (device >= 0)
+      return bidfmkd::cuda::estimate_gradient(draw, at<const float>(differences), at<float>(workspace),
+                                              at<float>(gradient), {device, at<void>(stream)});
+  }
+  bidfmkd::kernels().estimate_gradient(draw, at<const float>(differences), at<float>(gradient), n_threads);
 }
 
-void zo_kd_gradient(Address scores, Address labels, Address student, Address state, Address gradient, Address loss,
-                    Int num_directions, Int n_classes, Int n_images, Int n_elements, int directions, Int channels,
-                    Int height, Int width, Int grid, double mu, double boundary_weight, int scores_kind, int divergence,
-                    Int first_direction, Int first_image, int n_threads) {
-  std::vector<float> differences(static_cast<std::size_t>(num_directions * n_images));
+void zo_kd_gradient(Address scores, Address labels, Address student, Address state, Address workspace, Address gradient,
+                    Address loss, int score_type, Int num_directions, Int n_classes, Int n_images, Int n_elements,
+                    int directions, Int channels, Int height, Int width, Int grid, double mu, double boundary_weight,
+                    int scores_kind, int divergence, Int first_direction, Int first_image, int n_threads, int device,
+                    Address stream) {
   const bidfmkd::ObjectiveSettings settings{n_classes, static_cast<bidfmkd::ScoresKind>(scores_kind),
                                             static_cast<bidfmkd::Divergence>(divergence), boundary_weight};
+  const auto draw = drawing(state, num_directions, n_images, n_elements, directions, channels, height, width, grid, mu,
+                            first_direction, first_image);
+  if constexpr (kHasCuda) {
+    if (device >= 0) {
+      const bidfmkd::cuda::Queue queue{device, at<void>(stream)};
+      float* differences = at<float>(workspace);
+      bidfmkd::cuda::objective_differences(at<const void>(scores), at<const Int>(labels), at<const void>(student),
+                                           static_cast<bidfmkd::ScoreType>(score_type), n_images, num_directions,
+                                           settings, differences, at<float>(loss), queue);
+      return bidfmkd::cuda::estimate_gradient(draw, differences, differences, at<float>(gradient), queue);
+    }
+  }
+  std::vector<float> differences(static_cast<std::size_t>(num_directions * n_images));
   bidfmkd::objective_differences(at<const float>(scores), at<const Int>(labels), at<const float>(student), n_images,
                                  num_directions, settings, differences.data(), at<float>(loss), n_threads);
-  bidfmkd::kernels().estimate_gradient(drawing(state, num_directions, n_images, n_elements, directions, channels,
-                                               height, width, grid, mu, first_direction, first_image),
-                                       differences.data(), at<float>(gradient), n_threads);
+  bidfmkd::kernels().estimate_gradient(draw, differences.data(), at<float>(gradient), n_threads);
 }
 
 bidfmkd::KDSettings kd_settings(Int n_classes, double temperature, int scores_kind, int divergence) {
@@ -61,23 +94,41 @@ bidfmkd::KDSettings kd_settings(Int n_classes, double temperature, int scores_ki
 }
 
 void kd_loss(Address student, Address teacher, Address loss, Int n_tasks, Int n_images, Int n_classes,
-             double temperature, int scores_kind, int divergence) {
-  bidfmkd::kd_loss(at<const float>(student), at<const float>(teacher), n_tasks, n_images,
-                   kd_settings(n_classes, temperature, scores_kind, divergence), at<float>(loss));
+             double temperature, int scores_kind, int divergence, int /*n_threads*/, int device, Address stream) {
+  const auto kd = kd_settings(n_classes, temperature, scores_kind, divergence);
+  if constexpr (kHasCuda) {
+    if (device >= 0)
+      return bidfmkd::cuda::kd_loss(at<const float>(student), at<const float>(teacher), n_tasks, n_images, kd,
+                                    at<float>(loss), {device, at<void>(stream)});
+  }
+  bidfmkd::kd_loss(at<const float>(student), at<const float>(teacher), n_tasks, n_images, kd, at<float>(loss));
 }
 
 void kd_loss_backward(Address grad, Address student, Address teacher, Address out, Int n_tasks, Int n_images,
-                      Int n_classes, double temperature, int scores_kind, int divergence) {
-  bidfmkd::kd_loss_backward(at<const float>(grad), at<const float>(student), at<const float>(teacher), n_tasks,
-                            n_images, kd_settings(n_classes, temperature, scores_kind, divergence), at<float>(out));
+                      Int n_classes, double temperature, int scores_kind, int divergence, int /*n_threads*/, int device,
+                      Address stream) {
+  const auto kd = kd_settings(n_classes, temperature, scores_kind, divergence);
+  if constexpr (kHasCuda) {
+    if (device >= 0)
+      return bidfmkd::cuda::kd_loss_backward(at<const float>(grad), at<const float>(student), at<const float>(teacher),
+                                             n_tasks, n_images, kd, at<float>(out), {device, at<void>(stream)});
+  }
+  bidfmkd::kd_loss_backward(at<const float>(grad), at<const float>(student), at<const float>(teacher), n_tasks, n_images,
+                            kd, at<float>(out));
 }
 
 void kd_loss_double_backward(Address grad_out, Address grad, Address student, Address teacher, Address grad_grad,
                              Address grad_student, Int n_tasks, Int n_images, Int n_classes, double temperature,
-                             int scores_kind, int divergence) {
+                             int scores_kind, int divergence, int /*n_threads*/, int device, Address stream) {
+  const auto kd = kd_settings(n_classes, temperature, scores_kind, divergence);
+  if constexpr (kHasCuda) {
+    if (device >= 0)
+      return bidfmkd::cuda::kd_loss_double_backward(
+          at<const float>(grad_out), at<const float>(grad), at<const float>(student), at<const float>(teacher), n_tasks,
+          n_images, kd, at<float>(grad_grad), at<float>(grad_student), {device, at<void>(stream)});
+  }
   bidfmkd::kd_loss_double_backward(at<const float>(grad_out), at<const float>(grad), at<const float>(student),
-                                   at<const float>(teacher), n_tasks, n_images,
-                                   kd_settings(n_classes, temperature, scores_kind, divergence), at<float>(grad_grad),
+                                   at<const float>(teacher), n_tasks, n_images, kd, at<float>(grad_grad),
                                    at<float>(grad_student));
 }
 
@@ -109,13 +160,22 @@ void norm_pool_double_backward(Int n_images, Int height, Int width, Int channels
       at<float>(grad_grad), at<float>(grad_x), at<float>(grad_weight), n_threads);
 }
 
+// Why the CUDA kernels do not run on `device`; empty if they do.
+std::string cuda_problem(int device) {
+  if constexpr (kHasCuda) return bidfmkd::cuda::problem(device);
+  return "this build has no CUDA kernels";
+}
+
 py::dict build_info() {
+  std::vector<std::string> architectures;
+  std::istringstream list(kArchitectures);
+  for (std::string name; std::getline(list, name, ',');) architectures.push_back("sm_" + name);
   py::dict info;
   info["compiler"] = BIDFMKD_COMPILER;
-  info["devices"] = std::vector<std::string>{"cpu"};
+  info["devices"] = kHasCuda ? std::vector<std::string>{"cpu", "cuda"} : std::vector<std::string>{"cpu"};
   info["cpu_level"] = std::string(bidfmkd::kernels().name);
   info["cpu_levels"] = bidfmkd::available_levels();
-  info["cuda_architectures"] = std::vector<std::string>{};
+  info["cuda_architectures"] = architectures;
   return info;
 }
 
@@ -148,6 +208,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("norm_pool_backward", &norm_pool_backward, without_gil);
   module.def("norm_pool_double_backward", &norm_pool_double_backward, without_gil);
   module.def("stream_fill", &stream_fill, without_gil);
+  module.def("cuda_problem", &cuda_problem, without_gil);
   module.def("build_info", &build_info);
   module.def("select_cpu_level", &bidfmkd::select_level);
   module.def("philox4x32", &philox);

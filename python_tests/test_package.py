@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import bidfmkd_fast as bf
 from bidfmkd_fast import __main__ as diagnostics
@@ -36,7 +37,10 @@ def test_diagnostics_tell_versions_and_who_serves_what(capsys: pytest.CaptureFix
     told = {line.split("  ")[0]: line for line in lines}
     assert f" {bf.__version__}" in told["bidfmkd_fast"]
     assert {"python", "torch", "numpy", "native module", "cpu"} <= set(told)
-    assert ("native kernels" in told["cpu"]) == native.serves("cpu")
+    assert ("native kernels" in told["cpu"]) == (native.device_problem(torch.device("cpu")) is None)
+    info = native.build_info()
+    if info is not None:
+        assert [line for line in lines if line.lstrip().startswith("CUDA: ")], "which GPUs it was built for is not told"
     value_columns = {len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines}
     assert len(value_columns) == 1, "the values are not aligned"
 

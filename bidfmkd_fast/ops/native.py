@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,9 +30,12 @@ except ImportError as error:
     if (Path(__file__).parents[2] / "CMakeLists.txt").is_file():
         load_error += "; this is the source tree, which hides an installed package: run from another folder"
 
+_devices = () if _C is None else tuple(_C.build_info()["devices"])
+
 DIRECTIONS = ("rademacher", "sphere", "gaussian", "lowres")
 SCORES_KINDS = ("logits", "probabilities", "log_probabilities")
 DIVERGENCES = ("l1", "l1_prob", "kl")
+SCORE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "native", "reference")
 # Below this many elements a thread costs more than it saves (measured: docs/architecture.md).
 ELEMENTS_PER_THREAD = 1 << 20
@@ -77,33 +81,46 @@ def selects(op: str, *tensors: Tensor) -> bool:
         return True
     if _backend == "native":
         raise InputError(f"{op}: backend 'native' was asked for, but {reason}")
-    _warn_once()
+    _warn_once(reason)
     return False
 
 
-def serves(device_type: str) -> bool:
-    """Whether the kernels in `_C` serve float32 tensors of this device type."""
-    return _C is not None and device_type in _C.build_info()["devices"]
+def device_problem(device: torch.device) -> str | None:
+    """Why the kernels in `_C` do not serve float32 tensors on this device; None if they do."""
+    if _C is None:
+        return f"the native module could not be loaded ({load_error})"
+    if device.type not in _devices:
+        hint = "; rebuild with BIDFMKD_CUDA=ON" if device.type == "cuda" else ""
+        return f"this build has no kernels for device '{device.type}'{hint}"
+    return _cuda_problem(device.index or 0) if device.type == "cuda" else None
+
+
+@functools.cache
+def _cuda_problem(index: int) -> str | None:
+    assert _C is not None
+    if not (problem := _C.cuda_problem(index)):
+        return None
+    built = ", ".join(_C.build_info()["cuda_architectures"])
+    return f"the CUDA kernels, built for {built}, do not run on cuda:{index}: {problem}; rebuild with CUDAARCHS=native"
 
 
 def _why_not(*tensors: Tensor) -> str | None:
-    if _C is None:
-        return f"the native module could not be loaded ({load_error})"
     for tensor in tensors:
-        if not serves(tensor.device.type):
-            return f"this build has no kernels for device '{tensor.device.type}'"
+        if (problem := device_problem(tensor.device)) is not None:
+            return problem
         if tensor.dtype == torch.float64:
             return "the kernels compute in float32 and a float64 tensor came"
     return None
 
 
-def _warn_once() -> None:
+def _warn_once(reason: str) -> None:
+    """Reasons that reinstalling would remove are told once; float64 and other devices are the caller's choice."""
     global _warned
-    if _C is None and not _warned:
+    if not _warned and (_C is None or "CUDA" in reason):
         _warned = True
         warnings.warn(
-            f"bidfmkd_fast: the native kernels could not be loaded ({load_error}); plain torch is used, which is many "
-            "times slower. `python -m bidfmkd_fast` shows the details.",
+            f"bidfmkd_fast: {reason}; plain torch is used, which is many times slower. "
+            "`python -m bidfmkd_fast` shows the details.",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -111,6 +128,20 @@ def _warn_once() -> None:
 
 def _threads(elements: int) -> int:
     return max(1, min(torch.get_num_threads(), elements // ELEMENTS_PER_THREAD))
+
+
+def _place(tensor: Tensor, elements: int = 0) -> tuple[int, int, int]:
+    """Threads, CUDA device and stream of a call on `elements` elements: where `tensor` is, on torch's current stream."""
+    if tensor.is_cuda:
+        return 1, tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
+    return _threads(elements), -1, 0
+
+
+def _workspace(like: Tensor, num_directions: int, shape: Sequence[int], directions: str, grid: int) -> Tensor:
+    """What the gradient's CUDA kernels keep between each other: a number per direction and image, the summed fields."""
+    n_fields = math.prod(shape[:2]) * grid**2 if directions == "lowres" else 0
+    n = num_directions * shape[0] + n_fields if like.is_cuda else 0
+    return torch.empty(n, dtype=torch.float32, device=like.device)
 
 
 def _geometry(shape: Sequence[int], directions: str, grid: int) -> tuple[int, int, int, int, int, int, int]:
@@ -142,7 +173,7 @@ def perturb_out(
         mu,
         first_direction,
         first_image,
-        _threads(target.numel()),
+        *_place(target, target.numel()),
     )
     if target is not out:
         out.copy_(target)
@@ -168,16 +199,18 @@ def estimate_gradient(
     differences = differences.float().contiguous()
     gradient = torch.empty(tuple(shape), dtype=torch.float32, device=differences.device)
     num_directions = differences.shape[0]
+    workspace = _workspace(gradient, num_directions, shape, directions, grid)
     _C.estimate_gradient(
         differences.data_ptr(),
         state.contiguous().data_ptr(),
+        workspace.data_ptr(),
         gradient.data_ptr(),
         num_directions,
         *_geometry(shape, directions, grid),
         mu,
         first_direction,
         first_image,
-        _threads(gradient.numel() * num_directions),
+        *_place(gradient, gradient.numel() * num_directions),
     )
     return gradient
 
@@ -199,19 +232,23 @@ def zo_kd_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The kernel behind `zo_kd_gradient`; see `reference.zo_kd_gradient`."""
     assert _C is not None
-    scores = scores.float().contiguous()
-    labels = labels.contiguous()
-    student = None if student_scores is None else student_scores.float().contiguous()
+    same = student_scores is None or student_scores.dtype == scores.dtype
+    dtype = scores.dtype if scores.is_cuda and same else torch.float32
+    scores, labels = scores.to(dtype).contiguous(), labels.contiguous()
+    student = None if student_scores is None else student_scores.to(dtype).contiguous()
     gradient = torch.empty(tuple(shape), dtype=torch.float32, device=scores.device)
     loss = torch.empty(shape[0], dtype=torch.float32, device=scores.device)
     num_directions = scores.shape[0] - 1
+    workspace = _workspace(gradient, num_directions, shape, directions, grid)
     _C.zo_kd_gradient(
         scores.data_ptr(),
         labels.data_ptr(),
         0 if student is None else student.data_ptr(),
         state.contiguous().data_ptr(),
+        workspace.data_ptr(),
         gradient.data_ptr(),
         loss.data_ptr(),
+        SCORE_TYPES.index(dtype),
         num_directions,
         scores.shape[2],
         *_geometry(shape, directions, grid),
@@ -221,7 +258,7 @@ def zo_kd_gradient(
         DIVERGENCES.index(divergence),
         first_direction,
         first_image,
-        _threads(gradient.numel() * num_directions),
+        *_place(gradient, gradient.numel() * num_directions),
     )
     return gradient, loss
 
@@ -229,12 +266,13 @@ def zo_kd_gradient(
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str) -> Tensor:
     """The kernel behind `kd_loss`; see `reference.kd_loss`."""
     assert _C is not None
-    student, teacher = student.contiguous(), teacher.float().contiguous()
+    dtype = student.dtype
+    student, teacher = _floats(student, teacher)
     loss = torch.empty(student.shape[:-2], dtype=torch.float32, device=student.device)
     _C.kd_loss(
         student.data_ptr(), teacher.data_ptr(), loss.data_ptr(), *_kd(student, temperature, divergence, scores_kind)
     )
-    return loss
+    return loss.to(dtype)
 
 
 def kd_loss_backward(
@@ -242,7 +280,8 @@ def kd_loss_backward(
 ) -> Tensor:
     """The kernel behind the derivative of `kd_loss`; see `reference.kd_loss_backward`."""
     assert _C is not None
-    grad, student, teacher = grad.contiguous(), student.contiguous(), teacher.float().contiguous()
+    dtype = student.dtype
+    grad, student, teacher = _floats(grad, student, teacher)
     out = torch.empty_like(student)
     _C.kd_loss_backward(
         grad.data_ptr(),
@@ -251,7 +290,7 @@ def kd_loss_backward(
         out.data_ptr(),
         *_kd(student, temperature, divergence, scores_kind),
     )
-    return out
+    return out.to(dtype)
 
 
 def kd_loss_double_backward(
@@ -265,8 +304,8 @@ def kd_loss_double_backward(
 ) -> tuple[Tensor, Tensor]:
     """The kernel behind the second derivative of `kd_loss`; see `reference.kd_loss_double_backward`."""
     assert _C is not None
-    grad_out, grad = grad_out.contiguous(), grad.contiguous()
-    student, teacher = student.contiguous(), teacher.float().contiguous()
+    dtype = student.dtype
+    grad_out, grad, student, teacher = _floats(grad_out, grad, student, teacher)
     grad_grad, grad_student = torch.empty_like(grad), torch.empty_like(student)
     _C.kd_loss_double_backward(
         grad_out.data_ptr(),
@@ -277,7 +316,11 @@ def kd_loss_double_backward(
         grad_student.data_ptr(),
         *_kd(student, temperature, divergence, scores_kind),
     )
-    return grad_grad, grad_student
+    return grad_grad.to(dtype), grad_student.to(dtype)
+
+
+def _floats(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.float().contiguous() for tensor in tensors)
 
 
 Saved = tuple[Tensor, ...]  # place, normalised, mean, r; see csrc/cpu/kernels.h
@@ -342,7 +385,7 @@ def _few(images: Tensor) -> int:
 
 def _kd(
     student: Tensor, temperature: float, divergence: str, scores_kind: str
-) -> tuple[int, int, int, float, int, int]:
+) -> tuple[int, int, int, float, int, int, int, int, int]:
     n_images, n_classes = student.shape[-2:]
     kinds = (SCORES_KINDS.index(scores_kind), DIVERGENCES.index(divergence))
-    return math.prod(student.shape[:-2]), n_images, n_classes, temperature, *kinds
+    return math.prod(student.shape[:-2]), n_images, n_classes, temperature, *kinds, *_place(student)

@@ -9,15 +9,6 @@
 
 namespace bidfmkd {
 
-// Where the directions of one call come from.
-struct Drawing {
-  Geometry geometry;
-  const std::int64_t* state;  // [seed, step]
-  std::int64_t num_directions;
-  double mu;
-  std::int64_t first_direction, first_image;
-};
-
 // Images [N, H, W, C], that is [N, C, H, W] in channels-last memory.
 struct NormPoolShape {
   std::int64_t n_images, height, width, channels;

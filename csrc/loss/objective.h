@@ -15,18 +15,19 @@ enum class Divergence : int { kL1 = 0, kL1Probabilities = 1, kKL = 2 };
 
 constexpr double kLowestProbability = 1e-7;  // an API may round a probability down to 0
 
-// Turns one row of scores into log-probabilities and probabilities on demand.
+// Turns one row of scores into log-probabilities and probabilities on demand. Score: float, or what converts to it.
+template <class Score>
 struct ScoreRow {
-  const float* scores;
+  const Score* scores;
   std::int64_t n_classes;
   ScoresKind kind;
   double log_normaliser;  // for logits
 
-  BIDFMKD_BOTH static ScoreRow make(const float* scores, std::int64_t n_classes, ScoresKind kind) {
+  BIDFMKD_BOTH static ScoreRow make(const Score* scores, std::int64_t n_classes, ScoresKind kind) {
     double log_normaliser = 0.0;
     if (kind == ScoresKind::kLogits) {
       double top = scores[0];
-      for (std::int64_t c = 1; c < n_classes; ++c) top = scores[c] > top ? scores[c] : top;
+      for (std::int64_t c = 1; c < n_classes; ++c) top = scores[c] > top ? static_cast<double>(scores[c]) : top;
       double sum = 0.0;
       for (std::int64_t c = 0; c < n_classes; ++c) sum += exp(scores[c] - top);
       log_normaliser = top + log(sum);
@@ -59,13 +60,15 @@ struct ObjectiveSettings {
   double boundary_weight;
 };
 
-// `student` is null when there is no boundary term.
-BIDFMKD_BOTH double point_objective(const float* scores, std::int64_t label, const float* student,
+// `student` is null when there is no boundary term. A label out of range, which no one could check on a device, gives NaN.
+template <class Score>
+BIDFMKD_BOTH double point_objective(const Score* scores, std::int64_t label, const Score* student,
                                     const ObjectiveSettings& settings) {
-  const ScoreRow api = ScoreRow::make(scores, settings.n_classes, settings.kind);
+  if (label < 0 || label >= settings.n_classes) return NAN;
+  const auto api = ScoreRow<Score>::make(scores, settings.n_classes, settings.kind);
   double loss = -api.log_probability(label);
   if (student == nullptr || settings.boundary_weight == 0.0) return loss;
-  const ScoreRow model = ScoreRow::make(student, settings.n_classes, settings.kind);
+  const auto model = ScoreRow<Score>::make(student, settings.n_classes, settings.kind);
   if (api.argmax() != model.argmax()) return loss;
   double distance = 0.0;
   for (std::int64_t c = 0; c < settings.n_classes; ++c) {

@@ -29,6 +29,15 @@ struct Geometry {
   }
 };
 
+// Where the directions of one call come from.
+struct Drawing {
+  Geometry geometry;
+  const std::int64_t* state;  // [seed, step], in the memory of the device that draws
+  std::int64_t num_directions;
+  double mu;
+  std::int64_t first_direction, first_image;
+};
+
 BIDFMKD_BOTH float bits_to_float(std::uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);

@@ -1,0 +1,45 @@
+// What the CUDA kernels take. Addresses are of memory on `queue.device`; nothing waits for the device, and a launch that
+// fails throws std::runtime_error.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../loss/half.h"
+#include "../loss/kd.h"
+#include "../loss/objective.h"
+#include "../random/directions.h"
+
+namespace bidfmkd {
+namespace cuda {
+
+struct Queue {
+  int device;
+  void* stream;  // a cudaStream_t
+};
+
+// Why these kernels do not run on `device`; empty if they do.
+std::string problem(int device);
+
+void perturb(const Drawing& drawing, const float* x, float* out, const Queue& queue);
+
+// gradient[b] = s / (q mu) * sum_k differences[k, b] u_kb. `workspace` has q B floats, for lowres B C grid^2 more; the first
+// q B may be `differences` themselves.
+void estimate_gradient(const Drawing& drawing, const float* differences, float* workspace, float* gradient,
+                       const Queue& queue);
+
+// differences[k, b] and, for the images themselves, loss[b]; scores and student are of `type`.
+void objective_differences(const void* scores, const std::int64_t* labels, const void* student, ScoreType type,
+                           std::int64_t n_images, std::int64_t num_directions, const ObjectiveSettings& settings,
+                           float* differences, float* loss, const Queue& queue);
+
+void kd_loss(const float* student, const float* teacher, std::int64_t n_tasks, std::int64_t n_images,
+             const KDSettings& kd, float* loss, const Queue& queue);
+void kd_loss_backward(const float* grad, const float* student, const float* teacher, std::int64_t n_tasks,
+                      std::int64_t n_images, const KDSettings& kd, float* out, const Queue& queue);
+void kd_loss_double_backward(const float* grad_out, const float* grad, const float* student, const float* teacher,
+                             std::int64_t n_tasks, std::int64_t n_images, const KDSettings& kd, float* grad_grad,
+                             float* grad_student, const Queue& queue);
+
+}  // namespace cuda
+}  // namespace bidfmkd
