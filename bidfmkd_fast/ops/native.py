@@ -131,7 +131,7 @@ def _threads(elements: int) -> int:
 
 
 def _place(tensor: Tensor, elements: int = 0) -> tuple[int, int, int]:
-    """Threads, CUDA device and stream of a call of `elements` elements: where `tensor` is, in torch's current stream."""
+    """Threads, CUDA device and stream of a call of `elements` elements: where `tensor` is, on torch's stream there."""
     if tensor.is_cuda:
         return 1, tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
     return _threads(elements), -1, 0

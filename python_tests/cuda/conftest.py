@@ -20,11 +20,3 @@ def device() -> Iterator[torch.device]:
     assert native.device_problem(device) is None, native.device_problem(device)
     with ops.use_backend("native"):
         yield device
-
-
-@pytest.fixture
-def no_waiting(device: torch.device) -> Iterator[None]:
-    """Anything that makes the host wait for the device raises."""
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")

@@ -222,11 +222,15 @@ def test_torchs_current_stream(device: torch.device, seed: int) -> None:
         assert torch.equal(actual, wanted)
 
 
-def test_nothing_waits_for_the_device(device: torch.device, no_waiting: None, seed: int) -> None:
+def test_nothing_waits_for_the_device(device: torch.device, seed: int) -> None:
     x, labels = normals(6, 3, 8, 8, seed=seed).to(device), torch.arange(6, device=device) % 5
     state = torch.tensor([seed, 0]).to(device)
-    for kind in ("rademacher", "sphere", "gaussian"):
-        everything(x, state, labels, kind)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for kind in ("rademacher", "sphere", "gaussian"):
+            everything(x, state, labels, kind)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_another_device_than_the_current_one(device: torch.device, seed: int) -> None:

@@ -1,8 +1,8 @@
 """The CUDA sources on the CPU, under a small emulation of blocks, threads, barriers and shuffles (`emulated/`).
 
-They are compiled as they are with address and undefined-behaviour checks and compared with the CPU's kernels at small
-shapes, so that indexing and reductions stay right where no GPU is at hand. Speed, and what only hardware does, it cannot
-show: `python_tests/cuda` and `benchmarks/gpu_check.sh` do.
+They are compiled as they are, with address and undefined-behaviour checks, and compared with the CPU's kernels at small
+shapes, so that indexing and reductions stay right where no GPU is at hand. Speed, and what only hardware does, is for
+`python_tests/cuda` and `benchmarks/gpu_check.sh` to show.
 """
 
 from __future__ import annotations
