@@ -18,7 +18,7 @@ def norm_pool(images: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
 
     Normalised by the mean and the biased variance of each channel of this batch. Fast on channels-last memory.
     """
-    if native.selects("norm_pool", images, weight, bias):
+    if images.is_cpu and native.selects("norm_pool", images, weight, bias):
         return _NormPool.apply(images.contiguous(memory_format=torch.channels_last), weight, bias, eps)
     normed = functional.batch_norm(images, None, None, weight, bias, training=True, eps=eps)
     return functional.relu(functional.max_pool2d(normed, 2))

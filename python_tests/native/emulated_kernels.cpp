@@ -5,7 +5,7 @@
 
 #include <cstdlib>
 
-#include "cpu/kernels.h"
+#include "cpu/level.h"
 #include "cuda/rows.cuh"
 
 namespace {
@@ -61,7 +61,7 @@ void check_directions(const Shape& shape, std::int64_t q, std::int64_t first_dir
     const std::vector<float> x = normals(static_cast<std::int64_t>(shift) + n);
     std::vector<float> points = unwritten(static_cast<std::int64_t>(shift) + (1 + q) * n), expected = points;
     bidfmkd::cuda::perturb(drawing, x.data() + shift, points.data() + shift, kQueue);
-    bidfmkd::kPortableKernels.perturb(drawing, x.data() + shift, expected.data() + shift, 1);
+    bidfmkd::portable::perturb(drawing, x.data() + shift, expected.data() + shift, 1);
     char name[200];
     std::snprintf(name, sizeof name, "perturb kind %d, [%ld, %ld, %ld, %ld] q %ld first %ld %ld shift %zu", kind,
                   static_cast<long>(shape.n_images), static_cast<long>(shape.channels), static_cast<long>(shape.height),
@@ -73,7 +73,7 @@ void check_directions(const Shape& shape, std::int64_t q, std::int64_t first_dir
     const std::int64_t n_fields = directions == Directions::kLowres ? shape.n_images * drawing.geometry.n_random() : 0;
     std::vector<float> workspace = unwritten(q * shape.n_images + n_fields), gradient = unwritten(n), wanted = gradient;
     bidfmkd::cuda::estimate_gradient(drawing, differences.data(), workspace.data(), gradient.data(), kQueue);
-    bidfmkd::kPortableKernels.estimate_gradient(drawing, differences.data(), wanted.data(), 1);
+    bidfmkd::portable::estimate_gradient(drawing, differences.data(), wanted.data(), 1);
     std::memcpy(name, "grad of", 7);
     compare(name, gradient, wanted);
     // In place, as zo_kd_gradient does it.

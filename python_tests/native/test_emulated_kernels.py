@@ -19,7 +19,7 @@ SOURCES = HERE.parents[1] / "csrc"
 FLAGS = [
     *("-std=gnu++17", "-O1", "-g1", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fsanitize-sections=shared_memory"),
-    *(f"-I{SOURCES}", f"-I{HERE / 'emulated'}", "-DBIDFMKD_LEVEL=portable", "-DBIDFMKD_TABLE=kPortableKernels"),
+    *(f"-I{SOURCES}", f"-I{HERE / 'emulated'}", "-DBIDFMKD_LEVEL=portable"),
 ]
 UNITS = [
     *(SOURCES / "cuda" / name for name in ("perturb.cu", "gradient.cu", "kd_loss.cu")),
