@@ -29,6 +29,7 @@ def paper_order(x: Tensor, q: int, mu: float, kind: str, losses: Losses, splits:
             u = u / u.flatten(2).norm(dim=2).view(n, -1, *[1] * (x.dim() - 1))
         else:
             u = (torch.randint(0, 2, (n, *x.shape)) * 2 - 1).float() / math.sqrt(d)
+        u = u.to(x.device)  # drawn on the CPU in any case
         points = x.repeat(n, *[1] * x.dim()) + mu * u
         differences = losses(points) - base  # [n, B]
         weighted = differences.view(n, -1, *[1] * (x.dim() - 1)) * u
@@ -41,9 +42,9 @@ class BestEager:
 
     def __init__(self, x: Tensor, q: int, kind: str) -> None:
         self.q, self.kind = q, kind
-        self.u = torch.empty(q, x.shape[0], x[0].numel())
-        self.bit = torch.empty(x.shape[0], x[0].numel(), dtype=torch.int64)
-        self.points = torch.empty(q, x.shape[0], x[0].numel())
+        self.u = torch.empty(q, x.shape[0], x[0].numel(), device=x.device)
+        self.bit = torch.empty(x.shape[0], x[0].numel(), dtype=torch.int64, device=x.device)
+        self.points = torch.empty(q, x.shape[0], x[0].numel(), device=x.device)
 
     def directions(self) -> Tensor:
         """`[q, B, d]` of length 1."""
@@ -51,7 +52,7 @@ class BestEager:
         if self.kind == "sphere":
             self.u.normal_()
             return self.u.div_(self.u.norm(dim=2, keepdim=True))
-        words = torch.empty(-(-q // 63), b, d, dtype=torch.int64).random_()
+        words = torch.empty(-(-q // 63), b, d, dtype=torch.int64, device=self.u.device).random_()
         for k in range(q):
             torch.bitwise_right_shift(words[k // 63], k % 63, out=self.bit)
             self.u[k].copy_(self.bit.bitwise_and_(1))

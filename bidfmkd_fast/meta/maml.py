@@ -91,17 +91,36 @@ def stacked_maml_loss(
 ) -> tuple[Tensor, Tensor]:
     """`maml_loss` of several episodes of one shape at once: two `[E]`. The module must be one that `can_stack`."""
     device = next(iter(parameters.values())).device
-    support_labels = torch.stack([episode.support_labels for episode in episodes]).to(device)
-    query_labels = torch.stack([episode.query_labels for episode in episodes]).to(device)
+    names = ("support_images", "support_labels", "query_images", "query_labels")
+    stacked = (torch.stack([getattr(episode, name) for episode in episodes]).to(device) for name in names)
+    return loss_of_stack(
+        module, parameters, *stacked, steps=steps, learning_rate=learning_rate, first_order=first_order
+    )
+
+
+def loss_of_stack(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    support_images: Tensor,
+    support_labels: Tensor,
+    query_images: Tensor,
+    query_labels: Tensor,
+    *,
+    steps: int,
+    learning_rate: float,
+    first_order: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same of stacked images `[E, N, C, H, W]` and labels `[E, N]` on the module's device."""
     adapted = adapt_parameters(
         module,
-        stacked_parameters(parameters, len(episodes)),
+        stacked_parameters(parameters, len(support_images)),
         lambda logits: task_losses(logits, support_labels).sum(),
-        torch.stack([episode.support_images for episode in episodes]).to(device),
+        support_images,
         steps=steps,
         learning_rate=learning_rate,
         first_order=first_order,
         forward=stacked_forward,
     )
-    logits = forward_in_turn(module, adapted, torch.stack([episode.query_images for episode in episodes]).to(device))
+    query_forward = forward_in_turn if query_images.is_cpu else stacked_forward
+    logits = query_forward(module, adapted, query_images)
     return task_losses(logits, query_labels), (logits.argmax(2) == query_labels).float().mean(1)

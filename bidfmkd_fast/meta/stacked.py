@@ -16,8 +16,9 @@ from bidfmkd_fast.data.episodes import Episode
 from bidfmkd_fast.models import Conv4
 from bidfmkd_fast.ops.norm_pool import norm_pool
 
-_MOST_TASKS = 8
-_ACTIVATION_BYTES = 64 << 20  # of the largest layer over all tasks: more would leave the cache without a gain
+# Tasks, and bytes of the largest layer over all of them: more would leave the CPU's cache without a gain.
+_CPU_STACK = (8, 64 << 20)
+_GPU_STACK = (64, 1 << 30)
 
 
 def can_stack(module: nn.Module, n_way: int = 0) -> bool:
@@ -28,11 +29,12 @@ def can_stack(module: nn.Module, n_way: int = 0) -> bool:
 def stacks_of(module: nn.Module, episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
     """`episodes` in order, in lists of equal shapes that are worth running at once."""
     assert isinstance(module, Conv4)
+    most_tasks, most_bytes = _GPU_STACK if module.classifier.weight.is_cuda else _CPU_STACK
     stack: list[Episode] = []
     for episode in episodes:
         shapes = (episode.support_images.shape, episode.query_images.shape)
         n_images, _, height, width = max(shapes)
-        most = max(1, min(_MOST_TASKS, _ACTIVATION_BYTES // (4 * n_images * module.width * height * width)))
+        most = max(1, min(most_tasks, most_bytes // (4 * n_images * module.width * height * width)))
         if stack and (len(stack) >= most or shapes != (stack[0].support_images.shape, stack[0].query_images.shape)):
             yield stack
             stack = []

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bidfmkd_fast.black_box.precision import full_float32
 from bidfmkd_fast.errors import InputError, InputTypeError
+
+PRECISIONS = ("tf32", "float32", "bfloat16")
 
 
 class UpsampledConv2d(nn.Conv2d):
@@ -70,6 +75,17 @@ class Generator(nn.Module):
         features = self.project(latents).unflatten(1, self.first_shape).permute(0, 3, 1, 2)  # [B, 2 width, H/4, W/4]
         images: torch.Tensor = self.draw(features).contiguous()  # [B, C, H, W]
         return images
+
+
+@contextmanager
+def generator_precision(name: str, device: torch.device) -> Iterator[None]:
+    """A generator's arithmetic inside the block, one of `PRECISIONS`; "tf32" is torch as it is set."""
+    with ExitStack() as stack:
+        if name == "float32":
+            stack.enter_context(full_float32())
+        if name == "bfloat16":
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+        yield
 
 
 def renewed(generator: nn.Module) -> nn.Module:

@@ -43,10 +43,9 @@ class Objective:
         Raises:
             InputError: the student's answer is no set of finite logits `[B, n_classes]`.
         """
-        if self.student is None:
+        logits = self._student_logits(images)
+        if logits is None:
             return None
-        with torch.no_grad():
-            logits = self.student(images)
         if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
             kind = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise InputTypeError(f"recover: student must return a tensor of floating-point logits; got {kind}")
@@ -57,6 +56,17 @@ class Objective:
         if not logits.isfinite().all():
             raise InputError("recover: student returned NaN or infinity; check its parameters and its input range")
         return as_scores(logits.detach().float(), self.scores_kind)
+
+    def unchecked_student_scores(self, images: torch.Tensor) -> torch.Tensor | None:
+        """The same without a look at the values, which would make the host wait for a device."""
+        logits = self._student_logits(images)
+        return None if logits is None else as_scores(logits.float(), self.scores_kind)
+
+    def _student_logits(self, images: torch.Tensor) -> torch.Tensor | None:
+        if self.student is None:
+            return None
+        with torch.no_grad():
+            return self.student(images)
 
     def losses(self, scores: torch.Tensor, student_scores: torch.Tensor | None) -> torch.Tensor:
         """The objective per image, float32 `[B]`, from the API's scores `[B, n_classes]` at the images themselves."""
@@ -86,15 +96,32 @@ def as_scores(logits: torch.Tensor, scores_kind: str) -> torch.Tensor:
     return logits.log_softmax(1) if scores_kind == "log_probabilities" else logits
 
 
+def crop_of(seed: int, step: int, height: int, width: int) -> tuple[int, int, int]:
+    """The crop's first line and column in the padded images, and whether they are flipped, drawn from (seed, step)."""
+    draw = torch.rand(3, generator=torch_generator(seed, "recovery", "augment", step)).tolist()
+    return int(draw[0] * (2 * (height // 8) + 1)), int(draw[1] * (2 * (width // 8) + 1)), int(draw[2] < 0.5)
+
+
 def augment(images: torch.Tensor, seed: int, step: int) -> torch.Tensor:
     """One random crop (zero padding of H/8 and W/8) and horizontal flip, drawn from (seed, step), for the whole batch.
 
     `[B, C, H, W]` in the unit range -> the same shape; differentiable.
     """
     height, width = images.shape[-2:]
-    pad_height, pad_width = height // 8, width // 8
-    draw = torch.rand(3, generator=torch_generator(seed, "recovery", "augment", step)).tolist()
-    top, left = int(draw[0] * (2 * pad_height + 1)), int(draw[1] * (2 * pad_width + 1))
-    padded = functional.pad(images, (pad_width, pad_width, pad_height, pad_height))
-    cropped = padded[..., top : top + height, left : left + width]
-    return cropped.flip(-1) if draw[2] < 0.5 else cropped
+    top, left, flip = crop_of(seed, step, height, width)
+    cropped = _padded(images)[..., top : top + height, left : left + width]
+    return cropped.flip(-1) if flip else cropped
+
+
+def augment_at(images: torch.Tensor, crop: torch.Tensor) -> torch.Tensor:
+    """`augment` with a crop that lives on the device: int64 `[3]`, from `crop_of`."""
+    height, width = images.shape[-2:]
+    lines = torch.arange(height, device=images.device) + crop[0]
+    columns = torch.arange(width, device=images.device)
+    columns = torch.where(crop[2] == 1, width - 1 - columns, columns) + crop[1]
+    return _padded(images).index_select(-2, lines).index_select(-1, columns)
+
+
+def _padded(images: torch.Tensor) -> torch.Tensor:
+    height, width = (side // 8 for side in images.shape[-2:])
+    return functional.pad(images, (width, width, height, height))

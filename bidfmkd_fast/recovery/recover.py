@@ -14,8 +14,9 @@ from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
 from bidfmkd_fast.ops.workspace import keep_freed_memory
-from bidfmkd_fast.recovery.generator import Generator, check_images, renewed
+from bidfmkd_fast.recovery.generator import PRECISIONS, Generator, check_images, generator_precision, renewed
 from bidfmkd_fast.recovery.objective import Objective, Student, augment
+from bidfmkd_fast.recovery.on_device import DeviceRecovery, serves
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.zeroth_order import ZerothOrder
 
@@ -35,6 +36,8 @@ class RecoveryConfig:
         learning_rate, betas: Adam's, for the generator and the latents alike.
         latent_dim: numbers in a latent.
         generator_width: channels of the built-in generator (the paper: 64).
+        generator_precision: of generator and its gradients; "tf32" leaves torch as it is set, whose convolutions on a
+            GPU then use TF32, "float32" turns that off, "bfloat16" is autocast. The points are float32 in any case.
         boundary_weight: weight of the boundary term (lambda); only with a student.
         divergence: distance of the boundary term: "l1" on scores, "l1_prob" and "kl" on probabilities.
         augment: one random crop and horizontal flip per step before the API sees the images.
@@ -55,6 +58,7 @@ class RecoveryConfig:
     betas: tuple[float, float] = (0.5, 0.999)
     latent_dim: int = 256
     generator_width: int = 16
+    generator_precision: str = "tf32"
     boundary_weight: float = 0.3
     divergence: str = "l1_prob"
     augment: bool = False
@@ -71,7 +75,8 @@ class RecoveryConfig:
             if not (0 < value < math.inf or (value == 0 and zero_fits)):
                 wanted = "at least 0" if zero_fits else "above 0"
                 raise InputError(f"RecoveryConfig: {name} must be finite and {wanted}; got {value!r}")
-        for name, known in (("directions", DIRECTIONS), ("divergence", DIVERGENCES)):
+        choices = (("directions", DIRECTIONS), ("divergence", DIVERGENCES), ("generator_precision", PRECISIONS))
+        for name, known in choices:
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"RecoveryConfig: {name} must be one of {', '.join(known)}; got {value!r}")
         if (self.directions == "lowres") != (self.grid > 0):
@@ -162,6 +167,8 @@ def recover(
         student_scores = objective.student_scores(images, spec.n_classes)
         scores = api(images)
         return Recovered(images, labels, scores, objective.losses(scores, student_scores), [], complete=True)
+    if generator is None and serves(api, config, labels):
+        return DeviceRecovery(api, maker, objective, config, seed).run(progress, callback)
     return _optimise(api, maker, objective, config, seed, progress, callback)
 
 
@@ -178,6 +185,7 @@ class _ImageMaker:
         device: torch.device | str | None,
     ) -> None:
         self.spec, self.seed, self.augment = api.spec, seed, config.augment
+        self.precision = config.generator_precision
         with seeded(seed, "recovery", "generator"):
             if generator is None:
                 self.generator: nn.Module = Generator(api.spec.image_shape, config.latent_dim, config.generator_width)
@@ -188,19 +196,30 @@ class _ImageMaker:
         latents = torch.randn(n_images, config.latent_dim, generator=draws)
         self.latents = nn.Parameter(latents.to(device))
         trained = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam([self.latents, *trained], lr=config.learning_rate, betas=config.betas)
+        self.optimizer = torch.optim.Adam(
+            [self.latents, *trained], lr=config.learning_rate, betas=config.betas, capturable=self.latents.is_cuda
+        )
 
     def images(self, step: int) -> torch.Tensor:
         """`x = T(G(z))`, `[B, C, H, W]` in the API's input range, with the graph to generator and latents."""
         with seeded(self.seed, "recovery", "forward", step):  # a user's generator may draw noise
-            images: torch.Tensor = self.generator(self.latents)
+            images = self.generate()
         if step == 0:
             check_images(images, [len(self.latents), *self.spec.image_shape])
         return self.spec.from_unit(augment(images, self.seed, step) if self.augment else images)
 
+    def generate(self) -> torch.Tensor:
+        """`G(z)`, `[B, C, H, W]` in the unit range, in the generator's precision."""
+        with generator_precision(self.precision, self.latents.device):
+            images: torch.Tensor = self.generator(self.latents)
+        return images.float() if self.precision == "bfloat16" else images
+
     def step(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # Autocast is for the way forward; backward then follows the types it left.
+        precision = "tf32" if self.precision == "bfloat16" else self.precision
+        with generator_precision(precision, self.latents.device):
+            loss.backward()
         self.optimizer.step()
 
 

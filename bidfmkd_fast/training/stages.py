@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ from bidfmkd_fast.meta import (
     outer_replay_step,
 )
 from bidfmkd_fast.meta.model import forward
+from bidfmkd_fast.meta.on_device import DeviceReplay
+from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.recovery.objective import Student
 from bidfmkd_fast.recovery.recover import recover
 from bidfmkd_fast.seeds import derive_seed, seeded
@@ -51,7 +53,8 @@ class Stages:
         self.initial_module = copy.deepcopy(module)
         # Two optimisers: the two losses differ in scale, so Adam's moments of one would mis-scale steps on the other.
         self.distillation_optimizer = torch.optim.Adam(module.parameters(), lr=config.distillation.outer_lr)
-        self.replay_optimizer = torch.optim.Adam(module.parameters(), lr=config.replay.outer_lr)
+        on_gpu = device.type == "cuda"  # where replay steps are captured in a graph
+        self.replay_optimizer = torch.optim.Adam(module.parameters(), lr=config.replay.outer_lr, capturable=on_gpu)
         self.memory = TaskMemory()
         self.recovered: list[RecoveredSet] = []
         self.history: list[dict[str, Any]] = []
@@ -174,22 +177,54 @@ class Stages:
         """`steps` outer steps on tasks from the memory; with `patience`, fewer once accuracy has stopped improving."""
         if not self.recovered:
             return
+        take = self._replayer()
         best, best_step = -1.0, 0
         since_record: list[dict[str, float]] = []
         for step in tqdm(
             range(steps), desc="replay", unit="step", leave=False, disable=None if self.progress else True
         ):
-            metrics = self._replay_once()
-            since_record.append(metrics)
-            if metrics["accuracy"] > best:
-                best, best_step = metrics["accuracy"], step
-            stop = step + 1 == steps or (patience > 0 and step - best_step >= patience)
-            if stop or len(since_record) == _REPLAY_RECORD_STEPS:
-                means = {key: sum(one[key] for one in since_record) / len(since_record) for key in metrics}
+            last = step + 1 == steps
+            for metrics in take(last):
+                since_record.append(metrics)
+                if metrics["accuracy"] > best:
+                    best, best_step = metrics["accuracy"], step
+            stop = last or (patience > 0 and step - best_step >= patience)
+            if since_record and (stop or len(since_record) >= _REPLAY_RECORD_STEPS):
+                means = {key: sum(one[key] for one in since_record) / len(since_record) for key in since_record[0]}
                 self._record("replay", loss=means["loss"], accuracy=means["accuracy"])
                 since_record = []
             if stop:
                 break
+
+    def _replayer(self) -> Callable[[bool], list[dict[str, float]]]:
+        """Takes one replay step, told whether it is the last one, and tells the metrics of the steps not told yet.
+
+        On a GPU it tells them every 25 steps, so that the host need not wait for each.
+        """
+        n_way = self.apis[0].spec.n_classes
+        if self.device.type != "cuda" or not can_stack(self.module, n_way):
+            return lambda last: [self._replay_once()]
+        n_tasks, replay = self.config.meta_batch_size, self.config.replay
+        n_query = min(replay.n_query, self._images_per_class(n_way) - replay.n_shot)
+        on_device = DeviceReplay(
+            self.module,
+            self.replay_optimizer,
+            self.memory,
+            (n_way, replay.n_shot, n_query),
+            n_tasks,
+            steps=replay.inner_steps,
+            learning_rate=replay.inner_lr,
+            first_order=replay.first_order,
+        )
+
+        def take(last: bool) -> list[dict[str, float]]:
+            with self._timed("replay"):
+                on_device.step(derive_seed(self.config.seed, "replay"), self.replay_step * n_tasks)
+                self.replay_step += 1
+                self.outer_step += 1
+                return on_device.records() if last or on_device.untold == _REPLAY_RECORD_STEPS else []
+
+        return take
 
     def _replay_once(self) -> dict[str, float]:
         replay, n_way = self.config.replay, self.apis[0].spec.n_classes

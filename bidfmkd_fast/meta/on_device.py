@@ -1,0 +1,108 @@
+"""Replay without the host: tasks gathered from a memory on the module's device, outer steps from a CUDA graph there."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta.maml import loss_of_stack
+from bidfmkd_fast.meta.memory import TaskMemory
+from bidfmkd_fast.repeated import RepeatedStep
+
+MOST_UNTOLD = 1000
+
+
+class DeviceReplay:
+    """Outer steps as `outer_replay_step` takes them, on tasks of `memory` as it is now.
+
+    The host draws which images a task has; they are gathered, adapted to and learnt from on the device, and nothing
+    waits for the result until `records` is called, after at most `MOST_UNTOLD` steps.
+
+    Args:
+        module: one that `can_stack`.
+        optimizer: over its parameters; on CUDA one made with `capturable=True`.
+        memory: what the tasks are drawn from; a copy of its images is held on the module's device.
+        sizes: n_way, n_shot and n_query of every task.
+        n_tasks: tasks of one outer step, all in one stack.
+        steps, learning_rate, first_order: of the inner loop.
+
+    Attributes:
+        untold: steps since `records` was last called.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        memory: TaskMemory,
+        sizes: tuple[int, int, int],
+        n_tasks: int,
+        *,
+        steps: int,
+        learning_rate: float,
+        first_order: bool,
+    ) -> None:
+        self.untold = 0
+        self._module, self._optimizer, self._sizes = module, optimizer, sizes
+        self._inner = {"steps": steps, "learning_rate": learning_rate, "first_order": first_order}
+        n_way, n_shot, n_query = sizes
+        device = next(module.parameters()).device
+        keys = [key for key in memory.classes for _ in memory.images_of(key)]
+        self._images = torch.cat([memory.images_of(key) for key in memory.classes]).to(device)
+        # A memory of the same classes that holds each image's row: it draws the same tasks, and no image moves.
+        self._row_memory = TaskMemory()
+        self._row_memory.add(torch.arange(float(len(keys))).view(-1, 1, 1, 1), keys)
+        self._rows = torch.zeros(n_tasks, n_way * (n_shot + n_query), dtype=torch.int64, device=device)
+        labels = torch.arange(n_way, device=device).expand(n_tasks, n_way)
+        self._support_labels = labels.repeat_interleave(n_shot, dim=1)
+        self._query_labels = labels.repeat_interleave(n_query, dim=1)
+        self._records = torch.zeros(MOST_UNTOLD, 2, device=device)  # loss and accuracy of each step
+        self._index = torch.zeros(1, dtype=torch.int64, device=device)
+        self._finite = torch.ones(1, dtype=torch.bool, device=device)
+        self._repeated = RepeatedStep(self._step, device)
+
+    def step(self, seed: int, first_task: int) -> None:
+        """One outer step on tasks `first_task`, `first_task + 1`, ... of the memory's stream `seed`."""
+        rows = []
+        for task in range(first_task, first_task + len(self._rows)):
+            episode = self._row_memory.sample_episode(*self._sizes, seed=seed, index=task)
+            rows.append(torch.cat([episode.support_images, episode.query_images]).flatten().long())
+        stacked = torch.stack(rows)
+        # From pinned memory, so that the host need not wait until the device has taken them.
+        self._rows.copy_(stacked.pin_memory() if self._rows.is_cuda else stacked, non_blocking=True)
+        self._repeated()
+        self.untold += 1
+
+    def records(self) -> list[dict[str, float]]:
+        """`loss` and `accuracy` of the steps since the last call, means over their tasks; waits for the device.
+
+        Raises InputError when a loss or a gradient was not finite; the parameters are then of no use.
+        """
+        if not bool(self._finite):
+            raise InputError("replay: a loss or its gradient is not finite; lower inner_lr or outer_lr")
+        values = self._records[: self.untold].tolist()
+        self._index.zero_()
+        self.untold = 0
+        return [{"loss": loss, "accuracy": accuracy} for loss, accuracy in values]
+
+    def _step(self) -> None:
+        n_way, n_shot, _ = self._sizes
+        n_support = n_way * n_shot
+        images = self._images.index_select(0, self._rows.flatten()).unflatten(0, self._rows.shape)  # [E, N, C, H, W]
+        losses, accuracies = loss_of_stack(
+            self._module,
+            dict(self._module.named_parameters()),
+            images[:, :n_support],
+            self._support_labels,
+            images[:, n_support:],
+            self._query_labels,
+            **self._inner,  # type: ignore[arg-type]
+        )
+        self._optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        gradients = [value.grad for value in self._module.parameters() if value.grad is not None]
+        self._finite &= torch.stack([tensor.isfinite().all() for tensor in (losses, *gradients)]).all()
+        self._optimizer.step()
+        self._records.index_copy_(0, self._index, torch.stack([losses.mean(), accuracies.mean()]).detach()[None])
+        self._index += 1

@@ -1,0 +1,148 @@
+"""Recovery without the host: every step of it stays on the API's device, so that a CUDA graph can hold it.
+
+What it computes is what the loop in `recover.py` does, in the same order. That loop looks at every answer as it comes
+and serves any black box; this one keeps losses, best images and the record of every step on the device, and looks once
+at the end. It is for a `TorchBlackBox` on the CUDA device that makes the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bidfmkd_fast.black_box import BlackBox, TorchBlackBox
+from bidfmkd_fast.errors import BadAnswer, InputError
+from bidfmkd_fast.recovery.objective import Objective, augment_at, crop_of
+from bidfmkd_fast.repeated import RepeatedStep
+from bidfmkd_fast.seeds import derive_seed
+from bidfmkd_fast.zeroth_order import ZerothOrder
+
+if TYPE_CHECKING:
+    from bidfmkd_fast.recovery.recover import Record, Recovered, RecoveryConfig, _ImageMaker
+
+
+def serves(api: BlackBox, config: RecoveryConfig, labels: Tensor) -> bool:
+    """Whether a recovery of `labels` can stay where they are: on the CUDA device of a local module that it can pay."""
+    if not labels.is_cuda or not isinstance(api, TorchBlackBox) or api._device != labels.device:
+        return False
+    n_queries = config.steps * (1 + config.num_directions) * len(labels)
+    n_requests = config.steps * len(_chunk_rows(config, len(labels)))
+    return api.budget is None or api.budget.affords(n_queries, n_requests)
+
+
+class DeviceRecovery:
+    """The recovery of one set from an API that `serves`; the arguments are those of the loop in `recover.py`."""
+
+    def __init__(
+        self, api: BlackBox, maker: _ImageMaker, objective: Objective, config: RecoveryConfig, seed: int
+    ) -> None:
+        self.api, self.config, self.done = api, config, 0
+        self._maker, self._objective = maker, objective
+        self._zeroth_order = ZerothOrder(
+            num_directions=config.num_directions,
+            mu=config.mu,
+            directions=config.directions,
+            grid=config.grid,
+            seed=derive_seed(seed, "recovery", "directions"),
+        )
+        spec, n_images, device = api.spec, len(objective.labels), objective.labels.device
+        self._images = torch.zeros(n_images, *spec.image_shape, device=device)  # per slot the best so far
+        self._scores = torch.zeros(n_images, spec.n_classes, device=device)
+        self._losses = torch.full((n_images,), torch.inf, device=device)
+        self._records = torch.zeros(config.steps, 3, device=device)  # loss, best_loss, matched of every step
+        self._finite = torch.ones(2, dtype=torch.bool, device=device)  # all the student's scores, all the API's
+        self._index = torch.zeros(1, dtype=torch.int64, device=device)  # of the step
+        crops = [crop_of(seed, step, *spec.image_shape[1:]) for step in range(config.steps)]
+        self._crops = torch.tensor(crops, dtype=torch.int64, device=device)
+        self._repeated = RepeatedStep(self._step, device)
+
+    def step(self) -> None:
+        """One step; the host only counts what it costs."""
+        for n_rows in _chunk_rows(self.config, len(self._losses)):
+            n_images = n_rows * len(self._losses)
+            n_requests = self.api._count_requests(n_images)
+            if self.api.budget is not None:
+                self.api.budget.reserve(n_images, n_requests)
+            self.api.ledger.record(n_images, n_requests)
+        self._repeated()
+        self.done += 1
+
+    def run(self, progress: bool = False, callback: Callable[[Record], None] | None = None) -> Recovered:
+        """All steps, then `result`."""
+        name = f"recover {self.api.name}"
+        for step in tqdm(range(self.config.steps), desc=name, disable=None if progress else True):
+            self.step()
+            if callback is not None:
+                callback(self._record(step, self._records[step].tolist()))
+        return self.result()
+
+    def result(self) -> Recovered:
+        """What was recovered; waits for the device.
+
+        Raises:
+            BadAnswer, InputError: the API or the student answered something that is not finite in one of the steps.
+        """
+        from bidfmkd_fast.recovery.recover import Recovered
+
+        student_finite, scores_finite = self._finite.tolist()
+        if not student_finite:
+            raise InputError("recover: student returned NaN or infinity; check its parameters and its input range")
+        if not scores_finite:
+            raise BadAnswer(f"{self.api.name}: the API must answer finite scores; it answered NaN or infinity")
+        history = [self._record(step, values) for step, values in enumerate(self._records[: self.done].tolist())]
+        return Recovered(self._images, self._objective.labels, self._scores, self._losses, history, complete=True)
+
+    def _record(self, step: int, values: list[float]) -> Record:
+        queries = (step + 1) * (1 + self.config.num_directions) * len(self._losses)
+        return {"step": step, **dict(zip(("loss", "best_loss", "matched"), values)), "queries": queries}
+
+    def _step(self) -> None:
+        images = self._maker.generate()
+        if self.config.augment:
+            images = augment_at(images, self._crops.index_select(0, self._index)[0])
+        x = self.api.spec.from_unit(images)
+        student_scores = self._objective.unchecked_student_scores(x.detach())
+        answers = []
+        with torch.no_grad():
+            for points in self._zeroth_order.ask_chunks(x, max_images=self.config.max_images):
+                answer = self.api._score(points.flatten(0, 1)).to(torch.float32, copy=True)
+                answers.append(answer.unflatten(0, points.shape[:2]))
+        scores = torch.cat(answers)  # [1+q, B, n_classes]
+        loss, losses = self._objective.tell(self._zeroth_order, scores, student_scores)
+        wins = losses < self._losses
+        for best, new in ((self._images, x.detach()), (self._scores, scores[0]), (self._losses, losses)):
+            best.copy_(torch.where(wins.view(-1, *[1] * (best.ndim - 1)), new, best))
+        self._maker.step(loss)
+        matched = (scores[0].argmax(1) == self._objective.labels).float().mean()
+        self._records.index_copy_(0, self._index, torch.stack([losses.mean(), self._losses.mean(), matched])[None])
+        self._finite[1:] &= scores.isfinite().all()
+        if student_scores is not None:
+            self._finite[:1] &= student_scores.isfinite().all()
+        self._index += 1
+
+
+def run_side_by_side(recoveries: list[DeviceRecovery]) -> list[Recovered]:
+    """Several sets at once, each on a stream of its own: one API does not fill a large GPU."""
+    device = recoveries[0]._losses.device
+    streams = [torch.cuda.Stream(device) for _ in recoveries] if device.type == "cuda" else []
+    for stream in streams:
+        stream.wait_stream(torch.cuda.current_stream(device))
+    for _ in range(max(one.config.steps for one in recoveries)):
+        for i, one in enumerate(recoveries):
+            if one.done < one.config.steps:
+                with torch.cuda.stream(streams[i]) if streams else nullcontext():
+                    one.step()
+    for stream in streams:
+        torch.cuda.current_stream(device).wait_stream(stream)
+    return [one.result() for one in recoveries]
+
+
+def _chunk_rows(config: RecoveryConfig, n_images: int) -> list[int]:
+    """Rows of points in each call to the API in one step, as `ZerothOrder.ask_chunks` makes them."""
+    rows, every = 1 + config.num_directions, max(1, config.max_images // n_images)
+    return [min(every, rows - first) for first in range(0, rows, every)]

@@ -1,0 +1,63 @@
+"""Replay that stays on the device takes the very steps of `outer_replay_step`; run here on the CPU, plainly."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta import TaskMemory, outer_replay_step
+from bidfmkd_fast.meta.on_device import DeviceReplay
+from bidfmkd_fast.models import Conv4
+
+N_WAY, N_SHOT, N_QUERY, N_TASKS = 3, 1, 4, 2
+INNER = {"steps": 2, "learning_rate": 0.1, "first_order": False}
+
+
+def make_memory(seed: int) -> TaskMemory:
+    memory, generator = TaskMemory(), torch.Generator().manual_seed(seed)
+    for _ in range(2):  # classes in no order, and not all of one size
+        keys = [("set", f"class {i}") for i in torch.randint(0, 6, (60,), generator=generator).tolist()]
+        memory.add(torch.rand(60, 1, 16, 16, generator=generator), keys)
+    return memory
+
+
+def make_module() -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Conv4(1, N_WAY, (16, 16), width=4, batch_statistics=True)
+
+
+def make_replay(module: torch.nn.Module, memory: TaskMemory, learning_rate: float = 1e-2) -> DeviceReplay:
+    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    return DeviceReplay(module, optimizer, memory, (N_WAY, N_SHOT, N_QUERY), N_TASKS, **INNER)  # type: ignore[arg-type]
+
+
+def test_the_same_steps(seed: int) -> None:
+    memory, module = make_memory(seed), make_module()
+    twin = copy.deepcopy(module)
+    replay, optimizer = make_replay(module, memory), torch.optim.Adam(twin.parameters(), lr=1e-2)
+    told: list[dict[str, float]] = []
+    expected: list[dict[str, float]] = []
+    for step in range(4):
+        replay.step(seed, step * N_TASKS)
+        if step in (2, 3):
+            told += replay.records()
+        tasks = range(step * N_TASKS, (step + 1) * N_TASKS)
+        episodes = [memory.sample_episode(N_WAY, N_SHOT, N_QUERY, seed=seed, index=i) for i in tasks]
+        expected.append(outer_replay_step(twin, optimizer, episodes, **INNER))  # type: ignore[arg-type]
+    assert len(told) == 4
+    for one, wanted in zip(told, expected):
+        assert one == pytest.approx(wanted, rel=1e-6)
+    for value, wanted in zip(module.parameters(), twin.parameters()):
+        assert torch.equal(value, wanted)
+
+
+def test_what_is_no_number_is_told(seed: int) -> None:
+    replay = make_replay(make_module(), make_memory(seed), learning_rate=1e30)
+    for step in range(3):
+        replay.step(seed, step * N_TASKS)
+    with pytest.raises(InputError, match="a loss or its gradient is not finite"):
+        replay.records()

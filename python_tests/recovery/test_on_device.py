@@ -1,0 +1,142 @@
+"""Recovery that stays on its device gives what the loop gives that looks at every answer; here on the CPU, plainly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from tolerances import TOLERANCES
+
+from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, TorchBlackBox
+from bidfmkd_fast.errors import BadAnswer, InputError
+from bidfmkd_fast.models import build_model
+from bidfmkd_fast.recovery import Objective, RecoveryConfig, recover
+from bidfmkd_fast.recovery.objective import augment, augment_at, crop_of
+from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
+from bidfmkd_fast.recovery.recover import _ImageMaker
+from bidfmkd_fast.seeds import seeded
+
+SHAPE, N_CLASSES, N_PER_CLASS = (1, 16, 16), 3, 4
+CONFIG = RecoveryConfig(steps=6, num_directions=4, latent_dim=8, generator_width=4, learning_rate=0.05)
+RTOL, ATOL = TOLERANCES["float32"]
+
+
+def make_module(seed: int) -> torch.nn.Module:
+    with seeded(seed, "test module"):
+        return build_model("conv4", in_channels=1, n_classes=N_CLASSES, image_size=SHAPE[1:], width=4).eval()
+
+
+def make_api(seed: int, budget: Budget | None = None) -> TorchBlackBox:
+    spec = APISpec(N_CLASSES, SHAPE, input_range=(-1.0, 1.0), scores_kind="logits")
+    return TorchBlackBox(make_module(seed), spec, budget=budget)
+
+
+def make_recovery(api: TorchBlackBox, config: RecoveryConfig, student: object = None, seed: int = 0) -> DeviceRecovery:
+    labels = torch.arange(N_CLASSES).repeat_interleave(N_PER_CLASS)
+    maker = _ImageMaker(api, len(labels), config, None, seed, "cpu")
+    objective = Objective(labels, "logits", student, config.boundary_weight, config.divergence)  # type: ignore[arg-type]
+    return DeviceRecovery(api, maker, objective, config, seed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"augment": True},
+        {"max_images": 20},
+        {"directions": "lowres", "grid": 2},
+        {"boundary_weight": 0.5, "divergence": "l1"},
+        {"generator_precision": "float32"},
+    ],
+)
+@pytest.mark.parametrize("with_student", [False, True])
+def test_the_same_as_the_loop(change: dict[str, object], with_student: bool, seed: int) -> None:
+    config = replace(CONFIG, **change)  # type: ignore[arg-type]
+    student = make_module(seed + 1) if with_student else None
+    expected_api, api = make_api(seed), make_api(seed)
+    expected = recover(expected_api, N_PER_CLASS, student, config, seed=seed)
+    seen: list[dict[str, float]] = []
+    actual = make_recovery(api, config, student, seed).run(callback=seen.append)
+    for name in ("images", "labels", "scores", "losses"):
+        assert torch.equal(getattr(actual, name), getattr(expected, name)), name
+    assert actual.complete
+    for records in (actual.history, seen):
+        assert [list(record) for record in records] == [list(record) for record in expected.history]
+        for record, wanted in zip(records, expected.history):
+            assert record == pytest.approx(wanted, rel=RTOL, abs=ATOL)
+    assert api.ledger.queries == expected_api.ledger.queries
+    assert api.ledger.requests == expected_api.ledger.requests
+
+
+def test_side_by_side_changes_nothing(seed: int) -> None:
+    configs = [CONFIG, replace(CONFIG, steps=3)]
+    together = [make_recovery(make_api(seed + i), config, seed=seed + i) for i, config in enumerate(configs)]
+    for i, one in enumerate(run_side_by_side(together)):
+        alone = recover(make_api(seed + i), N_PER_CLASS, None, configs[i], seed=seed + i)
+        assert torch.equal(one.images, alone.images)
+        assert [record["step"] for record in one.history] == list(range(configs[i].steps))
+
+
+def test_a_step_that_is_no_number_ends_it(seed: int) -> None:
+    class Broken(torch.nn.Module):
+        calls = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            Broken.calls += 1
+            return images.flatten(1)[:, :N_CLASSES] * (float("nan") if Broken.calls > 20 else 1.0)
+
+    api = TorchBlackBox(Broken(), APISpec(N_CLASSES, SHAPE))
+    Broken.calls = 18
+    with pytest.raises(BadAnswer, match="api: the API must answer finite scores"):
+        make_recovery(api, CONFIG).run()
+    endless: Callable[[torch.Tensor], torch.Tensor] = lambda images: images.flatten(1)[:, :N_CLASSES] / 0.0  # noqa: E731
+    with pytest.raises(InputError, match="student returned NaN or infinity"):
+        make_recovery(make_api(seed), CONFIG, endless).run()
+
+
+def test_who_is_served(seed: int) -> None:
+    """A budget that ends on the way needs the loop that stops there."""
+
+    class Labels(list[int]):
+        is_cuda, device = True, torch.device("cpu")
+
+    labels, per_set = Labels(range(12)), CONFIG.steps * 5 * 12
+    small, requests = replace(CONFIG, max_images=12), CONFIG.steps * 5  # 12 images in a request
+    for budget, config, served in (
+        (None, CONFIG, True),
+        (Budget(per_set), CONFIG, True),
+        (Budget(per_set - 1), CONFIG, False),
+        (Budget(per_set, requests), small, True),
+        (Budget(per_set, requests - 1), small, False),
+    ):
+        assert serves(make_api(seed, budget), config, labels) == served  # type: ignore[arg-type]
+    assert not serves(make_api(seed), CONFIG, torch.arange(12))
+    function = FunctionBlackBox(lambda images: images.flatten(1)[:, :N_CLASSES], APISpec(N_CLASSES, SHAPE))
+    assert not serves(function, CONFIG, labels)  # type: ignore[arg-type]
+
+
+def test_crops_on_the_device(seed: int) -> None:
+    images = torch.randn(2, 3, 24, 17, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    flips = set()
+    for step in range(12):
+        crop = crop_of(seed, step, 24, 17)
+        flips.add(crop[2])
+        actual, wanted = augment_at(images, torch.tensor(crop)), augment(images, seed, step)
+        assert torch.equal(actual, wanted)
+        weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(step))
+        gradients = [torch.autograd.grad((one * weights).sum(), images)[0] for one in (actual, wanted)]
+        assert torch.equal(*gradients)
+    assert flips == {0, 1}
+
+
+def test_bfloat16_generator(seed: int) -> None:
+    """Half precision makes the images; the points are float32 all the same, so recovery still works."""
+    recovered = recover(make_api(seed), N_PER_CLASS, None, replace(CONFIG, generator_precision="bfloat16"), seed=seed)
+    full = recover(make_api(seed), N_PER_CLASS, None, CONFIG, seed=seed)
+    assert recovered.images.dtype == torch.float32
+    assert not torch.equal(recovered.images, full.images)
+    torch.testing.assert_close(recovered.history[0]["loss"], full.history[0]["loss"], rtol=0.05, atol=0.05)
+    with pytest.raises(InputError, match="generator_precision must be one of tf32, float32, bfloat16; got 'fp8'"):
+        RecoveryConfig(generator_precision="fp8")
