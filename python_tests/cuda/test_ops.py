@@ -255,3 +255,31 @@ def test_compile(device: torch.device, seed: int) -> None:
         return gradient.sum() + loss.sum()
 
     torch.testing.assert_close(torch.compile(step, fullgraph=True)(x), step(x))
+
+
+def test_every_kernel_small(device: torch.device, seed: int) -> None:
+    """Few launches of every kernel, at sizes that leave ends over: what `gpu_check.sh` runs under compute-sanitizer."""
+    for kind, grid, shape in (
+        ("rademacher", 0, (2, 3, 7, 5)),
+        ("rademacher", 0, (2, 3, 8, 8)),
+        ("sphere", 0, (2, 3, 7, 5)),
+        ("gaussian", 0, (2, 3, 8, 8)),
+        ("sphere", 0, (1, 1, 192, 192)),  # rows too long for a block's registers
+        ("lowres", 2, (2, 3, 7, 5)),
+        ("lowres", 46, (1, 1, 47, 46)),  # fields too large for shared memory
+    ):
+        x, state, q = normals(*shape, seed=seed), torch.tensor([seed, 0]), 35
+        differences = normals(q, shape[0], seed=seed + 1)
+        points = ops.perturb(x.to(device), state.to(device), q, 0.1, kind, grid)
+        close(points, ops.perturb(x, state, q, 0.1, kind, grid))
+        gradient = ops.estimate_gradient(differences.to(device), state.to(device), shape, 0.1, kind, grid)
+        close(gradient, ops.estimate_gradient(differences, state, shape, 0.1, kind, grid))
+    everything(x.to(device), state.to(device), torch.zeros(1, dtype=torch.int64, device=device), "rademacher")
+    student, teacher = (normals(2, 9, 5, seed=seed + i).to(device) for i in range(2))
+    student.requires_grad_()
+    (first,) = torch.autograd.grad(ops.kd_loss(student, teacher).sum(), student, create_graph=True)
+    assert torch.autograd.grad(first.square().sum(), student)[0].isfinite().all()
+    for dtype in (torch.float16, torch.bfloat16):
+        scores = normals(4, 2, 5, seed=seed).to(device, dtype)
+        labels, state = torch.tensor([0, 4], device=device), torch.tensor([seed, 0], device=device)
+        assert ops.zo_kd_gradient(scores, labels, state, (2, 5), 0.1)[0].isfinite().all()

@@ -1,0 +1,186 @@
+"""The loop on a CUDA device: black boxes in full float32, recovery and replay from graphs, a run from end to end."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from tolerances import TOLERANCES
+
+import bidfmkd_fast as bf
+from bidfmkd_fast import repeated
+from bidfmkd_fast.meta import TaskMemory, outer_replay_step
+from bidfmkd_fast.meta.on_device import DeviceReplay
+from bidfmkd_fast.models import Conv4
+from bidfmkd_fast.recovery import Objective
+from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
+from bidfmkd_fast.recovery.recover import _ImageMaker
+from bidfmkd_fast.seeds import seeded
+
+SHAPE, N_CLASSES, N_PER_CLASS = (3, 32, 32), 5, 6
+CONFIG = bf.RecoveryConfig(steps=7, num_directions=8, augment=True, generator_precision="float32")
+RTOL, ATOL = TOLERANCES["half"]  # several steps of optimisation grow a rounding
+
+
+@pytest.fixture(autouse=True)
+def strict(device: torch.device) -> Iterator[None]:
+    """A warning that something runs without its graph fails; convolutions give the same bits every time."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        yield
+    torch.backends.cudnn.deterministic = before
+
+
+def make_module(seed: int, batch_statistics: bool = False) -> Conv4:
+    with seeded(seed, "test module"):
+        return Conv4(3, N_CLASSES, SHAPE[1:], width=16, batch_statistics=batch_statistics).eval()
+
+
+def make_api(seed: int, device: torch.device | str) -> bf.TorchBlackBox:
+    return bf.TorchBlackBox(make_module(seed), bf.APISpec(N_CLASSES, SHAPE, input_range=(-1, 1)), device=device)
+
+
+def make_recovery(seed: int, device: torch.device, student: object = None) -> DeviceRecovery:
+    api = make_api(seed, device)
+    labels = torch.arange(N_CLASSES, device=device).repeat_interleave(N_PER_CLASS)
+    maker = _ImageMaker(api, len(labels), CONFIG, None, seed, device)
+    objective = Objective(labels, "logits", student, 0.3, "l1_prob")  # type: ignore[arg-type]
+    assert serves(api, CONFIG, labels)
+    return DeviceRecovery(api, maker, objective, CONFIG, seed)
+
+
+def test_scores_are_full_float32(device: torch.device, seed: int) -> None:
+    """Whatever the process allows: TF32 would be off by 1e-3."""
+    images = 2 * torch.rand(300, *SHAPE, generator=torch.Generator().manual_seed(seed)) - 1
+    wanted = make_module(seed).double()(images.double()).detach()
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        for where in (images, images.to(device)):
+            scores = make_api(seed, device)(where)
+            assert scores.device == where.device
+            torch.testing.assert_close(scores.cpu().double(), wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("with_student", [False, True])
+def test_recovery_from_a_graph(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, with_student: bool, seed: int
+) -> None:
+    student = make_module(seed + 1).to(device) if with_student else None
+    graphed = make_recovery(seed, device, student)
+    from_graph = graphed.run()
+    assert graphed._repeated._graph is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(repeated, "WARM_UP_STEPS", 100)
+        plain = make_recovery(seed, device, student).run()
+    looked_at = bf.recover(  # a function is asked step by step, with a look at each answer
+        bf.FunctionBlackBox(make_api(seed, device), bf.APISpec(N_CLASSES, SHAPE, input_range=(-1, 1))),
+        N_PER_CLASS,
+        student,
+        CONFIG,
+        seed=seed,
+        device=device,
+    )
+    for other in (plain, looked_at):
+        torch.testing.assert_close(from_graph.images, other.images, rtol=RTOL, atol=ATOL)
+        torch.testing.assert_close(from_graph.losses, other.losses, rtol=RTOL, atol=ATOL)
+        for record, wanted in zip(from_graph.history, other.history, strict=True):
+            assert record["queries"] == wanted["queries"]
+            assert record["loss"] == pytest.approx(wanted["loss"], rel=RTOL, abs=ATOL)
+    assert len({record["loss"] for record in from_graph.history}) == CONFIG.steps
+
+
+def test_no_step_waits(device: torch.device, seed: int) -> None:
+    one = make_recovery(seed, device)
+    for _ in range(4):  # the capture itself synchronises
+        one.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        one.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert one.api.ledger.queries == 5 * 9 * N_CLASSES * N_PER_CLASS
+
+
+def test_side_by_side_changes_nothing(device: torch.device, seed: int) -> None:
+    together = run_side_by_side([make_recovery(seed + i, device) for i in range(3)])
+    for i, one in enumerate(together):
+        torch.testing.assert_close(one.images, make_recovery(seed + i, device).run().images, rtol=RTOL, atol=ATOL)
+
+
+def test_a_step_that_cannot_be_captured_runs_plainly(device: torch.device) -> None:
+    counter = torch.zeros(1, device=device)
+
+    def step() -> None:
+        counter.add_(1)
+        counter.item()  # waits, which no capture can hold
+
+    one = repeated.RepeatedStep(step, device)
+    for _ in range(3):
+        one()
+    with pytest.warns(RuntimeWarning, match="runs without a CUDA graph"):
+        one()
+    one()
+    assert counter.item() == 5
+
+
+def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
+    memory, sizes, inner = TaskMemory(), (N_CLASSES, 1, 4), {"steps": 3, "learning_rate": 0.05, "first_order": False}
+    images = torch.rand(90, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    memory.add(images, [("set", f"class {i % 9}") for i in range(90)])
+    module = make_module(seed, batch_statistics=True).to(device)
+    twin = copy.deepcopy(module)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, capturable=True)
+    plain = torch.optim.Adam(twin.parameters(), lr=1e-3, capturable=True)
+    replay = DeviceReplay(module, optimizer, memory, sizes, 2, **inner)  # type: ignore[arg-type]
+    expected = []
+    for step in range(7):
+        replay.step(seed, 2 * step)
+        episodes = [memory.sample_episode(*sizes, seed=seed, index=2 * step + i) for i in range(2)]
+        expected.append(outer_replay_step(twin, plain, episodes, **inner))  # type: ignore[arg-type]
+    assert replay._repeated._graph is not None
+    for record, wanted in zip(replay.records(), expected, strict=True):
+        assert record["loss"] == pytest.approx(wanted["loss"], rel=RTOL, abs=ATOL)
+    for value, wanted in zip(module.parameters(), twin.parameters()):
+        torch.testing.assert_close(value, wanted, rtol=RTOL, atol=ATOL)
+
+
+def test_a_whole_run(device: torch.device, seed: int) -> None:
+    apis = [make_api(seed + i, device) for i in range(3)]
+    config = bf.TrainConfig(
+        seed=seed,
+        n_per_class=N_PER_CLASS,
+        meta_batch_size=2,
+        recovery=replace(CONFIG, steps=5),
+        replay=bf.ReplayConfig(n_query=3, steps_per_round=6, final_steps=30, inner_steps=2),
+        distillation=bf.DistillationConfig(inner_steps=2),
+    )
+    learner = bf.BiDfMKD(apis, config=config, device=device)
+    run = learner.fit(progress=False)
+    assert run.complete
+    assert run.queries == learner.planned_queries()
+    assert [record["stage"] for record in run.history if record["stage"] == "replay"]
+    assert all(torch.isfinite(torch.tensor(record["loss"])) for record in run.history)
+    assert all(parameter.isfinite().all() for parameter in run.meta_model.module.parameters())
+    assert not all(
+        torch.equal(after, before)
+        for after, before in zip(run.meta_model.module.parameters(), run.initial_model.module.parameters())
+    )
+
+
+def test_evaluation_as_on_the_cpu(device: torch.device, seed: int) -> None:
+    dataset, module = bf.load_dataset("glyphs"), Conv4(1, 5, (28, 28), batch_statistics=True)
+    settings = {"n_way": 5, "n_shot": 1, "n_episodes": 40, "seed": seed}
+    on_cpu = bf.evaluate(bf.MetaModel(module, adapt_steps=3), dataset, **settings)  # type: ignore[arg-type]
+    moved = bf.MetaModel(copy.deepcopy(module).to(device), adapt_steps=3)
+    on_gpu = bf.evaluate(moved, dataset, **settings)  # type: ignore[arg-type]
+    # A prediction may tip on a rounding; accuracies are in steps of 1/75.
+    assert (on_cpu.per_episode - on_gpu.per_episode).abs().mean() < 0.01
