@@ -456,7 +456,13 @@ def _settings(command: str) -> list[str]:
     from bidfmkd_fast.serving import Behaviour
     from bidfmkd_fast.training import TrainConfig
 
-    kinds = {"demo": DemoConfig, "train": TrainConfig, "recover": RecoveryConfig, "serve": Behaviour}
+    kinds = {
+        "demo": DemoConfig,
+        "train": TrainConfig,
+        "recover": RecoveryConfig,
+        "probe": TrainConfig,
+        "serve": Behaviour,
+    }
     return _keys(asdict(kinds[command]())) if command in kinds else []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from bidfmkd_fast.cli import COMMANDS, main
+from bidfmkd_fast.cli import COMMANDS, _one_line_warnings, main
 from bidfmkd_fast.data import load_dataset
+from bidfmkd_fast.errors import ServiceWarning
 from bidfmkd_fast.recovery import RecoveryConfig, recover
 from bidfmkd_fast.scenarios import load_pool
 
@@ -119,6 +121,67 @@ def test_a_budget_that_ends_midway_is_said(pool: Path, capsys: pytest.CaptureFix
     assert "budget ended" in Path("runs/train/report.md").read_text()
 
 
+def test_probe_and_dry_run(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "--pool", str(pool), "--api", "1", *RUN]) == 0
+    told = capsys.readouterr().out
+    for wanted in ("api_001", "usable", "images/s, 32 a call", "smallest usable mu", "suggested mu", "queries"):
+        assert wanted in told
+    assert str(2 * 2 * 9 + 2 * 9) in told  # a run of one step, and its control
+    assert main(["train", "--dry-run", "--pool", str(pool), *RUN]) == 0
+    told = capsys.readouterr().out
+    assert [line.split()[0] for line in told.splitlines()[2:5]] == ["api_000", "api_001", "all"]
+    assert str(2 * (2 * 2 * 9 + 2 * 9)) in told
+    assert not Path("runs").exists()
+
+
+def test_a_pool_with_a_dead_service_is_probed_trained_and_told(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixed = Path("mixed")
+    mixed.mkdir()
+    for file in pool.iterdir():
+        (mixed / file.name).write_bytes(file.read_bytes())
+    listed = yaml.safe_load((mixed / "pool.yaml").read_text())
+    spec = {"n_classes": 3, "image_shape": [1, 28, 28], "price_per_1000": 1.5}
+    dead = {"kind": "remote", "url": "http://127.0.0.1:9", "model": "dead", "spec": spec, "retries": 0}
+    (mixed / "pool.yaml").write_text(yaml.safe_dump({**listed, "apis": [*listed["apis"], dead]}))
+    assert code_of(["train", "--dry-run", "--pool", "mixed", *RUN]) == 1
+    assert "dead: dead: no answer" in capsys.readouterr().out
+    assert code_of(["probe", "--pool", "mixed", "--api", "2", *RUN]) == 1
+    assert "no: dead: no answer" in capsys.readouterr().out
+    with pytest.warns(ServiceWarning, match="dead: it is skipped and asked again at the end: dead: no answer"):
+        assert main(["train", "--pool", "mixed", "--out", "out", *RUN]) == 0
+    assert "left out: dead; the report says why" in capsys.readouterr().out
+    report = Path("out/report.md").read_text()
+    assert "**dead was left out: dead: no answer" in report
+
+
+def test_warnings_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *told: print(warnings.formatwarning(*told[:4]), end="")
+        with _one_line_warnings("bidfmkd train"):
+            warnings.warn("dead: it is left out", ServiceWarning, stacklevel=1)
+    assert capsys.readouterr().out == "bidfmkd train: warning: dead: it is left out\n"
+    assert warnings.formatwarning is before
+
+
+def code_of(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_train_goes_on_in_the_folder_of_a_run_that_was_cut_off(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--pool", str(pool), "--out", "out", *RUN]) == 0
+    Path("out/meta_model.safetensors").unlink()  # what a run writes last
+    before = json.loads(Path("out/summary.json").read_text())["queries"]
+    assert main(["train", "--pool", str(pool), "--out", "out", *RUN]) == 0
+    assert json.loads(Path("out/summary.json").read_text())["queries"] == before
+    assert main(["train", "--pool", str(pool), "--out", "out", *RUN]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
 def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["n_apis=2", "n_way=3", "api_width=2", "api_epochs=1", "n_episodes=2"]
     options = [f"--config.{setting}" for setting in small] + dotted("--config.train.", RUN)
@@ -170,6 +233,12 @@ def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
         ("recover --pool POOL --api 2", "--api must be in 0..1"),
         ("recover --pool POOL --max-queries 5", "one step asks api_000"),
         ("recover --pool POOL --max-queries -5", "max_queries must not be negative"),
+        ("recover --pool POOL --max-cost -5", "max_cost must be finite and not negative"),
+        ("recover --pool POOL --config.mu long", "config.mu"),
+        ("probe --api 0", "give either --pool with --api, or --url with --model"),
+        ("probe --pool POOL --api 2", "--api must be in 0..1"),
+        ("probe --url http://127.0.0.1:9 --model m --config.recovery.step 3", "did you mean 'config.recovery.steps'"),
+        ("probe --pool POOL --max-queries 5", "more queries wanted, 4 of 5 left"),
         ("recover --pool POOL --config.step 5", "did you mean 'config.steps'"),
         ("evaluate --run nowhere", "bidfmkd evaluate: run folder: nowhere holds no run"),
         ("evaluate --run . --n-shot", "expected at least one argument"),

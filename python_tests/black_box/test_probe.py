@@ -1,0 +1,175 @@
+"""The probe, and the steps it suggests, on APIs whose every property is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, RemoteBlackBox
+from bidfmkd_fast.black_box.probe import PROBE_QUERIES, decimals_of, kind_of, probe
+from bidfmkd_fast.black_box.resolution import QUERIES, STEPS, choose, measure_steps, too_short, unmoved
+from bidfmkd_fast.errors import BadAnswer, BudgetExhausted
+
+SHAPE = (1, 16, 16)
+
+
+def logits_of(images: Tensor) -> Tensor:
+    """Smooth in the image, and neither flat nor saturated."""
+    weight = torch.randn(256, 5, generator=torch.Generator().manual_seed(1)).double()
+    return torch.tanh(images.flatten(1).double() @ weight / 16).float() * 2
+
+
+def probabilities_of(images: Tensor) -> Tensor:
+    return logits_of(images).softmax(1)
+
+
+def api(function: Callable[[Tensor], Tensor] = logits_of, **fields: Any) -> FunctionBlackBox:
+    return FunctionBlackBox(function, APISpec(5, SHAPE, name="probed", **fields))
+
+
+def test_a_clean_api(seed: int) -> None:
+    box = api()
+    report = probe(box, seed=seed)
+    assert report.problem is None
+    assert (report.scores_kind, report.n_classes, report.decimals) == ("logits", 5, None)
+    assert report.deterministic is True and report.input_bits == 32
+    assert report.queries == box.ledger.queries == PROBE_QUERIES
+    assert report.steps is not None and report.steps.smallest is not None and report.steps.smallest < 0.01
+    told = dict(report.rows())
+    assert told["usable"] == "yes" and told["input"] == "finer than 8 bits" and "images/s, 32 a call" in told
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"scores_kind": "probabilities"}, {"scores_kind": "probabilities", "decimals": None, "input_bits": 32}),
+        ({"scores_kind": "probabilities", "decimals": 4}, {"decimals": 4}),
+        ({"scores_kind": "probabilities", "decimals": 2}, {"decimals": 2}),
+        ({"dtype": "uint8"}, {"input_bits": 8}),
+        ({"encoding": "png"}, {"input_bits": 8}),
+        ({"scores_kind": "top_k", "top_k": 3}, {"scores_kind": "top_k"}),
+    ],
+)
+def test_what_an_api_lacks_is_found(fields: dict[str, Any], found: dict[str, Any], seed: int) -> None:
+    function = logits_of if fields.get("scores_kind", "logits") == "logits" else probabilities_of
+    report = probe(api(function, **fields), seed=seed)
+    assert report.problem is None
+    assert {name: getattr(report, name) for name in found} == found
+
+
+def test_rounding_and_8_bits_that_the_spec_does_not_tell(seed: int) -> None:
+    def coarse(images: Tensor) -> Tensor:
+        return probabilities_of((images * 255).round() / 255).double().round(decimals=3).float()
+
+    report = probe(api(coarse, scores_kind="probabilities"), seed=seed)
+    assert (report.decimals, report.input_bits) == (3, 8)
+
+
+def test_an_api_that_varies(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def noisy(images: Tensor) -> Tensor:
+        return logits_of(images) + 0.01 * torch.randn(len(images), 5, generator=generator)
+
+    report = probe(api(noisy), seed=seed)
+    clean = probe(api(), seed=seed)
+    assert report.deterministic is False and dict(report.rows())["same answer twice"] == "no"
+    assert report.steps is not None and clean.steps is not None
+    assert report.steps.suggested > clean.steps.suggested
+
+
+def test_what_cannot_be_used_is_said_why(seed: int) -> None:
+    def labels(images: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(logits_of(images).argmax(1), 5).float()
+
+    report = probe(api(labels), seed=seed)
+    assert report.scores_kind == "labels" and "a label alone gives no gradient" in str(report.problem)
+    report = probe(api(probabilities_of), seed=seed)
+    assert report.problem == "its scores look like probabilities; set scores_kind in its spec"
+    report = probe(api(lambda images: logits_of(images) * float("nan")), seed=seed)
+    assert "NaN" in str(report.problem) and dict(report.rows())["usable"].startswith("no: probed")
+    dead = RemoteBlackBox("http://127.0.0.1:9", "m", APISpec(5, SHAPE, name="dead"), retries=0)
+    assert "dead: no answer" in str(probe(dead).problem)
+
+
+def test_a_budget_stops_a_probe() -> None:
+    box = api()
+    box.budget = Budget(max_queries=20)
+    with pytest.raises(BudgetExhausted):
+        probe(box)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kind"),
+    [
+        ([[1.0, 0.0], [0.0, 1.0]], "labels"),
+        ([[0.7, 0.3], [0.1, 0.9]], "probabilities"),
+        ([[-0.3567, -1.204], [-2.3026, -0.1054]], "log_probabilities"),
+        ([[0.7, 0.9], [0.1, 0.9]], "logits"),
+        ([[-3.0, -1.0], [-2.0, -0.1]], "logits"),
+    ],
+)
+def test_kinds(scores: list[list[float]], kind: str) -> None:
+    assert kind_of(torch.tensor(scores)) == kind
+
+
+def test_decimals(seed: int) -> None:
+    values = torch.rand(40, 5, generator=torch.Generator().manual_seed(seed)).double() * 10
+    for decimals in (1, 2, 4):
+        assert decimals_of(values.round(decimals=decimals).float()) == decimals
+    assert decimals_of(values.float()) is None
+
+
+def test_steps_cost_what_they_say_and_leave_the_global_generator_alone(seed: int) -> None:
+    box, before = api(), torch.get_rng_state()
+    images = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    choice = measure_steps(box, images, seed=seed)
+    assert box.ledger.queries == QUERIES and torch.equal(before, torch.get_rng_state())
+    assert len(choice.agreement) == len(STEPS) - 1
+    assert min(choice.agreement.values()) > 0.9  # smooth and exact
+    again = measure_steps(api(input_range=(0.0, 255.0)), images * 255, seed=seed)
+    assert list(again.agreement) == pytest.approx([255 * mu for mu in choice.agreement])
+
+
+def test_a_step_the_api_does_not_resolve_is_not_suggested(seed: int) -> None:
+    images = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    exact = measure_steps(api(probabilities_of, scores_kind="probabilities"), images, seed=seed)
+    bytes_ = measure_steps(api(dtype="uint8"), images, seed=seed)
+    coarse = measure_steps(api(probabilities_of, scores_kind="probabilities", decimals=2), images, seed=seed)
+    assert exact.suggested < bytes_.suggested <= coarse.suggested
+    flat = measure_steps(api(lambda images: images.new_ones(len(images), 5)), images)
+    assert flat.smallest is None and flat.suggested > max(flat.agreement)
+
+
+def test_the_choice() -> None:
+    choice = choose({0.1: 0.2, 0.2: 0.5, 0.4: 0.8, 0.8: 0.9}, 1.6, 0.05)
+    assert (choice.smallest, choice.suggested) == (0.2, 0.8)
+    assert choose({0.01: 0.99, 0.1: 1.0}, 1.6, 0.05).suggested == 0.05  # the usual step where all are good
+    assert choose({0.1: 0.1, 0.2: 0.3}, 1.6, 0.05).smallest is None
+    assert choose({0.1: 0.1, 1.0: 0.9}, 1.6, 0.05).suggested == 1.6
+
+
+def test_too_short_for_8_bits() -> None:
+    spec = APISpec(5, (3, 32, 32), dtype="uint8", name="bytes")
+    assert "mu=0.005 moves a pixel by 0.023 of a level, and bytes takes images of 8 bits" in str(too_short(spec, 0.005))
+    assert too_short(spec, 0.5) is None and too_short(APISpec(5, (3, 32, 32)), 0.005) is None
+    wide = APISpec(5, (3, 32, 32), (0.0, 255.0), dtype="uint8")
+    assert too_short(wide, 0.5) is not None and too_short(wide, 127.5) is None
+
+
+def test_unmoved_answers() -> None:
+    labels = torch.tensor([0, 1])
+    scores = torch.zeros(4, 2, 3)
+    scores[1, 0, 0], scores[2, 1, 1], scores[3, 0, 1] = 0.2, 0.01, 5.0
+    assert unmoved(scores, labels, APISpec(3, SHAPE)) == pytest.approx(4 / 6)
+    rounded = APISpec(3, SHAPE, scores_kind="probabilities", decimals=2)
+    assert unmoved(scores, labels, rounded) == pytest.approx(5 / 6)
+
+
+def test_bad_answers_are_not_swallowed_by_steps() -> None:
+    with pytest.raises(BadAnswer):
+        measure_steps(api(lambda images: logits_of(images) * float("nan")), torch.rand(2, *SHAPE))
