@@ -99,8 +99,9 @@ def test_what_cannot_be_used_is_said_why(seed: int) -> None:
 def test_a_budget_stops_a_probe() -> None:
     box = api()
     box.budget = Budget(max_queries=20)
-    with pytest.raises(BudgetExhausted):
+    with pytest.raises(BudgetExhausted, match="probe: it asks probed 166 queries, more than is left"):
         probe(box)
+    assert box.ledger.queries == 0
 
 
 @pytest.mark.parametrize(
