@@ -1,4 +1,4 @@
-"""Writes the committed results into `docs/performance.md`, between its markers: `python benchmarks/report.py`."""
+"""Writes the committed results into `docs/performance.md` and `README.md`: `python benchmarks/report.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,30 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
+# The README's lines: case, contender, what they are called there.
+HIGHLIGHTS = [
+    ("estimate/rademacher/150x3072x100", "store limit", "plain stores of the same 184 MB: the limit"),
+    ("estimate/rademacher/150x3072x100", "best eager (b)", "signs: best eager torch"),
+    ("estimate/rademacher/150x3072x100", "torch.compile (c)", "signs: `torch.compile`"),
+    ("estimate/rademacher/150x3072x100", "paper order (a)", "signs: eager torch in the paper's order"),
+    ("estimate/sphere/150x3072x100", "best eager (b)", "sphere: best eager torch"),
+    ("estimate/sphere/150x3072x100", "paper order (a)", "sphere: eager torch in the paper's order"),
+    ("black_box/conv4_32/2000x28x28", "plain module", "local Conv4 API: the module called plainly"),
+    ("recovery/paper_settings", "plain, 5 splits (a)", "recovery step, the paper's settings: plain torch"),
+    ("recovery/defaults_5_steps", "plain, one call", "five recovery steps, our defaults: plain torch"),
+    ("recovery/defaults_5_steps", "plain, 5 splits (a)", "the same, API asked in five parts"),
+    ("replay/4x5way1shot15query", "plain loop", "replay step of 4 tasks, second order: per-task loop"),
+    ("evaluation/5way1shot", "plain loop", "24 episodes of meta-test, 1-shot: per-task loop"),
+    ("evaluation/5way5shot", "plain loop", "24 episodes of meta-test, 5-shot: per-task loop"),
+    ("kd_loss/150x5", "eager", "`kd_loss`, both derivatives: eager torch"),
+]
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """The contents of every results file."""
+    return [
+        json.loads(file.read_text(encoding="utf-8")) | {"stem": file.stem} for file in sorted(results.glob("*.json"))
+    ]
 
 
 def tables(results: Path) -> str:
@@ -20,25 +43,43 @@ def tables(results: Path) -> str:
     from benchmarks.harness import Row
 
     sections = []
-    for file in sorted(results.glob("*.json")):
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    for content in read(results):
         meta, rows = content["meta"], [Row(**row) for row in content["rows"]]
         rows.sort(key=lambda row: (row.case.split("/")[0], row.case, row.threads))
         head = (
             f"### {meta['device']}\n\ntorch {meta['torch']}, Python {meta['python']}, {meta['native']['compiler']}, "
             f"instruction set {meta['native']['cpu_level']}; medians of {meta['runs']} runs.\n"
         )
-        sections.append(f"{head}\n![Ratios]({'../benchmarks/results/' + file.stem}.png)\n\n```\n{table(rows)}\n```\n")
+        sections.append(f"{head}\n![Ratios](../benchmarks/results/{content['stem']}.png)\n\n```\n{table(rows)}\n```\n")
     return "\n".join(sections)
 
 
-def rendered(document: str, results: Path) -> str:
-    """The document with what stands between the markers replaced."""
-    before, rest = document.split(BEGIN, 1)
-    _, after = rest.split(END, 1)
-    return f"{before}{BEGIN}\n\n{tables(results)}\n{END}{after}"
+def highlights(results: Path) -> str:
+    """The README's table of the first device, one thread."""
+    content = read(results)[0]
+    rows = {(row["case"], row["contender"]): row for row in content["rows"] if row["threads"] == 1}
+    lines = ["| one thread | ms | ours, ms | times ours |", "|---|---:|---:|---:|"]
+    for case, contender, name in HIGHLIGHTS:
+        row, ours = rows[case, contender], rows[case, "ours"]
+        numbers = (row["median_ms"], ours["median_ms"], row["ratio_to_ours"])
+        lines.append(f"| {name} | {' | '.join(map(_three_digits, numbers))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def rendered(document: str, text: str) -> str:
+    """The document with what stands between its markers replaced."""
+    begin, end = "<!-- results begin -->", "<!-- results end -->"
+    before, rest = document.split(begin, 1)
+    _, after = rest.split(end, 1)
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
 
 
 if __name__ == "__main__":
-    page = ROOT / "docs" / "performance.md"
-    page.write_text(rendered(page.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"), encoding="utf-8")
+    for page, make in (("docs/performance.md", tables), ("README.md", highlights)):
+        file = ROOT / page
+        document = rendered(file.read_text(encoding="utf-8"), make(ROOT / "benchmarks" / "results"))
+        file.write_text(document, encoding="utf-8")

@@ -1,0 +1,90 @@
+"""The harness, the comparison with older results, and the pages that show the committed ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+if not (ROOT / "benchmarks").is_dir():
+    pytest.skip("the benchmarks are in the source tree only", allow_module_level=True)
+sys.path.append(str(ROOT))
+
+from benchmarks import bench, report  # noqa: E402
+from benchmarks.baselines import BestEager, functional, paper_order  # noqa: E402
+from benchmarks.harness import OURS, Case, Prepared, run_case  # noqa: E402
+
+
+def prepared(check: bool = True) -> Prepared:
+    def verify() -> None:
+        assert check, "ours is wrong"
+
+    work = torch.ones(200, 200)
+    return Prepared({OURS: lambda: work @ work, "twice": lambda: (work @ work, work @ work)}, verify, n_bytes=8)
+
+
+def test_a_case_is_checked_then_timed() -> None:
+    rows = run_case(Case("one", prepared), runs=9, threads=1)
+    assert [(row.case, row.contender, row.threads, row.runs) for row in rows] == [
+        ("one", OURS, 1, 9),
+        ("one", "twice", 1, 9),
+    ]
+    assert rows[0].ratio_to_ours == 1
+    assert all(row.median_ms > 0 for row in rows)
+    with pytest.raises(AssertionError, match="ours is wrong"):
+        run_case(Case("one", lambda: prepared(check=False)), runs=9, threads=1)
+
+
+def test_compare_flags_what_became_slower(tmp_path: Path) -> None:
+    rows = run_case(Case("one", prepared), runs=3, threads=1)
+    old = [asdict(row) for row in rows]
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps({"rows": old}))
+    text, bad = bench.compare(rows, file)
+    assert not bad
+    assert "1.00x the time it took" in text
+    old[1]["ratio_to_ours"] *= 2  # the other was twice as slow beside ours as it is now
+    file.write_text(json.dumps({"rows": old}))
+    text, bad = bench.compare(rows, file)
+    assert bad
+    assert "2.00x the time it took, against twice  REGRESSION" in text
+
+
+def test_results_of_other_cases_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_plot", lambda rows, file: None)
+    for name in ("one", "two", "one"):
+        bench.write(run_case(Case(name, prepared), runs=3, threads=1), tmp_path, 3)
+    (file,) = tmp_path.glob("*.json")
+    assert [row["case"] for row in json.loads(file.read_text())["rows"]] == ["two", "two", "one", "one"]
+    assert len(next(tmp_path.glob("*.csv")).read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "sphere"])
+def test_baselines_estimate_a_gradient(kind: str, seed: int) -> None:
+    """They are what ours is compared with: each must do the same work."""
+    torch.manual_seed(seed)
+    x, slope = torch.randn(4, 3, 4, 4), torch.randn(48)
+
+    def losses(points: torch.Tensor) -> torch.Tensor:
+        return points.flatten(2) @ slope
+
+    for estimate in (
+        paper_order(x, 4003, 0.1, kind, losses),
+        BestEager(x, 4000, kind)(x, 0.1, losses),
+        functional(x, 4000, 0.1, kind, losses),
+    ):
+        # The relative error of the estimate has variance (d - 1) / q = 0.012.
+        error = (estimate.flatten(1) - slope).norm(dim=1) / slope.norm()
+        assert float(error.max()) < 0.25
+
+
+@pytest.mark.parametrize(("page", "make"), [("docs/performance.md", report.tables), ("README.md", report.highlights)])
+def test_pages_show_the_committed_results(page: str, make) -> None:  # type: ignore[no-untyped-def]
+    """`python benchmarks/report.py` was run after the results changed."""
+    document = (ROOT / page).read_text(encoding="utf-8")
+    assert report.rendered(document, make(ROOT / "benchmarks" / "results")) == document
