@@ -45,7 +45,7 @@ class DeviceRecovery:
         self._maker, self._objective = maker, objective
         self._zeroth_order = ZerothOrder(
             num_directions=config.num_directions,
-            mu=config.mu,
+            mu=float(config.mu),  # chosen by now
             directions=config.directions,
             grid=config.grid,
             seed=derive_seed(seed, "recovery", "directions"),
