@@ -5,6 +5,7 @@ from __future__ import annotations
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.ledger import Budget, Ledger
 from bidfmkd_fast.black_box.local import FunctionBlackBox, TorchBlackBox
+from bidfmkd_fast.black_box.open_box import OpenBox
 from bidfmkd_fast.black_box.spec import SCORES_KINDS, APISpec
 
-__all__ = ["SCORES_KINDS", "APISpec", "BlackBox", "Budget", "FunctionBlackBox", "Ledger", "TorchBlackBox"]
+__all__ = ["SCORES_KINDS", "APISpec", "BlackBox", "Budget", "FunctionBlackBox", "Ledger", "OpenBox", "TorchBlackBox"]

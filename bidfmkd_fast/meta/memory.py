@@ -107,31 +107,34 @@ class TaskMemory:
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole memory as tensors for safetensors: `class_of_image`, `class_keys` (UTF-8 JSON) and, in the same
-        order, the images of each data set in one tensor, `images_0`, `images_1`, ..."""
+        """The whole memory as tensors for safetensors: `image_shape` (empty without one), `class_of_image`,
+        `class_keys` (UTF-8 JSON) and, in the same order, the images of each data set in one tensor, `images_0`,
+        `images_1`, ..."""
         classes = self.classes
         keys = torch.tensor(list(json.dumps(classes).encode()), dtype=torch.uint8)
         counts = torch.tensor([len(self._images[key]) for key in classes], dtype=torch.int64)
-        state = {"class_of_image": torch.arange(len(classes)).repeat_interleave(counts), "class_keys": keys}
+        state = {"image_shape": torch.tensor(self._image_shape or (), dtype=torch.int64)}
+        state |= {"class_of_image": torch.arange(len(classes)).repeat_interleave(counts), "class_keys": keys}
         for index, (_, its) in enumerate(itertools.groupby(classes, key=lambda class_key: class_key[0])):
             state[f"images_{index}"] = torch.cat([self._images[class_key] for class_key in its])
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Replace what the memory holds by `state`, from `state_dict`. Raises InputError if it is none."""
-        restored = TaskMemory(self._image_shape)
         try:
+            channels_and_size = state["image_shape"].tolist()
             keys = [(str(data_set), str(name)) for data_set, name in json.loads(bytes(state["class_keys"].tolist()))]
             class_keys = [keys[position] for position in state["class_of_image"].tolist()]
-            groups = [state[f"images_{index}"] for index in range(len(state) - 2)]
+            groups = [state[f"images_{index}"] for index in range(len(state) - 3)]
             if sum(map(len, groups)) != len(class_keys):
                 raise ValueError(f"{sum(map(len, groups))} images for {len(class_keys)} classes")
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise InputError(f"TaskMemory.load_state_dict: not the state of a task memory: {error!r}") from error
+        restored = TaskMemory(tuple(channels_and_size) or None)
         for images in groups:
             restored.add(images, class_keys[: len(images)])
             class_keys = class_keys[len(images) :]
-        self._images = restored._images
+        self._images, self._image_shape = restored._images, restored._image_shape
 
     def _check_shape(self, images: Tensor, data_sets: set[str]) -> None:
         """Images of one data set have one shape; without `image_shape` those of all have."""

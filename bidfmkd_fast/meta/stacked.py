@@ -22,7 +22,11 @@ _ACTIVATION_BYTES = 64 << 20  # of the largest layer over all tasks: more would 
 
 def can_stack(module: nn.Module, n_way: int = 0) -> bool:
     """Whether `stacked_forward` serves this module: a Conv4 with batch statistics and a score for every class."""
-    return type(module) in (Conv4, AnySizeConv4) and module.batch_statistics and n_way <= module.n_classes
+    return (
+        (type(module) is Conv4 or type(module) is AnySizeConv4)
+        and module.batch_statistics
+        and n_way <= module.n_classes
+    )
 
 
 def stacks_of(module: nn.Module, episodes: Iterable[Episode]) -> Iterator[list[Episode]]:

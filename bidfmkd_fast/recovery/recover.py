@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.black_box import BlackBox, OpenBox
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
 from bidfmkd_fast.ops.workspace import keep_freed_memory
 from bidfmkd_fast.recovery.generator import Generator, check_images, renewed
 from bidfmkd_fast.recovery.objective import Objective, Student, augment
+from bidfmkd_fast.recovery.paper_compat import directions_left, surrogate
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.zeroth_order import ZerothOrder
 
@@ -116,6 +117,7 @@ def recover(
     generator: nn.Module | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    paper_compat: bool = False,
     progress: bool = False,
     callback: Callable[[Record], None] | None = None,
 ) -> Recovered:
@@ -125,7 +127,7 @@ def recover(
     with zeroth-order gradients. A pure function of its arguments, as far as the API is one.
 
     Args:
-        api: the black box.
+        api: the black box; with an `OpenBox` the true gradient takes the place of the estimate, at one query an image.
         n_per_class: images per class, at least 1.
         student: the task model, images `[B, C, H, W]` in the API's input range -> logits `[B, n_classes]`; with it a
             boundary query set is recovered, without it a support set.
@@ -134,6 +136,7 @@ def recover(
             submodule with `reset_parameters`) and trained; the default is `Generator` of `config.generator_width`.
         seed: of every random draw.
         device: where generator and points live; the CPU when None.
+        paper_compat: with the slips of the authors' code (`bidfmkd_fast.recovery.paper_compat`).
         progress: a progress bar, if the output is a terminal.
         callback: called after every step with its record.
 
@@ -162,7 +165,7 @@ def recover(
         student_scores = objective.student_scores(images, spec.n_classes)
         scores = api(images)
         return Recovered(images, labels, scores, objective.losses(scores, student_scores), [], complete=True)
-    return _optimise(api, maker, objective, config, seed, progress, callback)
+    return _optimise(api, maker, objective, config, seed, paper_compat, progress, callback)
 
 
 class _ImageMaker:
@@ -210,18 +213,19 @@ def _optimise(
     objective: Objective,
     config: RecoveryConfig,
     seed: int,
+    paper_compat: bool,
     progress: bool,
     callback: Callable[[Record], None] | None,
 ) -> Recovered:
     zeroth_order = ZerothOrder(
-        num_directions=config.num_directions,
+        num_directions=directions_left(config.num_directions) if paper_compat else config.num_directions,
         mu=config.mu,
         directions=config.directions,
         grid=config.grid,
         seed=derive_seed(seed, "recovery", "directions"),
     )
-    labels = objective.labels
-    best: list[torch.Tensor] = []  # images, scores, losses
+    labels, true_gradient = objective.labels, isinstance(api, OpenBox)
+    best: list[torch.Tensor] = []  # images, scores, losses, and what the choice goes by
     history: list[Record] = []
     queries, complete = 0, True
     for step in tqdm(range(config.steps), desc=f"recover {api.name}", disable=None if progress else True):
@@ -230,20 +234,28 @@ def _optimise(
             _check_budget(api, config, len(labels))
             x = maker.images(step)
             student_scores = objective.student_scores(x.detach(), api.spec.n_classes)
-            for points in zeroth_order.ask_chunks(x, max_images=config.max_images):
+            asked = [x[None]] if true_gradient else zeroth_order.ask_chunks(x, max_images=config.max_images)
+            for points in asked:
                 answers.append(api(points.flatten(0, 1)).unflatten(0, points.shape[:2]))
         except BudgetExhausted:
             # The images themselves are asked first: what was paid for them still counts.
-            if answers:
+            if answers and not (paper_compat and best):
                 scores = answers[0][0]
-                best = _better(best, [x.detach(), scores, objective.losses(scores, student_scores)])
+                losses = objective.losses(scores, student_scores)
+                best = _better(best, [x.detach(), scores, losses, losses])
             if not best:
                 raise
             complete = False
             break
         scores = torch.cat(answers)  # [1+q, B, n_classes]
-        loss, losses = objective.tell(zeroth_order, scores, student_scores)
-        best = _better(best, [x.detach(), scores[0], losses])
+        if true_gradient:
+            losses = objective.losses(scores[0], student_scores)
+            loss, losses, scores = losses.mean(), losses.detach(), scores.detach()
+        else:
+            loss, losses = objective.tell(zeroth_order, scores, student_scores)
+        if paper_compat:
+            loss = loss * (zeroth_order.num_directions / config.num_directions)
+        best = _better(best, [x.detach(), scores[0], losses, surrogate(loss, x) if paper_compat else losses])
         maker.step(loss)
         queries += scores.shape[0] * scores.shape[1]
         matched = (scores[0].argmax(1) == labels).float().mean()
@@ -251,7 +263,7 @@ def _optimise(
         history.append({"step": step, "loss": mean, "best_loss": best_mean, "matched": share, "queries": queries})
         if callback is not None:
             callback(history[-1])
-    images, best_scores, best_losses = best
+    images, best_scores, best_losses, _ = best
     return Recovered(images, labels, best_scores, best_losses, history, complete)
 
 
@@ -267,7 +279,7 @@ def _check_budget(api: BlackBox, config: RecoveryConfig, n_images: int) -> None:
     """Raises BudgetExhausted unless the budget pays one step (without steps: one look at the images)."""
     if api.budget is None:
         return
-    rows = 1 + config.num_directions if config.steps else 1  # each of n_images
+    rows = 1 + config.num_directions if config.steps and not isinstance(api, OpenBox) else 1  # each of n_images
     per_call = max(1, config.max_images // n_images)
     requests = sum(api._count_requests(min(per_call, rows - first) * n_images) for first in range(0, rows, per_call))
     if not api.budget.affords(rows * n_images, requests):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.black_box import APISpec, BlackBox
 from bidfmkd_fast.errors import BudgetExhausted
 from bidfmkd_fast.meta import (
     DistillationTask,
@@ -52,7 +52,7 @@ class Stages:
         # Two optimisers: the two losses differ in scale, so Adam's moments of one would mis-scale steps on the other.
         self.distillation_optimizer = torch.optim.Adam(module.parameters(), lr=config.distillation.outer_lr)
         self.replay_optimizer = torch.optim.Adam(module.parameters(), lr=config.replay.outer_lr)
-        self.memory = TaskMemory()
+        self.memory = TaskMemory(task_shape([api.spec for api in apis], config))
         self.recovered: list[RecoveredSet] = []
         self.history: list[dict[str, Any]] = []
         self.seconds = {"recovery": 0.0, "distillation": 0.0, "replay": 0.0}
@@ -93,7 +93,8 @@ class Stages:
         if support is None:
             return None
         images, scores = support.images, support.recovered.scores
-        student = self._student(api, images, scores) if self.outer_step >= self.config.boundary_start else None
+        bounded = self.config.boundary_recovery and self.outer_step >= self.config.boundary_start
+        student = self._student(api, images, scores) if bounded else None
         query = self._recover_set(index, api, "query", student)
         if query is None:
             return None
@@ -114,6 +115,7 @@ class Stages:
                     generator=self.generator,
                     seed=derive_seed(self.config.seed, "api", index, part),
                     device=self.device,
+                    paper_compat=self.config.paper_compat,
                 )
             except BudgetExhausted:
                 if not self.recovered and index + 1 == len(self.apis):
@@ -150,12 +152,13 @@ class Stages:
                 learning_rate=self.config.distillation.inner_lr,
                 first_order=True,  # only its values are used
                 scores_kind=api.spec.scores_kind,
+                paper_compat=self.config.paper_compat,
             )
         parameters = {name: value.detach() for name, value in adapted.items()}
         return lambda points: forward(self.module, parameters, api.spec.to_unit(points))
 
     def _distil(self, tasks: list[DistillationTask]) -> None:
-        if not tasks:
+        if not tasks or not self.config.bilevel_distillation:
             return
         distillation = self.config.distillation
         with self._timed("distillation"), seeded(self.config.seed, "distillation", self.outer_step):
@@ -166,13 +169,14 @@ class Stages:
                 steps=distillation.inner_steps,
                 learning_rate=distillation.inner_lr,
                 first_order=distillation.first_order,
+                paper_compat=self.config.paper_compat,
             )
         self.outer_step += 1
         self._record("distillation", loss=metrics["loss"], accuracy=metrics["agreement"])
 
     def _replay(self, steps: int, patience: int = 0) -> None:
         """`steps` outer steps on tasks from the memory; with `patience`, fewer once accuracy has stopped improving."""
-        if not self.recovered:
+        if not self.recovered or not self.config.task_replay:
             return
         best, best_step = -1.0, 0
         since_record: list[dict[str, float]] = []
@@ -239,6 +243,15 @@ class Stages:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - started
+
+
+def task_shape(specs: Sequence[APISpec], config: TrainConfig) -> tuple[int, int, int] | None:
+    """(C, H, W) to which tasks are brought; None where all APIs take images of one shape, and no other is wanted."""
+    shapes = {spec.image_shape for spec in specs}
+    if len(shapes) == 1 and not config.meta_model_side:
+        return None
+    side = config.meta_model_side or max(max(height, width) for _, height, width in shapes)
+    return max(channels for channels, _, _ in shapes), side, side
 
 
 def _class_key(api: BlackBox, index: int, label: int) -> tuple[str, str]:

@@ -180,9 +180,11 @@ def test_tasks_over_data_sets_of_different_shapes(seed: int, tmp_path: Path) -> 
         assert any(torch.equal(image, candidate) for candidate in candidates)
 
     save_file(memory.state_dict(), tmp_path / "memory.safetensors")
-    restored = TaskMemory(image_shape=(3, 6, 8))
+    restored = TaskMemory()
     restored.load_state_dict(load_file(tmp_path / "memory.safetensors"))
     assert all(torch.equal(restored.images_of(class_key), images) for class_key, images in of_class.items())
+    again = restored.sample_episode(6, 2, 3, seed=seed, index=0)
+    assert torch.equal(again.query_images, episode.query_images)
 
     with pytest.raises(InputError, match=r"must be \[1, 4, 4\] as those held; got \[1, 5, 5\]"):
         memory.add(torch.rand(1, 1, 5, 5), [("small", "c")])

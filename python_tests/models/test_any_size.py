@@ -47,7 +47,7 @@ def test_values_stay_in_range(seed: int) -> None:
     torch.manual_seed(seed)
     for size in (5, 16, 40):
         fitted = fit_images(torch.rand(3, 1, size, size).round(), (3, 16, 16))
-        assert 0 <= fitted.min() and fitted.max() <= 1 + 1e-6
+        assert fitted.min() >= 0 and fitted.max() <= 1 + 1e-6
 
 
 def test_colours_do_not_become_grey() -> None:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tolerances import TOLERANCES
 from torch import nn
 from torch.func import functional_call, vmap
 
 from bidfmkd_fast.black_box import APISpec, TorchBlackBox
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.models import build_model, model_arguments
-from tolerances import TOLERANCES
 
 NAMES = ("resnet10", "resnet18")
 
