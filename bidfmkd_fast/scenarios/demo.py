@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.scenarios.pool import load_pool, train_pool
+from bidfmkd_fast.scenarios.api_training import train_pool
+from bidfmkd_fast.scenarios.pool import load_pool
 from bidfmkd_fast.training import ReplayConfig, TrainConfig, fit_with_control
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.grids import write_grids
