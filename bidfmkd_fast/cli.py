@@ -16,6 +16,8 @@ from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from bidfmkd_fast.data import Dataset
+
 SOURCE = "source.yaml"  # in a run folder: the pool it learned from, and what that pool's images were
 
 
@@ -30,16 +32,18 @@ def demo(options: Any) -> None:
 
 
 def pool(options: Any) -> None:
-    """Train a pool of APIs of one architecture on random class subsets of a data set (API-SS)."""
-    from bidfmkd_fast.data import load_dataset
+    """Train a pool of APIs on random class subsets: one data set and architecture (ss), mixed (sh), both mixed (mh)."""
     from bidfmkd_fast.scenarios import train_pool
+    from bidfmkd_fast.training.report import text_table
 
     trained = train_pool(
-        load_dataset(options.dataset, invert=options.invert),
+        _datasets(options.dataset, options.invert),
         _out(options, "pool"),
+        scenario=options.scenario,
         n_apis=options.n_apis,
         n_way=options.n_way,
         width=options.width,
+        resnet_width=options.resnet_width,
         epochs=options.epochs,
         seed=options.seed,
     )
@@ -48,6 +52,14 @@ def pool(options: Any) -> None:
         f"{len(accuracies)} APIs in {trained.folder}; held-out accuracy: mean {100 * trained.accuracy:.1f} %, "
         f"from {100 * min(accuracies):.1f} % to {100 * max(accuracies):.1f} %"
     )
+    kinds: dict[tuple[str, str], list[float]] = {}
+    for entry in trained.entries:
+        kinds.setdefault((entry.data_set, entry.architecture), []).append(entry.accuracy)
+    if len(kinds) > 1:
+        rows = [["data set", "architecture", "APIs", "held-out accuracy, %"]]
+        for (data_set, architecture), its in sorted(kinds.items()):
+            rows.append([data_set, architecture, str(len(its)), f"{100 * sum(its) / len(its):.1f}"])
+        print(f"\n{text_table(rows)}")
 
 
 def train(options: Any) -> None:
@@ -64,10 +76,12 @@ def train(options: Any) -> None:
     config = TrainConfig.from_dict(_plain_values(options.config.as_dict()))
     if options.seed is not None:
         config = replace(config, seed=options.seed)
-    out, first = _out(options, "train"), read_pool(options.pool).entries[0]
+    out = _out(options, "train")
+    known = dict.fromkeys((entry.data_set, entry.inverted) for entry in read_pool(options.pool).entries)
     run, _ = fit_with_control(load_pool(options.pool), out, config, device=options.device, budget=_budget(options))
     folder = RunFolder.open(out)
-    source = {"pool": str(Path(options.pool).resolve()), "data_set": first.data_set, "inverted": first.inverted}
+    data_sets = [{"name": name, "inverted": inverted} for name, inverted in known if name]
+    source = {"pool": str(Path(options.pool).resolve()), "data_sets": data_sets}
     (folder.path / SOURCE).write_text(yaml.safe_dump(source, sort_keys=False), encoding="utf-8")
     write_grids(run, folder)
     report = write_report(folder, control=RunFolder(out / "control"))
@@ -82,33 +96,68 @@ def evaluate(options: Any) -> None:
     import yaml
 
     from bidfmkd_fast.data import load_dataset
+    from bidfmkd_fast.meta import MetaModel
     from bidfmkd_fast.training.checkpoint import META_MODEL, RunFolder
     from bidfmkd_fast.training.report import CONTROL, LEARNED, RANDOM, compare, write_report
 
     folder = RunFolder.open(options.run)
     source_file = folder.path / SOURCE
     source = yaml.safe_load(source_file.read_text(encoding="utf-8")) if source_file.is_file() else {}
-    name = options.dataset or source.get("data_set")
-    if not name:
+    if options.dataset:
+        datasets = _datasets(options.dataset, options.invert or [False])
+    elif options.invert:
+        raise InputError(
+            "--invert goes with --dataset; without both, the run's own data sets are taken as its pool did"
+        )
+    else:
+        datasets = [load_dataset(one["name"], invert=one["inverted"]) for one in source.get("data_sets", ())]
+    if not datasets:
         raise InputError(f"{folder.path} does not tell its data set; give --dataset")
-    invert = source.get("inverted", False) if options.invert is None else options.invert
     models = {RANDOM: folder.initial_model()}
     control = RunFolder(folder.path / "control") if (folder.path / "control" / META_MODEL).is_file() else None
     if control is not None:
         models[CONTROL] = control.meta_model()
     models[LEARNED] = folder.meta_model()
-    comparison = compare(
-        models,
-        load_dataset(name, invert=invert),
-        n_shots=options.n_shot,
-        n_way=options.n_way,
-        n_query=options.n_query,
-        n_episodes=options.n_episodes,
-        split=options.split,
-        seed=options.seed,
-        progress=True,
-    )
-    print(f"{comparison}\n\nreport: {write_report(folder, comparison, control=control)}")
+    if options.adapt_lr is not None:
+        models = {
+            name: MetaModel(one.module, adapt_steps=one.adapt_steps, adapt_learning_rate=options.adapt_lr)
+            for name, one in models.items()
+        }
+    comparisons = [
+        compare(
+            models,
+            dataset,
+            n_shots=options.n_shot,
+            n_way=options.n_way,
+            n_query=options.n_query,
+            n_episodes=options.n_episodes,
+            split=options.split,
+            seed=options.seed,
+            progress=True,
+        )
+        for dataset in datasets
+    ]
+    told = "\n\n".join(map(str, comparisons))
+    print(f"{told}\n\nreport: {write_report(folder, comparisons, control=control)}")
+
+
+def compare(options: Any) -> None:
+    """Train the chosen methods on one pool, and judge them on the same episodes: BiDf-MKD, baselines, ceilings."""
+    from bidfmkd_fast.scenarios.compare import run_comparison
+    from bidfmkd_fast.scenarios.experiment import ExperimentConfig
+    from bidfmkd_fast.training.settings import settings_from_values
+
+    config = settings_from_values(ExperimentConfig, _plain_values(options.config.as_dict()))
+    out = _out(options, "compare")
+    print(run_comparison(config, out, methods=options.methods, seeds=options.seeds, device=options.device))
+    print(f"\nreport: {out / 'comparison.md'}")
+
+
+def sweep(options: Any) -> None:
+    """Run BiDf-MKD over a grid of settings; a sweep that was cut off goes on, cell by cell, in the same --out."""
+    from bidfmkd_fast.scenarios.sweep import run_sweep
+
+    print(run_sweep(options.file, _out(options, "sweep"), seeds=options.seeds, device=options.device))
 
 
 def recover(options: Any) -> None:
@@ -189,6 +238,8 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "recover": (recover, "bidfmkd recover --pool runs/pool --api 0 --config.num_directions 20"),
     "bench": (bench, "bidfmkd bench --cases perturb/* --threads 1"),
     "convert": (convert, "bidfmkd convert CUB_200_2011.tgz --out cub.npz"),
+    "compare": (compare, "bidfmkd compare --config configs/omniglot_ss_small.yaml"),
+    "sweep": (sweep, "bidfmkd sweep --file configs/ablation_small.yaml --out runs/sweep"),
 }
 
 
@@ -221,7 +272,10 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     from bidfmkd_fast.data import SPLITS
     from bidfmkd_fast.data.convert import LAYOUTS
     from bidfmkd_fast.recovery import RecoveryConfig
+    from bidfmkd_fast.scenarios.api_training import ARCHITECTURES
+    from bidfmkd_fast.scenarios.baselines import METHODS
     from bidfmkd_fast.scenarios.demo import DemoConfig, demo_config
+    from bidfmkd_fast.scenarios.experiment import ExperimentConfig
     from bidfmkd_fast.training import TrainConfig, paper
 
     parser = ArgumentParser(
@@ -243,7 +297,10 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
             one.add_argument("--out", type=str, help="file to write; default: <data set>.npz here")
         elif name != "evaluate":
             one.add_argument("--out", type=str, help=f"new folder; default: runs/{name}, or runs/{name}-2 and so on")
-        if name in ("demo", "train"):
+        if name in ("compare", "sweep"):
+            one.add_argument("--seeds", type=int, nargs="+", default=[0], help="of every random draw; all are averaged")
+            one.add_argument("--device", type=str, default="cpu", help="of generators and meta-models")
+        elif name in ("demo", "train"):
             one.add_argument("--seed", type=int, help="of every random draw; default: the one in the configuration")
         else:
             one.add_argument("--seed", type=int, default=0, help="of every random draw")
@@ -254,22 +311,35 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     one.set_defaults({"config": vars(settings) | {"train": settings.train.to_dict()}})
 
     one = parsers["pool"]
+    one.add_argument("--scenario", type=str, choices=tuple(ARCHITECTURES), default="ss", help="what is mixed")
     one.add_argument(
-        "--dataset", type=str, default="glyphs", help="glyphs, a name in $BIDFMKD_DATA, or a path to an .npz"
+        "--dataset",
+        type=str,
+        nargs="+",
+        default=["glyphs"],
+        help="glyphs, a name in $BIDFMKD_DATA, or a path to an .npz; several for mh",
     )
-    one.add_argument("--invert", type=bool, default=False, help="use 255 minus the pixels (for black on white)")
+    invert_help = "use 255 minus the pixels (for black on white); one for all data sets, or one each"
+    one.add_argument("--invert", type=bool, nargs="+", default=[False], help=invert_help)
     one.add_argument("--n-apis", type=int, default=20, help="APIs to train")
     one.add_argument("--n-way", type=int, default=5, help="classes per API")
     one.add_argument("--width", type=int, default=32, help="filters of the Conv4")
+    one.add_argument("--resnet-width", type=int, default=64, help="channels of a ResNet's first stage")
     one.add_argument("--epochs", type=int, default=30, help="passes over an API's images")
 
+    one = parsers["compare"]
+    one.add_class_arguments(ExperimentConfig, "config", help="settings of the experiment; see configs/")
+    methods_help = f"of {', '.join(METHODS)}; the control is always one"
+    one.add_argument("--methods", type=str, nargs="+", default=list(METHODS), help=methods_help)
+    parsers["sweep"].add_argument("--file", type=str, required=True, help="YAML file: experiment, variants, grid")
+
     one = parsers["train"]
-    one.add_argument(
-        "--preset", type=str, choices=("default", "paper"), default="default", help="settings to start from"
-    )
+    presets = {"default": TrainConfig(), "paper": paper(), "paper_compat": paper(compat=True)}
+    one.add_argument("--preset", type=str, choices=tuple(presets), default="default", help="settings to start from")
     one.add_class_arguments(TrainConfig, "config", help="settings of the run")
-    if "--preset=paper" in arguments or ("--preset", "paper") in itertools.pairwise(arguments):
-        one.set_defaults({"config": paper().to_dict()})
+    for name, settings_of_preset in presets.items():
+        if f"--preset={name}" in arguments or ("--preset", name) in itertools.pairwise(arguments):
+            one.set_defaults({"config": settings_of_preset.to_dict()})
 
     one = parsers["recover"]
     one.add_argument("--api", type=int, default=0, help="number of the API in the pool")
@@ -283,8 +353,9 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
 
     one = parsers["evaluate"]
     one.add_argument("--run", type=str, required=True, help="folder of a finished run")
-    one.add_argument("--dataset", type=str, help="as for pool; default: what the run's pool was trained on")
-    one.add_argument("--invert", type=bool, help="as for pool; default: as the run's pool")
+    one.add_argument("--dataset", type=str, nargs="+", help="as for pool; default: what the run's pool learned from")
+    one.add_argument("--invert", type=bool, nargs="+", help="as for pool, with --dataset")
+    one.add_argument("--adapt-lr", type=float, help="learning rate of the adaptation; default: the run's")
     one.add_argument("--n-way", type=int, default=5, help="classes per episode")
     one.add_argument("--n-shot", type=int, nargs="+", default=[1, 5], help="support images per class; one column each")
     one.add_argument("--n-query", type=int, default=15, help="query images per class")
@@ -321,6 +392,16 @@ def _plain_values(values: Any) -> Any:
     return {key: _plain_values(value) for key, value in values.items() if not key.startswith("__")}
 
 
+def _datasets(names: Sequence[str], inverted: Sequence[bool]) -> list[Dataset]:
+    """The data sets of `--dataset`, inverted as `--invert` says: once for all, or once for each."""
+    from bidfmkd_fast.data import load_dataset
+
+    if len(inverted) not in (1, len(names)):
+        raise InputError(f"--invert wants one value, or {len(names)}, one per data set; got {len(inverted)}")
+    every = list(inverted) * (len(names) if len(inverted) == 1 else 1)
+    return [load_dataset(name, invert=invert) for name, invert in zip(names, every)]
+
+
 def _out(options: Any, command: str) -> Path:
     """`--out`, or `runs/<command>`, or the first of `runs/<command>-2`, `-3`, ... that is not there yet."""
     if options.out is not None:
@@ -351,9 +432,10 @@ def _settings(command: str) -> list[str]:
     """The dotted keys under `--config` of a command."""
     from bidfmkd_fast.recovery import RecoveryConfig
     from bidfmkd_fast.scenarios.demo import DemoConfig
+    from bidfmkd_fast.scenarios.experiment import ExperimentConfig
     from bidfmkd_fast.training import TrainConfig
 
-    kinds = {"demo": DemoConfig, "train": TrainConfig, "recover": RecoveryConfig}
+    kinds = {"demo": DemoConfig, "train": TrainConfig, "recover": RecoveryConfig, "compare": ExperimentConfig}
     return _keys(asdict(kinds[command]())) if command in kinds else []
 
 

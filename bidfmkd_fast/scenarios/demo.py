@@ -82,7 +82,7 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool =
         progress=progress,
     )
     seconds["meta-test"] = time.perf_counter() - started
-    report = write_report(folder, comparison, control=RunFolder(out / "control"), extra_seconds=seconds)
+    report = write_report(folder, [comparison], control=RunFolder(out / "control"), extra_seconds=seconds)
     costs = text_table(cost_rows(folder.summary(), seconds))
     return (
         f"{config.n_apis} APIs ({100 * pool.accuracy:.0f} % accurate on held-out images of their own classes), "
