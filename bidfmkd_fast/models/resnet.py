@@ -79,12 +79,16 @@ class _Block(nn.Module):
         super().__init__()
         self.first = _convolution_and_norm(in_channels, out_channels, 3, stride, track)
         self.second = _convolution_and_norm(out_channels, out_channels, 3, 1, track)
+        self.stride = stride
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            self.shortcut = _convolution_and_norm(in_channels, out_channels, 1, stride, track)
+            self.shortcut = _convolution_and_norm(in_channels, out_channels, 1, 1, track)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.second(functional.relu(self.first(x))) + self.shortcut(x))
+        # Sliced, then convolved with stride 1, which is the same: oneDNN's backward pass of a strided convolution 1x1
+        # on fewer than 16 channels-last channels writes past its memory (oneDNN issue 6035).
+        beside = self.shortcut(x[..., :: self.stride, :: self.stride])
+        return functional.relu(self.second(functional.relu(self.first(x))) + beside)
 
 
 def _convolution_and_norm(in_channels: int, out_channels: int, side: int, stride: int, track: bool) -> nn.Sequential:

@@ -114,3 +114,21 @@ def test_its_arguments_build_it_again(name: str, seed: int) -> None:
 def test_bad_sizes_are_refused(change: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):
         build_model("resnet10", **{"in_channels": 1, "n_classes": 5, "image_size": (28, 28)} | change)
+
+
+@pytest.mark.parametrize("width", [2, 8, 16])
+def test_gradients_in_channels_last_are_those_in_the_plain_order(width: int, seed: int) -> None:
+    """A strided convolution 1x1 in the shortcut would write past its memory here."""
+    gradients = []
+    images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        module = made("resnet10", seed, width=width, image_size=(64, 64)).double().to(memory_format=memory_format)
+        module(images.double().contiguous(memory_format=memory_format)).square().sum().backward()
+        gradients.append([value.grad for value in module.parameters()])
+        module = made("resnet10", seed, width=width, image_size=(64, 64)).to(memory_format=memory_format)
+        module(images.contiguous(memory_format=memory_format)).square().sum().backward()
+        gradients.append([value.grad.double() for value in module.parameters()])
+    for wanted, *others in zip(*gradients):
+        for other in others:
+            scale = wanted.abs().max().item()
+            torch.testing.assert_close(other, wanted, rtol=0, atol=1e-3 * scale)
