@@ -239,7 +239,7 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "bench": (bench, "bidfmkd bench --cases perturb/* --threads 1"),
     "convert": (convert, "bidfmkd convert CUB_200_2011.tgz --out cub.npz"),
     "compare": (compare, "bidfmkd compare --config configs/omniglot_ss_small.yaml"),
-    "sweep": (sweep, "bidfmkd sweep --file configs/ablation_small.yaml --out runs/sweep"),
+    "sweep": (sweep, "bidfmkd sweep --file configs/sweeps/ablation.yaml --out runs/ablation"),
 }
 
 

@@ -185,6 +185,7 @@ def paper(compat: bool = False) -> TrainConfig:
             directions="sphere",
             learning_rate=1e-3,
             generator_width=64,
+            boundary_weight=1.0,
             divergence="l1",
             augment=True,
         ),

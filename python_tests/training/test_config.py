@@ -127,7 +127,7 @@ def test_the_preset_has_the_settings_of_the_paper() -> None:
     assert (recovery.num_directions, recovery.mu, recovery.steps, recovery.directions) == (100, 0.005, 200, "sphere")
     assert (recovery.generator_width, recovery.learning_rate, recovery.betas) == (64, 1e-3, (0.5, 0.999))
     assert recovery.augment
-    assert recovery.divergence == "l1"
+    assert (recovery.divergence, recovery.boundary_weight) == ("l1", 1.0)
     assert (config.n_per_class, config.meta_batch_size, config.boundary_start) == (30, 4, 1000)
     assert (config.replay.inner_steps, config.replay.inner_lr, config.replay.n_query) == (5, 0.01, 15)
     assert config.replay.patience == 200
