@@ -101,6 +101,14 @@ def test_the_preset_of_the_paper(pool: Path) -> None:
         assert config["recovery"]["num_directions"] == 1  # given on the command line
 
 
+def test_the_preset_with_the_slips_of_the_authors(pool: Path) -> None:
+    five = [option.replace("num_directions=1", "num_directions=5") for option in RUN]
+    assert main(["train", "--preset", "paper_compat", "--pool", str(pool), "--out", "out", *five]) == 0
+    config = yaml.safe_load(Path("out/config.yaml").read_text())
+    assert config["paper_compat"] is True
+    assert config["distillation"]["inner_lr"] == 0.01
+
+
 def test_recover_writes_images_and_a_picture(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [f"--config.{setting}" for setting in RECOVERY]
     assert main(["recover", "--pool", str(pool), "--api", "1", "--n-per-class", "2", "--seed", "4", *settings]) == 0
