@@ -11,10 +11,11 @@ from torch.nn.functional import interpolate
 
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.resolution import QUERIES, StepChoice, log_probabilities, measure_steps
-from bidfmkd_fast.errors import APIUnavailable, BadAnswer
+from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.seeds import torch_generator
 
 BATCHES = (1, 8, 32)  # images per call whose speed is measured
+PROBE_QUERIES = 1 + sum(BATCHES) + 3 * 4 + QUERIES  # of one probe
 _MOST_DECIMALS = 6  # float32 holds no more of a probability
 _SHIFT = 0.3  # of a level of 8 bits: lost in 8 bits, kept in float32
 
@@ -81,9 +82,11 @@ def probe(api: BlackBox, *, seed: int = 0) -> ProbeReport:
     """Ask an API a few questions and tell what its answers can be used for.
 
     Raises:
-        BudgetExhausted: its budget does not pay the probe.
+        BudgetExhausted: its budget does not pay the probe; nothing was asked then, unless requests run out.
         InputError: its spec does not fit it.
     """
+    if api.budget is not None and not api.budget.affords(PROBE_QUERIES, 0, api._price(PROBE_QUERIES)):
+        raise BudgetExhausted(f"probe: it asks {api.name} {PROBE_QUERIES} queries, more than is left of {api.budget}")
     queries, requests = api.ledger.queries, api.ledger.requests
     found: dict[str, object] = {}
     problem = None
@@ -164,6 +167,3 @@ def _input_bits(api: BlackBox, images: Tensor) -> int | None:
     if torch.allclose(answers[0], answers[2], rtol=1e-5, atol=1e-5):
         return None
     return 8 if torch.allclose(answers[0], answers[1], rtol=1e-5, atol=1e-5) else 32
-
-
-PROBE_QUERIES = 1 + sum(BATCHES) + 3 * 4 + QUERIES  # of one probe

@@ -37,8 +37,8 @@ class RemoteBlackBox(V2BlackBox):
         spec: what is known of the API: an `APISpec` (then nothing is sent before the first question), or some of its
             fields, the others being read from the server. A server does not tell `scores_kind`: logits unless given.
         version: of the model; the server's choice when empty.
-        transport: `"binary"`, `"json"`, or `"auto"`: binary, and JSON with a warning if the server refuses the first
-            binary request and does not list the extension.
+        transport: `"binary"`, `"json"`, or `"auto"`: binary, and JSON with a warning where the server lists no
+            extension at all, or not this one and refuses the first binary request.
         budget, in_flight, images_per_second, requests_per_second: as for `ServiceBlackBox`.
         connection: further options of `HTTPClient`: `token_variable`, `headers`, `timeout`, `retries`, `backoff`,
             `longest_wait`, `ca_file`.
@@ -81,8 +81,12 @@ class RemoteBlackBox(V2BlackBox):
     def _read_model(self) -> V2Model:
         if self._binary is None:
             server = self._client.get_json("/v2")
-            if isinstance(server, dict) and "binary_tensor_data" in server.get("extensions", ()):
+            extensions = server.get("extensions") if isinstance(server, dict) else None
+            if isinstance(extensions, list) and "binary_tensor_data" in extensions:
                 self._binary = True
+            elif extensions == []:
+                # MLServer: to a large binary request it may not even answer, but close the connection.
+                self._use_json(f"{self._client.name}: the server lists no extension")
         metadata = self._client.get_json(self._path)
         if metadata is None:
             raise APIUnavailable(f"{self._client.name}: the server at {self._client.url} has no model at {self._path}")
@@ -104,9 +108,12 @@ class RemoteBlackBox(V2BlackBox):
             self._binary = True
         except _Refused as refusal:
             scores = self._infer(model, images, attempt, binary=False)
-            self._binary = False
-            warnings.warn(f"{refusal}; it takes JSON, which is slower", ServiceWarning, stacklevel=2)
+            self._use_json(str(refusal))
         return scores
+
+    def _use_json(self, reason: str) -> None:
+        self._binary = False
+        warnings.warn(f"{reason}; JSON is used, which is slower than binary tensors", ServiceWarning, stacklevel=3)
 
     def _infer(
         self, model: V2Model, images: Tensor, attempt: Attempt, binary: bool, final: Collection[int] = ()

@@ -13,11 +13,9 @@ from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.seeds import derive_seed
 
-# Lengths tried, in 255ths of the input range per pixel; the last, a visible grain, is what the others are held against.
-STEPS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+STEPS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # lengths tried, in 255ths of the input range per pixel
 USUAL = 0.025  # mu, in widths of the input range: below it nothing is gained even where every digit counts
-USABLE = 0.4  # agreement from which a step tells more than noise
-GOOD = 0.85  # of the best agreement: twice the shortest such step is suggested
+USABLE = 0.3  # agreement with a longer step from which a step tells more than noise; twice such a step is suggested
 N_IMAGES, N_DIRECTIONS = 4, 2
 QUERIES = 2 * N_IMAGES * N_DIRECTIONS * len(STEPS)  # of one measurement
 _PROBABILITY_FLOOR = 1e-7  # as in the losses
@@ -28,8 +26,8 @@ class StepChoice:
     """What steps of several lengths tell.
 
     Attributes:
-        agreement: length of a step `mu` -> cosine between the changes it makes and those that a long step makes along
-            the same directions: near 1 where the answers resolve it, near 0 where they are noise.
+        agreement: length of a step `mu` -> how far the slopes it finds are those that a step about four times as long
+            finds along the same directions: 1 where they are equal, 0 or less where they are noise or nothing moves.
         smallest: the shortest usable `mu`; None where no step tells anything.
         suggested: the `mu` to take; the longest tried where none is usable.
     """
@@ -42,9 +40,10 @@ class StepChoice:
 def measure_steps(api: BlackBox, images: Tensor, *, seed: int = 0) -> StepChoice:
     """Try steps of several lengths at `images` `[N, C, H, W]` in the API's input range; N = 4 costs `QUERIES` queries.
 
-    For every image, direction u and class, `l(x + mu u) - l(x - mu u)` is taken, l the log-probability. Rounding, 8-bit
-    inputs and answers that vary, whatever hides a short step, hide it from no long one; and the difference of two steps
-    leaves out the curvature.
+    For every image, direction u and class the slope `(l(x + mu u) - l(x - mu u)) / mu` is taken, l the log-probability.
+    Rounding, 8-bit inputs and answers that vary, whatever hides a short step, hide it less from a longer one: they make
+    its slope too large, or 0, and another one. With slopes a and b of a step and of the longer one, the agreement is
+    `1 - |a - b|^2 / |b|^2`.
     """
     low, high = api.spec.input_range
     per_pixel = (high - low) / 255 * math.sqrt(math.prod(api.spec.image_shape))
@@ -57,24 +56,23 @@ def measure_steps(api: BlackBox, images: Tensor, *, seed: int = 0) -> StepChoice
         points += [forth, 2 * images - forth]
     scores = api(torch.cat(points).flatten(0, 1)).unflatten(0, (-1, len(images)))
     parts = log_probabilities(scores, api.spec).double().split(N_DIRECTIONS)
-    *moved, reference = [forth - back for forth, back in zip(parts[::2], parts[1::2], strict=True)]
-    agreement = {mu: _cosine(changes, reference) for mu, changes in zip(lengths, moved)}
+    slopes = [(forth - back) / mu for forth, back, mu in zip(parts[::2], parts[1::2], lengths, strict=True)]
+    longer = [*slopes[2:], slopes[-1]]
+    agreement = {mu: _explained(a, b) for mu, a, b in zip(lengths, slopes, longer)}
     return choose(agreement, lengths[-1], USUAL * (high - low))
 
 
 def choose(agreement: dict[float, float], longest: float, usual: float) -> StepChoice:
-    """The smallest usable and the suggested step, by their agreement with the longest."""
+    """The smallest usable and the suggested step, by their agreement with longer ones."""
     usable = [mu for mu, value in agreement.items() if value >= USABLE]
     if not usable:
         return StepChoice(agreement, None, longest)
-    best = max(agreement.values())
-    good = min(mu for mu, value in agreement.items() if value >= GOOD * best)
-    return StepChoice(agreement, min(usable), min(longest, max(2 * good, usual)))
+    return StepChoice(agreement, min(usable), min(longest, max(2 * min(usable), usual)))
 
 
-def _cosine(a: Tensor, b: Tensor) -> float:
-    size = (a.square().sum() * b.square().sum()).sqrt().item()
-    return (a * b).sum().item() / size if size > 0 else 0.0
+def _explained(a: Tensor, b: Tensor) -> float:
+    size = b.square().sum().item()
+    return 1 - (a - b).square().sum().item() / size if size > 0 else 0.0
 
 
 def log_probabilities(scores: Tensor, spec: APISpec) -> Tensor:

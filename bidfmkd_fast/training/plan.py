@@ -108,9 +108,12 @@ def too_short(plan: Plan, config: TrainConfig) -> list[str]:
     if isinstance(mu, str):
         return []
     return [
-        f"{one.report.name}: mu={mu:g} is shorter than it resolves ({one.report.steps.smallest:.3g}); take mu=auto"
+        f"{one.report.name}: mu={mu:g} is shorter than it resolves ({steps.smallest:.3g}); take mu=auto"
         for one in plan.apis
-        if one.report.steps is not None and one.report.steps.smallest is not None and mu < one.report.steps.smallest
+        if (steps := one.report.steps) is not None
+        and steps.smallest is not None
+        and mu < steps.smallest
+        and steps.smallest > min(steps.agreement)  # below the shortest that was tried nothing is known
     ]
 
 

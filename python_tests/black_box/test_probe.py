@@ -99,8 +99,9 @@ def test_what_cannot_be_used_is_said_why(seed: int) -> None:
 def test_a_budget_stops_a_probe() -> None:
     box = api()
     box.budget = Budget(max_queries=20)
-    with pytest.raises(BudgetExhausted):
+    with pytest.raises(BudgetExhausted, match="probe: it asks probed 166 queries, more than is left"):
         probe(box)
+    assert box.ledger.queries == 0
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_steps_cost_what_they_say_and_leave_the_global_generator_alone(seed: int
     choice = measure_steps(box, images, seed=seed)
     assert box.ledger.queries == QUERIES and torch.equal(before, torch.get_rng_state())
     assert len(choice.agreement) == len(STEPS) - 1
-    assert min(choice.agreement.values()) > 0.9  # smooth and exact
+    assert min(choice.agreement.values()) > 0.8  # smooth and exact
     again = measure_steps(api(input_range=(0.0, 255.0)), images * 255, seed=seed)
     assert list(again.agreement) == pytest.approx([255 * mu for mu in choice.agreement])
 
@@ -147,10 +148,19 @@ def test_a_step_the_api_does_not_resolve_is_not_suggested(seed: int) -> None:
 
 def test_the_choice() -> None:
     choice = choose({0.1: 0.2, 0.2: 0.5, 0.4: 0.8, 0.8: 0.9}, 1.6, 0.05)
-    assert (choice.smallest, choice.suggested) == (0.2, 0.8)
+    assert (choice.smallest, choice.suggested) == (0.2, 0.4)
     assert choose({0.01: 0.99, 0.1: 1.0}, 1.6, 0.05).suggested == 0.05  # the usual step where all are good
-    assert choose({0.1: 0.1, 0.2: 0.3}, 1.6, 0.05).smallest is None
+    assert choose({0.1: 0.1, 0.2: -3.0}, 1.6, 0.05).smallest is None
     assert choose({0.1: 0.1, 1.0: 0.9}, 1.6, 0.05).suggested == 1.6
+
+
+def test_curvature_is_no_reason_for_a_longer_step(seed: int) -> None:
+    """Slopes along long steps are others than along short ones here, but every digit of the short ones counts."""
+    images = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    weight = torch.randn(256, 5, generator=torch.Generator().manual_seed(seed)).double()
+    bent = api(lambda images: torch.sin(images.flatten(1).double() @ weight * 8).float() * 3)
+    choice = measure_steps(bent, images, seed=seed)
+    assert choice.suggested == 0.025 and list(choice.agreement.values())[-1] < 0.9
 
 
 def test_too_short_for_8_bits() -> None:

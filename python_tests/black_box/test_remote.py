@@ -160,7 +160,7 @@ def test_json_where_binary_is_refused_with_a_warning(server: Any, seed: int, sta
     def fault(number: int, sent: Any) -> Any:
         return (status, {}, b"") if "Inference-Header-Content-Length" in sent.headers else None
 
-    server.serve_v2(score, list(SHAPE), N, extensions=[], fault=fault)
+    server.serve_v2(score, list(SHAPE), N, extensions=["statistics"], fault=fault)
     api = RemoteBlackBox(server.url, "m", SPEC, **QUICK)
     images = images_of(3, seed)
     with pytest.warns(ServiceWarning, match=f"cats: the server answered {status} to binary tensors.*JSON"):
@@ -168,6 +168,14 @@ def test_json_where_binary_is_refused_with_a_warning(server: Any, seed: int, sta
     assert counts(api) == (6, 2, 3, 1)
     check(api(images), images)  # no more warnings
     assert counts(api) == (9, 3, 6, 2)
+
+
+def test_no_binary_request_where_no_extension_is_listed(server: Any, seed: int) -> None:
+    server.serve_v2(score, list(SHAPE), N, extensions=[])
+    api, images = RemoteBlackBox(server.url, "m", SPEC, **QUICK), images_of(3, seed)
+    with pytest.warns(ServiceWarning, match="cats: the server lists no extension; JSON is used"):
+        check(api(images), images)
+    assert counts(api) == (3, 1, 3, 1)
 
 
 @pytest.mark.parametrize("extensions", [[], ["binary_tensor_data"]])
