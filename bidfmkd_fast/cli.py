@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidfmkd_fast.cli_options import build_parser, plain_error
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from bidfmkd_fast.data import Dataset
 
 SOURCE = "source.yaml"  # in a run folder: the pool it learned from, and what that pool's images were
 
@@ -33,24 +32,34 @@ def demo(options: Any) -> None:
 
 
 def pool(options: Any) -> None:
-    """Train a pool of APIs of one architecture on random class subsets of a data set (API-SS)."""
-    from bidfmkd_fast.data import load_dataset
+    """Train a pool of APIs on random class subsets: one data set and architecture (ss), mixed (sh), both mixed (mh)."""
     from bidfmkd_fast.scenarios import train_pool
+    from bidfmkd_fast.training.report import text_table
 
-    trained = train_pool(
-        load_dataset(options.dataset, invert=options.invert),
+    made = train_pool(
+        _datasets(options.dataset, options.invert),
         _out(options, "pool"),
+        scenario=options.scenario,
         n_apis=options.n_apis,
         n_way=options.n_way,
         width=options.width,
+        resnet_width=options.resnet_width,
         epochs=options.epochs,
         seed=options.seed,
     )
-    accuracies = trained.accuracies
+    accuracies = made.accuracies
     print(
-        f"{len(accuracies)} APIs in {trained.folder}; held-out accuracy: mean {100 * trained.accuracy:.1f} %, "
+        f"{len(accuracies)} APIs in {made.folder}; held-out accuracy: mean {100 * made.accuracy:.1f} %, "
         f"from {100 * min(accuracies):.1f} % to {100 * max(accuracies):.1f} %"
     )
+    kinds: dict[tuple[str, str], list[float]] = {}
+    for entry in made.trained:
+        kinds.setdefault((entry.data_set, entry.architecture), []).append(entry.accuracy)
+    if len(kinds) > 1:
+        rows = [["data set", "architecture", "APIs", "held-out accuracy, %"]]
+        for (data_set, architecture), its in sorted(kinds.items()):
+            rows.append([data_set, architecture, str(len(its)), f"{100 * sum(its) / len(its):.1f}"])
+        print(f"\n{text_table(rows)}")
 
 
 def train(options: Any) -> None:
@@ -71,10 +80,12 @@ def train(options: Any) -> None:
     if options.dry_run:
         _tell_plan(apis, config, budget)
         return
-    out, first = _out(options, "train"), read_pool(options.pool).entries[0]
+    out = _out(options, "train")
+    known = dict.fromkeys((entry.data_set, entry.inverted) for entry in read_pool(options.pool).entries)
     run, _ = fit_with_control(apis, out, config, device=options.device, budget=budget)
     folder = RunFolder.open(out)
-    source = {"pool": str(Path(options.pool).resolve()), "data_set": first.data_set, "inverted": first.inverted}
+    data_sets = [{"name": name, "inverted": inverted} for name, inverted in known if name]
+    source = {"pool": str(Path(options.pool).resolve()), "data_sets": data_sets}
     (folder.path / SOURCE).write_text(yaml.safe_dump(source, sort_keys=False), encoding="utf-8")
     write_grids(run, folder)
     report = write_report(folder, control=RunFolder(out / "control"))
@@ -91,33 +102,68 @@ def evaluate(options: Any) -> None:
     import yaml
 
     from bidfmkd_fast.data import load_dataset
+    from bidfmkd_fast.meta import MetaModel
     from bidfmkd_fast.training.checkpoint import META_MODEL, RunFolder
     from bidfmkd_fast.training.report import CONTROL, LEARNED, RANDOM, compare, write_report
 
     folder = RunFolder.open(options.run)
     source_file = folder.path / SOURCE
     source = yaml.safe_load(source_file.read_text(encoding="utf-8")) if source_file.is_file() else {}
-    name = options.dataset or source.get("data_set")
-    if not name:
+    if options.dataset:
+        datasets = _datasets(options.dataset, options.invert or [False])
+    elif options.invert:
+        raise InputError(
+            "--invert goes with --dataset; without both, the run's own data sets are taken as its pool did"
+        )
+    else:
+        datasets = [load_dataset(one["name"], invert=one["inverted"]) for one in source.get("data_sets", ())]
+    if not datasets:
         raise InputError(f"{folder.path} does not tell its data set; give --dataset")
-    invert = source.get("inverted", False) if options.invert is None else options.invert
     models = {RANDOM: folder.initial_model()}
     control = RunFolder(folder.path / "control") if (folder.path / "control" / META_MODEL).is_file() else None
     if control is not None:
         models[CONTROL] = control.meta_model()
     models[LEARNED] = folder.meta_model()
-    comparison = compare(
-        models,
-        load_dataset(name, invert=invert),
-        n_shots=options.n_shot,
-        n_way=options.n_way,
-        n_query=options.n_query,
-        n_episodes=options.n_episodes,
-        split=options.split,
-        seed=options.seed,
-        progress=True,
-    )
-    print(f"{comparison}\n\nreport: {write_report(folder, comparison, control=control)}")
+    if options.adapt_lr is not None:
+        models = {
+            name: MetaModel(one.module, adapt_steps=one.adapt_steps, adapt_learning_rate=options.adapt_lr)
+            for name, one in models.items()
+        }
+    comparisons = [
+        compare(
+            models,
+            dataset,
+            n_shots=options.n_shot,
+            n_way=options.n_way,
+            n_query=options.n_query,
+            n_episodes=options.n_episodes,
+            split=options.split,
+            seed=options.seed,
+            progress=True,
+        )
+        for dataset in datasets
+    ]
+    told = "\n\n".join(map(str, comparisons))
+    print(f"{told}\n\nreport: {write_report(folder, comparisons, control=control)}")
+
+
+def compare(options: Any) -> None:
+    """Train the chosen methods on one pool, and judge them on the same episodes: BiDf-MKD, baselines, ceilings."""
+    from bidfmkd_fast.scenarios.compare import run_comparison
+    from bidfmkd_fast.scenarios.experiment import ExperimentConfig
+    from bidfmkd_fast.training.settings import settings_from_values
+
+    config = settings_from_values(ExperimentConfig, _plain_values(options.config.as_dict()))
+    out = _out(options, "compare")
+    print(run_comparison(config, out, methods=options.methods, seeds=options.seeds, device=options.device))
+    print(f"\nreport: {out / 'comparison.md'}")
+
+
+def sweep(options: Any) -> None:
+    """Run BiDf-MKD over a grid of settings; a sweep that was cut off goes on, cell by cell, in the same --out."""
+    from bidfmkd_fast.scenarios.sweep import run_sweep
+
+    print(run_sweep(options.file, _out(options, "sweep"), seeds=options.seeds, device=options.device))
 
 
 def recover(options: Any) -> None:
@@ -255,6 +301,8 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "bench": (bench, "bidfmkd bench --cases perturb/* --threads 1"),
     "serve": (serve, "bidfmkd serve runs/pool --port 8000 --config.failed 0.1"),
     "convert": (convert, "bidfmkd convert CUB_200_2011.tgz --out cub.npz"),
+    "compare": (compare, "bidfmkd compare --config configs/omniglot_ss_small.yaml"),
+    "sweep": (sweep, "bidfmkd sweep --file configs/sweeps/ablation.yaml --out runs/ablation"),
 }
 
 
@@ -269,11 +317,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name}: the command line needs jsonargparse; `pip install jsonargparse`", file=sys.stderr)
         return 2
     try:
-        options = _parser(arguments).parse_args(arguments)
+        options = build_parser(arguments, COMMANDS).parse_args(arguments)
         with _one_line_warnings(name):
             COMMANDS[options.subcommand][0](options[options.subcommand])
     except ArgumentError as error:
-        print(f"{name}: {_plain(str(error), command, _settings(command))}", file=sys.stderr)
+        print(f"{name}: {plain_error(str(error), command)}", file=sys.stderr)
         return 2
     except (InputError, BudgetExhausted, BadAnswer, APIUnavailable) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -295,131 +343,21 @@ def _one_line_warnings(name: str) -> Iterator[None]:
         urllib3.setLevel(level)
 
 
-def _parser(arguments: Sequence[str]) -> ArgumentParser:
-    from jsonargparse import ArgumentParser
-
-    from bidfmkd_fast import __version__
-    from bidfmkd_fast.data import SPLITS
-    from bidfmkd_fast.data.convert import LAYOUTS
-    from bidfmkd_fast.recovery import RecoveryConfig
-    from bidfmkd_fast.scenarios.demo import DemoConfig, demo_config
-    from bidfmkd_fast.serving import Behaviour
-    from bidfmkd_fast.training import TrainConfig, paper
-
-    parser = ArgumentParser(
-        prog="bidfmkd",
-        description="Learn one small meta-model from black-box image-classification APIs, without data.",
-        version=__version__,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    commands = parser.add_subcommands(title="commands", metavar="COMMAND")
-    parsers: dict[str, Any] = {}
-    for name, (function, example) in COMMANDS.items():
-        one = parsers[name] = ArgumentParser(
-            exit_on_error=False, allow_abbrev=False, description=function.__doc__, epilog=f"example: {example}"
-        )
-        if name == "bench":
-            one.add_argument("--out", type=str, help="folder of the results; default: runs/bench")
-        elif name == "convert":
-            one.add_argument("--out", type=str, help="file to write; default: <data set>.npz here")
-        elif name not in ("evaluate", "serve", "probe"):
-            one.add_argument("--out", type=str, help=f"new folder; default: runs/{name}, or runs/{name}-2 and so on")
-        if name in ("demo", "train"):
-            one.add_argument("--seed", type=int, help="of every random draw; default: the one in the configuration")
-        else:
-            one.add_argument("--seed", type=int, default=0, help="of every random draw")
-
-    one = parsers["demo"]
-    one.add_class_arguments(DemoConfig, "config", help="settings of the demo")
-    settings = demo_config()
-    one.set_defaults({"config": vars(settings) | {"train": settings.train.to_dict()}})
-
-    one = parsers["pool"]
-    one.add_argument(
-        "--dataset", type=str, default="glyphs", help="glyphs, a name in $BIDFMKD_DATA, or a path to an .npz"
-    )
-    one.add_argument("--invert", type=bool, default=False, help="use 255 minus the pixels (for black on white)")
-    one.add_argument("--n-apis", type=int, default=20, help="APIs to train")
-    one.add_argument("--n-way", type=int, default=5, help="classes per API")
-    one.add_argument("--width", type=int, default=32, help="filters of the Conv4")
-    one.add_argument("--epochs", type=int, default=30, help="passes over an API's images")
-
-    one = parsers["train"]
-    one.add_argument(
-        "--preset", type=str, choices=("default", "paper"), default="default", help="settings to start from"
-    )
-    one.add_class_arguments(TrainConfig, "config", help="settings of the run")
-    if "--preset=paper" in arguments or ("--preset", "paper") in itertools.pairwise(arguments):
-        one.set_defaults({"config": paper().to_dict()})
-
-    one = parsers["recover"]
-    one.add_argument("--api", type=int, default=0, help="number of the API in the pool")
-    one.add_argument("--n-per-class", type=int, default=10, help="images per class")
-    one.add_class_arguments(RecoveryConfig, "config", help="settings of the recovery")
-
-    parsers["train"].add_argument("--dry-run", action="store_true", help="probe the APIs and tell what it would cost")
-
-    one = parsers["probe"]
-    one.add_argument("--pool", type=str, help="folder of a pool")
-    one.add_argument("--api", type=int, default=0, help="number of the API in the pool")
-    one.add_argument("--url", type=str, help="of a server of the Open Inference Protocol v2, instead of a pool")
-    one.add_argument("--model", type=str, help="name of the model on that server")
-    one.add_class_arguments(TrainConfig, "config", help="settings of the run that is planned")
-
-    for name in ("train", "recover", "probe"):
-        parsers[name].add_argument("--max-queries", type=int, help="budget for all APIs together; default: none")
-        parsers[name].add_argument("--max-requests", type=int, help="the same in requests")
-        parsers[name].add_argument("--max-cost", type=float, help="the same in money, by the APIs' price_per_1000")
-        if name == "probe":
-            continue
-        parsers[name].add_argument("--pool", type=str, required=True, help="folder of a pool")
-        parsers[name].add_argument("--device", type=str, default="cpu", help="of generator and meta-model")
-
-    one = parsers["serve"]
-    one.add_argument("pool", type=str, help="folder of a trained pool")
-    one.add_argument("--port", type=int, default=8000, help="of 127.0.0.1; no other address is served")
-    one.add_argument("--per-model", type=str, help="YAML file of what differs: `api_003: {nan: 1.0}`")
-    one.add_class_arguments(Behaviour, "config", help="what every model tells, and what goes wrong with it")
-
-    one = parsers["evaluate"]
-    one.add_argument("--run", type=str, required=True, help="folder of a finished run")
-    one.add_argument("--dataset", type=str, help="as for pool; default: what the run's pool was trained on")
-    one.add_argument("--invert", type=bool, help="as for pool; default: as the run's pool")
-    one.add_argument("--n-way", type=int, default=5, help="classes per episode")
-    one.add_argument("--n-shot", type=int, nargs="+", default=[1, 5], help="support images per class; one column each")
-    one.add_argument("--n-query", type=int, default=15, help="query images per class")
-    one.add_argument("--n-episodes", type=int, default=600, help="episodes")
-    one.add_argument("--split", type=str, choices=SPLITS, default="meta_test", help="classes to draw from")
-
-    one = parsers["bench"]
-    one.add_argument("--cases", type=str, nargs="+", default=["*"], help="name patterns; default: all")
-    one.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
-    one.add_argument("--runs", type=int, default=9, help="timed runs of each contender")
-    one.add_argument("--compare", type=str, help="a results file; exit code 1 if anything became slower")
-
-    one = parsers["convert"]
-    one.add_argument("source", type=str, help="folder, zip or tar archive of images")
-    one.add_argument(
-        "--layout", type=str, choices=LAYOUTS, default="auto", help="what the source is; auto tells by names"
-    )
-    one.add_argument(
-        "--split",
-        type=str,
-        help="folder of split lists, one CSV or JSON, or 'random'; default: the source's or published",
-    )
-    one.add_argument("--size", type=int, help="height and width; default: the papers', or the images' own")
-
-    for name, one in parsers.items():
-        commands.add_subcommand(name, one, help=COMMANDS[name][0].__doc__)
-    return parser
-
-
 def _plain_values(values: Any) -> Any:
     """The settings under `--config` as nested dicts, without jsonargparse's notes such as the file they came from."""
     if not isinstance(values, dict):
         return values
     return {key: _plain_values(value) for key, value in values.items() if not key.startswith("__")}
+
+
+def _datasets(names: Sequence[str], inverted: Sequence[bool]) -> list[Dataset]:
+    """The data sets of `--dataset`, inverted as `--invert` says: once for all, or once for each."""
+    from bidfmkd_fast.data import load_dataset
+
+    if len(inverted) not in (1, len(names)):
+        raise InputError(f"--invert wants one value, or {len(names)}, one per data set; got {len(inverted)}")
+    every = list(inverted) * (len(names) if len(inverted) == 1 else 1)
+    return [load_dataset(name, invert=invert) for name, invert in zip(names, every)]
 
 
 def _out(options: Any, command: str) -> Path:
@@ -435,37 +373,3 @@ def _budget(options: Any) -> Any:
 
     caps = (options.max_queries, options.max_requests, options.max_cost)
     return None if caps == (None, None, None) else Budget(*caps)
-
-
-def _plain(message: str, command: str, settings: Sequence[str]) -> str:
-    """jsonargparse's message in one line, options as they are typed, with the closest known key for an unknown one."""
-    message = re.sub(rf"\b{command}\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), " ".join(message.split()))
-    if unread := re.search(r"Unable to load config '([^']*)'", message):
-        return f"cannot read the settings {unread[1]!r}; wanted a YAML file of settings"
-    unknown = re.search(r"(?:unrecognized arguments|does not accept).*?config\.([\w.]+)", message)
-    if unknown is None:
-        return message
-    close = difflib.get_close_matches(unknown[1], settings, n=1, cutoff=0.0)
-    return f"unknown key 'config.{unknown[1]}'" + (f"; did you mean 'config.{close[0]}'?" if close else "")
-
-
-def _settings(command: str) -> list[str]:
-    """The dotted keys under `--config` of a command."""
-    from bidfmkd_fast.recovery import RecoveryConfig
-    from bidfmkd_fast.scenarios.demo import DemoConfig
-    from bidfmkd_fast.serving import Behaviour
-    from bidfmkd_fast.training import TrainConfig
-
-    kinds = {
-        "demo": DemoConfig,
-        "train": TrainConfig,
-        "recover": RecoveryConfig,
-        "probe": TrainConfig,
-        "serve": Behaviour,
-    }
-    return _keys(asdict(kinds[command]())) if command in kinds else []
-
-
-def _keys(values: dict[str, Any], where: str = "") -> list[str]:
-    nested = [_keys(value, f"{where}{key}.") for key, value in values.items() if isinstance(value, dict)]
-    return [where + key for key in values] + [key for keys in nested for key in keys]

@@ -61,7 +61,8 @@ def test_train_evaluate_and_the_run_folder(pool: Path, capsys: pytest.CaptureFix
     assert json.loads((folder / "summary.json").read_text())["queries"] == 2 * 2 * 2 * 9
     assert json.loads((folder / "control" / "summary.json").read_text())["queries"] == 2 * 2 * 9
     assert {file.name for file in (folder / "grids").iterdir()} == {"api_000.png", "api_001.png"}
-    assert yaml.safe_load((folder / "source.yaml").read_text())["data_set"] == "glyphs"
+    source = yaml.safe_load((folder / "source.yaml").read_text())
+    assert source["data_sets"] == [{"name": "glyphs", "inverted": False}]
 
     arguments = ["--run", "runs/train", "--n-way", "3", "--n-episodes", "2", "--n-shot", "1", "2", "--n-query", "3"]
     assert main(["evaluate", *arguments]) == 0
@@ -100,6 +101,14 @@ def test_the_preset_of_the_paper(pool: Path) -> None:
         assert config["recovery"]["mu"] == 0.005
         assert config["recovery"]["directions"] == "sphere"
         assert config["recovery"]["num_directions"] == 1  # given on the command line
+
+
+def test_the_preset_with_the_slips_of_the_authors(pool: Path) -> None:
+    five = [option.replace("num_directions=1", "num_directions=5") for option in RUN]
+    assert main(["train", "--preset", "paper_compat", "--pool", str(pool), "--out", "out", *five]) == 0
+    config = yaml.safe_load(Path("out/config.yaml").read_text())
+    assert config["paper_compat"] is True
+    assert config["distillation"]["inner_lr"] == 0.01
 
 
 def test_recover_writes_images_and_a_picture(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,6 +226,75 @@ def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
     assert "split: split.json; 1 classes of no split left out" in capsys.readouterr().out
 
 
+EXPERIMENT = [
+    *("--config.pool.n_apis=2", "--config.pool.n_way=3", "--config.pool.width=2", "--config.pool.epochs=1"),
+    *("--config.evaluation.n_episodes=2", "--config.evaluation.adapt_lrs=[]", "--config.evaluation.n_query=2"),
+    *dotted("--config.train.", RUN),
+]
+
+
+def test_compare_goes_on_in_the_same_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", "--out", "out", *EXPERIMENT, "--seeds", "3"]
+    assert main([*arguments, "--methods", "random"]) == 0
+    first = capsys.readouterr().out
+    assert "random initialisation" in first and "report: out/comparison.md" in first
+    assert Path("out/seed_3/control/meta_model.safetensors").is_file()
+    assert main([*arguments, "--methods", "bidf_mkd"]) == 0
+    assert "BiDf-MKD" in capsys.readouterr().out
+    assert main(["compare", "--out", "out", *EXPERIMENT, "--config.pool.epochs=2"]) == 2
+    assert "holds an experiment with other settings" in capsys.readouterr().err
+
+
+def test_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    values: dict = {}
+    for option in EXPERIMENT:
+        key, value = option[len("--config.") :].split("=")
+        *where, last = key.split(".")
+        inside = values
+        for name in where:
+            inside = inside.setdefault(name, {})
+        inside[last] = yaml.safe_load(value)
+    Path("base.yaml").write_text(yaml.safe_dump(values))
+    Path("sweep.yaml").write_text(
+        yaml.safe_dump({"experiment": "base.yaml", "grid": {"train.boundary_recovery": [True, False]}})
+    )
+    assert main(["sweep", "--file", "sweep.yaml", "--out", "out"]) == 0
+    told = capsys.readouterr().out
+    assert "cell 2 of 2: boundary_recovery=False, seed 0" in told
+    assert "1-shot less the first" in told and "plot: out/sweep.png" in told
+
+
+def test_a_pool_of_several_data_sets_is_meta_tested_on_each(capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    from bidfmkd_fast.data import make_glyphs
+
+    glyphs = make_glyphs()
+    np.savez(
+        "ink.npz",
+        images=255 - glyphs.images[:, 0, :24, :24].numpy(),
+        labels=glyphs.labels.numpy(),
+        class_names=np.array(glyphs.class_names),
+        split_of_class=np.array(glyphs.split_of_class),
+    )
+    sizes = ["--n-apis", "4", "--n-way", "3", "--width", "2", "--resnet-width", "1", "--epochs", "1"]
+    data = ["--scenario", "mh", "--dataset", "glyphs", "ink.npz", "--invert", "false", "true"]
+    assert main(["pool", *data, *sizes, "--out", "mixed"]) == 0
+    told = capsys.readouterr().out
+    assert "4 APIs in mixed" in told and "resnet10" in told
+    assert main(["train", "--pool", "mixed", "--out", "run", *RUN]) == 0
+    source = yaml.safe_load(Path("run/source.yaml").read_text())
+    assert source["data_sets"] == [{"name": "glyphs", "inverted": False}, {"name": "ink", "inverted": True}]
+    capsys.readouterr()
+    judged = ["evaluate", "--run", "run", "--n-way", "3", "--n-episodes", "2", "--n-shot", "1", "--n-query", "2"]
+    assert main([*judged, "--dataset", "glyphs", "ink.npz", "--invert", "false", "true", "--adapt-lr", "0.2"]) == 0
+    told = capsys.readouterr().out
+    assert "(glyphs meta_test)" in told and "(ink meta_test)" in told
+    assert "(ink meta_test)" in Path("run/report.md").read_text()
+    assert main([*judged, "--invert", "true"]) == 2
+    assert "--invert goes with --dataset" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -242,6 +320,16 @@ def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
         ("recover --pool POOL --config.step 5", "did you mean 'config.steps'"),
         ("evaluate --run nowhere", "bidfmkd evaluate: run folder: nowhere holds no run"),
         ("evaluate --run . --n-shot", "expected at least one argument"),
+        ("pool --scenario xy", "scenario"),
+        ("pool --scenario mh", "mixes data sets, 2 or more; got 1"),
+        ("pool --invert true false", "--invert wants one value, or 1, one per data set; got 2"),
+        ("compare --methods best", "methods must be among random"),
+        ("compare --config.pool.n_api 3", "did you mean 'config.pool.n_apis'"),
+        ("compare --config.evaluation.split test", "split must be one of"),
+        ("compare --config.pool.data_sets [nothing.npz]", "there is no file nothing.npz"),
+        ("compare --out POOL", "is no experiment"),
+        ("sweep --file nowhere.yaml", "bidfmkd sweep: sweep: cannot read nowhere.yaml"),
+        ("sweep", "the following arguments are required: --file"),
         ("pool --dataset nothing.npz", "bidfmkd pool: load_dataset: there is no file nothing.npz"),
         ("pool --n-way 99", "meta_train of data set 'glyphs' has 40 classes; n_way=99 needs more"),
         ("pool --out POOL", "holds a trained pool already"),
@@ -281,9 +369,10 @@ def test_bad_input_is_one_line_and_code_2(
 def test_help_has_an_example_that_the_parser_takes(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bidfmkd_fast.cli import _parser
+    from bidfmkd_fast.cli_options import build_parser
 
     monkeypatch.setenv("COLUMNS", "80")  # the example must stay on one line
+    Path("configs").symlink_to(Path(__file__).parents[1] / "configs")
 
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -293,7 +382,7 @@ def test_help_has_an_example_that_the_parser_takes(
     example = COMMANDS[command][1]
     assert f"example: {example}" in told
     arguments = example.split()[1:]
-    assert _parser(arguments).parse_args(arguments).subcommand == command
+    assert build_parser(arguments, COMMANDS).parse_args(arguments).subcommand == command
 
 
 def test_without_jsonargparse_the_error_names_it(

@@ -8,6 +8,7 @@ from bidfmkd_fast.black_box.json_api import JSONBlackBox, JSONMapping
 from bidfmkd_fast.black_box.ledger import Budget, Ledger
 from bidfmkd_fast.black_box.local import FunctionBlackBox, TorchBlackBox
 from bidfmkd_fast.black_box.onnx import OnnxBlackBox
+from bidfmkd_fast.black_box.open_box import OpenBox
 from bidfmkd_fast.black_box.remote import RemoteBlackBox
 from bidfmkd_fast.black_box.spec import SCORES_KINDS, APISpec
 
@@ -22,6 +23,7 @@ __all__ = [
     "JSONMapping",
     "Ledger",
     "OnnxBlackBox",
+    "OpenBox",
     "RemoteBlackBox",
     "TorchBlackBox",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bidfmkd_fast import ops
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.model import adapt_parameters, forward, outer_step
+from bidfmkd_fast.ops.reference import probabilities_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,22 @@ class DistillationTask:
                 )
 
 
+def paper_kd_loss(logits: Tensor, scores: Tensor, scores_kind: str = "logits") -> Tensor:
+    """The authors' loss as their public code has it: `mean_{n,c} p_c (log p_c - s_c)`.
+
+    `p` are the API's probabilities, from scores `[N, n_classes]`; `s` the student's *probabilities*, where
+    log-probabilities are due, from logits `[N, n_classes]`. It also divides by the number of classes.
+    """
+    p = probabilities_of(scores, scores_kind)
+    return (torch.xlogy(p, p) - p * logits.softmax(-1)).mean()
+
+
+def _kd(logits: Tensor, scores: Tensor, scores_kind: str, paper_compat: bool) -> Tensor:
+    if paper_compat:
+        return paper_kd_loss(logits, scores, scores_kind)
+    return ops.kd_loss(logits, scores, scores_kind=scores_kind)
+
+
 def adapt_to_api(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
@@ -48,18 +65,20 @@ def adapt_to_api(
     learning_rate: float = 0.01,
     first_order: bool = False,
     scores_kind: str = "logits",
+    paper_compat: bool = False,
 ) -> dict[str, Tensor]:
     """The task model's parameters theta_A: `steps` steps of gradient descent on `KD(f(images), scores)`.
 
     `images` `[N, C, H, W]` in unit range, `scores` `[N, n_classes]` the API's. The result hangs on `parameters` as
-    `adapt_parameters` says. Source: Hu et al., ICML 2023, arXiv 2305.18413, inner level.
+    `adapt_parameters` says. With `paper_compat` KD is `paper_kd_loss`.
+    Source: Hu et al., ICML 2023, arXiv 2305.18413, inner level.
     """
     device = next(iter(parameters.values())).device
     scores = scores.to(device)
     return adapt_parameters(
         module,
         parameters,
-        lambda logits: ops.kd_loss(logits, scores, scores_kind=scores_kind),
+        lambda logits: _kd(logits, scores, scores_kind, paper_compat),
         images.to(device),
         steps=steps,
         learning_rate=learning_rate,
@@ -75,9 +94,10 @@ def distillation_loss(
     steps: int = 10,
     learning_rate: float = 0.01,
     first_order: bool = False,
+    paper_compat: bool = False,
 ) -> Tensor:
     """The outer level's loss for one API, `KD(f_theta_A(Q), A(Q))`: a scalar that hangs on `parameters`."""
-    return _loss_and_agreement(module, parameters, task, steps, learning_rate, first_order)[0]
+    return _loss_and_agreement(module, parameters, task, steps, learning_rate, first_order, paper_compat)[0]
 
 
 def outer_distillation_step(
@@ -88,6 +108,7 @@ def outer_distillation_step(
     steps: int = 10,
     learning_rate: float = 0.01,
     first_order: bool = False,
+    paper_compat: bool = False,
 ) -> dict[str, float]:
     """One step of `optimizer` (over `module`'s parameters) on the sum of `distillation_loss` over `tasks`.
 
@@ -98,7 +119,7 @@ def outer_distillation_step(
     parameters = dict(module.named_parameters())
 
     def task_loss(task: DistillationTask) -> tuple[Tensor, Tensor]:
-        return _loss_and_agreement(module, parameters, task, steps, learning_rate, first_order)
+        return _loss_and_agreement(module, parameters, task, steps, learning_rate, first_order, paper_compat)
 
     loss, agreement = outer_step(optimizer, tasks, task_loss)
     return {"loss": loss, "agreement": agreement}
@@ -111,6 +132,7 @@ def _loss_and_agreement(
     steps: int,
     learning_rate: float,
     first_order: bool,
+    paper_compat: bool,
 ) -> tuple[Tensor, Tensor]:
     adapted = adapt_to_api(
         module,
@@ -121,9 +143,10 @@ def _loss_and_agreement(
         learning_rate=learning_rate,
         first_order=first_order,
         scores_kind=task.scores_kind,
+        paper_compat=paper_compat,
     )
     device = next(iter(parameters.values())).device
     scores = task.query_scores.to(device)
     logits = forward(module, adapted, task.query_images.to(device))
-    loss = ops.kd_loss(logits, scores, scores_kind=task.scores_kind)
+    loss = _kd(logits, scores, task.scores_kind, paper_compat)
     return loss, (logits.argmax(dim=1) == scores.argmax(dim=1)).float().mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from bidfmkd_fast.data.episodes import Episode
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.models import fit_images
 from bidfmkd_fast.seeds import torch_generator
 
 ClassKey = tuple[str, str]
@@ -18,11 +20,14 @@ ClassKey = tuple[str, str]
 class TaskMemory:
     """Recovered images in unit range, stored on the CPU by class key `(data set, class name)`.
 
-    Several APIs that know the same class fill the same key. Images of one memory have one shape.
+    Several APIs that know the same class fill the same key. Images are stored as they were recovered; a task brings
+    those of each class from the shape of its own data set to `image_shape`, `(C, H, W)`, with `fit_images`. Without
+    `image_shape` all images of the memory must have one shape, which tasks then have too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, image_shape: tuple[int, int, int] | None = None) -> None:
         self._images: dict[ClassKey, Tensor] = {}
+        self._image_shape = image_shape
 
     def __len__(self) -> int:
         """The number of images."""
@@ -40,6 +45,11 @@ class TaskMemory:
         """The images of one class, float32 `[n, C, H, W]`, in the order in which they were added."""
         return self._images[class_key]
 
+    def task_images_of(self, class_key: ClassKey) -> Tensor:
+        """The same as tasks have them, `[n, *image_shape]`."""
+        images = self._images[class_key]
+        return images if self._image_shape is None else fit_images(images, self._image_shape)
+
     def add(self, images: Tensor, class_keys: Sequence[ClassKey]) -> None:
         """Store `images` (float32 `[N, C, H, W]`, unit range) under `class_keys`, one `(data set, class name)` each.
 
@@ -52,12 +62,6 @@ class TaskMemory:
             raise InputError(f"TaskMemory.add: images must be [N, C, H, W]; got {list(images.shape)}")
         if len(class_keys) != len(images):
             raise InputError(f"TaskMemory.add: wanted one class key per image, {len(images)}; got {len(class_keys)}")
-        held = next(iter(self._images.values()), images)
-        if held.shape[1:] != images.shape[1:]:
-            raise InputError(
-                f"TaskMemory.add: images must be {list(held.shape[1:])} as those held; got {list(images.shape[1:])}; "
-                "resize them first"
-            )
         if not images.isfinite().all():
             raise InputError("TaskMemory.add: images must be finite; got NaN or infinity")
         rows: dict[ClassKey, list[int]] = {}
@@ -65,6 +69,7 @@ class TaskMemory:
             if not (isinstance(key, tuple) and len(key) == 2 and all(isinstance(part, str) for part in key)):
                 raise InputTypeError(f"TaskMemory.add: a class key is a pair (data set, class name); got {key!r}")
             rows.setdefault(key, []).append(row)
+        self._check_shape(images, {data_set for data_set, _ in rows})
         images = images.detach().cpu()
         for key, of_class in rows.items():
             new = images[of_class]
@@ -92,9 +97,11 @@ class TaskMemory:
         support, query = [], []
         for position in chosen:
             images = self._images[classes[position]]
-            rows = torch.randperm(len(images), generator=generator)[:needed]
-            support.append(images[rows[:n_shot]])
-            query.append(images[rows[n_shot:]])
+            images = images[torch.randperm(len(images), generator=generator)[:needed]]
+            if self._image_shape is not None:
+                images = fit_images(images, self._image_shape)
+            support.append(images[:n_shot])
+            query.append(images[n_shot:])
         labels = torch.arange(n_way)
         return Episode(
             support_images=torch.cat(support),
@@ -105,25 +112,42 @@ class TaskMemory:
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole memory as tensors for safetensors: `images`, `class_of_image` and `class_keys` (UTF-8 JSON)."""
+        """The whole memory as tensors for safetensors: `image_shape` (empty without one), `class_of_image`,
+        `class_keys` (UTF-8 JSON) and, in the same order, the images of each data set in one tensor, `images_0`,
+        `images_1`, ..."""
         classes = self.classes
         keys = torch.tensor(list(json.dumps(classes).encode()), dtype=torch.uint8)
         counts = torch.tensor([len(self._images[key]) for key in classes], dtype=torch.int64)
-        return {
-            "images": torch.cat([self._images[key] for key in classes]) if classes else torch.empty(0, 0, 0, 0),
-            "class_of_image": torch.arange(len(classes)).repeat_interleave(counts),
-            "class_keys": keys,
-        }
+        state = {"image_shape": torch.tensor(self._image_shape or (), dtype=torch.int64)}
+        state |= {"class_of_image": torch.arange(len(classes)).repeat_interleave(counts), "class_keys": keys}
+        for index, (_, its) in enumerate(itertools.groupby(classes, key=lambda class_key: class_key[0])):
+            state[f"images_{index}"] = torch.cat([self._images[class_key] for class_key in its])
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Replace what the memory holds by `state`, from `state_dict`. Raises InputError if it is none."""
         try:
+            channels_and_size = state["image_shape"].tolist()
             keys = [(str(data_set), str(name)) for data_set, name in json.loads(bytes(state["class_keys"].tolist()))]
-            class_of_image = state["class_of_image"].tolist()
-            class_keys = [keys[position] for position in class_of_image]
-            images = state["images"]
+            class_keys = [keys[position] for position in state["class_of_image"].tolist()]
+            groups = [state[f"images_{index}"] for index in range(len(state) - 3)]
+            if sum(map(len, groups)) != len(class_keys):
+                raise ValueError(f"{sum(map(len, groups))} images for {len(class_keys)} classes")
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise InputError(f"TaskMemory.load_state_dict: not the state of a task memory: {error!r}") from error
-        restored = TaskMemory()
-        restored.add(images, class_keys)
-        self._images = restored._images
+        restored = TaskMemory(tuple(channels_and_size) or None)
+        for images in groups:
+            restored.add(images, class_keys[: len(images)])
+            class_keys = class_keys[len(images) :]
+        self._images, self._image_shape = restored._images, restored._image_shape
+
+    def _check_shape(self, images: Tensor, data_sets: set[str]) -> None:
+        """Images of one data set have one shape; without `image_shape` those of all have."""
+        held = [its for key, its in self._images.items() if self._image_shape is None or key[0] in data_sets]
+        if held and held[0].shape[1:] != images.shape[1:]:
+            raise InputError(
+                f"TaskMemory.add: images must be {list(held[0].shape[1:])} as those held; got "
+                f"{list(images.shape[1:])}; resize them, or give the memory an image_shape for data sets that differ"
+            )
+        if self._image_shape is not None and len(images):
+            fit_images(images[:1], self._image_shape)  # channels that do not fit are refused here

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters
-from bidfmkd_fast.models import build_model, model_arguments
+from bidfmkd_fast.models import AnySizeConv4, build_model, model_arguments
 
 _METADATA_KEY = "bidfmkd_meta_model"
 Task = TypeVar("Task")
@@ -268,7 +268,7 @@ def _check_images(operation: str, name: str, images: Tensor, module: nn.Module) 
         raise InputTypeError(f"{operation}: {name} must be a {parameter.dtype} tensor in unit range; got {got}")
     if images.ndim != 4 or len(images) == 0:
         raise InputError(f"{operation}: {name} must be [N, C, H, W] with N >= 1; got {list(images.shape)}")
-    known = model_arguments(module)
+    known = None if isinstance(module, AnySizeConv4) else model_arguments(module)
     if known is not None and images.shape[1:] != (known["in_channels"], *known["image_size"]):
         wanted = f"[N, {known['in_channels']}, {known['image_size'][0]}, {known['image_size'][1]}]"
         raise InputError(f"{operation}: {name} must be {wanted}, as the module takes; got {list(images.shape)}")

@@ -49,7 +49,7 @@ class DeviceReplay:
         n_way, n_shot, n_query = sizes
         device = next(module.parameters()).device
         keys = [key for key in memory.classes for _ in memory.images_of(key)]
-        self._images = torch.cat([memory.images_of(key) for key in memory.classes]).to(device)
+        self._images = torch.cat([memory.task_images_of(key) for key in memory.classes]).to(device)
         # A memory of the same classes that holds each image's row: it draws the same tasks, and no image moves.
         self._row_memory = TaskMemory()
         self._row_memory.add(torch.arange(float(len(keys))).view(-1, 1, 1, 1), keys)

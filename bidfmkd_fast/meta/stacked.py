@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bidfmkd_fast.data.episodes import Episode
-from bidfmkd_fast.models import Conv4
+from bidfmkd_fast.models import AnySizeConv4, Conv4, fit_images
 from bidfmkd_fast.ops.norm_pool import norm_pool
 
 # Tasks, and bytes of the largest layer over all of them: more would leave the CPU's cache without a gain.
@@ -23,7 +23,11 @@ _GPU_STACK = (64, 1 << 30)
 
 def can_stack(module: nn.Module, n_way: int = 0) -> bool:
     """Whether `stacked_forward` serves this module: a Conv4 with batch statistics and a score for every class."""
-    return type(module) is Conv4 and module.batch_statistics and n_way <= module.n_classes
+    return (
+        (type(module) is Conv4 or type(module) is AnySizeConv4)
+        and module.batch_statistics
+        and n_way <= module.n_classes
+    )
 
 
 def stacks_of(module: nn.Module, episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
@@ -34,6 +38,8 @@ def stacks_of(module: nn.Module, episodes: Iterable[Episode]) -> Iterator[list[E
     for episode in episodes:
         shapes = (episode.support_images.shape, episode.query_images.shape)
         n_images, _, height, width = max(shapes)
+        if isinstance(module, AnySizeConv4):
+            height, width = module.image_size
         most = max(1, min(most_tasks, most_bytes // (4 * n_images * module.width * height * width)))
         if stack and (len(stack) >= most or shapes != (stack[0].support_images.shape, stack[0].query_images.shape)):
             yield stack
@@ -52,6 +58,8 @@ def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images:
     """Logits `[E, N, n_classes]` of images `[E, N, C, H, W]` under `parameters` `[E, ...]`, task by task."""
     assert isinstance(module, Conv4)
     n_tasks = images.shape[0]
+    if isinstance(module, AnySizeConv4):
+        images = fit_images(images, (module.in_channels, *module.image_size))
     # [N, E * C, H, W]
     x = images.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
     for i, block in enumerate(module.blocks):

@@ -7,11 +7,13 @@ from typing import Any
 from torch import nn
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.models.any_size import AnySizeConv4, fit_images
 from bidfmkd_fast.models.conv4 import Conv4
+from bidfmkd_fast.models.resnet import ResNet10, ResNet18
 
-__all__ = ["Conv4", "build_model", "model_arguments"]
+__all__ = ["AnySizeConv4", "Conv4", "ResNet10", "ResNet18", "build_model", "fit_images", "model_arguments"]
 
-_MODELS = {"conv4": Conv4}
+_MODELS = {"conv4": Conv4, "conv4_any_size": AnySizeConv4, "resnet10": ResNet10, "resnet18": ResNet18}
 
 
 def build_model(
@@ -23,7 +25,9 @@ def build_model(
     width: int = 32,
     batch_statistics: bool = False,
 ) -> nn.Module:
-    """The model called `name` ("conv4"): images `[N, in_channels, *image_size]` -> logits `[N, n_classes]`.
+    """The model called `name`: images `[N, in_channels, *image_size]` -> logits `[N, n_classes]`.
+
+    Names: "conv4", "resnet10", "resnet18", and "conv4_any_size", which takes any size.
 
     Weights come from torch's global generator; wrap the call in `seeds.seeded` for a fixed start.
     Raises `InputError` for an unknown name or sizes the model refuses.

@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 
 
 def serves(api: BlackBox, config: RecoveryConfig, labels: Tensor) -> bool:
-    """Whether a recovery of `labels` can stay where they are: on the CUDA device of a local module that it can pay."""
+    """Whether a recovery of `labels` can stay where they are: on the CUDA device of a local module that it can pay.
+
+    The module has to answer in full: what 8 bits, rounding or top-k take away is taken outside of it.
+    """
+    spec = api.spec
     if not labels.is_cuda or not isinstance(api, TorchBlackBox) or api._device != labels.device:
+        return False
+    if spec.is_8_bit or spec.decimals is not None or spec.top_k is not None:
         return False
     n_queries = config.steps * (1 + config.num_directions) * len(labels)
     n_requests = config.steps * len(_chunk_rows(config, len(labels)))
@@ -95,7 +101,8 @@ class DeviceRecovery:
         if not scores_finite:
             raise BadAnswer(f"{self.api.name}: the API must answer finite scores; it answered NaN or infinity")
         history = [self._record(step, values) for step, values in enumerate(self._records[: self.done].tolist())]
-        return Recovered(self._images, self._objective.labels, self._scores, self._losses, history, complete=True)
+        images, labels, scores, losses = self._images, self._objective.labels, self._scores, self._losses
+        return Recovered(images, labels, scores, losses, history, complete=True, mu=float(self.config.mu))
 
     def _record(self, step: int, values: list[float]) -> Record:
         queries = (step + 1) * (1 + self.config.num_directions) * len(self._losses)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,96 +9,19 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from bidfmkd_fast.black_box import BlackBox
-from bidfmkd_fast.black_box.resolution import QUERIES
-from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
-from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
+from bidfmkd_fast.black_box import BlackBox, OpenBox
+from bidfmkd_fast.errors import BudgetExhausted, InputTypeError
 from bidfmkd_fast.ops.workspace import keep_freed_memory
-from bidfmkd_fast.recovery.generator import PRECISIONS, Generator, check_images, generator_precision, renewed
+from bidfmkd_fast.recovery.config import RecoveryConfig, check_integer
+from bidfmkd_fast.recovery.generator import Generator, check_images, generator_precision, renewed
 from bidfmkd_fast.recovery.objective import Objective, Student, augment
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, serves
-from bidfmkd_fast.recovery.step_length import AUTO, as_number, choose_mu, warn_if_unmoved
+from bidfmkd_fast.recovery.paper_compat import directions_left, surrogate
+from bidfmkd_fast.recovery.step_length import AUTO, choose_mu, warn_if_unmoved
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.zeroth_order import ZerothOrder
 
 Record = dict[str, float]
-
-
-@dataclass(frozen=True)
-class RecoveryConfig:
-    """How to recover one set of images.
-
-    Args:
-        steps: optimisation steps; 0 keeps the images of the untrained generator (the no-recovery control).
-        num_directions: random directions per image and step (the paper's q).
-        mu: length of a step along a unit direction, in the API's input space; "auto" to measure at the first images,
-            for `resolution.QUERIES` queries more, which length the API resolves.
-        directions: "rademacher", "sphere", "gaussian" or "lowres".
-        grid: side of the field of "lowres" directions; 0 with all others.
-        learning_rate, betas: Adam's, for the generator and the latents alike.
-        latent_dim: numbers in a latent.
-        generator_width: channels of the built-in generator (the paper: 64).
-        generator_precision: of generator and its gradients; "tf32" leaves torch as it is set, whose convolutions on a
-            GPU then use TF32, "float32" turns that off, "bfloat16" is autocast. The points are float32 in any case.
-        boundary_weight: weight of the boundary term (lambda); only with a student.
-        divergence: distance of the boundary term: "l1" on scores, "l1_prob" and "kl" on probabilities.
-        augment: one random crop and horizontal flip per step before the API sees the images.
-        max_images: images held in memory and sent per call, rounded to whole sets of n_classes * n_per_class.
-
-    A step costs `(1 + num_directions) * n_classes * n_per_class` queries.
-
-    Raises:
-        InputError: a value out of its range; `InputTypeError` if it is of the wrong type.
-    """
-
-    steps: int = 80
-    num_directions: int = 8
-    mu: float | str = 0.025
-    directions: str = "rademacher"
-    grid: int = 0
-    learning_rate: float = 5e-3
-    betas: tuple[float, float] = (0.5, 0.999)
-    latent_dim: int = 256
-    generator_width: int = 16
-    generator_precision: str = "tf32"
-    boundary_weight: float = 0.3
-    divergence: str = "l1_prob"
-    augment: bool = False
-    max_images: int = 1024
-
-    def __post_init__(self) -> None:
-        least = {"steps": 0, "grid": 0, "num_directions": 1, "latent_dim": 1, "generator_width": 1, "max_images": 1}
-        for name, low in least.items():
-            _check_integer(f"RecoveryConfig: {name}", getattr(self, name), low)
-        if isinstance(self.mu, str) and self.mu != AUTO:
-            object.__setattr__(self, "mu", as_number(self.mu))
-        for name in ("mu", "learning_rate", "boundary_weight"):
-            if name == "mu" and self.mu == AUTO:
-                continue
-            value, zero_fits = getattr(self, name), name == "boundary_weight"
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InputTypeError(f"RecoveryConfig: {name} must be a number; got {value!r}")
-            if not (0 < value < math.inf or (value == 0 and zero_fits)):
-                wanted = "at least 0" if zero_fits else "above 0"
-                raise InputError(f"RecoveryConfig: {name} must be finite and {wanted}; got {value!r}")
-        choices = (("directions", DIRECTIONS), ("divergence", DIVERGENCES), ("generator_precision", PRECISIONS))
-        for name, known in choices:
-            if (value := getattr(self, name)) not in known:
-                raise InputError(f"RecoveryConfig: {name} must be one of {', '.join(known)}; got {value!r}")
-        if (self.directions == "lowres") != (self.grid > 0):
-            raise InputError(
-                "RecoveryConfig: grid must be at least 1 with directions='lowres' and 0 with all others; "
-                f"got grid={self.grid} with directions={self.directions!r}"
-            )
-        if not _are_betas(self.betas):
-            raise InputError(f"RecoveryConfig: betas must be two numbers in [0, 1); got {self.betas!r}")
-        if not isinstance(self.augment, bool):
-            raise InputTypeError(f"RecoveryConfig: augment must be True or False; got {self.augment!r}")
-
-    @property
-    def queries_per_set(self) -> int:
-        """Queries that a set costs besides those of its steps."""
-        return QUERIES if self.mu == AUTO and self.steps else 0
 
 
 @dataclass(frozen=True)
@@ -135,6 +57,7 @@ def recover(
     generator: nn.Module | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    paper_compat: bool = False,
     progress: bool = False,
     callback: Callable[[Record], None] | None = None,
 ) -> Recovered:
@@ -144,7 +67,7 @@ def recover(
     with zeroth-order gradients. A pure function of its arguments, as far as the API is one.
 
     Args:
-        api: the black box.
+        api: the black box; with an `OpenBox` the true gradient takes the place of the estimate, at one query an image.
         n_per_class: images per class, at least 1.
         student: the task model, images `[B, C, H, W]` in the API's input range -> logits `[B, n_classes]`; with it a
             boundary query set is recovered, without it a support set.
@@ -153,6 +76,7 @@ def recover(
             submodule with `reset_parameters`) and trained; the default is `Generator` of `config.generator_width`.
         seed: of every random draw.
         device: where generator and points live; the CPU when None.
+        paper_compat: with the slips of the authors' code (`bidfmkd_fast.recovery.paper_compat`).
         progress: a progress bar, if the output is a terminal.
         callback: called after every step with its record.
 
@@ -173,7 +97,9 @@ def recover(
         raise InputTypeError(f"recover: config must be a RecoveryConfig; got {type(config).__name__}")
     if student is not None and not callable(student):
         raise InputTypeError(f"recover: student must be callable on images; got {type(student).__name__}")
-    _check_integer("recover: n_per_class", n_per_class, 1)
+    check_integer("recover: n_per_class", n_per_class, 1)
+    if paper_compat:
+        directions_left(config.num_directions)
     spec = api.spec
     labels = torch.arange(spec.n_classes).repeat_interleave(n_per_class).to(device)  # [B]
     maker = _ImageMaker(api, len(labels), config, generator, seed, device)
@@ -185,10 +111,12 @@ def recover(
         student_scores = objective.student_scores(images, spec.n_classes)
         scores = api(images)
         return Recovered(images, labels, scores, objective.losses(scores, student_scores), [], complete=True)
-    chosen = replace(config, mu=choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed))
-    if generator is None and serves(api, chosen, labels):
+    opened = isinstance(api, OpenBox)  # takes no steps to estimate from
+    mu = None if opened else choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed)
+    chosen = config if mu is None else replace(config, mu=mu)
+    if generator is None and not paper_compat and serves(api, chosen, labels):
         return DeviceRecovery(api, maker, objective, chosen, seed).run(progress, callback)
-    return _optimise(api, maker, objective, chosen, seed, progress, callback, config.mu != AUTO)
+    return _optimise(api, maker, objective, chosen, seed, paper_compat, progress, callback, config.mu != AUTO)
 
 
 class _ImageMaker:
@@ -248,21 +176,24 @@ def _optimise(
     objective: Objective,
     config: RecoveryConfig,
     seed: int,
+    paper_compat: bool,
     progress: bool,
     callback: Callable[[Record], None] | None,
     warn: bool,
 ) -> Recovered:
     """The steps of one set; `warn` where `config.mu`, a number by now, was the caller's."""
-    mu = float(config.mu)
-    zeroth_order = ZerothOrder(
-        num_directions=config.num_directions,
-        mu=mu,
-        directions=config.directions,
-        grid=config.grid,
-        seed=derive_seed(seed, "recovery", "directions"),
-    )
     labels = objective.labels
-    best: list[torch.Tensor] = []  # images, scores, losses
+    num_directions = directions_left(config.num_directions) if paper_compat else config.num_directions
+    zeroth_order = None
+    if not isinstance(api, OpenBox):
+        zeroth_order = ZerothOrder(
+            num_directions=num_directions,
+            mu=float(config.mu),
+            directions=config.directions,
+            grid=config.grid,
+            seed=derive_seed(seed, "recovery", "directions"),
+        )
+    best: list[torch.Tensor] = []  # images, scores, losses, and what the choice goes by
     history: list[Record] = []
     queries, complete = 0, True
     for step in tqdm(range(config.steps), desc=f"recover {api.name}", disable=None if progress else True):
@@ -271,22 +202,30 @@ def _optimise(
             _check_budget(api, config, len(labels))
             x = maker.images(step)
             student_scores = objective.student_scores(x.detach(), api.spec.n_classes)
-            for points in zeroth_order.ask_chunks(x, max_images=config.max_images):
+            asked = [x[None]] if zeroth_order is None else zeroth_order.ask_chunks(x, max_images=config.max_images)
+            for points in asked:
                 answers.append(api(points.flatten(0, 1)).unflatten(0, points.shape[:2]))
         except BudgetExhausted:
             # The images themselves are asked first: what was paid for them still counts.
-            if answers:
+            if answers and not (paper_compat and best):
                 scores = answers[0][0]
-                best = _better(best, [x.detach(), scores, objective.losses(scores, student_scores)])
+                losses = objective.losses(scores, student_scores)
+                best = _better(best, [x.detach(), scores, losses, losses])
             if not best:
                 raise
             complete = False
             break
         scores = torch.cat(answers)  # [1+q, B, n_classes]
-        if warn and step == 0:
-            warn_if_unmoved(scores, labels, api.spec, mu)
-        loss, losses = objective.tell(zeroth_order, scores, student_scores)
-        best = _better(best, [x.detach(), scores[0], losses])
+        if warn and step == 0 and zeroth_order is not None:
+            warn_if_unmoved(scores, labels, api.spec, zeroth_order.mu)
+        if zeroth_order is None:
+            losses = objective.losses(scores[0], student_scores)
+            loss, losses, scores = losses.mean(), losses.detach(), scores.detach()
+        else:
+            loss, losses = objective.tell(zeroth_order, scores, student_scores)
+        if paper_compat:
+            loss = loss * (num_directions / config.num_directions)
+        best = _better(best, [x.detach(), scores[0], losses, surrogate(loss, x) if paper_compat else losses])
         maker.step(loss)
         queries += scores.shape[0] * scores.shape[1]
         matched = (scores[0].argmax(1) == labels).float().mean()
@@ -294,7 +233,8 @@ def _optimise(
         history.append({"step": step, "loss": mean, "best_loss": best_mean, "matched": share, "queries": queries})
         if callback is not None:
             callback(history[-1])
-    images, best_scores, best_losses = best
+    images, best_scores, best_losses, _ = best
+    mu = None if zeroth_order is None else zeroth_order.mu
     return Recovered(images, labels, best_scores, best_losses, history, complete, mu)
 
 
@@ -310,8 +250,9 @@ def _check_budget(api: BlackBox, config: RecoveryConfig, n_images: int) -> None:
     """Raises BudgetExhausted unless the budget pays one step (without steps: one look at the images)."""
     if api.budget is None:
         return
-    rows = 1 + config.num_directions if config.steps else 1  # each of n_images
-    more = config.queries_per_set
+    opened = isinstance(api, OpenBox)
+    rows = 1 + config.num_directions if config.steps and not opened else 1  # each of n_images
+    more = 0 if opened else config.queries_per_set
     per_call = max(1, config.max_images // n_images)
     requests = sum(api._count_requests(min(per_call, rows - first) * n_images) for first in range(0, rows, per_call))
     requests += api._count_requests(more) if more else 0
@@ -321,16 +262,3 @@ def _check_budget(api: BlackBox, config: RecoveryConfig, n_images: int) -> None:
             f"recover: one step asks {api.name} {n_queries:,} queries in {requests:,} requests, more than "
             f"is left of {api.budget}; raise the budget or take a lower n_per_class or num_directions"
         )
-
-
-def _check_integer(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputTypeError(f"{name} must be an integer; got {value!r}")
-    if value < low:
-        raise InputError(f"{name} must be at least {low}; got {value}")
-
-
-def _are_betas(value: object) -> bool:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        return False
-    return all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in value)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.scenarios.pool import load_pool, train_pool
+from bidfmkd_fast.scenarios.api_training import train_pool
+from bidfmkd_fast.scenarios.pool import load_pool
 from bidfmkd_fast.training import ReplayConfig, TrainConfig, fit_with_control
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.grids import write_grids
@@ -81,7 +82,7 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool =
         progress=progress,
     )
     seconds["meta-test"] = time.perf_counter() - started
-    report = write_report(folder, comparison, control=RunFolder(out / "control"), extra_seconds=seconds)
+    report = write_report(folder, [comparison], control=RunFolder(out / "control"), extra_seconds=seconds)
     costs = text_table(cost_rows(folder.summary(), seconds))
     return (
         f"{config.n_apis} APIs ({100 * pool.accuracy:.0f} % accurate on held-out images of their own classes), "

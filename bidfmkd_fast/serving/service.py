@@ -221,7 +221,7 @@ class _Model:
         if self._behaviour.dtype == "uint8":
             images = self._api.spec.from_unit(images.float() / 255)
         scores = self._api(images)
-        return self._behaviour.tell(scores, self._api.spec.scores_kind, self._seed, self._api.name, number)
+        return self._behaviour.tell(scores, self._api.spec.returned_kind, self._seed, self._api.name, number)
 
 
 def _spoiled(outputs: dict[str, np.ndarray[Any, Any]], fate: str) -> dict[str, np.ndarray[Any, Any]]:

@@ -175,7 +175,7 @@ class RunFolder:
         return MetaModel.load(self.path / INITIAL_MODEL)
 
     def memory(self) -> TaskMemory:
-        """The task memory. Raises InputError for a damaged file."""
+        """The task memory, with images as they were recovered. Raises InputError for a damaged file."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
-from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery import RecoveryConfig
-
-Config = TypeVar("Config")
+from bidfmkd_fast.recovery.paper_compat import SPLITS
+from bidfmkd_fast.training.settings import (
+    check_least,
+    check_positive,
+    check_types,
+    plain_values,
+    settings_from_values,
+    settings_from_yaml,
+    to_yaml,
+)
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,9 @@ class DistillationConfig:
     first_order: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_least(self, inner_steps=0)
-        _check_positive(self, "inner_lr", "outer_lr")
+        check_types(self)
+        check_least(self, inner_steps=0)
+        check_positive(self, "inner_lr", "outer_lr")
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,9 @@ class ReplayConfig:
     first_order: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_least(self, steps_per_round=0, patience=0, final_steps=0, n_shot=1, n_query=1, inner_steps=0)
-        _check_positive(self, "inner_lr", "outer_lr")
+        check_types(self)
+        check_least(self, steps_per_round=0, patience=0, final_steps=0, n_shot=1, n_query=1, inner_steps=0)
+        check_positive(self, "inner_lr", "outer_lr")
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,11 @@ class TrainConfig:
         meta_batch_size: tasks per outer step, and APIs per round.
         meta_model_width: filters of the default meta-model, a Conv4.
         adapt_steps, adapt_lr: how the finished meta-model adapts to a new task unless told otherwise.
+        meta_model_side: side of the square images of a meta-model that takes any size; 0 for a plain Conv4, or for the
+            largest side among the APIs where their images differ in shape.
         boundary_start: outer step (distillation and replay counted together) from which the boundary term is used.
+        boundary_recovery, bilevel_distillation, task_replay: False leaves that part of the method out (ablations).
+        paper_compat: do as the authors' public code does where it departs from the paper (`docs/architecture.md`).
         recovery, distillation, replay: the three stages' own settings.
 
     Raises:
@@ -89,22 +99,39 @@ class TrainConfig:
     meta_model_width: int = 32
     adapt_steps: int = 10
     adapt_lr: float = 0.01
+    meta_model_side: int = 0
     boundary_start: int = 0
+    boundary_recovery: bool = True
+    bilevel_distillation: bool = True
+    task_replay: bool = True
+    paper_compat: bool = False
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_least(
-            self, seed=0, n_per_class=1, meta_batch_size=1, meta_model_width=1, adapt_steps=0, boundary_start=0
+        check_types(self)
+        check_least(
+            self,
+            seed=0,
+            n_per_class=1,
+            meta_batch_size=1,
+            meta_model_width=1,
+            adapt_steps=0,
+            meta_model_side=0,
+            boundary_start=0,
         )
-        _check_positive(self, "adapt_lr")
+        check_positive(self, "adapt_lr")
         replay, held = self.replay, 2 * self.n_per_class
         if (replay.final_steps or replay.steps_per_round) and replay.n_shot + replay.n_query > held:
             raise InputError(
                 f"TrainConfig: replay.n_shot + replay.n_query must be at most 2 n_per_class = {held}, the images per "
                 f"class of an API's two sets; got {replay.n_shot} + {replay.n_query}; lower them or raise n_per_class"
+            )
+        if self.paper_compat and self.recovery.num_directions < SPLITS:
+            raise InputError(
+                f"TrainConfig: with paper_compat recovery.num_directions must be at least {SPLITS}, the authors' "
+                f"number of splits; got {self.recovery.num_directions}"
             )
         if replay.n_shot >= self.n_per_class:
             raise InputError(
@@ -118,15 +145,11 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as `from_dict` takes them."""
-        values = asdict(self)
-        values["recovery"]["betas"] = list(values["recovery"]["betas"])  # YAML has no tuples
-        return values
+        return plain_values(self)
 
     def to_yaml(self) -> str:
         """The settings as YAML text."""
-        import yaml
-
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return to_yaml(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -135,28 +158,22 @@ class TrainConfig:
         Raises:
             InputError: an unknown key (the closest known one is named), or a value out of its range.
         """
-        return _from_dict(cls, values, "")
+        return settings_from_values(cls, values)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
         """The settings in a YAML file. Raises InputError as `from_dict`, and for a file that is missing or no YAML."""
-        import yaml
-
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"TrainConfig: cannot read {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"TrainConfig: {path} is not readable YAML: {' '.join(str(error).split())}") from None
-        return cls.from_dict({} if values is None else values)
+        return settings_from_yaml(cls, path)
 
 
-def paper() -> TrainConfig:
+def paper(compat: bool = False) -> TrainConfig:
     """The settings of the paper's 5-way runs on 100 APIs (arXiv 2305.18413); replay ends at about 60,000 outer steps.
 
     The authors' KD loss also divides by the number of classes, so their inner learning rate of 0.01 is 0.002 of ours.
+    With `compat` the slips of their code are in (`paper_compat`), their loss and so their learning rate among them.
     """
     return TrainConfig(
+        paper_compat=compat,
         n_per_class=30,
         meta_batch_size=4,
         meta_model_width=32,
@@ -168,58 +185,10 @@ def paper() -> TrainConfig:
             directions="sphere",
             learning_rate=1e-3,
             generator_width=64,
+            boundary_weight=1.0,
             divergence="l1",
             augment=True,
         ),
-        distillation=DistillationConfig(inner_steps=10, inner_lr=0.002),
+        distillation=DistillationConfig(inner_steps=10, inner_lr=0.01 if compat else 0.002),
         replay=ReplayConfig(steps_per_round=2400, patience=200, final_steps=2400, n_query=15),
     )
-
-
-def _from_dict(kind: type[Config], values: Any, where: str) -> Config:
-    if not isinstance(values, Mapping):
-        wanted = f"settings under {where.rstrip('.')!r}" if where else "settings by name"
-        raise InputTypeError(f"TrainConfig: wanted {wanted}; got {values!r}")
-    hints = get_type_hints(kind)
-    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
-    given = {}
-    for key, value in values.items():
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise InputError(f"TrainConfig: unknown key {where + str(key)!r}; did you mean {where + close!r}?")
-        if is_dataclass(hints[key]):
-            value = _from_dict(hints[key], value, f"{where}{key}.")
-        elif hints[key] is float and isinstance(value, str):
-            value = _number(value)  # YAML 1.1 reads 1e-3 as text
-        elif isinstance(value, list):
-            value = tuple(value)
-        given[key] = value
-    return kind(**given)
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _check_types(config: Any) -> None:
-    for name, wanted in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        fits = isinstance(value, (int, float) if wanted is float else wanted)
-        if not fits or (isinstance(value, bool) and wanted is not bool):
-            raise InputTypeError(f"{type(config).__name__}: {name} must be of type {wanted.__name__}; got {value!r}")
-
-
-def _check_least(config: Any, **least: int) -> None:
-    for name, low in least.items():
-        if getattr(config, name) < low:
-            raise InputError(f"{type(config).__name__}: {name} must be at least {low}; got {getattr(config, name)}")
-
-
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{type(config).__name__}: {name} must be finite and above 0; got {value}")

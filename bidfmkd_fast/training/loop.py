@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bidfmkd_fast.black_box import BlackBox, Budget
+from bidfmkd_fast.black_box import APISpec, BlackBox, Budget
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.meta.model import forward
@@ -20,16 +20,17 @@ from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.run import Run
-from bidfmkd_fast.training.stages import Stages
+from bidfmkd_fast.training.stages import Stages, task_shape
 
 
 class BiDfMKD:
     """Black-box data-free meta-learning by bi-level distillation (Hu et al., ICML 2023, arXiv 2305.18413).
 
     Args:
-        apis: the black boxes; all with the same number of classes and the same image shape.
+        apis: the black boxes; all with the same number of classes.
         meta_model: any module from images `[N, C, H, W]` (unit range) to logits `[N, n_classes]`; a copy of it is
-            trained, in the mode it is in. None for a Conv4 that always uses batch statistics.
+            trained, in the mode it is in. None for a Conv4 that always uses batch statistics: a plain one where all
+            APIs take images of one shape, one that takes any size where they differ (`AnySizeConv4`).
         generator: as for `recover`; None for the built-in one.
         config: the settings.
         device: where generator and meta-model live.
@@ -37,7 +38,8 @@ class BiDfMKD:
             recovery stops, and what there is is distilled and replayed.
 
     Raises:
-        InputError: bad arguments, an empty pool, APIs that differ in classes or shape, a meta-model of another shape.
+        InputError: bad arguments, an empty pool, APIs that differ in their number of classes, a meta-model that does
+            not take their images.
     """
 
     def __init__(
@@ -57,17 +59,8 @@ class BiDfMKD:
         if budget is not None and not isinstance(budget, Budget):
             raise InputTypeError(f"BiDfMKD: budget must be a Budget or None; got {type(budget).__name__}")
         _check_apis(self.apis, budget)
-        spec = self.apis[0].spec
         if meta_model is None:
-            with seeded(self.config.seed, "meta_model"):
-                module = build_model(
-                    "conv4",
-                    in_channels=spec.image_shape[0],
-                    n_classes=spec.n_classes,
-                    image_size=spec.image_shape[1:],
-                    width=self.config.meta_model_width,
-                    batch_statistics=True,
-                )
+            module = initial_module([api.spec for api in self.apis], self.config)
         elif isinstance(meta_model, nn.Module):
             module = copy.deepcopy(meta_model)
         else:
@@ -124,20 +117,37 @@ class BiDfMKD:
         return run
 
     def _check_meta_model(self) -> None:
-        spec = self.apis[0].spec
-        images = torch.rand(2, *spec.image_shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        try:
-            with seeded(0, "meta_model", "check"), torch.no_grad():
-                logits = forward(self._module, dict(self._module.named_parameters()), images)
-        except (RuntimeError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"BiDfMKD: meta_model fails on images {list(images.shape)}: {reason}") from error
-        if not isinstance(logits, Tensor) or logits.shape != (2, spec.n_classes):
-            came = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise InputError(
-                f"BiDfMKD: meta_model must map images {list(images.shape)} to logits [2, {spec.n_classes}], one per "
-                f"class of an API; got {came}"
-            )
+        n_classes = self.apis[0].spec.n_classes
+        specs = [api.spec for api in self.apis]
+        for shape in sorted({spec.image_shape for spec in specs} | {task_shape(specs, self.config) or ()} - {()}):
+            images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+            try:
+                with seeded(0, "meta_model", "check"), torch.no_grad():
+                    logits = forward(self._module, dict(self._module.named_parameters()), images)
+            except (RuntimeError, ValueError, TypeError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(f"BiDfMKD: meta_model fails on images {list(images.shape)}: {reason}") from error
+            if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
+                came = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise InputError(
+                    f"BiDfMKD: meta_model must map images {list(images.shape)} to logits [2, {n_classes}], one per "
+                    f"class of an API; got {came}"
+                )
+
+
+def initial_module(specs: Sequence[APISpec], config: TrainConfig) -> nn.Module:
+    """The default meta-model for APIs of these `specs` before anything is learned; a function of the seed."""
+    shape = task_shape(specs, config)
+    channels, *size = shape or specs[0].image_shape
+    with seeded(config.seed, "meta_model"):
+        return build_model(
+            "conv4_any_size" if shape else "conv4",
+            in_channels=channels,
+            n_classes=specs[0].n_classes,
+            image_size=(size[0], size[1]),
+            width=config.meta_model_width,
+            batch_statistics=True,
+        )
 
 
 def fit_with_control(
@@ -189,12 +199,11 @@ def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
         raise InputError("BiDfMKD: apis holds the same black box twice; give each once")
     first = apis[0].spec
     for api in apis:
-        for what in ("n_classes", "image_shape"):
-            if getattr(api.spec, what) != getattr(first, what):
-                raise InputError(
-                    f"BiDfMKD: all APIs must have the same {what}; {first.name} has {getattr(first, what)} and "
-                    f"{api.name} has {getattr(api.spec, what)}; run them as separate pools"
-                )
+        if api.spec.n_classes != first.n_classes:
+            raise InputError(
+                f"BiDfMKD: all APIs must have the same n_classes; {first.name} has {first.n_classes} and "
+                f"{api.name} has {api.spec.n_classes}; run them as separate pools"
+            )
         if budget is not None and api.budget is not None and api.budget is not budget:
             raise InputError(f"BiDfMKD: {api.name} has a budget of its own; give either that or budget=, not both")
 

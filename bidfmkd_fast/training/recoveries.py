@@ -126,7 +126,8 @@ class Recoveries:
         try:
             support = self._set(outcome, "support", None)
             student = None
-            if outer_step >= self.config.boundary_start and not self._on_disk(index, "query"):
+            bounded = self.config.boundary_recovery and outer_step >= self.config.boundary_start
+            if bounded and not self._on_disk(index, "query"):
                 student = self._student(api, module, support, outer_step)
             self._set(outcome, "query", student)
         except errors as error:
@@ -149,6 +150,7 @@ class Recoveries:
                 generator=self.generator,
                 seed=derive_seed(self.config.seed, "api", index, part),
                 device=self.device,
+                paper_compat=self.config.paper_compat,
                 callback=self._check_stop,
             )
             one = RecoveredSet(index, api.name, api.spec.names, part, api.spec.to_unit(recovered.images), recovered)
@@ -178,6 +180,7 @@ class Recoveries:
                 learning_rate=self.config.distillation.inner_lr,
                 first_order=True,  # only its values are used
                 scores_kind=api.spec.returned_kind,
+                paper_compat=self.config.paper_compat,
             )
         parameters = {name: value.detach() for name, value in adapted.items()}
         calls = itertools.count()

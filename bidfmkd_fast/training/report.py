@@ -157,7 +157,7 @@ def _asked(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def write_report(
     folder: RunFolder,
-    comparison: Comparison | None = None,
+    comparisons: Sequence[Comparison] = (),
     *,
     control: RunFolder | None = None,
     extra_seconds: Mapping[str, float] | None = None,
@@ -169,10 +169,12 @@ def write_report(
         lines += ["**A budget ended before every API was recovered in full; what there is was used.**", ""]
     for name, reason in summary["skipped"].items():
         lines += [f"**{name} was left out: {reason}**", ""]
-    if comparison is not None:
-        lines += ["## Accuracy", "", f"{comparison.title}.", "", markdown_table(comparison.accuracies), ""]
+    for comparison in comparisons:
+        lines += ["## Accuracy"] if comparison is comparisons[0] else []
+        lines += ["", f"{comparison.title}.", "", markdown_table(comparison.accuracies), ""]
         if len(comparison.differences) > 1:
             lines += [markdown_table(comparison.differences), ""]
+    if comparisons:
         lines += [
             f"The {CONTROL} is the same run on images of untrained generators: what learning to adapt gives by "
             "itself. Batch norm sees a whole query set at once (transductive evaluation).",

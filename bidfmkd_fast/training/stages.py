@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.black_box import APISpec, BlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerRow, row_of
 from bidfmkd_fast.errors import BudgetExhausted, ServiceWarning
 from bidfmkd_fast.meta import (
@@ -55,7 +55,7 @@ class Stages:
         self.distillation_optimizer = torch.optim.Adam(module.parameters(), lr=config.distillation.outer_lr)
         on_gpu = device.type == "cuda"  # where replay steps are captured in a graph
         self.replay_optimizer = torch.optim.Adam(module.parameters(), lr=config.replay.outer_lr, capturable=on_gpu)
-        self.memory = TaskMemory()
+        self.memory = TaskMemory(task_shape([api.spec for api in apis], config))
         self.recovered: list[RecoveredSet] = []
         self.history: list[dict[str, Any]] = []
         self.seconds = {"recovery": 0.0, "distillation": 0.0, "replay": 0.0}
@@ -154,7 +154,7 @@ class Stages:
         )
 
     def _distil(self, tasks: list[DistillationTask]) -> None:
-        if not tasks:
+        if not tasks or not self.config.bilevel_distillation:
             return
         distillation = self.config.distillation
         with self._timed("distillation"), seeded(self.config.seed, "distillation", self.outer_step):
@@ -165,13 +165,14 @@ class Stages:
                 steps=distillation.inner_steps,
                 learning_rate=distillation.inner_lr,
                 first_order=distillation.first_order,
+                paper_compat=self.config.paper_compat,
             )
         self.outer_step += 1
         self._record("distillation", loss=metrics["loss"], accuracy=metrics["agreement"])
 
     def _replay(self, steps: int, patience: int = 0) -> None:
         """`steps` outer steps on tasks from the memory; with `patience`, fewer once accuracy has stopped improving."""
-        if not self.recovered:
+        if not self.recovered or not self.config.task_replay:
             return
         take = self._replayer()
         best, best_step = -1.0, 0
@@ -273,6 +274,15 @@ class Stages:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - started
+
+
+def task_shape(specs: Sequence[APISpec], config: TrainConfig) -> tuple[int, int, int] | None:
+    """(C, H, W) to which tasks are brought; None where all APIs take images of one shape, and no other is wanted."""
+    shapes = {spec.image_shape for spec in specs}
+    if len(shapes) == 1 and not config.meta_model_side:
+        return None
+    side = config.meta_model_side or max(max(height, width) for _, height, width in shapes)
+    return max(channels for channels, _, _ in shapes), side, side
 
 
 def _class_key(api: BlackBox, index: int, label: int) -> tuple[str, str]:

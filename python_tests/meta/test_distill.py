@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from tolerances import TOLERANCES
@@ -10,6 +12,7 @@ from torch.nn import functional
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta import DistillationTask, adapt_to_api, distillation_loss, outer_distillation_step
+from bidfmkd_fast.meta.distill import paper_kd_loss
 from bidfmkd_fast.seeds import seeded
 
 N_CLASSES = 4
@@ -121,3 +124,38 @@ def test_parts_that_do_not_fit_are_refused(seed: int) -> None:
     module = network(seed)
     with pytest.raises(InputError, match="tasks is empty"):
         outer_distillation_step(module, torch.optim.Adam(module.parameters()), [])
+
+
+def test_paper_compat_is_kl_div_of_probabilities_as_the_authors_call_it(seed: int) -> None:
+    module, task = network(seed), task_of(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch itself advises against this reduction
+
+        def authors(weight: Tensor, images: Tensor, scores: Tensor) -> Tensor:
+            student = functional.softmax(images.double().flatten(1) @ weight.T, dim=-1)
+            return functional.kl_div(student, functional.softmax(scores.double(), dim=-1))
+
+        weight = start = module[1].weight.detach().double().requires_grad_()
+        for _ in range(4):
+            loss = authors(weight, task.support_images, task.support_scores)
+            weight = weight - 0.7 * torch.autograd.grad(loss, weight, create_graph=True)[0]
+        expected = authors(weight, task.query_images, task.query_scores)
+    options = {"steps": 4, "learning_rate": 0.7, "paper_compat": True}
+    loss = distillation_loss(module, dict(module.named_parameters()), task, **options)
+    (gradient,) = torch.autograd.grad(loss, list(module.parameters()))
+    rtol, atol = TOLERANCES["float32"]
+    torch.testing.assert_close(loss.double(), expected, rtol=rtol, atol=atol)
+    torch.testing.assert_close(gradient.double(), torch.autograd.grad(expected, start)[0], rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("scores_kind", ["probabilities", "log_probabilities"])
+def test_paper_compat_reads_every_kind_of_scores(scores_kind: str, seed: int) -> None:
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed))
+    scores = 4 * logits.flip(0)
+    converted = scores.softmax(1) if scores_kind == "probabilities" else scores.log_softmax(1)
+    rtol, atol = TOLERANCES["float32"]
+    torch.testing.assert_close(
+        paper_kd_loss(logits, converted, scores_kind), paper_kd_loss(logits, scores), rtol=rtol, atol=atol
+    )
+    one_hot = torch.eye(3)
+    assert torch.isfinite(paper_kd_loss(torch.zeros(3, 3), one_hot, "probabilities"))

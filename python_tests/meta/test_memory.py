@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.meta import TaskMemory
+from bidfmkd_fast.models import fit_images
 
 
 def marked(api: int, class_number: int, n: int) -> Tensor:
@@ -159,3 +160,37 @@ def test_bad_images_keys_and_states_are_refused() -> None:
         with pytest.raises(InputError):
             memory.load_state_dict(state)
     assert len(memory) == 100  # nothing refused left a trace
+
+
+def test_tasks_over_data_sets_of_different_shapes(seed: int, tmp_path: Path) -> None:
+    """Each class is brought from the shape of its own data set to the task's; what is stored stays as it came."""
+    memory = TaskMemory(image_shape=(3, 6, 8))
+    of_class = {}
+    for data_set, shape in (("small", (1, 4, 4)), ("large", (3, 12, 16)), ("as it is", (3, 6, 8))):
+        for name in ("a", "b"):
+            of_class[data_set, name] = torch.rand(5, *shape, generator=torch.Generator().manual_seed(len(of_class)))
+            memory.add(of_class[data_set, name], [(data_set, name)] * 5)
+    for class_key, images in of_class.items():
+        assert torch.equal(memory.images_of(class_key), images)
+    episode = memory.sample_episode(6, 2, 3, seed=seed, index=0)
+    assert episode.support_images.shape == (12, 3, 6, 8)
+    assert episode.query_images.shape == (18, 3, 6, 8)
+    for image, label in zip(episode.query_images, episode.query_labels.tolist()):
+        candidates = fit_images(of_class[memory.classes[episode.classes[label]]], (3, 6, 8))
+        assert any(torch.equal(image, candidate) for candidate in candidates)
+
+    save_file(memory.state_dict(), tmp_path / "memory.safetensors")
+    restored = TaskMemory()
+    restored.load_state_dict(load_file(tmp_path / "memory.safetensors"))
+    assert all(torch.equal(restored.images_of(class_key), images) for class_key, images in of_class.items())
+    again = restored.sample_episode(6, 2, 3, seed=seed, index=0)
+    assert torch.equal(again.query_images, episode.query_images)
+
+    with pytest.raises(InputError, match=r"must be \[1, 4, 4\] as those held; got \[1, 5, 5\]"):
+        memory.add(torch.rand(1, 1, 5, 5), [("small", "c")])
+    with pytest.raises(InputError, match="1 or 3 channels"):
+        memory.add(torch.rand(1, 2, 5, 5), [("new", "c")])
+    with pytest.raises(InputError, match="not the state of a task memory"):
+        state = memory.state_dict()
+        state["images_1"] = state["images_1"][1:]
+        restored.load_state_dict(state)

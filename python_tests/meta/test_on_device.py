@@ -10,7 +10,7 @@ import torch
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta import TaskMemory, outer_replay_step
 from bidfmkd_fast.meta.on_device import DeviceReplay
-from bidfmkd_fast.models import Conv4
+from bidfmkd_fast.models import AnySizeConv4, Conv4
 
 N_WAY, N_SHOT, N_QUERY, N_TASKS = 3, 1, 4, 2
 INNER = {"steps": 2, "learning_rate": 0.1, "first_order": False}
@@ -24,10 +24,10 @@ def make_memory(seed: int) -> TaskMemory:
     return memory
 
 
-def make_module() -> torch.nn.Module:
+def make_module(kind: type[Conv4] = Conv4, in_channels: int = 1) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Conv4(1, N_WAY, (16, 16), width=4, batch_statistics=True)
+        return kind(in_channels, N_WAY, (16, 16), width=4, batch_statistics=True)
 
 
 def make_replay(module: torch.nn.Module, memory: TaskMemory, learning_rate: float = 1e-2) -> DeviceReplay:
@@ -51,6 +51,23 @@ def test_the_same_steps(seed: int) -> None:
     assert len(told) == 4
     for one, wanted in zip(told, expected):
         assert one == pytest.approx(wanted, rel=1e-6)
+    for value, wanted in zip(module.parameters(), twin.parameters()):
+        assert torch.equal(value, wanted)
+
+
+def test_images_of_different_shapes_are_fitted(seed: int) -> None:
+    memory, generator = TaskMemory((3, 16, 16)), torch.Generator().manual_seed(seed)
+    for data_set, shape in (("grey", (1, 12, 12)), ("colours", (3, 20, 20))):
+        keys = [(data_set, f"class {i % 3}") for i in range(30)]
+        memory.add(torch.rand(30, *shape, generator=generator), keys)
+    module = make_module(AnySizeConv4, 3)
+    twin = copy.deepcopy(module)
+    replay, optimizer = make_replay(module, memory), torch.optim.Adam(twin.parameters(), lr=1e-2)
+    for step in range(2):
+        replay.step(seed, step * N_TASKS)
+        tasks = range(step * N_TASKS, (step + 1) * N_TASKS)
+        episodes = [memory.sample_episode(N_WAY, N_SHOT, N_QUERY, seed=seed, index=i) for i in tasks]
+        outer_replay_step(twin, optimizer, episodes, **INNER)  # type: ignore[arg-type]
     for value, wanted in zip(module.parameters(), twin.parameters()):
         assert torch.equal(value, wanted)
 

@@ -10,7 +10,7 @@ from bidfmkd_fast.data import Episode, load_dataset
 from bidfmkd_fast.meta import MetaModel, evaluate, maml, model, outer_replay_step
 from bidfmkd_fast.meta import evaluate as evaluate_function
 from bidfmkd_fast.meta.stacked import can_stack, stacks_of
-from bidfmkd_fast.models import Conv4
+from bidfmkd_fast.models import AnySizeConv4, Conv4
 from bidfmkd_fast.seeds import seeded, torch_generator
 
 
@@ -36,9 +36,14 @@ def gradients(module: Conv4, episodes: list[Episode], first_order: bool) -> tupl
     return metrics, [parameter.grad.clone() for parameter in module.parameters()]
 
 
+@pytest.mark.parametrize("kind", [Conv4, AnySizeConv4])
 @pytest.mark.parametrize("first_order", [False, True])
-def test_replay_equals_the_loop(first_order: bool, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, episodes = conv4(seed), [episode(seed, i, 2 + i // 3) for i in range(5)]  # two shapes: two stacks
+def test_replay_equals_the_loop(
+    first_order: bool, kind: type[Conv4], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = kind(3, 4, (16, 20) if kind is Conv4 else (17, 16), 4, batch_statistics=True).double()
+    module.load_state_dict(conv4(seed).state_dict())
+    episodes = [episode(seed, i, 2 + i // 3) for i in range(5)]  # two shapes: two stacks
     metrics, stacked = gradients(module, episodes, first_order)
     for room in (maml, model):
         monkeypatch.setattr(room, "can_stack", lambda *_: False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from tolerances import TOLERANCES
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, TorchBlackBox
 from bidfmkd_fast.errors import BadAnswer, InputError
 from bidfmkd_fast.models import build_model
-from bidfmkd_fast.recovery import Objective, RecoveryConfig, recover
+from bidfmkd_fast.recovery import Generator, Objective, Recovered, RecoveryConfig, recover
 from bidfmkd_fast.recovery.objective import augment, augment_at, crop_of
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
 from bidfmkd_fast.recovery.recover import _ImageMaker
@@ -62,6 +63,7 @@ def test_the_same_as_the_loop(change: dict[str, object], with_student: bool, see
     for name in ("images", "labels", "scores", "losses"):
         assert torch.equal(getattr(actual, name), getattr(expected, name)), name
     assert actual.complete
+    assert actual.mu == expected.mu == config.mu
     for records in (actual.history, seen):
         assert [list(record) for record in records] == [list(record) for record in expected.history]
         for record, wanted in zip(records, expected.history):
@@ -115,6 +117,31 @@ def test_who_is_served(seed: int) -> None:
     assert not serves(make_api(seed), CONFIG, torch.arange(12))
     function = FunctionBlackBox(lambda images: images.flatten(1)[:, :N_CLASSES], APISpec(N_CLASSES, SHAPE))
     assert not serves(function, CONFIG, labels)  # type: ignore[arg-type]
+    probabilities = torch.nn.Sequential(make_module(seed), torch.nn.Softmax(1))
+    for coarse in ({"decimals": 3}, {"dtype": "uint8"}, {"encoding": "png"}, {"scores_kind": "top_k", "top_k": 2}):
+        spec = APISpec(N_CLASSES, SHAPE, **coarse)  # type: ignore[arg-type]
+        assert not serves(TorchBlackBox(probabilities, spec), CONFIG, labels)  # type: ignore[arg-type]
+
+
+def test_only_the_plain_recovery_stays_on_the_device(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slips of the authors' code and a user's generator are served by the loop."""
+    module = importlib.import_module("bidfmkd_fast.recovery.recover")  # the package's `recover` is the function
+    monkeypatch.setattr(module, "serves", lambda *_: True)
+    taken: list[int] = []
+
+    class Watched(DeviceRecovery):
+        def run(self, *args: object) -> Recovered:  # type: ignore[override]
+            taken.append(1)
+            return super().run()
+
+    monkeypatch.setattr(module, "DeviceRecovery", Watched)
+    config = replace(CONFIG, steps=1, num_directions=5)
+    generator = Generator(SHAPE, config.latent_dim, config.generator_width)
+    recover(make_api(seed), N_PER_CLASS, None, config, paper_compat=True)
+    recover(make_api(seed), N_PER_CLASS, None, config, generator=generator)
+    assert not taken
+    recover(make_api(seed), N_PER_CLASS, None, config)
+    assert taken == [1]
 
 
 def test_crops_on_the_device(seed: int) -> None:

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from bidfmkd_fast.data import Dataset, load_dataset, make_glyphs
+from bidfmkd_fast.data import Dataset, make_glyphs
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.scenarios import load_modules, load_pool, read_pool, train_pool
-from bidfmkd_fast.scenarios import pool as pool_module
 
 
 @pytest.fixture(scope="module")
@@ -69,95 +67,6 @@ def test_black_boxes_answer_as_the_modules(glyphs: Dataset, trained: Path) -> No
         assert api.spec.name == Path(entry.file).stem
         with torch.no_grad():
             torch.testing.assert_close(api(images), module(images), rtol=1e-4, atol=1e-4)
-
-
-def test_held_out_images_are_never_learned(glyphs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    learned, measured = [], []
-    monkeypatch.setattr(pool_module, "_fit", lambda module, images, labels, **rest: learned.append((images, labels)))
-    monkeypatch.setattr(pool_module, "_accuracy", lambda module, *held: measured.append(held) or 1.0)
-    pool = train_pool(glyphs, tmp_path / "pool", n_apis=3, n_way=5, width=2, holdout=0.25)
-    index = {name: i for i, name in enumerate(glyphs.class_names)}
-    for entry, (images, labels), (held_images, held_labels) in zip(pool.entries, learned, measured):
-        assert labels.bincount().tolist() == [30] * 5 and held_labels.bincount().tolist() == [10] * 5
-        for label, name in enumerate(entry.class_names):
-            both = torch.cat([images[labels == label], held_images[held_labels == label]]).flatten(1)
-            assert {row.numpy().tobytes() for row in both} == {
-                row.numpy().tobytes() for row in glyphs.images_of(index[name]).flatten(1)
-            }
-
-
-def test_an_api_depends_on_seed_and_index_only(glyphs: Dataset, trained: Path, tmp_path: Path) -> None:
-    torch.manual_seed(99)
-    before = torch.random.get_rng_state()
-    arguments = {"n_way": 4, "width": 8, "epochs": 12}
-    same = train_pool(glyphs, tmp_path / "same", n_apis=1, seed=3, **arguments)
-    other = train_pool(glyphs, tmp_path / "other", n_apis=1, seed=4, **arguments)
-    load_modules(trained)
-    assert torch.equal(before, torch.random.get_rng_state())  # nobody else's random numbers are touched
-    old, new = load_file(trained / "api_000.safetensors"), load_file(tmp_path / "same" / "api_000.safetensors")
-    assert same.entries[0].class_names == read_pool(trained).entries[0].class_names != other.entries[0].class_names
-    for key, value in old.items():
-        torch.testing.assert_close(new[key], value)
-
-
-def test_every_class_name_survives_the_list(glyphs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "1", "=", "~", "#" and "{" mean something in YAML."""
-    monkeypatch.setattr(pool_module, "_fit", lambda module, *data, **rest: module.eval())
-    pool = train_pool(glyphs, tmp_path / "pool", n_apis=1, n_way=40, width=1)
-    assert read_pool(tmp_path / "pool") == pool
-    assert len(load_pool(tmp_path / "pool")[0].spec.class_names) == 40
-
-
-def test_inverted_data_is_noted(glyphs: Dataset, tmp_path: Path) -> None:
-    train_pool(load_dataset("glyphs", invert=True), tmp_path, n_apis=1, n_way=2, width=1, epochs=1)
-    assert read_pool(tmp_path).entries[0].inverted is True
-
-
-def test_omniglot_pool(tmp_path: Path) -> None:
-    if not (Path(os.environ.get("BIDFMKD_DATA", "")) / "omniglot.npz").is_file():
-        pytest.skip("BIDFMKD_DATA holds no omniglot.npz")
-    pool = train_pool(load_dataset("omniglot", invert=True), tmp_path, n_apis=1, n_way=5, epochs=30, seed=0)
-    assert pool.accuracy > 0.7
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"n_apis": 0}, "n_apis"),
-        ({"n_way": 1}, "n_way must be at least 2"),
-        ({"n_way": 41}, "has 40 classes; n_way=41"),
-        ({"width": 0}, "width"),
-        ({"epochs": 0}, "epochs"),
-        ({"holdout": 0.0}, "holdout"),
-        ({"holdout": 1.0}, "holdout"),
-        ({"architecture": "vgg"}, "vgg"),
-    ],
-)
-def test_train_refuses_before_writing(glyphs: Dataset, tmp_path: Path, change: dict, says: str) -> None:
-    with pytest.raises(InputError, match=says):
-        train_pool(glyphs, tmp_path / "pool", **change)
-    assert not (tmp_path / "pool").exists()
-
-
-def test_train_refuses_a_class_of_one_image(tmp_path: Path) -> None:
-    images = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
-    lone = Dataset("lone", images, torch.tensor([0, 0, 1]), ("a", "b"), ("meta_train", "meta_train"))
-    with pytest.raises(InputError, match="class 'b' has one image"):
-        train_pool(lone, tmp_path / "pool", n_way=2)
-
-
-def test_train_never_overwrites(glyphs: Dataset, copied: Path) -> None:
-    before = {file.name: file.read_bytes() for file in copied.iterdir()}
-    with pytest.raises(InputError, match="holds a trained pool already"):
-        train_pool(glyphs, copied)
-    assert before == {file.name: file.read_bytes() for file in copied.iterdir()}
-    (copied / "pool.yaml").unlink()
-    with pytest.raises(InputError, match="cut off"):
-        train_pool(glyphs, copied)
-    with pytest.raises(InputError, match="is a file"):
-        train_pool(glyphs, copied / "api_000.safetensors")
-    with pytest.raises(InputError, match="cannot make the folder"):
-        train_pool(glyphs, copied / "api_000.safetensors" / "pool")
 
 
 def rewrite(folder: Path, **changes: object) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import urllib3
+from tolerances import TOLERANCES
 from torch import Tensor
 from urllib3.exceptions import ProtocolError
 
@@ -73,6 +74,16 @@ def scores_of(response: urllib3.BaseHTTPResponse) -> np.ndarray:
 
 def error_of(response: urllib3.BaseHTTPResponse) -> str:
     return response.json()["error"]
+
+
+def test_a_top_k_api_is_served_as_the_probabilities_it_is_completed_to(images: Tensor, seed: int) -> None:
+    inside = api("a", seed)
+    spec = APISpec(5, SHAPE, scores_kind="top_k", top_k=2, name="a")
+    box = FunctionBlackBox(lambda asked: inside(asked).softmax(1), spec)
+    with running(Service([box], {"a": Behaviour(scores_kind="logits")}, seed)) as url:
+        told = torch.tensor(scores_of(ask(url, images.numpy())))
+    rtol, atol = TOLERANCES["float32"]
+    torch.testing.assert_close(told.softmax(1), box(images), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -89,6 +89,8 @@ def test_a_wrong_type_is_refused(values: dict[str, Any], message: str) -> None:
         ({"replay": {"n_shot": 0}}, "n_shot must be at least 1"),
         ({"recovery": {"mu": -1.0}}, "mu must be finite and above 0"),
         ({"n_per_class": 5, "replay": {"n_shot": 1, "n_query": 10}}, "at most 2 n_per_class = 10"),
+        ({"paper_compat": True, "recovery": {"num_directions": 4}}, "at least 5, the authors' number of splits; got 4"),
+        ({"meta_model_side": -1}, "meta_model_side must be at least 0"),
         ({"n_per_class": 5, "replay": {"n_shot": 5, "n_query": 2}}, "n_shot must be below n_per_class"),
     ],
 )
@@ -125,8 +127,14 @@ def test_the_preset_has_the_settings_of_the_paper() -> None:
     assert (recovery.num_directions, recovery.mu, recovery.steps, recovery.directions) == (100, 0.005, 200, "sphere")
     assert (recovery.generator_width, recovery.learning_rate, recovery.betas) == (64, 1e-3, (0.5, 0.999))
     assert recovery.augment
-    assert recovery.divergence == "l1"
+    assert (recovery.divergence, recovery.boundary_weight) == ("l1", 1.0)
     assert (config.n_per_class, config.meta_batch_size, config.boundary_start) == (30, 4, 1000)
     assert (config.replay.inner_steps, config.replay.inner_lr, config.replay.n_query) == (5, 0.01, 15)
     assert config.replay.patience == 200
     assert config.distillation.inner_steps == 10
+    assert not config.paper_compat
+    compat = paper(compat=True)
+    assert compat.paper_compat
+    # The authors' loss is also a mean over the 5 classes: 0.01 of theirs is 0.002 of ours.
+    assert (compat.distillation.inner_lr, config.distillation.inner_lr) == (0.01, 0.002)
+    assert replace(compat, paper_compat=False, distillation=config.distillation) == config

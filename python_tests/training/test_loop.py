@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,20 @@ from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox
 from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.meta import DistillationTask, TaskMemory, adapt_to_api, outer_distillation_step, outer_replay_step
 from bidfmkd_fast.meta.model import forward
+from bidfmkd_fast.models import AnySizeConv4
 from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
 from bidfmkd_fast.seeds import derive_seed
-from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig, fit_with_control
+from bidfmkd_fast.training import (
+    BiDfMKD,
+    DistillationConfig,
+    ReplayConfig,
+    Run,
+    TrainConfig,
+    fit_with_control,
+    recoveries,
+    stages,
+)
+from bidfmkd_fast.training.checkpoint import RunFolder
 
 N_CLASSES, N_PER_CLASS, SHAPE = 3, 3, (1, 16, 16)
 B = N_CLASSES * N_PER_CLASS
@@ -45,8 +57,12 @@ def api(number: int, **spec: Any) -> BlackBox:
     }
     values |= spec
     draws = torch.Generator().manual_seed(number)
-    weight = torch.randn(SHAPE[1] * SHAPE[2] * values["image_shape"][0], values["n_classes"], generator=draws)
+    weight = torch.randn(math.prod(values["image_shape"]), values["n_classes"], generator=draws)
     return FunctionBlackBox(lambda images: images.flatten(1) @ weight, APISpec(**values))
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(SHAPE[1] * SHAPE[2], N_CLASSES))
 
 
 def pool(n: int = 3) -> list[BlackBox]:
@@ -317,7 +333,7 @@ def test_a_bad_answer_keeps_what_was_recovered_before(tmp_path: Path) -> None:
             lambda: BiDfMKD([api(0), api(1, n_classes=4, class_names=())]),
             "the same n_classes; api 0 has 3 and api 1",
         ),
-        (lambda: BiDfMKD([api(0), api(1, image_shape=(3, 16, 16))]), "the same image_shape"),
+        (lambda: BiDfMKD([api(0), api(1, image_shape=(3, 16, 16))], linear()), r"fails on images \[2, 3, 16, 16\]"),
         (lambda: BiDfMKD([api(0)], nn.Sequential(nn.Flatten(), nn.Linear(256, 4))), r"logits \[2, 3\].*\[2, 4\]"),
         (lambda: BiDfMKD([api(0)], nn.Linear(5, 3)), "meta_model fails on images"),
         (lambda: BiDfMKD([api(0)], "conv4"), "meta_model must be a torch.nn.Module"),  # type: ignore[arg-type]
@@ -340,3 +356,65 @@ def test_an_api_given_twice_or_under_two_budgets() -> None:
         BiDfMKD([one], budget=Budget(max_queries=1))
     with pytest.raises(InputTypeError, match="generator must be"):
         BiDfMKD([api(0)], generator="mine", config=TINY).fit()  # type: ignore[arg-type]
+
+
+def test_without_boundary_recovery_the_query_set_is_recovered_like_the_support_set() -> None:
+    plain = BiDfMKD(pool(1), config=replace(TINY, boundary_recovery=False)).fit()
+    late = BiDfMKD(pool(1), config=replace(TINY, boundary_start=99)).fit()
+    full = BiDfMKD(pool(1), config=TINY).fit()
+    assert torch.equal(plain.recovered[1].images, late.recovered[1].images)
+    assert not torch.equal(plain.recovered[1].images, full.recovered[1].images)
+
+
+def test_the_parts_left_out_do_nothing_and_nothing_else_changes() -> None:
+    neither = BiDfMKD(pool(2), config=replace(TINY, bilevel_distillation=False, task_replay=False)).fit()
+    assert all(torch.equal(a, b) for a, b in zip(parameters_of(neither), initial(neither), strict=True))
+    assert {record["stage"] for record in neither.history} == {"recovery"}
+    no_distillation = BiDfMKD(pool(2), config=replace(TINY, bilevel_distillation=False)).fit()
+    no_replay = BiDfMKD(pool(2), config=replace(TINY, task_replay=False)).fit()
+    assert {record["stage"] for record in no_distillation.history} == {"recovery", "replay"}
+    assert {record["stage"] for record in no_replay.history} == {"recovery", "distillation"}
+    full = BiDfMKD(pool(2), config=TINY).fit()
+    for run in (neither, no_distillation, no_replay):
+        for one, other in zip(run.recovered, full.recovered, strict=True):
+            assert torch.equal(one.images, other.images)
+
+
+def test_paper_compat_reaches_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(TINY, paper_compat=True, recovery=replace(TINY.recovery, num_directions=7))
+    asked: list[tuple[str, bool]] = []
+    parts = ((recoveries, "recover"), (recoveries, "adapt_to_api"), (stages, "outer_distillation_step"))
+    for where, name in parts:
+        plain = getattr(where, name)
+
+        def watched(*args: Any, name: str = name, plain: Callable = plain, **options: Any) -> Any:
+            asked.append((name, options["paper_compat"]))
+            return plain(*args, **options)
+
+        monkeypatch.setattr(where, name, watched)
+    run = BiDfMKD(pool(2), config=config).fit()
+    assert set(asked) == {("recover", True), ("adapt_to_api", True), ("outer_distillation_step", True)}
+    assert run.queries == 2 * 2 * 2 * (1 + 5) * B  # 7 directions, of which 5 fill the splits
+
+
+def test_apis_of_different_image_shapes(tmp_path: Path) -> None:
+    """Two data sets that share a class name: two classes of the memory; the meta-model takes both sizes."""
+    apis = [api(0), api(0, image_shape=(3, 20, 20), data_set="colours", name="api c")]
+    run = BiDfMKD(apis, config=TINY).fit(tmp_path / "run")
+    module = run.meta_model.module
+    assert isinstance(module, AnySizeConv4)
+    assert (module.in_channels, module.image_size) == (3, (20, 20))
+    assert [one.images.shape[1:] for one in run.recovered] == [(1, 16, 16)] * 2 + [(3, 20, 20)] * 2
+    assert len(run.memory.classes) == 6
+    assert run.memory.images_of(("made up", "class 0")).shape[1:] == (1, 16, 16)
+    restored = RunFolder(tmp_path / "run").memory()
+    assert restored.sample_episode(3, 1, 2, seed=0, index=0).query_images.shape == (6, 3, 20, 20)
+    loaded = RunFolder(tmp_path / "run").meta_model()
+    labels = torch.arange(N_CLASSES)
+    for shape in (SHAPE, (3, 20, 20), (1, 40, 30)):  # a size that no API takes, too
+        images = torch.rand(N_CLASSES, *shape)
+        wanted = run.meta_model.adapt(images, labels).scores(images)
+        assert torch.equal(loaded.adapt(images, labels).scores(images), wanted)
+
+    small = BiDfMKD(apis, config=replace(TINY, meta_model_side=16))
+    assert small.fit().meta_model.module.image_size == (16, 16)

@@ -139,7 +139,7 @@ def folder_of(tmp_path: Path, n_apis: int, complete: bool = True) -> tuple[Run, 
 def test_the_report_has_table_cost_and_pictures_that_are_there(tmp_path: Path) -> None:
     run, folder = folder_of(tmp_path, n_apis=5)
     assert [path.name for path in write_grids(run, folder, n_apis=2)] == ["api_000.png", "api_001.png"]
-    text = write_report(folder, comparison(), extra_seconds={"meta-test": 3.0}).read_text()
+    text = write_report(folder, [comparison()], extra_seconds={"meta-test": 3.0}).read_text()
     for wanted in (
         "| ours | 35.00 ± 29.40 | 50.00 ± 19.60 |",
         "| ours less plain | +15.00 ± 9.80 |",

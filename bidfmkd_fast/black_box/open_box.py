@@ -1,0 +1,38 @@
+"""The opposite of a black box: a local module whose gradients may be used, the ceiling of every estimate of them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from bidfmkd_fast.black_box.base import BlackBox
+from bidfmkd_fast.black_box.spec import APISpec
+
+
+class OpenBox(BlackBox):
+    """A local module that answers with a graph: `recover` takes its true gradient instead of an estimate.
+
+    Only for comparisons; a call counts as its images, whatever the gradient would cost elsewhere. The module is copied
+    and put in evaluation mode, and answers in full: nothing is rounded or left out.
+
+    Args:
+        module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of `spec.returned_kind`.
+        spec: what is known of the API.
+        device: where the module runs; images are moved there and scores back.
+    """
+
+    def __init__(self, module: nn.Module, spec: APISpec, *, device: torch.device | str = "cpu") -> None:
+        super().__init__(spec)
+        self._device = torch.device(device)
+        self._module = copy.deepcopy(module).to(self._device).eval().requires_grad_(False)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scores `[N, n_classes]` of images `[N, C, H, W]`, differentiable; checked and counted as a black box's."""
+        self._check_images(images)
+        self._reserve(len(images), 1)
+        return self._ask(images, 1)
+
+    def _score(self, images: Tensor) -> Tensor:
+        return self._module(images.to(self._device)).to(images.device)

@@ -1,0 +1,192 @@
+"""The options of the command `bidfmkd`, and its parser's errors in words of these options."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+Commands = Mapping[str, tuple[Callable[[Any], None], str]]  # what each does, and an example
+
+
+def build_parser(arguments: Sequence[str], commands: Commands) -> ArgumentParser:
+    """The parser of all `commands`; a `--preset` among `arguments` sets the defaults of the settings."""
+    from jsonargparse import ArgumentParser
+
+    from bidfmkd_fast import __version__
+    from bidfmkd_fast.data import SPLITS
+    from bidfmkd_fast.data.convert import LAYOUTS
+    from bidfmkd_fast.recovery import RecoveryConfig
+    from bidfmkd_fast.scenarios.api_training import ARCHITECTURES
+    from bidfmkd_fast.scenarios.baselines import METHODS
+    from bidfmkd_fast.scenarios.demo import DemoConfig, demo_config
+    from bidfmkd_fast.scenarios.experiment import ExperimentConfig
+    from bidfmkd_fast.serving import Behaviour
+    from bidfmkd_fast.training import TrainConfig, paper
+
+    parser = ArgumentParser(
+        prog="bidfmkd",
+        description="Learn one small meta-model from black-box image-classification APIs, without data.",
+        version=__version__,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
+    parsers: dict[str, Any] = {}
+    for name, (function, example) in commands.items():
+        one = parsers[name] = ArgumentParser(
+            exit_on_error=False, allow_abbrev=False, description=function.__doc__, epilog=f"example: {example}"
+        )
+        if name == "bench":
+            one.add_argument("--out", type=str, help="folder of the results; default: runs/bench")
+        elif name == "convert":
+            one.add_argument("--out", type=str, help="file to write; default: <data set>.npz here")
+        elif name not in ("evaluate", "serve", "probe"):
+            one.add_argument("--out", type=str, help=f"new folder; default: runs/{name}, or runs/{name}-2 and so on")
+        if name in ("compare", "sweep"):
+            one.add_argument("--seeds", type=int, nargs="+", default=[0], help="of every random draw; all are averaged")
+            one.add_argument("--device", type=str, default="cpu", help="of generators and meta-models")
+        elif name in ("demo", "train"):
+            one.add_argument("--seed", type=int, help="of every random draw; default: the one in the configuration")
+        else:
+            one.add_argument("--seed", type=int, default=0, help="of every random draw")
+
+    one = parsers["demo"]
+    one.add_class_arguments(DemoConfig, "config", help="settings of the demo")
+    settings = demo_config()
+    one.set_defaults({"config": vars(settings) | {"train": settings.train.to_dict()}})
+
+    one = parsers["pool"]
+    one.add_argument("--scenario", type=str, choices=tuple(ARCHITECTURES), default="ss", help="what is mixed")
+    one.add_argument(
+        "--dataset",
+        type=str,
+        nargs="+",
+        default=["glyphs"],
+        help="glyphs, a name in $BIDFMKD_DATA, or a path to an .npz; several for mh",
+    )
+    invert_help = "use 255 minus the pixels (for black on white); one for all data sets, or one each"
+    one.add_argument("--invert", type=bool, nargs="+", default=[False], help=invert_help)
+    one.add_argument("--n-apis", type=int, default=20, help="APIs to train")
+    one.add_argument("--n-way", type=int, default=5, help="classes per API")
+    one.add_argument("--width", type=int, default=32, help="filters of the Conv4")
+    one.add_argument("--resnet-width", type=int, default=64, help="channels of a ResNet's first stage")
+    one.add_argument("--epochs", type=int, default=30, help="passes over an API's images")
+
+    one = parsers["compare"]
+    one.add_class_arguments(ExperimentConfig, "config", help="settings of the experiment; see configs/")
+    methods_help = f"of {', '.join(METHODS)}; the control is always one"
+    one.add_argument("--methods", type=str, nargs="+", default=list(METHODS), help=methods_help)
+    parsers["sweep"].add_argument("--file", type=str, required=True, help="YAML file: experiment, variants, grid")
+
+    one = parsers["train"]
+    presets = {"default": TrainConfig(), "paper": paper(), "paper_compat": paper(compat=True)}
+    one.add_argument("--preset", type=str, choices=tuple(presets), default="default", help="settings to start from")
+    one.add_class_arguments(TrainConfig, "config", help="settings of the run")
+    for name, settings_of_preset in presets.items():
+        if f"--preset={name}" in arguments or ("--preset", name) in itertools.pairwise(arguments):
+            one.set_defaults({"config": settings_of_preset.to_dict()})
+
+    one = parsers["recover"]
+    one.add_argument("--api", type=int, default=0, help="number of the API in the pool")
+    one.add_argument("--n-per-class", type=int, default=10, help="images per class")
+    one.add_class_arguments(RecoveryConfig, "config", help="settings of the recovery")
+
+    parsers["train"].add_argument("--dry-run", action="store_true", help="probe the APIs and tell what it would cost")
+
+    one = parsers["probe"]
+    one.add_argument("--pool", type=str, help="folder of a pool")
+    one.add_argument("--api", type=int, default=0, help="number of the API in the pool")
+    one.add_argument("--url", type=str, help="of a server of the Open Inference Protocol v2, instead of a pool")
+    one.add_argument("--model", type=str, help="name of the model on that server")
+    one.add_class_arguments(TrainConfig, "config", help="settings of the run that is planned")
+
+    for name in ("train", "recover", "probe"):
+        parsers[name].add_argument("--max-queries", type=int, help="budget for all APIs together; default: none")
+        parsers[name].add_argument("--max-requests", type=int, help="the same in requests")
+        parsers[name].add_argument("--max-cost", type=float, help="the same in money, by the APIs' price_per_1000")
+        if name == "probe":
+            continue
+        parsers[name].add_argument("--pool", type=str, required=True, help="folder of a pool")
+        parsers[name].add_argument("--device", type=str, default="cpu", help="of generator and meta-model")
+
+    one = parsers["serve"]
+    one.add_argument("pool", type=str, help="folder of a trained pool")
+    one.add_argument("--port", type=int, default=8000, help="of 127.0.0.1; no other address is served")
+    one.add_argument("--per-model", type=str, help="YAML file of what differs: `api_003: {nan: 1.0}`")
+    one.add_class_arguments(Behaviour, "config", help="what every model tells, and what goes wrong with it")
+
+    one = parsers["evaluate"]
+    one.add_argument("--run", type=str, required=True, help="folder of a finished run")
+    one.add_argument("--dataset", type=str, nargs="+", help="as for pool; default: what the run's pool learned from")
+    one.add_argument("--invert", type=bool, nargs="+", help="as for pool, with --dataset")
+    one.add_argument("--adapt-lr", type=float, help="learning rate of the adaptation; default: the run's")
+    one.add_argument("--n-way", type=int, default=5, help="classes per episode")
+    one.add_argument("--n-shot", type=int, nargs="+", default=[1, 5], help="support images per class; one column each")
+    one.add_argument("--n-query", type=int, default=15, help="query images per class")
+    one.add_argument("--n-episodes", type=int, default=600, help="episodes")
+    one.add_argument("--split", type=str, choices=SPLITS, default="meta_test", help="classes to draw from")
+
+    one = parsers["bench"]
+    one.add_argument("--cases", type=str, nargs="+", default=["*"], help="name patterns; default: all")
+    one.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
+    one.add_argument("--runs", type=int, default=9, help="timed runs of each contender")
+    one.add_argument("--compare", type=str, help="a results file; exit code 1 if anything became slower")
+
+    one = parsers["convert"]
+    one.add_argument("source", type=str, help="folder, zip or tar archive of images")
+    one.add_argument(
+        "--layout", type=str, choices=LAYOUTS, default="auto", help="what the source is; auto tells by names"
+    )
+    one.add_argument(
+        "--split",
+        type=str,
+        help="folder of split lists, one CSV or JSON, or 'random'; default: the source's or published",
+    )
+    one.add_argument("--size", type=int, help="height and width; default: the papers', or the images' own")
+
+    for name, one in parsers.items():
+        subcommands.add_subcommand(name, one, help=commands[name][0].__doc__)
+    return parser
+
+
+def plain_error(message: str, command: str) -> str:
+    """jsonargparse's message in one line, options as they are typed, with the closest known key for an unknown one."""
+    message = re.sub(rf"\b{command}\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), " ".join(message.split()))
+    if unread := re.search(r"Unable to load config '([^']*)'", message):
+        return f"cannot read the settings {unread[1]!r}; wanted a YAML file of settings"
+    unknown = re.search(r"(?:unrecognized arguments|does not accept).*?config\.([\w.]+)", message)
+    if unknown is None:
+        return message
+    close = difflib.get_close_matches(unknown[1], _settings(command), n=1, cutoff=0.0)
+    return f"unknown key 'config.{unknown[1]}'" + (f"; did you mean 'config.{close[0]}'?" if close else "")
+
+
+def _settings(command: str) -> list[str]:
+    """The dotted keys under `--config` of a command."""
+    from bidfmkd_fast.recovery import RecoveryConfig
+    from bidfmkd_fast.scenarios.demo import DemoConfig
+    from bidfmkd_fast.scenarios.experiment import ExperimentConfig
+    from bidfmkd_fast.serving import Behaviour
+    from bidfmkd_fast.training import TrainConfig
+
+    kinds = {
+        "demo": DemoConfig,
+        "train": TrainConfig,
+        "recover": RecoveryConfig,
+        "probe": TrainConfig,
+        "serve": Behaviour,
+        "compare": ExperimentConfig,
+    }
+    return _keys(asdict(kinds[command]())) if command in kinds else []
+
+
+def _keys(values: dict[str, Any], where: str = "") -> list[str]:
+    nested = [_keys(value, f"{where}{key}.") for key, value in values.items() if isinstance(value, dict)]
+    return [where + key for key in values] + [key for keys in nested for key in keys]

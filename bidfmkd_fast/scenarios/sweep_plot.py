@@ -1,0 +1,65 @@
+"""The plot of a sweep: accuracy with its confidence interval over the one number that varies, or cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta import Evaluation
+
+if TYPE_CHECKING:
+    from bidfmkd_fast.scenarios.sweep import Cell
+
+
+def need_matplotlib() -> None:
+    """Raises InputError, before hours of computing, if the plot could not be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise InputError("sweep: the plot needs matplotlib; `pip install 'bidfmkd-fast[bench]'`") from None
+
+
+def plot_sweep(cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequence[Evaluation]]], path: Path) -> None:
+    """A PNG with a panel per data set and number of shots; `evaluations` are those of each cell by data set."""
+    from matplotlib.figure import Figure
+
+    axis = numeric_axis(cells)
+    panels = [(name, i) for name, its in evaluations[0].items() for i in range(len(its))]
+    height = 3.2 if axis else 1.2 + 0.35 * len(cells)
+    figure = Figure(figsize=(4.5 * len(panels), height), layout="constrained")
+    for panel, (data_set, position) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        judged = [its[data_set][position] for its in evaluations]
+        means, widths = [100 * e.mean for e in judged], [100 * e.ci95 for e in judged]
+        panel.set_title(f"{data_set}, {judged[0].n_shot}-shot")
+        if axis is None:
+            panel.errorbar(means, range(len(cells)), xerr=widths, fmt="o", capsize=3)
+            panel.set_yticks(range(len(cells)), [cell.name for cell in cells])
+            panel.invert_yaxis()
+            panel.set_xlabel("accuracy, %")
+            continue
+        for variant in dict.fromkeys(cell.variant for cell in cells):
+            rows = sorted((cell.point[axis], i) for i, cell in enumerate(cells) if cell.variant == variant)
+            x, its = [value for value, _ in rows], [i for _, i in rows]
+            panel.errorbar(
+                x, [means[i] for i in its], [widths[i] for i in its], fmt="o-", capsize=3, label=variant or None
+            )
+        values = [cell.point[axis] for cell in cells]
+        if min(values) > 0 and max(values) >= 10 * min(values):
+            panel.set_xscale("log")
+        panel.set_xlabel(axis)
+        panel.set_ylabel("accuracy, %")
+        if any(cell.variant for cell in cells):
+            panel.legend()
+    figure.savefig(path, dpi=120)
+
+
+def numeric_axis(cells: Sequence[Cell]) -> str | None:
+    """The dotted key of the grid, if it has one only and that takes two numbers or more."""
+    keys = list(cells[0].point)
+    if len(keys) != 1:
+        return None
+    values: set[Any] = {cell.point[keys[0]] for cell in cells}
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return keys[0] if numbers and len(values) > 1 else None
