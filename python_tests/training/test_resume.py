@@ -64,7 +64,7 @@ def killed_run(folder: Path, log: Path, kill_at: int, control: bool = False) -> 
     )
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import torch; torch.set_num_threads(1)\n"
+        f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
         "from pathlib import Path\n"
         "from test_resume import *\n"
         f"folder, log, at = Path({str(folder)!r}), Path({str(log)!r}), {kill_at}\n{fit}\n"
