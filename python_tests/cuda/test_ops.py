@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from tolerances import TOLERANCES
 
 from bidfmkd_fast import ops
+from bidfmkd_fast.ops.reference import span_dimension
 
 KINDS = [("rademacher", 0), ("sphere", 0), ("gaussian", 0), ("lowres", 2)]
 SHAPES = [
@@ -29,11 +31,17 @@ def make_scores(kind: str, *shape: int, seed: int) -> torch.Tensor:
     return {"logits": logits, "probabilities": logits.softmax(-1), "log_probabilities": logits.log_softmax(-1)}[kind]
 
 
-def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """The absolute tolerance is in units of the largest value: a sum's error scales with its terms."""
-    largest = float(expected.abs().max()) if expected.numel() else 1.0
+def close(actual: torch.Tensor, expected: torch.Tensor, terms: float = 0.0) -> None:
+    """The absolute tolerance is in units of the largest value, or of what a sum adds up: its error scales with that."""
+    largest = max(terms, float(expected.abs().max())) if expected.numel() else 1.0
     actual, expected = actual.cpu().double(), expected.cpu().double()
     torch.testing.assert_close(actual, expected, rtol=RTOL, atol=ATOL * max(largest, 1e-30))
+
+
+def size_of_terms(differences: torch.Tensor, shape: tuple[int, ...], kind: str, grid: int, mu: float) -> float:
+    """About how large the elements of an estimate are when its terms do not cancel."""
+    d, span = math.prod(shape[1:]), span_dimension(shape, kind, grid)
+    return span / (max(len(differences), 1) * mu) * float(differences.square().sum()) ** 0.5 / d**0.5
 
 
 @pytest.mark.parametrize(("kind", "grid"), [*KINDS, ("lowres", 27)])
@@ -55,7 +63,8 @@ def test_perturb_and_estimate(
         assert torch.equal(points.cpu(), on_cpu)
     with ops.use_backend("reference"):
         close(points, ops.perturb(x.double(), state, q, *drawing, **pieces))
-        close(gradient, ops.estimate_gradient(differences.double(), state, shape, *drawing, **pieces))
+        expected = ops.estimate_gradient(differences.double(), state, shape, *drawing, **pieces)
+        close(gradient, expected, size_of_terms(differences, shape, kind, grid, 0.3))
 
 
 @pytest.mark.parametrize(("kind", "grid"), KINDS)
@@ -273,7 +282,8 @@ def test_every_kernel_small(device: torch.device, seed: int) -> None:
         points = ops.perturb(x.to(device), state.to(device), q, 0.1, kind, grid)
         close(points, ops.perturb(x, state, q, 0.1, kind, grid))
         gradient = ops.estimate_gradient(differences.to(device), state.to(device), shape, 0.1, kind, grid)
-        close(gradient, ops.estimate_gradient(differences, state, shape, 0.1, kind, grid))
+        expected = ops.estimate_gradient(differences, state, shape, 0.1, kind, grid)
+        close(gradient, expected, size_of_terms(differences, shape, kind, grid, 0.1))
     everything(x.to(device), state.to(device), torch.zeros(1, dtype=torch.int64, device=device), "rademacher")
     student, teacher = (normals(2, 9, 5, seed=seed + i).to(device) for i in range(2))
     student.requires_grad_()

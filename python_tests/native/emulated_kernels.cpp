@@ -29,9 +29,11 @@ std::vector<float> normals(std::int64_t n) {
 
 std::vector<float> unwritten(std::int64_t n) { return std::vector<float>(static_cast<std::size_t>(n), NAN); }
 
-// Absolute differences count in units of the largest value, since a sum's error scales with its terms.
-void compare(const char* what, const std::vector<float>& actual, const std::vector<float>& expected, bool exactly = false) {
-  double largest = 0.0;
+// Absolute differences count in units of the largest value, or of `terms` where sums may cancel: a sum's error scales with
+// its terms.
+void compare(const char* what, const std::vector<float>& actual, const std::vector<float>& expected, bool exactly = false,
+             double terms = 0.0) {
+  double largest = terms;
   for (float value : expected) largest = std::max(largest, std::fabs(static_cast<double>(value)));
   for (std::size_t i = 0; i < expected.size(); ++i) {
     const double error = std::fabs(static_cast<double>(actual[i]) - expected[i]);
@@ -75,7 +77,10 @@ void check_directions(const Shape& shape, std::int64_t q, std::int64_t first_dir
     bidfmkd::cuda::estimate_gradient(drawing, differences.data(), workspace.data(), gradient.data(), kQueue);
     bidfmkd::portable::estimate_gradient(drawing, differences.data(), wanted.data(), 1);
     std::memcpy(name, "grad of", 7);
-    compare(name, gradient, wanted);
+    double squares = 0.0;
+    for (float difference : differences) squares += static_cast<double>(difference) * difference;
+    const double terms = drawing.geometry.n_random() / (std::max<double>(q, 1) * drawing.mu) * std::sqrt(squares / d);
+    compare(name, gradient, wanted, false, terms);
     // In place, as zo_kd_gradient does it.
     std::copy(differences.begin(), differences.end(), workspace.begin());
     std::vector<float> again = unwritten(n);
