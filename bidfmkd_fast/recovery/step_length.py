@@ -13,7 +13,7 @@ from bidfmkd_fast.black_box.resolution import N_IMAGES, measure_steps, too_short
 from bidfmkd_fast.errors import InputTypeError, PrecisionWarning
 
 AUTO = "auto"
-_UNMOVED = 0.5  # share of answers without a change from which the user is warned
+_UNMOVED = 0.5  # share of images from which the user is warned
 
 
 def choose_mu(api: BlackBox, mu: float | str, images: Callable[[], Tensor], seed: int) -> float:
@@ -32,10 +32,10 @@ def choose_mu(api: BlackBox, mu: float | str, images: Callable[[], Tensor], seed
 
 
 def warn_if_unmoved(scores: Tensor, labels: Tensor, spec: APISpec, mu: float) -> None:
-    """Warn where most of the answers `[1+q, B, n_classes]` to steps of length `mu` are the answer to no step."""
+    """Warn where the answers `[1+q, B, n_classes]` for most images are the same wherever steps of length `mu` lead."""
     share = unmoved(scores, labels, spec)
     if share > _UNMOVED:
-        told = f"{100 * share:.0f} % of {spec.name}'s answers do not move, or by their last digit only"
+        told = f"what {spec.name} answers hardly moves for {100 * share:.0f} % of the images"
         message = f"recover: with steps of mu={mu:g} {told}; take a longer one or mu='auto'"
         warnings.warn(message, PrecisionWarning, stacklevel=4)
 

@@ -172,12 +172,16 @@ def test_too_short_for_8_bits() -> None:
 
 
 def test_unmoved_answers() -> None:
-    labels = torch.tensor([0, 1])
-    scores = torch.zeros(4, 2, 3)
-    scores[1, 0, 0], scores[2, 1, 1], scores[3, 0, 1] = 0.2, 0.01, 5.0
-    assert unmoved(scores, labels, APISpec(3, SHAPE)) == pytest.approx(4 / 6)
+    """Three directions, four images; the wanted class is 1 throughout."""
+    labels = torch.ones(4, dtype=torch.int64)
+    scores = torch.zeros(4, 4, 3)
+    scores[:, 0, 0] = torch.tensor([0.0, 9.0, 9.0, 9.0])  # another class moves
+    scores[2, 1, 1] = 0.001  # one answer moves a little
+    scores[3, 2, 1] = 0.01  # by the last of two places: 0.0058 root mean square
+    scores[1:, 3, 1] = 0.3
+    assert unmoved(scores, labels, APISpec(3, SHAPE)) == 0.25
     rounded = APISpec(3, SHAPE, scores_kind="probabilities", decimals=2)
-    assert unmoved(scores, labels, rounded) == pytest.approx(5 / 6)
+    assert unmoved(scores, labels, rounded) == 0.5
 
 
 def test_bad_answers_are_not_swallowed_by_steps() -> None:
