@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,8 @@ class Episode:
     """One few-shot task; images float32 in [0, 1], labels 0..n_way-1 and sorted.
 
     `support_images` `[n_way * n_shot, C, H, W]`, `support_labels` int64 `[n_way * n_shot]`, `query_images` and
-    `query_labels` the same with n_query; `classes` are the data set's indices behind labels 0, 1, ...
+    `query_labels` the same with n_query; `classes` are the data set's indices behind labels 0, 1, ... (of a class turned
+    k times by 90 degrees, its index plus k times the number of all classes).
     """
 
     support_images: Tensor
@@ -30,10 +32,15 @@ class Episode:
 class EpisodeSampler:
     """Draws episodes of `n_way` classes of one split, with `n_shot` support and `n_query` query images per class.
 
+    With `rotations` 2 or 4 each class, turned by 180 or by multiples of 90 degrees, is that many classes.
+
     Raises `InputError` at once when a number is below 1, the split has too few classes, or a class too few images.
     """
 
-    def __init__(self, dataset: Dataset, split: str, n_way: int, n_shot: int, n_query: int, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, split: str, n_way: int, n_shot: int, n_query: int, seed: int, rotations: int = 1
+    ) -> None:
+        check_rotations("EpisodeSampler", rotations)
         for name, value in (("n_way", n_way), ("n_shot", n_shot), ("n_query", n_query)):
             if value < 1:
                 raise InputError(f"EpisodeSampler: {name} must be at least 1; got {value}")
@@ -47,24 +54,49 @@ class EpisodeSampler:
                 held = f"class {dataset.class_names[index]!r} of data set {dataset.name!r} has {count} images"
                 raise InputError(f"EpisodeSampler: {held}; n_shot + n_query = {n_shot} + {n_query} needs more")
         self.dataset, self.split, self.seed = dataset, split, seed
-        self.n_way, self.n_shot, self.n_query = n_way, n_shot, n_query
+        self.n_way, self.n_shot, self.n_query, self.rotations = n_way, n_shot, n_query, rotations
 
     def episode(self, index: int) -> Episode:
         """Episode number `index`: a pure function of the seed and the index (given data set, split and sizes)."""
         generator = torch_generator(self.seed, "episode", self.split, index)
-        chosen = torch.randperm(len(self._classes), generator=generator)[: self.n_way]
-        classes = tuple(self._classes[i] for i in chosen.tolist())
-        support_rows, query_rows = [], []
-        for class_index in classes:
+        chosen = draw_classes(self._classes, self.n_way, self.rotations, generator)
+        support, query = [], []
+        for class_index, turns in chosen:
             rows = self.dataset.rows_of(class_index)
             rows = rows[torch.randperm(len(rows), generator=generator)[: self.n_shot + self.n_query]]
-            support_rows.append(rows[: self.n_shot])
-            query_rows.append(rows[self.n_shot :])
-        labels = torch.arange(self.n_way)
-        return Episode(
-            support_images=self.dataset.take(torch.cat(support_rows)),
-            support_labels=labels.repeat_interleave(self.n_shot),
-            query_images=self.dataset.take(torch.cat(query_rows)),
-            query_labels=labels.repeat_interleave(self.n_query),
-            classes=classes,
-        )
+            images = turned(self.dataset.take(rows), turns)
+            support.append(images[: self.n_shot])
+            query.append(images[self.n_shot :])
+        n_classes = len(self.dataset.class_names)
+        return episode_of(support, query, tuple(index + turns * n_classes for index, turns in chosen))
+
+
+def check_rotations(operation: str, rotations: int) -> None:
+    """Raises InputError unless `rotations` is 1, 2 or 4."""
+    if rotations not in (1, 2, 4):
+        raise InputError(f"{operation}: rotations must be 1 (none), 2 (by 180 degrees) or 4 (by 90); got {rotations!r}")
+
+
+def draw_classes(
+    classes: Sequence[int], n_way: int, rotations: int, generator: torch.Generator
+) -> list[tuple[int, int]]:
+    """`n_way` different pairs (one of `classes`, its quarter turns), uniformly."""
+    drawn = torch.randperm(len(classes) * rotations, generator=generator)[:n_way].tolist()
+    return [(classes[one // rotations], one % rotations * (4 // rotations)) for one in drawn]
+
+
+def turned(images: Tensor, turns: int) -> Tensor:
+    """`images` `[..., H, W]`, each turned `turns` times by 90 degrees."""
+    return torch.rot90(images, turns, (-2, -1)) if turns else images
+
+
+def episode_of(support: Sequence[Tensor], query: Sequence[Tensor], classes: tuple[int, ...]) -> Episode:
+    """The episode of each class's support and query images."""
+    labels = torch.arange(len(classes))
+    return Episode(
+        support_images=torch.cat(list(support)),
+        support_labels=labels.repeat_interleave(len(support[0])),
+        query_images=torch.cat(list(query)),
+        query_labels=labels.repeat_interleave(len(query[0])),
+        classes=classes,
+    )

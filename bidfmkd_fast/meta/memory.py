@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.data.episodes import Episode
+from bidfmkd_fast.data.episodes import Episode, check_rotations, draw_classes, episode_of, turned
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.models import fit_images
 from bidfmkd_fast.seeds import torch_generator
@@ -75,12 +75,16 @@ class TaskMemory:
             new = images[of_class]
             self._images[key] = torch.cat([self._images[key], new]) if key in self._images else new
 
-    def sample_episode(self, n_way: int, n_shot: int, n_query: int, *, seed: int, index: int) -> Episode:
+    def sample_episode(
+        self, n_way: int, n_shot: int, n_query: int, *, seed: int, index: int, rotations: int = 1
+    ) -> Episode:
         """Task number `index` of the stream `seed`: a pure function of both and of what the memory holds.
 
         `n_way` different classes, uniformly from all that hold at least `n_shot + n_query` images, whichever APIs they
-        came from; their images uniformly without replacement. Raises InputError if there are too few such classes.
+        came from; their images uniformly without replacement. With `rotations` 2 or 4 each class, turned by 180 or by
+        multiples of 90 degrees, is that many classes. Raises InputError if there are too few such classes.
         """
+        check_rotations("sample_episode", rotations)
         for name, value in (("n_way", n_way), ("n_shot", n_shot), ("n_query", n_query)):
             if value < 1:
                 raise InputError(f"sample_episode: {name} must be 1 or more; got {value}")
@@ -93,23 +97,17 @@ class TaskMemory:
                 f"{len(rich)} of the {len(classes)} classes held have as many; recover more or lower n_query"
             )
         generator = torch_generator(seed, "replay", index)
-        chosen = [rich[position] for position in torch.randperm(len(rich), generator=generator)[:n_way].tolist()]
+        chosen = draw_classes(rich, n_way, rotations, generator)
         support, query = [], []
-        for position in chosen:
+        for position, turns in chosen:
             images = self._images[classes[position]]
             images = images[torch.randperm(len(images), generator=generator)[:needed]]
             if self._image_shape is not None:
                 images = fit_images(images, self._image_shape)
+            images = turned(images, turns)
             support.append(images[:n_shot])
             query.append(images[n_shot:])
-        labels = torch.arange(n_way)
-        return Episode(
-            support_images=torch.cat(support),
-            support_labels=labels.repeat_interleave(n_shot),
-            query_images=torch.cat(query),
-            query_labels=labels.repeat_interleave(n_query),
-            classes=tuple(chosen),
-        )
+        return episode_of(support, query, tuple(position + turns * len(classes) for position, turns in chosen))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole memory as tensors for safetensors: `image_shape` (empty without one), `class_of_image`,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from bidfmkd_fast.data.episodes import turned
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.maml import loss_of_stack
 from bidfmkd_fast.meta.memory import TaskMemory
@@ -24,6 +25,7 @@ class DeviceReplay:
         optimizer: over its parameters; on CUDA one made with `capturable=True`.
         memory: what the tasks are drawn from; a copy of its images is held on the module's device.
         sizes: n_way, n_shot and n_query of every task.
+        rotations: as for `TaskMemory.sample_episode`.
         n_tasks: tasks of one outer step, all in one stack.
         steps, learning_rate, first_order: of the inner loop.
 
@@ -39,12 +41,13 @@ class DeviceReplay:
         sizes: tuple[int, int, int],
         n_tasks: int,
         *,
+        rotations: int = 1,
         steps: int,
         learning_rate: float,
         first_order: bool,
     ) -> None:
         self.untold = 0
-        self._module, self._optimizer, self._sizes = module, optimizer, sizes
+        self._module, self._optimizer, self._sizes, self._rotations = module, optimizer, sizes, rotations
         self._inner = {"steps": steps, "learning_rate": learning_rate, "first_order": first_order}
         n_way, n_shot, n_query = sizes
         device = next(module.parameters()).device
@@ -53,7 +56,9 @@ class DeviceReplay:
         # A memory of the same classes that holds each image's row: it draws the same tasks, and no image moves.
         self._row_memory = TaskMemory()
         self._row_memory.add(torch.arange(float(len(keys))).view(-1, 1, 1, 1), keys)
-        self._rows = torch.zeros(n_tasks, n_way * (n_shot + n_query), dtype=torch.int64, device=device)
+        self._n_classes = len(memory.classes)
+        # Of each image of a step its row and its quarter turns.
+        self._rows = torch.zeros(2, n_tasks, n_way * (n_shot + n_query), dtype=torch.int64, device=device)
         labels = torch.arange(n_way, device=device).expand(n_tasks, n_way)
         self._support_labels = labels.repeat_interleave(n_shot, dim=1)
         self._query_labels = labels.repeat_interleave(n_query, dim=1)
@@ -64,11 +69,13 @@ class DeviceReplay:
 
     def step(self, seed: int, first_task: int) -> None:
         """One outer step on tasks `first_task`, `first_task + 1`, ... of the memory's stream `seed`."""
-        rows = []
-        for task in range(first_task, first_task + len(self._rows)):
-            episode = self._row_memory.sample_episode(*self._sizes, seed=seed, index=task)
+        rows, turns = [], []
+        for task in range(first_task, first_task + self._rows.shape[1]):
+            episode = self._row_memory.sample_episode(*self._sizes, seed=seed, index=task, rotations=self._rotations)
             rows.append(torch.cat([episode.support_images, episode.query_images]).flatten().long())
-        stacked = torch.stack(rows)
+            labels = torch.cat([episode.support_labels, episode.query_labels])
+            turns.append((torch.tensor(episode.classes) // self._n_classes)[labels])
+        stacked = torch.stack([torch.stack(rows), torch.stack(turns)])
         # From pinned memory, so that the host need not wait until the device has taken them.
         self._rows.copy_(stacked.pin_memory() if self._rows.is_cuda else stacked, non_blocking=True)
         self._repeated()
@@ -89,7 +96,10 @@ class DeviceReplay:
     def _step(self) -> None:
         n_way, n_shot, _ = self._sizes
         n_support = n_way * n_shot
-        images = self._images.index_select(0, self._rows.flatten()).unflatten(0, self._rows.shape)  # [E, N, C, H, W]
+        rows, turns = self._rows
+        images = self._images.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # [E, N, C, H, W]
+        for quarter in range(4 // self._rotations, 4, 4 // self._rotations):
+            images = torch.where((turns == quarter)[:, :, None, None, None], turned(images, quarter), images)
         losses, accuracies = loss_of_stack(
             self._module,
             dict(self._module.named_parameters()),

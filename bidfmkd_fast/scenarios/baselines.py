@@ -146,6 +146,7 @@ def maml_on_real_data(contest: Contest, folder: Path) -> None:
             replay.n_shot,
             replay.n_query,
             derive_seed(config.seed, "maml", dataset.name),
+            replay.rotations,
         )
         for dataset in contest.datasets
     ]

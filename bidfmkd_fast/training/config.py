@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bidfmkd_fast.data.episodes import check_rotations
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.recovery.paper_compat import SPLITS
@@ -51,6 +52,7 @@ class ReplayConfig:
         patience: when above 0, a round ends early once the replay accuracy has not improved for so many steps.
         final_steps: outer steps after the last API.
         n_shot, n_query: support and query images per class of a task.
+        rotations: 4 or 2 make of each class that many, turned by multiples of 90 or 180 degrees; 1 leaves it as it is.
         inner_steps, inner_lr: the inner loop's.
         outer_lr: Adam's learning rate for the meta-model.
         first_order: drop the second derivatives (through the inner steps).
@@ -61,8 +63,9 @@ class ReplayConfig:
     final_steps: int = 300
     n_shot: int = 1
     n_query: int = 10
+    rotations: int = 4
     inner_steps: int = 5
-    inner_lr: float = 0.01
+    inner_lr: float = 0.1
     outer_lr: float = 1e-3
     first_order: bool = False
 
@@ -70,6 +73,7 @@ class ReplayConfig:
         check_types(self)
         check_least(self, steps_per_round=0, patience=0, final_steps=0, n_shot=1, n_query=1, inner_steps=0)
         check_positive(self, "inner_lr", "outer_lr")
+        check_rotations("ReplayConfig", self.rotations)
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class TrainConfig:
     meta_batch_size: int = 4
     meta_model_width: int = 32
     adapt_steps: int = 10
-    adapt_lr: float = 0.01
+    adapt_lr: float = 0.1
     meta_model_side: int = 0
     boundary_start: int = 0
     boundary_recovery: bool = True
@@ -177,6 +181,7 @@ def paper(compat: bool = False) -> TrainConfig:
         n_per_class=30,
         meta_batch_size=4,
         meta_model_width=32,
+        adapt_lr=0.01,
         boundary_start=1000,
         recovery=RecoveryConfig(
             steps=200,
@@ -190,5 +195,7 @@ def paper(compat: bool = False) -> TrainConfig:
             augment=True,
         ),
         distillation=DistillationConfig(inner_steps=10, inner_lr=0.01 if compat else 0.002),
-        replay=ReplayConfig(steps_per_round=2400, patience=200, final_steps=2400, n_query=15),
+        replay=ReplayConfig(
+            steps_per_round=2400, patience=200, final_steps=2400, n_query=15, rotations=1, inner_lr=0.01
+        ),
     )

@@ -119,6 +119,11 @@ class BiDfMKD:
     def _check_meta_model(self) -> None:
         n_classes = self.apis[0].spec.n_classes
         specs = [api.spec for api in self.apis]
+        _, height, width = task_shape(specs, self.config) or specs[0].image_shape
+        if height != width and self.config.replay.rotations == 4:
+            raise InputError(
+                f"BiDfMKD: images of {height} x {width} cannot be turned by 90 degrees; set replay.rotations to 2 or 1"
+            )
         for shape in sorted({spec.image_shape for spec in specs} | {task_shape(specs, self.config) or ()} - {()}):
             images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(self.device)
             try:

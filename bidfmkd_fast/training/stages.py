@@ -209,6 +209,7 @@ class Stages:
             self.memory,
             (n_way, replay.n_shot, n_query),
             n_tasks,
+            rotations=replay.rotations,
             steps=replay.inner_steps,
             learning_rate=replay.inner_lr,
             first_order=replay.first_order,
@@ -231,7 +232,12 @@ class Stages:
             first = self.replay_step * self.config.meta_batch_size
             episodes = [
                 self.memory.sample_episode(
-                    n_way, replay.n_shot, n_query, seed=derive_seed(self.config.seed, "replay"), index=first + i
+                    n_way,
+                    replay.n_shot,
+                    n_query,
+                    seed=derive_seed(self.config.seed, "replay"),
+                    index=first + i,
+                    rotations=replay.rotations,
                 )
                 for i in range(self.config.meta_batch_size)
             ]

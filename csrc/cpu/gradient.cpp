@@ -2,8 +2,9 @@
 #include <cmath>
 #include <vector>
 
-#include "parallel.h"
+#include "lengths.h"
 #include "level.h"
+#include "parallel.h"
 #include "rows.h"
 
 namespace bidfmkd {
@@ -89,47 +90,66 @@ void rademacher(const Drawing& drawing, const float* differences, double scale, 
   }
 }
 
-void add_row(RowMaker& maker, const Drawing& drawing, const float* differences, double scale, std::int64_t image,
-             std::int64_t k, float* sums) {
-  const std::int64_t d = drawing.geometry.n_elements;
-  double length;
-  const float* u = maker.make(static_cast<std::uint32_t>(drawing.first_image + image),
-                              static_cast<std::uint32_t>(drawing.first_direction + k), length);
-  const float c = static_cast<float>(scale * differences[k * drawing.geometry.n_images + image] / length);
-  for (std::int64_t i = 0; i < d; ++i) sums[i] += c * u[i];
+// What the directions are divided by, as doubles [q, n_images].
+std::vector<double> lengths_of(const Drawing& drawing, int n_threads) {
+  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements, q = drawing.num_directions;
+  std::vector<double> lengths(static_cast<std::size_t>(q * n_images), std::sqrt(static_cast<double>(d)));
+  if (drawing.geometry.directions == Directions::kGaussian || recall_lengths(drawing, lengths.data())) return lengths;
+  parallel_ranges(q * n_images, n_threads, [&](std::int64_t first, std::int64_t last) {
+    RowMaker maker(drawing);
+    for (std::int64_t item = first; item < last; ++item)
+      lengths[static_cast<std::size_t>(item)] =
+          maker.make(static_cast<std::uint32_t>(drawing.first_image + item % n_images),
+                     static_cast<std::uint32_t>(drawing.first_direction + item / n_images), ignore_lost);
+  });
+  return lengths;
 }
 
-// With few images the directions are split too, into blocks of a fixed size, so that the sum does not depend on the
-// number of threads; their partial sums cost memory.
-constexpr std::int64_t kBlock = 16;
-constexpr std::int64_t kMaxPartialBytes = 4ll << 20;
-
-void rows(const Drawing& drawing, const float* differences, double scale, float* gradient, int n_threads) {
+// The normals of one batch of elements are drawn for all directions in turn, their sums kept in registers.
+void normals(const Drawing& drawing, const float* differences, const double* lengths, double scale, float* gradient,
+             std::int64_t first_item, std::int64_t last_item) {
+  const RandomState random = random_state(drawing.state);
   const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements, q = drawing.num_directions;
-  const std::int64_t blocks = (q + kBlock - 1) / kBlock;
-  for (std::int64_t i = 0; i < n_images * d; ++i) gradient[i] = 0.0f;
-  if (n_images >= 8 || n_images * blocks * d * 4 > kMaxPartialBytes) {
-    parallel_ranges(n_images, n_threads, [&](std::int64_t first, std::int64_t last) {
-      RowMaker maker(drawing);
-      for (std::int64_t image = first; image < last; ++image)
-        for (std::int64_t k = 0; k < q; ++k)
-          add_row(maker, drawing, differences, scale, image, k, gradient + image * d);
-    });
-    return;
-  }
-  std::vector<float> partial(static_cast<std::size_t>(n_images * blocks * d), 0.0f);
-  parallel_ranges(n_images * blocks, n_threads, [&](std::int64_t first, std::int64_t last) {
-    RowMaker maker(drawing);
-    for (std::int64_t item = first; item < last; ++item) {
-      const std::int64_t image = item / blocks, start = item % blocks * kBlock;
-      for (std::int64_t k = start; k < q && k < start + kBlock; ++k)
-        add_row(maker, drawing, differences, scale, image, k, partial.data() + item * d);
+  const std::int64_t tiles = (d + kTile - 1) / kTile;
+  std::vector<float> coefficients(static_cast<std::size_t>(q));
+  for (std::int64_t item = first_item; item < last_item; ++item) {
+    const std::int64_t image = item / tiles, start = item % tiles * kTile;
+    const std::int64_t end = d < start + kTile ? d : start + kTile;
+    for (std::int64_t k = 0; k < q; ++k)
+      coefficients[static_cast<std::size_t>(k)] =
+          static_cast<float>(scale * differences[k * n_images + image] / lengths[k * n_images + image]);
+    for (std::int64_t i = start; i < end; i += kNormalBatch) {
+      Floats sums[4][2] = {};
+      for (std::int64_t k = 0; k < q; ++k) {
+        const float c = coefficients[static_cast<std::size_t>(k)];
+        draw_batch(random, i, static_cast<std::uint32_t>(drawing.first_image + image),
+                   static_cast<std::uint32_t>(drawing.first_direction + k),
+                   [&](int part, const Floats& low, const Floats& high) {
+                     sums[part][0] += low * c;
+                     sums[part][1] += high * c;
+                   });
+      }
+      alignas(64) float batch[kNormalBatch];
+      for (int part = 0; part < 4; ++part) store_in_turns(batch + part * 2 * kLanes, sums[part][0], sums[part][1]);
+      const std::int64_t n = end - i < kNormalBatch ? end - i : kNormalBatch;
+      std::memcpy(gradient + image * d + i, batch, sizeof(float) * static_cast<std::size_t>(n));
     }
-  });
-  for (std::int64_t item = 0; item < n_images * blocks; ++item) {
-    float* to = gradient + item / blocks * d;
-    const float* from = partial.data() + item * d;
-    for (std::int64_t i = 0; i < d; ++i) to[i] += from[i];
+  }
+}
+
+void upsampled(const Drawing& drawing, const float* differences, double scale, float* gradient, std::int64_t first_image,
+               std::int64_t last_image) {
+  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements;
+  RowMaker maker(drawing);
+  for (std::int64_t image = first_image; image < last_image; ++image) {
+    float* sums = gradient + image * d;
+    for (std::int64_t i = 0; i < d; ++i) sums[i] = 0.0f;
+    for (std::int64_t k = 0; k < drawing.num_directions; ++k) {
+      const double length = maker.make(static_cast<std::uint32_t>(drawing.first_image + image),
+                                       static_cast<std::uint32_t>(drawing.first_direction + k), ignore_lost);
+      const float c = static_cast<float>(scale * differences[k * n_images + image] / length);
+      for (std::int64_t i = 0; i < d; ++i) sums[i] += c * maker.row()[i];
+    }
   }
 }
 
@@ -141,9 +161,19 @@ void estimate_gradient(const Drawing& drawing, const float* differences, float* 
   if (geometry.n_images == 0 || d == 0) return;
   const double span = static_cast<double>(geometry.n_random());
   const double scale = drawing.num_directions ? span / (static_cast<double>(drawing.num_directions) * drawing.mu) : 0.0;
-  if (geometry.directions != Directions::kRademacher) return rows(drawing, differences, scale, gradient, n_threads);
+  if (geometry.directions == Directions::kLowres) {
+    parallel_ranges(geometry.n_images, n_threads, [&](std::int64_t first, std::int64_t last) {
+      upsampled(drawing, differences, scale, gradient, first, last);
+    });
+    return;
+  }
+  const bool signs = geometry.directions == Directions::kRademacher;
+  const std::vector<double> lengths = signs ? std::vector<double>{} : lengths_of(drawing, n_threads);
   parallel_ranges(geometry.n_images * ((d + kTile - 1) / kTile), n_threads, [&](std::int64_t first, std::int64_t last) {
-    rademacher(drawing, differences, scale, gradient, first, last);
+    if (signs)
+      rademacher(drawing, differences, scale, gradient, first, last);
+    else
+      normals(drawing, differences, lengths.data(), scale, gradient, first, last);
   });
 }
 

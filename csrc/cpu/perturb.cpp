@@ -1,9 +1,12 @@
 // points[0] = x, points[1 + k] = x + mu u_k.
 #include <cmath>
 #include <cstring>
+#include <utility>
+#include <vector>
 
-#include "parallel.h"
+#include "lengths.h"
 #include "level.h"
+#include "parallel.h"
 #include "rows.h"
 
 namespace bidfmkd {
@@ -69,30 +72,39 @@ void rademacher(const Drawing& drawing, const float* x, float* out, bool streami
   finish_streaming();
 }
 
-void rows(const Drawing& drawing, const float* x, float* out, bool streaming, std::int64_t first_item,
+// A row is written while the next is drawn, so that the stores have the time of the arithmetic to get to memory.
+void rows(const Drawing& drawing, const float* x, float* out, double* lengths, bool streaming, std::int64_t first_item,
           std::int64_t last_item) {
   const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements;
   RowMaker maker(drawing);
-  for (std::int64_t item = first_item; item < last_item; ++item) {
-    const std::int64_t image = item % n_images, k = item / n_images - 1;
-    const float* from = x + image * d;
-    float* to = out + item * d;
-    if (k < 0) {
-      copy_images(from, d, to, streaming);
-      continue;
-    }
-    double length;
-    const float* u = maker.make(static_cast<std::uint32_t>(drawing.first_image + image),
-                                static_cast<std::uint32_t>(drawing.first_direction + k), length);
-    const float scale = static_cast<float>(drawing.mu / length);
+  const float* from = nullptr;  // of the row that is drawn and not yet written
+  float* to = nullptr;
+  float scale = 0.0f;
+  const auto write_part = [&](std::int64_t first, std::int64_t last) {
+    if (to == nullptr) return;
+    const float *u = maker.row() + first, *x_part = from + first;
     write(
-        to, d, streaming,
+        to + first, last - first, streaming,
         [&](std::int64_t i) {
           const Floats moved = load<Floats>(u + i) * scale;
-          return load<Floats>(from + i) + moved;
+          return load<Floats>(x_part + i) + moved;
         },
-        [&](std::int64_t i) { return from[i] + u[i] * scale; });
+        [&](std::int64_t i) { return x_part[i] + u[i] * scale; });
+  };
+  for (std::int64_t item = first_item; item < last_item; ++item) {
+    const std::int64_t image = item % n_images, k = item / n_images - 1;
+    if (k < 0) {
+      copy_images(x + image * d, d, out + item * d, streaming);
+      continue;
+    }
+    const double length = maker.make(static_cast<std::uint32_t>(drawing.first_image + image),
+                                     static_cast<std::uint32_t>(drawing.first_direction + k), write_part);
+    from = x + image * d;
+    to = out + item * d;
+    scale = static_cast<float>(drawing.mu / length);
+    lengths[k * n_images + image] = length;
   }
+  write_part(0, d);
   finish_streaming();
 }
 
@@ -104,10 +116,17 @@ void perturb(const Drawing& drawing, const float* x, float* out, int n_threads) 
   if (n_rows == 0 || d == 0) return;
   const bool streaming = n_rows * d * 4 >= kStreamFromBytes;
   const bool signs = drawing.geometry.directions == Directions::kRademacher;
-  const std::int64_t n_items = signs ? n_images * ((d + kTile - 1) / kTile) : n_rows;
-  parallel_ranges(n_items, n_threads, [&](std::int64_t first, std::int64_t last) {
-    (signs ? rademacher : rows)(drawing, x, out, streaming, first, last);
+  if (signs) {
+    parallel_ranges(n_images * ((d + kTile - 1) / kTile), n_threads, [&](std::int64_t first, std::int64_t last) {
+      rademacher(drawing, x, out, streaming, first, last);
+    });
+    return;
+  }
+  std::vector<double> lengths(static_cast<std::size_t>(n_rows - n_images));
+  parallel_ranges(n_rows, n_threads, [&](std::int64_t first, std::int64_t last) {
+    rows(drawing, x, out, lengths.data(), streaming, first, last);
   });
+  if (drawing.geometry.directions == Directions::kSphere) keep_lengths(drawing, std::move(lengths));
 }
 
 void stream_fill(float value, std::int64_t n, float* out, int n_threads) {

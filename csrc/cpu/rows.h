@@ -10,6 +10,9 @@
 namespace bidfmkd {
 namespace BIDFMKD_LEVEL {
 
+// For a row that nobody wants written.
+constexpr auto ignore_lost = [](std::int64_t, std::int64_t) {};
+
 // Scratch memory of one thread, and the taps of the lowres upsampling.
 class RowMaker {
  public:
@@ -22,20 +25,26 @@ class RowMaker {
     for (std::int64_t i = 0; i < geometry_.height; ++i) lines_.push_back(linear_tap(i, geometry_.height, geometry_.grid));
   }
 
-  // The row before its length is divided out; `length` receives that divisor.
-  const float* make(std::uint32_t image, std::uint32_t direction, double& length) {
+  // Makes the row, before its length is divided out, and returns that divisor. before(first, last) is called before the
+  // elements [first, last) of the row made last are lost, for all of them and in order.
+  template <class Before>
+  double make(std::uint32_t image, std::uint32_t direction, const Before& before) {
     const std::int64_t d = geometry_.n_elements;
     double squares;
     if (geometry_.directions == Directions::kLowres) {
-      fill_normals(random_, geometry_.n_random(), image, direction, field_.data());
+      before(std::int64_t{0}, d);
+      fill_normals(random_, geometry_.n_random(), image, direction, field_.data(), [](std::int64_t) {});
       upsample();
       squares = sum_of_squares(d);
     } else {
-      squares = fill_normals(random_, d, image, direction, row_.data());
+      squares = fill_normals(random_, d, image, direction, row_.data(), [&](std::int64_t i) {
+        before(i, i + kNormalBatch < d ? i + kNormalBatch : d);
+      });
     }
-    length = std::sqrt(geometry_.directions == Directions::kGaussian ? static_cast<double>(d) : squares);
-    return row_.data();
+    return std::sqrt(geometry_.directions == Directions::kGaussian ? static_cast<double>(d) : squares);
   }
+
+  const float* row() const { return row_.data(); }
 
  private:
   static constexpr std::int64_t kTile = 4096;

@@ -215,24 +215,36 @@ inline double lane_sum(const Floats& v) {
   return total;
 }
 
+// Hands the normals of elements first, ..., first + kNormalBatch - 1 (first a multiple of 8) to take(part, low, high) in
+// four parts, each of 2 kLanes elements in the order of store_in_turns.
+template <class Take>
+inline void draw_batch(const RandomState& random, std::int64_t first, std::uint32_t image, std::uint32_t direction,
+                       const Take& take) {
+  Words words[4];
+  philox_batch<kNormalRounds>(random, static_cast<std::uint32_t>(first / 8), image, direction, words);
+  for (int part = 0; part < 4; ++part) {
+    const Words& word = words[part];
+    take(part, quantile(word << 1, word << 16), quantile(word >> 15, word));
+  }
+}
+
 // Fills to[0, n) rounded up to whole batches with normals, from the first element on; the sum of the squares of to[0, n).
+// before(i) is called before to[i, i + kNormalBatch) is written.
+template <class Before>
 inline double fill_normals(const RandomState& random, std::int64_t n, std::uint32_t image, std::uint32_t direction,
-                           float* to) {
+                           float* to, const Before& before) {
   constexpr std::int64_t kSummed = 4096;  // added up in float before they go into the double
   double total = 0.0;
   Floats squares[2] = {};
   for (std::int64_t i = 0; i < n; i += kNormalBatch) {
-    Words words[4];
-    philox_batch<kNormalRounds>(random, static_cast<std::uint32_t>(i / 8), image, direction, words);
     const bool whole = i + kNormalBatch <= n;
-    for (int part = 0; part < 4; ++part) {
-      const Words& word = words[part];
-      const Floats low = quantile(word << 1, word << 16), high = quantile(word >> 15, word);
+    before(i);
+    draw_batch(random, i, image, direction, [&](int part, const Floats& low, const Floats& high) {
       store_in_turns(to + i + part * 2 * kLanes, low, high);
-      if (!whole) continue;
+      if (!whole) return;
       squares[0] += low * low;
       squares[1] += high * high;
-    }
+    });
     if (!whole)
       for (std::int64_t j = i; j < n; ++j) total += static_cast<double>(to[j]) * static_cast<double>(to[j]);
     if (!whole || (i + kNormalBatch) % kSummed == 0) {

@@ -72,6 +72,25 @@ def test_episodes_have_the_right_images_under_the_right_labels(seed: int) -> Non
         assert len(set(seen)) == len(seen)  # without replacement: support and query set share no image
 
 
+@pytest.mark.parametrize("rotations", [2, 4])
+def test_turned_classes_are_classes_of_their_own(seed: int, rotations: int) -> None:
+    memory, generator = TaskMemory(), torch.Generator().manual_seed(seed)
+    for one in range(3):
+        memory.add(torch.rand(4, 1, 5, 5, generator=generator), [key(one)] * 4)
+    drawn: set[int] = set()
+    for index in range(60):
+        episode = memory.sample_episode(3, 1, 3, seed=seed, index=index, rotations=rotations)
+        drawn |= set(episode.classes)
+        for label, number in enumerate(episode.classes):
+            held = [torch.rot90(image, number // 3, (1, 2)) for image in memory.images_of(key(number % 3))]
+            query = episode.query_images[3 * label : 3 * label + 3]
+            mine = torch.cat([episode.support_images[label : label + 1], query])
+            assert all(sum(torch.equal(image, one) for one in mine) == 1 for image in held)
+    assert drawn == {one + 3 * turns for one in range(3) for turns in range(0, 4, 4 // rotations)}
+    with pytest.raises(InputError, match=r"rotations must be 1 \(none\), 2 .* or 4 .*; got 3"):
+        memory.sample_episode(3, 1, 3, seed=seed, index=0, rotations=3)
+
+
 def test_tasks_mix_apis_and_classes_come_evenly(seed: int) -> None:
     memory = memory_of_two_apis()
     drawn: Counter[int] = Counter()

@@ -30,15 +30,19 @@ def make_module(kind: type[Conv4] = Conv4, in_channels: int = 1) -> torch.nn.Mod
         return kind(in_channels, N_WAY, (16, 16), width=4, batch_statistics=True)
 
 
-def make_replay(module: torch.nn.Module, memory: TaskMemory, learning_rate: float = 1e-2) -> DeviceReplay:
+def make_replay(
+    module: torch.nn.Module, memory: TaskMemory, learning_rate: float = 1e-2, rotations: int = 1
+) -> DeviceReplay:
     optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
-    return DeviceReplay(module, optimizer, memory, (N_WAY, N_SHOT, N_QUERY), N_TASKS, **INNER)  # type: ignore[arg-type]
+    sizes = (N_WAY, N_SHOT, N_QUERY)
+    return DeviceReplay(module, optimizer, memory, sizes, N_TASKS, rotations=rotations, **INNER)  # type: ignore[arg-type]
 
 
-def test_the_same_steps(seed: int) -> None:
+@pytest.mark.parametrize("rotations", [1, 2, 4])
+def test_the_same_steps(seed: int, rotations: int) -> None:
     memory, module = make_memory(seed), make_module()
     twin = copy.deepcopy(module)
-    replay, optimizer = make_replay(module, memory), torch.optim.Adam(twin.parameters(), lr=1e-2)
+    replay, optimizer = make_replay(module, memory, rotations=rotations), torch.optim.Adam(twin.parameters(), lr=1e-2)
     told: list[dict[str, float]] = []
     expected: list[dict[str, float]] = []
     for step in range(4):
@@ -46,7 +50,9 @@ def test_the_same_steps(seed: int) -> None:
         if step in (2, 3):
             told += replay.records()
         tasks = range(step * N_TASKS, (step + 1) * N_TASKS)
-        episodes = [memory.sample_episode(N_WAY, N_SHOT, N_QUERY, seed=seed, index=i) for i in tasks]
+        episodes = [
+            memory.sample_episode(N_WAY, N_SHOT, N_QUERY, seed=seed, index=i, rotations=rotations) for i in tasks
+        ]
         expected.append(outer_replay_step(twin, optimizer, episodes, **INNER))  # type: ignore[arg-type]
     assert len(told) == 4
     for one, wanted in zip(told, expected):

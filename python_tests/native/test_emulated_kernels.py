@@ -23,7 +23,7 @@ FLAGS = [
 ]
 UNITS = [
     *(SOURCES / "cuda" / name for name in ("perturb.cu", "gradient.cu", "kd_loss.cu")),
-    *(SOURCES / "cpu" / name for name in ("perturb.cpp", "gradient.cpp", "kd_loss.cpp")),
+    *(SOURCES / "cpu" / name for name in ("perturb.cpp", "gradient.cpp", "lengths.cpp", "kd_loss.cpp")),
     HERE / "emulated_kernels.cpp",
 ]
 

@@ -39,6 +39,27 @@ def test_estimate(cpu_level: str, kind: str, grid: int, shape: tuple[int, ...], 
     close(gradient, expected)
 
 
+def test_lengths_kept_by_perturb_change_nothing(cpu_level: str, seed: int) -> None:
+    """The same bits whether the lengths of the directions come from perturb, from parts of it, or are drawn again."""
+    shape, q, generator = (4, 3, 9, 11), 40, torch.Generator().manual_seed(seed)
+    x, differences = torch.rand(shape, generator=generator), torch.randn(q, 4, generator=generator)
+
+    def gradient(step: int) -> torch.Tensor:
+        return ops.estimate_gradient(differences, torch.tensor([seed, step]), shape, 0.2, "sphere", first_direction=3)
+
+    for step in range(3):
+        state = torch.tensor([seed, step])
+        drawn_again = gradient(step)
+        ops.perturb(x[1:], state, q, 0.2, "sphere", first_direction=3, first_image=1)  # not of every image
+        assert torch.equal(gradient(step), drawn_again)
+        for first, n in ((3, 7), (10, 33 if step else 3)):  # step 0: not of every direction
+            ops.perturb(x, state, n, 0.2, "sphere", first_direction=first)
+        ops.perturb(x, torch.tensor([seed, step + 1]), q, 0.2, "sphere", first_direction=3)  # of another step
+        ops.perturb(x.flatten(1)[:, :50], state, q + 3, 0.2, "sphere")  # of another size
+        ops.perturb(x, state, q + 3, 0.2, "gaussian")
+        assert torch.equal(gradient(step), drawn_again)
+
+
 def test_estimate_is_the_formula(seed: int) -> None:
     """The reference itself, against the equation written with explicit directions taken from `perturb`."""
     shape, q, mu = (2, 3, 6, 6), 12, 0.2

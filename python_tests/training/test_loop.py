@@ -141,7 +141,12 @@ def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
     for step in range(replay.final_steps):
         episodes = [
             memory.sample_episode(
-                N_CLASSES, replay.n_shot, replay.n_query, seed=derive_seed(config.seed, "replay"), index=2 * step + i
+                N_CLASSES,
+                replay.n_shot,
+                replay.n_query,
+                seed=derive_seed(config.seed, "replay"),
+                index=2 * step + i,
+                rotations=replay.rotations,
             )
             for i in range(2)
         ]
