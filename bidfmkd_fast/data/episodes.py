@@ -18,8 +18,8 @@ class Episode:
     """One few-shot task; images float32 in [0, 1], labels 0..n_way-1 and sorted.
 
     `support_images` `[n_way * n_shot, C, H, W]`, `support_labels` int64 `[n_way * n_shot]`, `query_images` and
-    `query_labels` the same with n_query; `classes` are the data set's indices behind labels 0, 1, ... (of a class turned
-    k times by 90 degrees, its index plus k times the number of all classes).
+    `query_labels` the same with n_query; `classes` are the data set's indices behind labels 0, 1, ...; of a class
+    turned k times by 90 degrees, its index plus k times the number of all classes.
     """
 
     support_images: Tensor
