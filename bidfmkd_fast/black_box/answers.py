@@ -36,9 +36,8 @@ def place(scores: Tensor, labels: Tensor, n_classes: int) -> Tensor:
 
 def as_told(scores: Tensor, spec: APISpec) -> Tensor:
     """What an API of this spec tells of scores `[N, n_classes]`: rounded, and 0 for all but the `top_k` highest."""
-    if spec.decimals is not None:
-        scores = scores.round(decimals=spec.decimals)
+    told = scores if spec.decimals is None else scores.round(decimals=spec.decimals)
     if spec.top_k is not None:
-        best = scores.topk(spec.top_k, dim=1)
-        scores = torch.zeros_like(scores).scatter(1, best.indices, best.values)
-    return scores
+        best = scores.topk(spec.top_k, dim=1).indices  # before rounding, which makes ties
+        told = torch.zeros_like(told).scatter(1, best, told.gather(1, best))
+    return told

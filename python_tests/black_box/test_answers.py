@@ -65,3 +65,9 @@ def test_logits_declared_as_probabilities_are_a_bad_answer() -> None:
     api = FunctionBlackBox(lambda images: images.flatten(1)[:, :2] - 3, APISpec(2, SHAPE, scores_kind="probabilities"))
     with pytest.raises(BadAnswer, match="scores_kind is 'probabilities', so they must be from 0 to 1.*logits"):
         api(torch.rand(2, *SHAPE))
+
+
+def test_the_highest_are_chosen_before_rounding() -> None:
+    spec = APISpec(4, SHAPE, scores_kind="probabilities", decimals=1, top_k=2)
+    told = as_told(torch.tensor([[0.21, 0.22, 0.24, 0.33], [0.24, 0.22, 0.21, 0.33]]), spec)
+    torch.testing.assert_close(told, torch.tensor([[0.0, 0.0, 0.2, 0.3], [0.2, 0.0, 0.0, 0.3]]))
