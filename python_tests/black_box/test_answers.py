@@ -68,6 +68,6 @@ def test_logits_declared_as_probabilities_are_a_bad_answer() -> None:
 
 
 def test_the_highest_are_chosen_before_rounding() -> None:
-    spec = APISpec(4, SHAPE, scores_kind="probabilities", decimals=1, top_k=2)
+    spec = APISpec(4, SHAPE, scores_kind="top_k", decimals=1, top_k=2)
     told = as_told(torch.tensor([[0.21, 0.22, 0.24, 0.33], [0.24, 0.22, 0.21, 0.33]]), spec)
     torch.testing.assert_close(told, torch.tensor([[0.0, 0.0, 0.2, 0.3], [0.2, 0.0, 0.0, 0.3]]))
