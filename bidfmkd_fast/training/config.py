@@ -52,7 +52,8 @@ class ReplayConfig:
         patience: when above 0, a round ends early once the replay accuracy has not improved for so many steps.
         final_steps: outer steps after the last API.
         n_shot, n_query: support and query images per class of a task.
-        rotations: 4 or 2 make of each class that many, turned by multiples of 90 or 180 degrees; 1 leaves it as it is.
+        rotations: 4 or 2 make of each class that many, turned by multiples of 90 or 180 degrees (usual on Omniglot);
+            1 leaves it as it is.
         inner_steps, inner_lr: the inner loop's.
         outer_lr: Adam's learning rate for the meta-model.
         first_order: drop the second derivatives (through the inner steps).
@@ -63,7 +64,7 @@ class ReplayConfig:
     final_steps: int = 300
     n_shot: int = 1
     n_query: int = 10
-    rotations: int = 4
+    rotations: int = 1
     inner_steps: int = 5
     inner_lr: float = 0.1
     outer_lr: float = 1e-3
@@ -195,7 +196,5 @@ def paper(compat: bool = False) -> TrainConfig:
             augment=True,
         ),
         distillation=DistillationConfig(inner_steps=10, inner_lr=0.01 if compat else 0.002),
-        replay=ReplayConfig(
-            steps_per_round=2400, patience=200, final_steps=2400, n_query=15, rotations=1, inner_lr=0.01
-        ),
+        replay=ReplayConfig(steps_per_round=2400, patience=200, final_steps=2400, n_query=15, inner_lr=0.01),
     )

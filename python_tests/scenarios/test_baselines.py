@@ -169,7 +169,7 @@ def test_maml_sees_the_real_meta_train_classes_as_often_as_the_replay_its_memory
         return plain(module, optimizer, episodes, **options)
 
     monkeypatch.setattr(baselines, "outer_replay_step", watched)
-    train = replace(contest.train, replay=replace(contest.train.replay, steps_per_round=3))
+    train = replace(contest.train, replay=replace(contest.train.replay, steps_per_round=3, rotations=4))
     contest = replace(contest, config=replace(contest.config, train=train))
     parameters, summary = learned("maml", contest, tmp_path / "maml")
     assert len(seen) == 2 + 3  # 3 APIs in groups of 2: one round between, then the final steps

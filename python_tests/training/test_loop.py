@@ -42,7 +42,7 @@ TINY = TrainConfig(
     meta_model_width=4,
     recovery=RecoveryConfig(steps=2, num_directions=2, generator_width=4, latent_dim=8),
     distillation=DistillationConfig(inner_steps=2),
-    replay=ReplayConfig(final_steps=2, n_query=2, inner_steps=1),
+    replay=ReplayConfig(final_steps=2, n_query=2, rotations=4, inner_steps=1),
 )
 
 
