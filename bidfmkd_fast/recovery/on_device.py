@@ -18,6 +18,7 @@ from tqdm import tqdm
 from bidfmkd_fast.black_box import BlackBox, TorchBlackBox
 from bidfmkd_fast.errors import BadAnswer, InputError
 from bidfmkd_fast.recovery.objective import Objective, augment_at, crop_of
+from bidfmkd_fast.recovery.step_length import warn_if_unmoved
 from bidfmkd_fast.repeated import RepeatedStep
 from bidfmkd_fast.seeds import derive_seed
 from bidfmkd_fast.zeroth_order import ZerothOrder
@@ -45,9 +46,15 @@ class DeviceRecovery:
     """The recovery of one set from an API that `serves`; the arguments are those of the loop in `recover.py`."""
 
     def __init__(
-        self, api: BlackBox, maker: _ImageMaker, objective: Objective, config: RecoveryConfig, seed: int
+        self,
+        api: BlackBox,
+        maker: _ImageMaker,
+        objective: Objective,
+        config: RecoveryConfig,
+        seed: int,
+        warn: bool = True,
     ) -> None:
-        self.api, self.config, self.done = api, config, 0
+        self.api, self.config, self.done, self._warn = api, config, 0, warn
         self._maker, self._objective = maker, objective
         self._zeroth_order = ZerothOrder(
             num_directions=config.num_directions,
@@ -59,6 +66,8 @@ class DeviceRecovery:
         spec, n_images, device = api.spec, len(objective.labels), objective.labels.device
         self._images = torch.zeros(n_images, *spec.image_shape, device=device)  # per slot the best so far
         self._scores = torch.zeros(n_images, spec.n_classes, device=device)
+        # What the first step was answered, for the warning.
+        self._first = torch.zeros(1 + config.num_directions, n_images, spec.n_classes, device=device)
         self._losses = torch.full((n_images,), torch.inf, device=device)
         self._records = torch.zeros(config.steps, 3, device=device)  # loss, best_loss, matched of every step
         self._finite = torch.ones(2, dtype=torch.bool, device=device)  # all the student's scores, all the API's
@@ -88,7 +97,7 @@ class DeviceRecovery:
         return self.result()
 
     def result(self) -> Recovered:
-        """What was recovered; waits for the device.
+        """What was recovered; waits for the device. Warns as `recover` where steps of mu change no answer.
 
         Raises:
             BadAnswer, InputError: the API or the student answered something that is not finite in one of the steps.
@@ -100,6 +109,8 @@ class DeviceRecovery:
             raise InputError("recover: student returned NaN or infinity; check its parameters and its input range")
         if not scores_finite:
             raise BadAnswer(f"{self.api.name}: the API must answer finite scores; it answered NaN or infinity")
+        if self._warn:
+            warn_if_unmoved(self._first, self._objective.labels, self.api.spec, float(self.config.mu))
         history = [self._record(step, values) for step, values in enumerate(self._records[: self.done].tolist())]
         images, labels, scores, losses = self._images, self._objective.labels, self._scores, self._losses
         return Recovered(images, labels, scores, losses, history, complete=True, mu=float(self.config.mu))
@@ -120,6 +131,7 @@ class DeviceRecovery:
                 answer = self.api._score(points.flatten(0, 1)).to(torch.float32, copy=True)
                 answers.append(answer.unflatten(0, points.shape[:2]))
         scores = torch.cat(answers)  # [1+q, B, n_classes]
+        self._first.copy_(torch.where(self._index == 0, scores, self._first))
         loss, losses = self._objective.tell(self._zeroth_order, scores, student_scores)
         wins = losses < self._losses
         for best, new in ((self._images, x.detach()), (self._scores, scores[0]), (self._losses, losses)):

@@ -115,7 +115,7 @@ def recover(
     mu = None if opened else choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed)
     chosen = config if mu is None else replace(config, mu=mu)
     if generator is None and not paper_compat and serves(api, chosen, labels):
-        return DeviceRecovery(api, maker, objective, chosen, seed).run(progress, callback)
+        return DeviceRecovery(api, maker, objective, chosen, seed, config.mu != AUTO).run(progress, callback)
     return _optimise(api, maker, objective, chosen, seed, paper_compat, progress, callback, config.mu != AUTO)
 
 

@@ -11,7 +11,7 @@ import torch
 from tolerances import TOLERANCES
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, TorchBlackBox
-from bidfmkd_fast.errors import BadAnswer, InputError
+from bidfmkd_fast.errors import BadAnswer, InputError, PrecisionWarning
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.recovery import Generator, Objective, Recovered, RecoveryConfig, recover
 from bidfmkd_fast.recovery.objective import augment, augment_at, crop_of
@@ -70,6 +70,16 @@ def test_the_same_as_the_loop(change: dict[str, object], with_student: bool, see
             assert record == pytest.approx(wanted, rel=RTOL, abs=ATOL)
     assert api.ledger.queries == expected_api.ledger.queries
     assert api.ledger.requests == expected_api.ledger.requests
+
+
+def test_answers_that_do_not_move_are_told() -> None:
+    class Flat(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(images), N_CLASSES) + images.mean() * 0
+
+    api = TorchBlackBox(Flat(), APISpec(N_CLASSES, SHAPE, scores_kind="logits"))
+    with pytest.warns(PrecisionWarning, match="mu=0.025 what .* answers hardly moves for 100 % of the images"):
+        make_recovery(api, CONFIG).run()
 
 
 def test_side_by_side_changes_nothing(seed: int) -> None:
