@@ -31,12 +31,9 @@ def device_name() -> str:
     """The CPU as the system names it, with its cores."""
     import os
 
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
-        model = found[1].strip() if found else model
-    return f"{model} x{os.cpu_count()}"
+    from bidfmkd_fast.machine import cpu_name
+
+    return f"{cpu_name()} x{os.cpu_count()}"
 
 
 def run(patterns: list[str], threads: list[int], runs: int) -> Iterator[list[Any]]:

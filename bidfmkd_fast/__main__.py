@@ -8,6 +8,7 @@ import numpy
 import torch
 
 import bidfmkd_fast
+from bidfmkd_fast.machine import machine_text
 from bidfmkd_fast.ops import native
 
 
@@ -15,7 +16,7 @@ def diagnostics() -> list[tuple[str, str]]:
     """What a bug report needs, as (what, value) pairs."""
     info = native.build_info()
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    devices = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads"}
+    devices = {"cpu": machine_text("cpu")}
     devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(n_cuda)}
     rows = [
         ("bidfmkd_fast", bidfmkd_fast.__version__),

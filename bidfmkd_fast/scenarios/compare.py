@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.machine import machine_text
 from bidfmkd_fast.meta import Evaluation, MetaModel, paired_difference
 from bidfmkd_fast.scenarios.baselines import METHODS, Contest
 from bidfmkd_fast.scenarios.experiment import (
@@ -78,7 +78,7 @@ def run_comparison(
         f"{100 * sum(accuracies) / len(accuracies):.1f} % accurate on held-out images of their own classes"
     )
     parts = [title, *_told(results, seeds, text_table)]
-    head = f"# Comparison\n\n{title}.\n\nseeds {', '.join(map(str, seeds))}; device {device}, {machine_text()}.\n"
+    head = f"# Comparison\n\n{title}.\n\nseeds {', '.join(map(str, seeds))}; {machine_text(device)}.\n"
     report = "\n\n".join([head, *_told(results, seeds, markdown_table)])
     (folder / "comparison.md").write_text(report + "\n", encoding="utf-8")
     return "\n\n".join(parts)
@@ -176,8 +176,3 @@ def rates_text(results: Sequence[Result], positions: Sequence[int]) -> str:
         ", ".join(dict.fromkeys(f"{result.judged[position].learning_rate:g}" for result in results))
         for position in positions
     )
-
-
-def machine_text() -> str:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"

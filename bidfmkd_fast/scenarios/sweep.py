@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.machine import machine_text
 from bidfmkd_fast.meta import Evaluation
 from bidfmkd_fast.scenarios.baselines import Contest
-from bidfmkd_fast.scenarios.compare import Result, difference_text, learn_and_judge, machine_text, rates_text
+from bidfmkd_fast.scenarios.compare import Result, difference_text, learn_and_judge, rates_text
 from bidfmkd_fast.scenarios.experiment import ExperimentConfig, merged, open_folder, pool_of
 from bidfmkd_fast.scenarios.sweep_plot import need_matplotlib, plot_sweep
 from bidfmkd_fast.training.report import Table, markdown_table, text_table
@@ -115,7 +116,7 @@ def run_sweep(
             results[-1].append(learn_and_judge("bidf_mkd", contest, at))
     told = list(_tables(sweep, results, seeds))
     plot_sweep(sweep.cells, [_by_data_set(its) for its in results], folder / "sweep.png")
-    head = f"# Sweep `{Path(path).name}`\n\nseeds {', '.join(map(str, seeds))}; device {device}, {machine_text()}.\n"
+    head = f"# Sweep `{Path(path).name}`\n\nseeds {', '.join(map(str, seeds))}; {machine_text(device)}.\n"
     report = [head, *(f"{title}\n\n{markdown_table(rows)}" for title, rows in told), "![sweep](sweep.png)"]
     (folder / "sweep.md").write_text("\n\n".join(report) + "\n", encoding="utf-8")
     return "\n\n".join([*(f"{title}\n\n{text_table(rows)}" for title, rows in told), f"plot: {folder / 'sweep.png'}"])
