@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.machine import machine_text
 from bidfmkd_fast.meta import Evaluation
 from bidfmkd_fast.meta.evaluate import mean_and_ci95
 from bidfmkd_fast.scenarios import baselines
@@ -76,7 +77,7 @@ def test_every_method_in_one_table_and_nothing_twice(
     report = (tmp_path / "out" / "comparison.md").read_text()
     for text in (
         "BiDf-MKD less Distill-Avg",
-        "seeds 0; device cpu",
+        f"seeds 0; {machine_text('cpu')}",
         "| method | 1-shot | 2-shot | 1-shot less control",
     ):
         assert text in report
