@@ -164,6 +164,35 @@ def test_a_resnet_learns_its_classes(glyphs: Dataset, tmp_path: Path) -> None:
     assert pool.entries[1].accuracy > 0.8
 
 
+def test_batch_norm_of_a_resnet_fits_its_finished_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch norm's statistics are those of the images learned from, under the weights that were written."""
+    learned_from: list[torch.Tensor] = []
+    fit = api_training._fit
+
+    def noting(module: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, **options: object) -> None:
+        learned_from.append(images)
+        fit(module, images, labels, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(api_training, "_fit", noting)
+    train_pool(
+        tiny("grey", (1, 16, 16)), tmp_path, scenario="sh", n_apis=3, n_way=2, width=4, resnet_width=2, epochs=3, seed=1
+    )
+    modules = load_modules(tmp_path)
+    for module, images, settled in zip(modules, learned_from, (False, True, True), strict=True):
+        convolution = next(part for part in module.modules() if isinstance(part, torch.nn.Conv2d))
+        norm = next(part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d))
+        with torch.no_grad():
+            seen = convolution(images).double()
+        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum == 0.1
+        if settled:
+            torch.testing.assert_close(norm.running_mean.double(), seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                norm.running_var.double(), seen.transpose(0, 1).flatten(1).var(1), rtol=1e-4, atol=1e-6
+            )
+        else:
+            assert not torch.allclose(norm.running_mean.double(), seen.mean((0, 2, 3)), rtol=1e-2)
+
+
 def test_training_in_parallel_gives_the_same_apis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny("grey", (1, 16, 16))
     arguments = {"scenario": "sh", "n_apis": 6, "n_way": 2, "width": 3, "resnet_width": 2, "epochs": 2, "seed": 5}
