@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -23,7 +22,6 @@ _MIXED = ("conv4", "resnet10", "resnet18")
 ARCHITECTURES = {"ss": ("conv4",), "sh": _MIXED, "mh": _MIXED}
 _BATCH_SIZE = 32
 _LEARNING_RATE = 1e-3
-_GLOBAL_GENERATOR = threading.Lock()  # weights are drawn from torch's global generator, one API at a time
 
 
 def train_pool(
@@ -108,7 +106,7 @@ def _train_api(
     order = torch.randperm(len(candidates), generator=generator)[: len(entry.class_names)].tolist()
     classes = [candidates[position] for position in order]
     fit, held_out = _divide(dataset, classes, holdout, generator)
-    with _GLOBAL_GENERATOR, seeded(*names, "weights"):
+    with seeded(*names, "weights"):
         module = entry.build().to(device)
     images, labels = (part.to(device) for part in fit)
     _fit(module, images, labels, epochs=epochs, generator=generator)
