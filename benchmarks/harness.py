@@ -83,7 +83,7 @@ def run_case(one: Case, runs: int, threads: int) -> list[Row]:
     memory = {}
     for name in names:  # warms up too
         _set_allocator(kept=name == OURS)
-        memory[name] = _extra_memory(prepared.contenders[name], prepared.output_bytes)
+        memory[name] = extra_memory(prepared.contenders[name], prepared.output_bytes)
     times: dict[str, list[float]] = {name: [] for name in names}
     quick = {name: _milliseconds(prepared.contenders[name]) for name in names}
     for _ in range(runs):
@@ -139,7 +139,7 @@ def _median_ratio(a: list[float], b: list[float]) -> float:
     return float(torch.tensor([x / y for x, y in zip(a, b)], dtype=torch.float64).median())
 
 
-def _extra_memory(function: Function, output_bytes: int) -> float | None:
+def extra_memory(function: Function, output_bytes: int) -> float | None:
     """Peak resident memory of a first call beyond what was there and its output, in MB; Linux only."""
     workspace.release()
     gc.collect()

@@ -37,8 +37,9 @@ SCORES_KINDS = ("logits", "probabilities", "log_probabilities")
 DIVERGENCES = ("l1", "l1_prob", "kl")
 SCORE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "native", "reference")
-# Below this many elements a thread costs more than it saves (measured: docs/architecture.md).
-ELEMENTS_PER_THREAD = 1 << 20
+# Elements that perturb writes and the gradient sums: below, a thread costs more than it saves (docs/architecture.md).
+WRITTEN_PER_THREAD = {"rademacher": 1 << 21, "sphere": 1 << 20, "gaussian": 1 << 20, "lowres": 1 << 20}
+SUMMED_PER_THREAD = {"rademacher": 1 << 22, "sphere": 1 << 20, "gaussian": 1 << 20, "lowres": 1 << 20}
 ELEMENTS_PER_NORM_THREAD = 1 << 22  # one pass over memory: a second thread gains little
 
 _backend = "auto"
@@ -126,15 +127,11 @@ def _warn_once(reason: str) -> None:
         )
 
 
-def _threads(elements: int) -> int:
-    return max(1, min(torch.get_num_threads(), elements // ELEMENTS_PER_THREAD))
-
-
-def _place(tensor: Tensor, elements: int = 0) -> tuple[int, int, int]:
+def _place(tensor: Tensor, elements: int = 0, per_thread: int = 1) -> tuple[int, int, int]:
     """Threads, CUDA device and stream of a call of `elements` elements: where `tensor` is, on torch's stream there."""
     if tensor.is_cuda:
         return 1, tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
-    return _threads(elements), -1, 0
+    return max(1, min(torch.get_num_threads(), elements // per_thread)), -1, 0
 
 
 def _workspace(like: Tensor, num_directions: int, shape: Sequence[int], directions: str, grid: int) -> Tensor:
@@ -173,7 +170,7 @@ def perturb_out(
         mu,
         first_direction,
         first_image,
-        *_place(target, target.numel()),
+        *_place(target, target.numel(), WRITTEN_PER_THREAD[directions]),
     )
     if target is not out:
         out.copy_(target)
@@ -210,7 +207,7 @@ def estimate_gradient(
         mu,
         first_direction,
         first_image,
-        *_place(gradient, gradient.numel() * num_directions),
+        *_place(gradient, gradient.numel() * num_directions, SUMMED_PER_THREAD[directions]),
     )
     return gradient
 
@@ -258,7 +255,7 @@ def zo_kd_gradient(
         DIVERGENCES.index(divergence),
         first_direction,
         first_image,
-        *_place(gradient, gradient.numel() * num_directions),
+        *_place(gradient, gradient.numel() * num_directions, SUMMED_PER_THREAD[directions]),
     )
     return gradient, loss
 

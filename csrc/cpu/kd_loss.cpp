@@ -7,7 +7,10 @@ namespace bidfmkd {
 void objective_differences(const float* scores, const std::int64_t* labels, const float* student,
                            std::int64_t n_images, std::int64_t num_directions, const ObjectiveSettings& settings,
                            float* differences, float* loss, int n_threads) {
-  parallel_ranges(n_images, n_threads, [&](std::int64_t first, std::int64_t last) {
+  constexpr std::int64_t kPerThread = 1 << 16;  // scores: below, a thread costs more than it saves
+  const std::int64_t worth = n_images * (1 + num_directions) * settings.n_classes / kPerThread;
+  const int helpful = worth < n_threads ? static_cast<int>(worth) : n_threads;
+  parallel_ranges(n_images, helpful, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t b = first; b < last; ++b) {
       const float* model = student == nullptr ? nullptr : student + b * settings.n_classes;
       const auto at = [&](std::int64_t row) {

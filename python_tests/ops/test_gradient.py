@@ -9,7 +9,7 @@ from tolerances import TOLERANCES
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.ops import reference
+from bidfmkd_fast.ops import native, reference
 
 KINDS = [("rademacher", 0), ("sphere", 0), ("gaussian", 0), ("lowres", 2)]
 SHAPES = [(0, 3, 8, 8), (1, 1, 2, 2), (2, 3, 7, 5), (3, 1, 28, 28), (1, 3, 51, 67), (9, 2, 8, 9)]
@@ -58,6 +58,21 @@ def test_lengths_kept_by_perturb_change_nothing(cpu_level: str, seed: int) -> No
         ops.perturb(x.flatten(1)[:, :50], state, q + 3, 0.2, "sphere")  # of another size
         ops.perturb(x, state, q + 3, 0.2, "gaussian")
         assert torch.equal(gradient(step), drawn_again)
+
+
+def test_threads_change_nothing_of_the_losses(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(native.SUMMED_PER_THREAD, "rademacher", 1)
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(41, 50, 100, generator=generator)  # 205,000 of them: enough for three threads
+    labels, state = torch.randint(0, 100, (50,), generator=generator), torch.tensor([seed, 0])
+    one = ops.zo_kd_gradient(scores, labels, state, (50, 1, 4, 4), 0.1)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        try:
+            again = ops.zo_kd_gradient(scores, labels, state, (50, 1, 4, 4), 0.1)
+        finally:
+            torch.set_num_threads(1)
+        assert all(torch.equal(a, b) for a, b in zip(again, one, strict=True))
 
 
 def test_estimate_is_the_formula(seed: int) -> None:

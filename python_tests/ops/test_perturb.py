@@ -51,14 +51,18 @@ def test_pieces_are_the_whole(cpu_level: str, kind: str, grid: int, seed: int) -
 
 
 @pytest.mark.parametrize(("kind", "grid"), KINDS)
-def test_threads_change_nothing(cpu_level: str, kind: str, grid: int, seed: int) -> None:
+def test_threads_change_nothing(
+    cpu_level: str, kind: str, grid: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(native.WRITTEN_PER_THREAD, kind, 1 << 20)
+    monkeypatch.setitem(native.SUMMED_PER_THREAD, kind, 1 << 20)
     x, state = images((3, 3, 64, 64), seed), torch.tensor([seed, 0])  # 3.7 M elements: enough for three threads
     one = ops.perturb(x, state, 100, 0.1, kind, grid)
     gradient = ops.estimate_gradient(x.flatten()[:300].view(100, 3), state, x.shape, 0.1, kind, grid)
     for threads in (2, 3):
         torch.set_num_threads(threads)
         try:
-            assert native._threads(one.numel()) == threads
+            assert native._place(one, one.numel(), native.SUMMED_PER_THREAD[kind])[0] == threads
             assert torch.equal(ops.perturb(x, state, 100, 0.1, kind, grid), one)
             again = ops.estimate_gradient(x.flatten()[:300].view(100, 3), state, x.shape, 0.1, kind, grid)
         finally:
