@@ -62,7 +62,7 @@ def times(q: int, b: int, d: int, runs: int) -> Curves:
 def memory(q: int, b: int, d: int) -> Curves:
     """Peak in MB, the points included. The limit is the points: the API is to get them, so they must be somewhere."""
     x, state, differences = torch.randn(b, d), torch.tensor([0, 0]), torch.randn(q, b)
-    torch.set_num_threads(2)
+    torch.set_num_threads(max(THREADS))
 
     def ours(kind: str) -> tuple[Tensor, Tensor]:
         points = ops.perturb(x, state, q, MU, kind)
