@@ -191,7 +191,7 @@ void stream_fill(float value, Int n, Address out, int n_threads) {
   bidfmkd::kernels().stream_fill(value, n, at<float>(out), n_threads);
 }
 
-float normal(std::uint32_t half) { return bidfmkd::normal_from_half(half); }
+std::int32_t normal(std::uint32_t half) { return bidfmkd::normal_from_half(half); }
 
 }  // namespace
 

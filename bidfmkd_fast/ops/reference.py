@@ -6,6 +6,7 @@ counter-based generator Philox4x32 (Salmon et al., "Parallel random numbers: as 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -52,15 +53,41 @@ def _sign_words(state: Tensor, n_images: int, n_elements: int, group: int, first
     return words.flatten(1)[:, :n_elements]
 
 
-def _normals(state: Tensor, n_images: int, n_elements: int, direction: int, first_image: int) -> Tensor:
-    """`[n_images, n_elements]` standard normals in float64, each from 16 bits.
+@functools.cache
+def _normal_table() -> Tensor:
+    """`[2^16]` standard normals, float64: one for every 16 bits.
 
-    The top bit is the sign; the other 15 choose the quantile at the middle of one of 2^15 equal shares.
+    The top bit is the sign. The sizes are the quantiles in the middles of 2^15 equal shares, in steps of 1/7500, by cubics
+    in integers: see `csrc/random/normal.h`, whose tables these are.
     """
+
+    def quantile(rank: Tensor) -> Tensor:
+        return -7500 * torch.special.ndtri((rank.double() + 0.5) / 2**16)
+
+    bits = torch.arange(2**15)
+    sizes = quantile(bits).round().long()  # stays so for the 32 outermost
+    at = torch.cos((2 * torch.arange(4, dtype=torch.float64) + 1) * torch.pi / 8)  # the Chebyshev points
+    for n_ranks in (32, 1024):
+        first = torch.arange(1, 32)[:, None] * n_ranks  # [31, 1]; segment 0 holds the finer segments or the outermost
+        powers = torch.linalg.solve(at[:, None] ** torch.arange(4), quantile(first + n_ranks / 2 * (1 + at)).T).T
+        # A product with t / 2 doubles what it is made from; rounding down takes half a unit each time.
+        powers = powers * torch.tensor([1, 2, 4, 8]) + torch.tensor([0.5, 0.5, 0.5, 0.0])
+        constant, linear, square, cube = powers.round().long().T[:, :, None]
+        place = torch.arange(n_ranks)
+        t = (place - n_ranks * (place >= n_ranks // 2)) * (2**16 // n_ranks)  # signed, in units of 2^-15
+        values = cube * t >> 16
+        values = (square + values) * t >> 16
+        values = (linear + values) * t >> 16
+        sizes[n_ranks : 32 * n_ranks] = (constant + values).flatten()
+    sizes = sizes.double() / sizes.double().square().mean().sqrt()
+    return torch.cat([sizes, -sizes])
+
+
+def _normals(state: Tensor, n_images: int, n_elements: int, direction: int, first_image: int) -> Tensor:
+    """`[n_images, n_elements]` standard normals in float64, each from 16 bits."""
     words = random_words(state, n_images, -(-n_elements // 8), direction, NORMAL_ROUNDS, first_image)
     halves = torch.cat([words & 0xFFFF, words >> 16], dim=-1).flatten(1)[:, :n_elements]
-    sizes = -torch.special.ndtri(((halves & 0x7FFF).double() + 0.5) / 2.0**16)
-    return torch.where(halves >> 15 == 1, -sizes, sizes)
+    return _normal_table().to(halves.device)[halves]
 
 
 def span_dimension(shape: Sequence[int], directions: str, grid: int) -> int:

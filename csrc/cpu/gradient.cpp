@@ -92,15 +92,15 @@ void rademacher(const Drawing& drawing, const float* differences, double scale, 
 
 // What the directions are divided by, as doubles [q, n_images].
 std::vector<double> lengths_of(const Drawing& drawing, int n_threads) {
-  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements, q = drawing.num_directions;
-  std::vector<double> lengths(static_cast<std::size_t>(q * n_images), std::sqrt(static_cast<double>(d)));
+  const std::int64_t n_images = drawing.geometry.n_images, q = drawing.num_directions;
+  std::vector<double> lengths(static_cast<std::size_t>(q * n_images), gaussian_length(drawing.geometry.n_elements));
   if (drawing.geometry.directions == Directions::kGaussian || recall_lengths(drawing, lengths.data())) return lengths;
   parallel_ranges(q * n_images, n_threads, [&](std::int64_t first, std::int64_t last) {
-    RowMaker maker(drawing);
+    NormalRow row(drawing);
     for (std::int64_t item = first; item < last; ++item)
       lengths[static_cast<std::size_t>(item)] =
-          maker.make(static_cast<std::uint32_t>(drawing.first_image + item % n_images),
-                     static_cast<std::uint32_t>(drawing.first_direction + item / n_images), ignore_lost);
+          row.make(static_cast<std::uint32_t>(drawing.first_image + item % n_images),
+                   static_cast<std::uint32_t>(drawing.first_direction + item / n_images), ignore_lost);
   });
   return lengths;
 }
@@ -111,24 +111,29 @@ void normals(const Drawing& drawing, const float* differences, const double* len
   const RandomState random = random_state(drawing.state);
   const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements, q = drawing.num_directions;
   const std::int64_t tiles = (d + kTile - 1) / kTile;
+  const double small = scale / 65536.0;  // for low_halves and high_halves
   std::vector<float> coefficients(static_cast<std::size_t>(q));
   for (std::int64_t item = first_item; item < last_item; ++item) {
     const std::int64_t image = item / tiles, start = item % tiles * kTile;
     const std::int64_t end = d < start + kTile ? d : start + kTile;
     for (std::int64_t k = 0; k < q; ++k)
       coefficients[static_cast<std::size_t>(k)] =
-          static_cast<float>(scale * differences[k * n_images + image] / lengths[k * n_images + image]);
+          static_cast<float>(small * differences[k * n_images + image] / lengths[k * n_images + image]);
     for (std::int64_t i = start; i < end; i += kNormalBatch) {
       Floats sums[4][2] = {};
-      for (std::int64_t k = 0; k < q; ++k) {
-        const float c = coefficients[static_cast<std::size_t>(k)];
-        draw_batch(random, i, static_cast<std::uint32_t>(drawing.first_image + image),
-                   static_cast<std::uint32_t>(drawing.first_direction + k),
-                   [&](int part, const Floats& low, const Floats& high) {
-                     sums[part][0] += low * c;
-                     sums[part][1] += high * c;
-                   });
-      }
+      const auto block = static_cast<std::uint32_t>(i / 8), of_image = static_cast<std::uint32_t>(drawing.first_image + image);
+      draw_all(
+          random, 0, q,
+          [&](std::int64_t k) {
+            return Batch{block, of_image, static_cast<std::uint32_t>(drawing.first_direction + k)};
+          },
+          [&](std::int64_t k, const Words (&drawn)[4]) {
+            const float c = coefficients[static_cast<std::size_t>(k)];
+            for (int part = 0; part < 4; ++part) {
+              sums[part][0] += low_halves(drawn[part]) * c;
+              sums[part][1] += high_halves(drawn[part]) * c;
+            }
+          });
       alignas(64) float batch[kNormalBatch];
       for (int part = 0; part < 4; ++part) store_in_turns(batch + part * 2 * kLanes, sums[part][0], sums[part][1]);
       const std::int64_t n = end - i < kNormalBatch ? end - i : kNormalBatch;
@@ -140,15 +145,15 @@ void normals(const Drawing& drawing, const float* differences, const double* len
 void upsampled(const Drawing& drawing, const float* differences, double scale, float* gradient, std::int64_t first_image,
                std::int64_t last_image) {
   const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements;
-  RowMaker maker(drawing);
+  FieldRow row(drawing);
   for (std::int64_t image = first_image; image < last_image; ++image) {
     float* sums = gradient + image * d;
     for (std::int64_t i = 0; i < d; ++i) sums[i] = 0.0f;
     for (std::int64_t k = 0; k < drawing.num_directions; ++k) {
-      const double length = maker.make(static_cast<std::uint32_t>(drawing.first_image + image),
-                                       static_cast<std::uint32_t>(drawing.first_direction + k), ignore_lost);
+      const double length = row.make(static_cast<std::uint32_t>(drawing.first_image + image),
+                                     static_cast<std::uint32_t>(drawing.first_direction + k), ignore_lost);
       const float c = static_cast<float>(scale * differences[k * n_images + image] / length);
-      for (std::int64_t i = 0; i < d; ++i) sums[i] += c * maker.row()[i];
+      for (std::int64_t i = 0; i < d; ++i) sums[i] += c * row.single(i);
     }
   }
 }

@@ -1,4 +1,3 @@
-// One memory for each instruction set, since their lengths differ by rounding.
 #include "lengths.h"
 
 #include <algorithm>
@@ -7,7 +6,6 @@
 #include <utility>
 
 namespace bidfmkd {
-namespace BIDFMKD_LEVEL {
 namespace {
 
 constexpr std::size_t kMostCalls = 64, kMostLengths = std::size_t{1} << 20;  // 8 MB
@@ -58,5 +56,4 @@ bool recall_lengths(const Drawing& drawing, double* lengths) {
   return true;
 }
 
-}  // namespace BIDFMKD_LEVEL
 }  // namespace bidfmkd

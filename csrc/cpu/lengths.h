@@ -7,7 +7,6 @@
 #include "kernels.h"
 
 namespace bidfmkd {
-namespace BIDFMKD_LEVEL {
 
 // Keeps the `lengths` [q, n_images] of a call; the oldest calls' go when there are too many.
 void keep_lengths(const Drawing& drawing, std::vector<double> lengths);
@@ -15,5 +14,4 @@ void keep_lengths(const Drawing& drawing, std::vector<double> lengths);
 // Fills `lengths` [q, n_images], if all of them are kept, from one call or several.
 bool recall_lengths(const Drawing& drawing, double* lengths);
 
-}  // namespace BIDFMKD_LEVEL
 }  // namespace bidfmkd

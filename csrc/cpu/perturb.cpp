@@ -13,16 +13,17 @@ namespace bidfmkd {
 namespace BIDFMKD_LEVEL {
 namespace {
 
-constexpr std::int64_t kTile = 2048;                    // elements whose words and sums stay in the first-level cache
-constexpr std::int64_t kStreamFromBytes = 4ll << 20;   // larger outputs would push everything else out of the cache
+constexpr std::int64_t kTile = 2048;                   // elements whose words and sums stay in the first-level cache
+constexpr std::int64_t kStreamFromBytes = 8ll << 20;  // larger outputs would push everything else out of the cache
+constexpr std::int64_t kStreamFromUnaligned = 512;    // shorter pieces lose more at their ends than streaming gains
 
-bool aligned(const float* p) { return reinterpret_cast<std::uintptr_t>(p) % sizeof(Floats) == 0; }
-
-// to[i] = value(i) for whole vectors, then the rest one by one.
+// to[i] = value(i): one by one up to the place of a whole vector if they are streamed, in whole vectors, then one by one.
 template <class Vector, class Single>
 inline void write(float* to, std::int64_t n, bool streaming, const Vector& vector, const Single& single) {
   std::int64_t i = 0;
-  if (streaming && aligned(to)) {
+  const std::int64_t past = reinterpret_cast<std::uintptr_t>(to) / sizeof(float) % kLanes;
+  if (streaming && (past == 0 || n >= kStreamFromUnaligned)) {
+    for (const std::int64_t head = past == 0 ? 0 : kLanes - past; i < head && i < n; ++i) to[i] = single(i);
     for (; i + kLanes <= n; i += kLanes) stream(to + i, vector(i));
   } else {
     for (; i + kLanes <= n; i += kLanes) store(to + i, vector(i));
@@ -73,23 +74,23 @@ void rademacher(const Drawing& drawing, const float* x, float* out, bool streami
 }
 
 // A row is written while the next is drawn, so that the stores have the time of the arithmetic to get to memory.
+template <class Row>
 void rows(const Drawing& drawing, const float* x, float* out, double* lengths, bool streaming, std::int64_t first_item,
           std::int64_t last_item) {
   const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements;
-  RowMaker maker(drawing);
+  Row row(drawing);
   const float* from = nullptr;  // of the row that is drawn and not yet written
   float* to = nullptr;
   float scale = 0.0f;
   const auto write_part = [&](std::int64_t first, std::int64_t last) {
     if (to == nullptr) return;
-    const float *u = maker.row() + first, *x_part = from + first;
     write(
         to + first, last - first, streaming,
         [&](std::int64_t i) {
-          const Floats moved = load<Floats>(u + i) * scale;
-          return load<Floats>(x_part + i) + moved;
+          const Floats moved = row.vector(first + i) * scale;
+          return load<Floats>(from + first + i) + moved;
         },
-        [&](std::int64_t i) { return x_part[i] + u[i] * scale; });
+        [&](std::int64_t i) { return from[first + i] + row.single(first + i) * scale; });
   };
   for (std::int64_t item = first_item; item < last_item; ++item) {
     const std::int64_t image = item % n_images, k = item / n_images - 1;
@@ -97,8 +98,8 @@ void rows(const Drawing& drawing, const float* x, float* out, double* lengths, b
       copy_images(x + image * d, d, out + item * d, streaming);
       continue;
     }
-    const double length = maker.make(static_cast<std::uint32_t>(drawing.first_image + image),
-                                     static_cast<std::uint32_t>(drawing.first_direction + k), write_part);
+    const double length = row.make(static_cast<std::uint32_t>(drawing.first_image + image),
+                                   static_cast<std::uint32_t>(drawing.first_direction + k), write_part);
     from = x + image * d;
     to = out + item * d;
     scale = static_cast<float>(drawing.mu / length);
@@ -123,8 +124,9 @@ void perturb(const Drawing& drawing, const float* x, float* out, int n_threads) 
     return;
   }
   std::vector<double> lengths(static_cast<std::size_t>(n_rows - n_images));
+  const bool lowres = drawing.geometry.directions == Directions::kLowres;
   parallel_ranges(n_rows, n_threads, [&](std::int64_t first, std::int64_t last) {
-    rows(drawing, x, out, lengths.data(), streaming, first, last);
+    (lowres ? rows<FieldRow> : rows<NormalRow>)(drawing, x, out, lengths.data(), streaming, first, last);
   });
   if (drawing.geometry.directions == Directions::kSphere) keep_lengths(drawing, std::move(lengths));
 }

@@ -13,58 +13,73 @@ namespace BIDFMKD_LEVEL {
 // For a row that nobody wants written.
 constexpr auto ignore_lost = [](std::int64_t, std::int64_t) {};
 
-// Scratch memory of one thread, and the taps of the lowres upsampling.
-class RowMaker {
+inline std::size_t whole_batches(std::int64_t n) {
+  return static_cast<std::size_t>((n + kNormalBatch - 1) / kNormalBatch * kNormalBatch);
+}
+
+// A row that is the normals themselves. It is kept as the integers they are: half as many bytes to go through the cache.
+class NormalRow {
  public:
-  explicit RowMaker(const Drawing& drawing)
-      : geometry_(drawing.geometry), random_(random_state(drawing.state)), row_(padded(drawing.geometry.n_elements)) {
-    if (geometry_.directions != Directions::kLowres) return;
-    field_.resize(padded(geometry_.n_random()));
-    wide_.resize(static_cast<std::size_t>(geometry_.grid * geometry_.width));
-    for (std::int64_t i = 0; i < geometry_.width; ++i) columns_.push_back(linear_tap(i, geometry_.width, geometry_.grid));
-    for (std::int64_t i = 0; i < geometry_.height; ++i) lines_.push_back(linear_tap(i, geometry_.height, geometry_.grid));
-  }
+  explicit NormalRow(const Drawing& drawing)
+      : geometry_(drawing.geometry), random_(random_state(drawing.state)), row_(whole_batches(geometry_.n_elements)) {}
 
   // Makes the row, before its length is divided out, and returns that divisor. before(first, last) is called before the
   // elements [first, last) of the row made last are lost, for all of them and in order.
   template <class Before>
   double make(std::uint32_t image, std::uint32_t direction, const Before& before) {
     const std::int64_t d = geometry_.n_elements;
-    double squares;
-    if (geometry_.directions == Directions::kLowres) {
-      before(std::int64_t{0}, d);
-      fill_normals(random_, geometry_.n_random(), image, direction, field_.data(), [](std::int64_t) {});
-      upsample();
-      squares = sum_of_squares(d);
-    } else {
-      squares = fill_normals(random_, d, image, direction, row_.data(), [&](std::int64_t i) {
-        before(i, i + kNormalBatch < d ? i + kNormalBatch : d);
-      });
-    }
-    return std::sqrt(geometry_.directions == Directions::kGaussian ? static_cast<double>(d) : squares);
+    const double squares = fill_normals(random_, d, image, direction, row_.data(), [&](std::int64_t i) {
+      before(i, i + kNormalBatch < d ? i + kNormalBatch : d);
+    });
+    return geometry_.directions == Directions::kGaussian ? gaussian_length(d) : std::sqrt(squares);
   }
 
-  const float* row() const { return row_.data(); }
+  Floats vector(std::int64_t i) const { return widen(row_.data() + i); }
+  float single(std::int64_t i) const { return row_[static_cast<std::size_t>(i)]; }
 
  private:
-  static constexpr std::int64_t kTile = 4096;
+  const Geometry geometry_;
+  const RandomState random_;
+  std::vector<std::int16_t> row_;
+};
 
-  static std::size_t padded(std::int64_t n) {
-    return static_cast<std::size_t>((n + kNormalBatch - 1) / kNormalBatch * kNormalBatch);
+// A row upsampled from a field of normals; the same functions.
+class FieldRow {
+ public:
+  explicit FieldRow(const Drawing& drawing)
+      : geometry_(drawing.geometry),
+        random_(random_state(drawing.state)),
+        field_(whole_batches(geometry_.n_random())),
+        wide_(static_cast<std::size_t>(geometry_.grid * geometry_.width)),
+        row_(static_cast<std::size_t>(geometry_.n_elements)) {
+    for (std::int64_t i = 0; i < geometry_.width; ++i) columns_.push_back(linear_tap(i, geometry_.width, geometry_.grid));
+    for (std::int64_t i = 0; i < geometry_.height; ++i) lines_.push_back(linear_tap(i, geometry_.height, geometry_.grid));
   }
 
-  double sum_of_squares(std::int64_t d) const {
+  template <class Before>
+  double make(std::uint32_t image, std::uint32_t direction, const Before& before) {
+    before(std::int64_t{0}, geometry_.n_elements);
+    fill_normals(random_, geometry_.n_random(), image, direction, field_.data(), [](std::int64_t) {});
+    upsample();
+    return std::sqrt(sum_of_squares());
+  }
+
+  Floats vector(std::int64_t i) const { return load<Floats>(row_.data() + i); }
+  float single(std::int64_t i) const { return row_[static_cast<std::size_t>(i)]; }
+
+ private:
+  static constexpr std::int64_t kTile = 4096;  // added up in float before they go into the double
+
+  double sum_of_squares() const {
+    const std::int64_t d = geometry_.n_elements;
     double total = 0.0;
     for (std::int64_t first = 0; first < d; first += kTile) {
       const std::int64_t last = first + kTile < d ? first + kTile : d;
       Floats sum = {};
       std::int64_t i = first;
-      for (; i + kLanes <= last; i += kLanes) {
-        const Floats v = load<Floats>(row_.data() + i);
-        sum += v * v;
-      }
+      for (; i + kLanes <= last; i += kLanes) sum += vector(i) * vector(i);
       total += lane_sum(sum);
-      for (; i < last; ++i) total += static_cast<double>(row_[static_cast<std::size_t>(i)]) * row_[static_cast<std::size_t>(i)];
+      for (; i < last; ++i) total += static_cast<double>(single(i)) * single(i);
     }
     return total;
   }
@@ -73,7 +88,7 @@ class RowMaker {
     const std::int64_t grid = geometry_.grid, width = geometry_.width;
     float* to = row_.data();
     for (std::int64_t channel = 0; channel < geometry_.channels; ++channel) {
-      const float* field = field_.data() + channel * grid * grid;
+      const std::int16_t* field = field_.data() + channel * grid * grid;
       for (std::int64_t y = 0; y < grid; ++y)
         for (std::int64_t x = 0; x < width; ++x) {
           const LinearTap& tap = columns_[static_cast<std::size_t>(x)];
@@ -91,7 +106,8 @@ class RowMaker {
 
   const Geometry geometry_;
   const RandomState random_;
-  std::vector<float> row_, field_, wide_;
+  std::vector<std::int16_t> field_;
+  std::vector<float> wide_, row_;
   std::vector<LinearTap> columns_, lines_;
 };
 

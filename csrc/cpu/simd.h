@@ -121,16 +121,29 @@ struct CounterOrder {
 };
 constexpr CounterOrder kCounterOrder;
 
-// The words of counters first_block, ..., first_block + kLanes - 1, in order: four vectors, each of kLanes / 4 counters.
-template <int rounds>
-inline void philox_batch(const RandomState& random, std::uint32_t first_block, std::uint32_t image, std::uint32_t third,
-                         Words (&words)[4]) {
+// Batches that are made at once, where there are registers for them: one alone waits for its multiplications.
+#if defined(__AVX512F__)
+constexpr int kTogether = 2;
+#else
+constexpr int kTogether = 1;
+#endif
+
+// What the counters of a batch have in common, and the first of them.
+struct Batch {
+  std::uint32_t first_block, image, third;
+};
+
+// Of each of n batches the words of counters first_block, ..., first_block + kLanes - 1, in order: four vectors, each of
+// kLanes / 4 counters.
+template <int rounds, int n>
+inline void philox_batches(const RandomState& random, const Batch (&batches)[n], Words (&words)[n][4]) {
   // A counter fills a 64-bit lane, whose high half is never read: products need no taking apart.
-  Longs c0[2], c1[2], c2[2], c3[2];
-  for (int half = 0; half < 2; ++half) {
-    c0[half] = load<Longs>(kCounterOrder.offset[half]) + first_block;
-    c1[half] = Longs{} + image;
-    c2[half] = Longs{} + third;
+  Longs c0[2 * n], c1[2 * n], c2[2 * n], c3[2 * n];
+  for (int half = 0; half < 2 * n; ++half) {
+    const Batch& batch = batches[half / 2];
+    c0[half] = load<Longs>(kCounterOrder.offset[half % 2]) + batch.first_block;
+    c1[half] = Longs{} + batch.image;
+    c2[half] = Longs{} + batch.third;
     c3[half] = Longs{} + random.step;
   }
   std::uint32_t key0 = random.key0, key1 = random.key1;
@@ -138,7 +151,10 @@ inline void philox_batch(const RandomState& random, std::uint32_t first_block, s
 #pragma GCC unroll 10
 #endif
   for (int r = 0; r < rounds; ++r) {
-    for (int half = 0; half < 2; ++half) {
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 4
+#endif
+    for (int half = 0; half < 2 * n; ++half) {
       const Longs p0 = multiply_low(c0[half], kPhiloxMultiplier0), p1 = multiply_low(c2[half], kPhiloxMultiplier1);
       c0[half] = (p1 >> 32) ^ c1[half] ^ (Longs{} + key0);
       c1[half] = p1;
@@ -148,46 +164,127 @@ inline void philox_batch(const RandomState& random, std::uint32_t first_block, s
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;
   }
-  const auto merge = [](const Longs& even, const Longs& odd) { return as<Words>((even & 0xFFFFFFFFu) | (odd << 32)); };
-  words[0] = merge(c0[0], c0[1]);
-  words[1] = merge(c1[0], c1[1]);
-  words[2] = merge(c2[0], c2[1]);
-  words[3] = merge(c3[0], c3[1]);
-  transpose_squares(words);
-}
-
-// Fills words[0, n) rounded up to whole batches; n starts at element `first`, a multiple of 4.
-template <int rounds>
-inline void fill_words(const RandomState& random, std::int64_t first, std::int64_t n, std::uint32_t image,
-                       std::uint32_t third, std::uint32_t* words) {
-  for (std::int64_t i = 0; i < n; i += kWordBatch) {
-    Words batch[4];
-    philox_batch<rounds>(random, static_cast<std::uint32_t>((first + i) / 4), image, third, batch);
-    for (int part = 0; part < 4; ++part) store(words + i + part * kLanes, batch[part]);
+  const auto merge = [](const Longs (&c)[2 * n], int i) {
+    return as<Words>((c[2 * i] & 0xFFFFFFFFu) | (c[2 * i + 1] << 32));
+  };
+  for (int i = 0; i < n; ++i) {
+    words[i][0] = merge(c0, i);
+    words[i][1] = merge(c1, i);
+    words[i][2] = merge(c2, i);
+    words[i][3] = merge(c3, i);
+    transpose_squares(words[i]);
   }
 }
 
-// normal_from_half of every lane, its sign in the top bit of `sign` and its other bits, doubled, in `twice`.
-inline Floats quantile(const Words& twice, const Words& sign) {
-  typedef std::int32_t Integers __attribute__((vector_size(kLanes * 4)));
-  const Floats y = __builtin_convertvector(as<Integers>((twice & 0xFFFEu) | 1u), Floats);
-  const Words column = as<Words>(y) >> 23;
-#if defined(__AVX512F__)
-  const auto coefficients = [&](int term) { return __builtin_shuffle(load<Floats>(kQuantile[term]), column); };
-#elif defined(__AVX2__)
-  const auto coefficients = [&](int term) {
-    return __builtin_shuffle(load<Floats>(kQuantile[term]), load<Floats>(kQuantile[term] + 8), column);
+// Fills words[0, n) rounded up to kTogether whole batches; n starts at element `first`, a multiple of 4.
+template <int rounds>
+inline void fill_words(const RandomState& random, std::int64_t first, std::int64_t n, std::uint32_t image,
+                       std::uint32_t third, std::uint32_t* words) {
+  for (std::int64_t i = 0; i < n; i += kTogether * kWordBatch) {
+    Batch batches[kTogether];
+    for (int b = 0; b < kTogether; ++b)
+      batches[b] = {static_cast<std::uint32_t>((first + i + b * kWordBatch) / 4), image, third};
+    Words made[kTogether][4];
+    philox_batches<rounds>(random, batches, made);
+    std::memcpy(words + i, made, sizeof made);
+  }
+}
+
+#if defined(__AVX512BW__)
+// The tables of normal_from_half, a vector for each coefficient.
+struct SizeTables {
+  alignas(64) std::int16_t cube[64], square[64], linear[64], constant[64], outermost[32];
+  constexpr SizeTables() : cube{}, square{}, linear{}, constant{}, outermost{} {
+    for (int i = 0; i < 64; ++i) {
+      cube[i] = kSizeSegments[i].cube;
+      square[i] = kSizeSegments[i].square;
+      linear[i] = kSizeSegments[i].linear;
+      constant[i] = kSizeSegments[i].constant;
+    }
+    for (int i = 0; i < 32; ++i) outermost[i] = kOutermostSizes[i];
+  }
+};
+constexpr SizeTables kSizeTables;
+
+// normal_from_half of both halves of every lane, each in its half.
+inline Words normals_from_halves(const Words& words) {
+  const __m512i bits = as<__m512i>(words | 0x80008000u);  // so that the number of a coarse segment follows 32
+  const __mmask32 fine = _mm512_cmplt_epu16_mask(bits, _mm512_set1_epi16(static_cast<short>(0x8000 + kFineBelow)));
+  const __mmask32 outer = _mm512_cmplt_epu16_mask(bits, _mm512_set1_epi16(static_cast<short>(0x8000 + kOutermost)));
+  const __m512i segment = _mm512_mask_srli_epi16(_mm512_srli_epi16(bits, 10), fine, bits, 5);
+  const __m512i t = _mm512_mask_slli_epi16(_mm512_slli_epi16(bits, 6), fine, bits, 11);
+  const auto of_segment = [&segment](const std::int16_t (&table)[64]) {  // the fine segments are its second half
+    return _mm512_permutex2var_epi16(load<__m512i>(table + 32), segment, load<__m512i>(table));
   };
+  __m512i size = of_segment(kSizeTables.cube);
+  size = _mm512_add_epi16(_mm512_mulhi_epi16(size, t), of_segment(kSizeTables.square));
+  size = _mm512_add_epi16(_mm512_mulhi_epi16(size, t), of_segment(kSizeTables.linear));
+  size = _mm512_add_epi16(_mm512_mulhi_epi16(size, t), of_segment(kSizeTables.constant));
+  size = _mm512_mask_permutexvar_epi16(size, outer, bits, load<__m512i>(kSizeTables.outermost));
+  const __mmask32 minus = _mm512_movepi16_mask(as<__m512i>(words));
+  return as<Words>(_mm512_mask_sub_epi16(size, minus, _mm512_setzero_si512(), size));
+}
 #else
-  const auto coefficients = [&](int term) {
-    Floats chosen;
-    for (int lane = 0; lane < kLanes; ++lane) chosen[lane] = kQuantile[term][column[lane] % 16];
-    return chosen;
-  };
+// normal_from_half of everything: 128 KB, where no instruction looks numbers up in registers.
+struct NormalTable {
+  std::int16_t of[1 << 16];
+  constexpr NormalTable() : of{} {
+    for (std::uint32_t half = 0; half < 1u << 16; ++half) of[half] = static_cast<std::int16_t>(normal_from_half(half));
+  }
+};
+inline constexpr NormalTable kNormalTable;
+
+inline Words normals_from_halves(const Words& words) {
+  Words normals;
+  for (int lane = 0; lane < kLanes; ++lane)
+    normals[lane] = static_cast<std::uint16_t>(kNormalTable.of[words[lane] & 0xFFFFu]) |
+                    static_cast<std::uint32_t>(kNormalTable.of[words[lane] >> 16]) << 16;
+  return normals;
+}
 #endif
-  Floats p = coefficients(0);
-  for (int term = 1; term < kQuantileTerms; ++term) p = p * y + coefficients(term);
-  return as<Floats>(as<Words>(p) ^ (sign & 0x80000000u));
+
+typedef std::int32_t Integers __attribute__((vector_size(kLanes * 4)));
+
+inline Floats to_floats(const Integers& v) { return __builtin_convertvector(v, Floats); }
+
+// The signed halves of every lane times 2^16, which saves a shift.
+inline Floats low_halves(const Words& words) { return to_floats(as<Integers>(words << 16)); }
+inline Floats high_halves(const Words& words) { return to_floats(as<Integers>(words & 0xFFFF0000u)); }
+
+// The kLanes integers at `from` as floats.
+inline Floats widen(const std::int16_t* from) {
+  typedef std::int16_t Shorts __attribute__((vector_size(kLanes * 2)));
+  return to_floats(__builtin_convertvector(load<Shorts>(from), Integers));
+}
+
+// Stores the halves of a vector in the order of their elements: of every four words the low halves, then the high ones.
+inline void store_halves(std::int16_t* to, const Words& words) {
+#if defined(__AVX512BW__)
+  const __m512i order = _mm512_set4_epi32(0x0F0E0B0A, 0x07060302, 0x0D0C0908, 0x05040100);
+  store(to, _mm512_shuffle_epi8(as<__m512i>(words), order));
+#elif defined(__AVX2__)
+  const __m256i order = _mm256_set_epi32(0x0F0E0B0A, 0x07060302, 0x0D0C0908, 0x05040100, 0x0F0E0B0A, 0x07060302,
+                                         0x0D0C0908, 0x05040100);
+  store(to, _mm256_shuffle_epi8(as<__m256i>(words), order));
+#else
+  for (int lane = 0; lane < kLanes; ++lane) {
+    to[lane] = static_cast<std::int16_t>(words[lane] & 0xFFFFu);
+    to[kLanes + lane] = static_cast<std::int16_t>(words[lane] >> 16);
+  }
+#endif
+}
+
+// Adds the squares of all halves, exactly.
+inline void add_squares(const Words& words, Longs& sum) {
+#if defined(__AVX512BW__)
+  const Longs pairs = as<Longs>(_mm512_madd_epi16(as<__m512i>(words), as<__m512i>(words)));
+#elif defined(__AVX2__)
+  const Longs pairs = as<Longs>(_mm256_madd_epi16(as<__m256i>(words), as<__m256i>(words)));
+#else
+  const Integers low = as<Integers>(words << 16) >> 16, high = as<Integers>(words) >> 16;
+  const Longs pairs = as<Longs>(low * low + high * high);  // at most 2 * 32437^2, which 31 bits hold
+#endif
+  sum += (pairs & 0xFFFFFFFFu) + (pairs >> 32);
 }
 
 // Stores a and b in turns of four lanes: a[0..3], b[0..3], a[4..7], ...
@@ -215,16 +312,30 @@ inline double lane_sum(const Floats& v) {
   return total;
 }
 
-// Hands the normals of elements first, ..., first + kNormalBatch - 1 (first a multiple of 8) to take(part, low, high) in
-// four parts, each of 2 kLanes elements in the order of store_in_turns.
-template <class Take>
-inline void draw_batch(const RandomState& random, std::int64_t first, std::uint32_t image, std::uint32_t direction,
-                       const Take& take) {
-  Words words[4];
-  philox_batch<kNormalRounds>(random, static_cast<std::uint32_t>(first / 8), image, direction, words);
-  for (int part = 0; part < 4; ++part) {
-    const Words& word = words[part];
-    take(part, quantile(word << 1, word << 16), quantile(word >> 15, word));
+// Hands the normals of n batches of kNormalBatch elements each, as halves of words, to take(b, normals).
+template <int n, class Take>
+inline void draw_batches(const RandomState& random, const Batch (&batches)[n], const Take& take) {
+  Words words[n][4];
+  philox_batches<kNormalRounds>(random, batches, words);
+  for (int b = 0; b < n; ++b) {
+    for (Words& part : words[b]) part = normals_from_halves(part);
+    take(b, words[b]);
+  }
+}
+
+// draw_batches for all batches from `first` to before `last`, kTogether at once while there are as many.
+template <class Of, class Take>
+inline void draw_all(const RandomState& random, std::int64_t first, std::int64_t last, const Of& batch_of,
+                     const Take& take) {
+  std::int64_t i = first;
+  for (; i + kTogether <= last; i += kTogether) {
+    Batch batches[kTogether];
+    for (int b = 0; b < kTogether; ++b) batches[b] = batch_of(i + b);
+    draw_batches(random, batches, [&](int b, const Words (&normals)[4]) { take(i + b, normals); });
+  }
+  for (; i < last; ++i) {
+    const Batch batches[1] = {batch_of(i)};
+    draw_batches(random, batches, [&](int, const Words (&normals)[4]) { take(i, normals); });
   }
 }
 
@@ -232,28 +343,27 @@ inline void draw_batch(const RandomState& random, std::int64_t first, std::uint3
 // before(i) is called before to[i, i + kNormalBatch) is written.
 template <class Before>
 inline double fill_normals(const RandomState& random, std::int64_t n, std::uint32_t image, std::uint32_t direction,
-                           float* to, const Before& before) {
-  constexpr std::int64_t kSummed = 4096;  // added up in float before they go into the double
-  double total = 0.0;
-  Floats squares[2] = {};
-  for (std::int64_t i = 0; i < n; i += kNormalBatch) {
-    const bool whole = i + kNormalBatch <= n;
-    before(i);
-    draw_batch(random, i, image, direction, [&](int part, const Floats& low, const Floats& high) {
-      store_in_turns(to + i + part * 2 * kLanes, low, high);
-      if (!whole) return;
-      squares[0] += low * low;
-      squares[1] += high * high;
-    });
-    if (!whole)
-      for (std::int64_t j = i; j < n; ++j) total += static_cast<double>(to[j]) * static_cast<double>(to[j]);
-    if (!whole || (i + kNormalBatch) % kSummed == 0) {
-      total += lane_sum(squares[0] + squares[1]);
-      squares[0] = squares[1] = Floats{};
-    }
-  }
-  total += lane_sum(squares[0] + squares[1]);
-  return total;
+                           std::int16_t* to, const Before& before) {
+  Longs squares = {};
+  std::uint64_t total = 0;
+  draw_all(
+      random, 0, (n + kNormalBatch - 1) / kNormalBatch,
+      [&](std::int64_t batch) {
+        return Batch{static_cast<std::uint32_t>(batch * (kNormalBatch / 8)), image, direction};
+      },
+      [&](std::int64_t batch, const Words (&normals)[4]) {
+        const std::int64_t first = batch * kNormalBatch;
+        const bool whole = first + kNormalBatch <= n;
+        before(first);
+        for (int part = 0; part < 4; ++part) {
+          store_halves(to + first + part * 2 * kLanes, normals[part]);
+          if (whole) add_squares(normals[part], squares);
+        }
+        for (std::int64_t j = whole ? n : first; j < n; ++j)
+          total += static_cast<std::uint64_t>(std::int32_t{to[j]} * to[j]);
+      });
+  for (int lane = 0; lane < kLanes / 2; ++lane) total += squares[lane];
+  return static_cast<double>(total);
 }
 
 }  // namespace BIDFMKD_LEVEL

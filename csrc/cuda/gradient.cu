@@ -123,12 +123,12 @@ void estimate_gradient(const Drawing& drawing, const float* differences, float* 
   const std::int64_t d = geometry.n_elements, n_images = geometry.n_images, q = drawing.num_directions;
   if (d == 0) return;
   const DeviceGuard guard(kOp, queue.device);
-  const double span = static_cast<double>(geometry.n_random()), root = std::sqrt(static_cast<double>(d));
+  const double span = static_cast<double>(geometry.n_random());
   const double scale = q == 0 ? 0.0 : span / (static_cast<double>(q) * drawing.mu);
-  const bool unit_by_itself =
-      geometry.directions == Directions::kRademacher || geometry.directions == Directions::kGaussian;
-  const float factor = static_cast<float>(unit_by_itself ? scale / root : 1.0);
-  if (geometry.directions == Directions::kRademacher) {
+  const bool signs = geometry.directions == Directions::kRademacher, gaussian = geometry.directions == Directions::kGaussian;
+  const double fixed_length = signs ? std::sqrt(static_cast<double>(d)) : gaussian_length(d);
+  const float factor = static_cast<float>(signs || gaussian ? scale / fixed_length : 1.0);
+  if (signs) {
     const std::int64_t tiles = ceil_divide(d, 4 * kWarp), first = drawing.first_direction;
     const std::int64_t groups = q == 0 ? 1 : ceil_divide(first + q, 32) - first / 32;
     const unsigned slices = static_cast<unsigned>(groups < kSlices ? groups : kSlices);
@@ -136,7 +136,7 @@ void estimate_gradient(const Drawing& drawing, const float* differences, float* 
            gradient);
     return;
   }
-  const float* coefficients = unit_by_itself ? differences : workspace;
+  const float* coefficients = gaussian ? differences : workspace;
   const float coefficient_scale = static_cast<float>(scale);
   if (geometry.directions == Directions::kSphere)
     launch_coefficients<NormalRow>(drawing, coefficient_scale, differences, workspace, queue);

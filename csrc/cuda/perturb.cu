@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kHeld == 0 ? kMostThreads : 1024)
       squares += sum_of_squares(held[h]);
     }
   }
-  const float length = sqrtf(fixed_length ? static_cast<float>(d) : block_sum(squares, partial));
+  const float length = fixed_length ? static_cast<float>(gaussian_length(d)) : sqrtf(block_sum(squares, partial));
   const float scale = static_cast<float>(drawing.mu) / length;
   if (kHeld == 0) {
     for (std::int64_t i = threadIdx.x; 8 * i < d; i += blockDim.x)

@@ -70,14 +70,48 @@ def test_threads_change_nothing(
         assert torch.equal(again, gradient)
 
 
-def test_streaming_output(cpu_level: str, seed: int) -> None:
-    """Beyond 16 MB, stores go past the cache; odd sizes leave unaligned rows among them."""
-    for shape in ((7, 3, 99, 101), (8, 3, 96, 96)):
-        x, state = images(shape, seed), torch.tensor([seed, 0])
-        points = ops.perturb(x, state, 34, 0.1)
-        assert points.numel() * 4 > 16 << 20
-        with ops.use_backend("reference"):
-            assert torch.equal(points, ops.perturb(x, state, 34, 0.1))
+@pytest.mark.parametrize("kind", ["sphere", "gaussian"])
+def test_normals_are_the_same_everywhere(kind: str, seed: int) -> None:
+    """Directions made of normals have the same bits on every instruction set, and are the reference's rounded."""
+    x, state = torch.zeros(2, 3, 25, 27), torch.tensor([seed, 0])
+    assert native._C is not None
+    info = native.build_info()
+    assert info is not None
+    with ops.use_backend("reference"):
+        expected = ops.perturb(x.double(), state, 40, 1.0, kind)
+    rtol, atol = TOLERANCES["rounding"]
+    for level in info["cpu_levels"]:
+        native._C.select_cpu_level(level)
+        try:
+            points = ops.perturb(x, state, 40, 1.0, kind)
+        finally:
+            native._C.select_cpu_level(info["cpu_level"])
+        torch.testing.assert_close(points.double(), expected, rtol=rtol, atol=atol)
+        if level == info["cpu_levels"][0]:
+            first = points
+        assert torch.equal(points, first)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "sphere"])
+@pytest.mark.parametrize("shape", [(7, 3, 99, 101), (8, 3, 96, 96), (120, 1, 45, 45), (1000, 1, 9, 19)])
+def test_streaming_output(cpu_level: str, kind: str, shape: tuple[int, ...], seed: int) -> None:
+    """Beyond 16 MB, stores go past the cache, in rows in and out of line with its lines, and in an `out` that is not."""
+    x, state = images(shape, seed), torch.tensor([seed, 0])
+    points = ops.perturb(x, state, 34, 0.1, kind)
+    assert points.numel() * 4 > 16 << 20
+    with ops.use_backend("reference"):
+        expected = ops.perturb(x, state, 34, 0.1, kind)
+    if kind == "rademacher":
+        assert torch.equal(points, expected)
+    else:
+        torch.testing.assert_close(points, expected, rtol=RTOL, atol=ATOL)
+    for shift in (1, 7):
+        memory = torch.full((points.numel() + 16,), float("nan"))
+        out = memory[shift : shift + points.numel()].view_as(points)
+        ops.perturb(x, state, 34, 0.1, kind, out=out)
+        assert memory[:shift].isnan().all() and memory[shift + points.numel() :].isnan().all()
+        torch.testing.assert_close(out, points, rtol=RTOL, atol=ATOL)
+        assert kind != "rademacher" or torch.equal(out, points)
 
 
 def test_more_than_2_to_31_elements(seed: int) -> None:

@@ -33,15 +33,21 @@ def test_known_answers(rounds: int, counter: list[int], key: list[int], words: l
 
 
 def test_normals() -> None:
-    """All there are."""
+    """All there are: those of the kernels are the reference's, near the quantiles and with a normal's moments."""
     halves = torch.arange(2**16)
     assert native._C is not None
-    kernel = torch.tensor([native._C.normal_from_half(int(half)) for half in halves], dtype=torch.float64)
-    shares = ((halves & 0x7FFF).double() + 0.5) / 2**16  # of what lies beyond
-    exact = torch.special.ndtri(torch.where(halves < 2**15, 1 - shares, shares))
-    torch.testing.assert_close(kernel, exact, rtol=0.0, atol=2e-6)
-    assert abs(float(kernel.square().mean()) - 1) < 1e-4  # 3e-5 is what the cut tails lack
-    assert abs(float(kernel.pow(4).mean()) - 3) < 2e-3
+    kernel = torch.tensor([native._C.normal_from_half(int(half)) for half in halves])
+    normals = reference._normal_table()
+    unit = kernel.double().square().mean().sqrt()
+    assert torch.equal((normals * unit).round().long(), kernel)
+    torch.testing.assert_close(normals * unit, kernel.double(), **_tolerance("float64"))
+    shares = (torch.arange(2**15).double() + 0.5) / 2**16  # of what lies beyond; the bits are not in this order
+    for half, sign in ((normals[: 2**15], 1), (normals[2**15 :], -1)):
+        exact = -torch.special.ndtri(shares)
+        torch.testing.assert_close((sign * half).sort(descending=True).values, exact, rtol=0.0, atol=2.5e-4)
+    assert float(normals.sum()) == 0
+    assert abs(float(normals.square().mean()) - 1) < 1e-12
+    assert abs(float(normals.pow(4).mean()) - 3) < 1e-3
 
 
 def test_words_depend_on_every_coordinate(seed: int) -> None:

@@ -38,7 +38,6 @@ struct alignas(16) float4 {
   float x, y, z, w;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline float __log2f(float x) { return std::log2(x); }
 
 extern char __start_shared_memory[], __stop_shared_memory[];
 
