@@ -57,8 +57,8 @@ def _sign_words(state: Tensor, n_images: int, n_elements: int, group: int, first
 def _normal_table() -> Tensor:
     """`[2^16]` standard normals, float64: one for every 16 bits.
 
-    The top bit is the sign. The sizes are the quantiles in the middles of 2^15 equal shares, in steps of 1/7500, by cubics
-    in integers: see `csrc/random/normal.h`, whose tables these are.
+    The top bit is the sign. The sizes are the quantiles in the middles of 2^15 equal shares, in steps of 1/7500, by
+    cubics in integers: see `csrc/random/normal.h`, whose tables these are.
     """
 
     def quantile(rank: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from bidfmkd_fast.ops.checks import (
     check_perturb,
     check_zo_kd_gradient,
 )
-from bidfmkd_fast.ops.transforms import KDLoss, register_vmap_rules
+from bidfmkd_fast.ops.transforms import kd_loss_by, plain_kd_loss, register_vmap_rules
 
 _DRAWING = "float mu, str directions, int grid, SymInt first_direction, SymInt first_image"
 _KD = "float temperature, str divergence, str scores_kind"
@@ -90,6 +90,9 @@ def _kd_loss_double_backward(
     check_kd_loss(student, teacher, *kd)
     backend = native if native.selects("kd_loss", grad_out, grad, student, teacher) else reference
     return backend.kd_loss_double_backward(grad_out, grad, student, teacher, *kd)
+
+
+_plain_kd_loss = plain_kd_loss(_kd_loss, _kd_loss_backward, _kd_loss_double_backward)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -334,5 +337,4 @@ def kd_loss(
     Raises:
         InputError: a wrong shape, dtype, device, name or range; the message says which.
     """
-    arguments = (student_logits, teacher_scores, temperature, divergence, scores_kind)
-    return torch.ops.bidfmkd.kd_loss(*arguments) if torch.compiler.is_compiling() else KDLoss.apply(*arguments)
+    return kd_loss_by(_plain_kd_loss, student_logits, teacher_scores, temperature, divergence, scores_kind)

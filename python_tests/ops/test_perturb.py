@@ -95,7 +95,7 @@ def test_normals_are_the_same_everywhere(kind: str, seed: int) -> None:
 @pytest.mark.parametrize("kind", ["rademacher", "sphere"])
 @pytest.mark.parametrize("shape", [(7, 3, 99, 101), (8, 3, 96, 96), (120, 1, 45, 45), (1000, 1, 9, 19)])
 def test_streaming_output(cpu_level: str, kind: str, shape: tuple[int, ...], seed: int) -> None:
-    """Beyond 16 MB, stores go past the cache, in rows in and out of line with its lines, and in an `out` that is not."""
+    """Beyond 16 MB, stores go past the cache: in rows in line with its lines and not, in any `out`."""
     x, state = images(shape, seed), torch.tensor([seed, 0])
     points = ops.perturb(x, state, 34, 0.1, kind)
     assert points.numel() * 4 > 16 << 20
