@@ -225,21 +225,24 @@ inline Words normals_from_halves(const Words& words) {
   return as<Words>(_mm512_mask_sub_epi16(size, minus, _mm512_setzero_si512(), size));
 }
 #else
-// normal_from_half of everything: 128 KB, where no instruction looks numbers up in registers.
+// normal_from_half of the positive halves: 64 KB, where no instruction looks numbers up in registers.
 struct NormalTable {
-  std::int16_t of[1 << 16];
+  std::uint16_t of[1 << 15];
   constexpr NormalTable() : of{} {
-    for (std::uint32_t half = 0; half < 1u << 16; ++half) of[half] = static_cast<std::int16_t>(normal_from_half(half));
+    for (std::uint32_t half = 0; half < 1u << 15; ++half) of[half] = static_cast<std::uint16_t>(normal_from_half(half));
   }
 };
 inline constexpr NormalTable kNormalTable;
 
 inline Words normals_from_halves(const Words& words) {
-  Words normals;
+  typedef std::int16_t Shorts __attribute__((vector_size(kLanes * 4)));
+  const Words places = words & 0x7FFF7FFFu;
+  Words sizes;
   for (int lane = 0; lane < kLanes; ++lane)
-    normals[lane] = static_cast<std::uint16_t>(kNormalTable.of[words[lane] & 0xFFFFu]) |
-                    static_cast<std::uint32_t>(kNormalTable.of[words[lane] >> 16]) << 16;
-  return normals;
+    sizes[lane] = kNormalTable.of[places[lane] & 0xFFFFu] |
+                  static_cast<std::uint32_t>(kNormalTable.of[places[lane] >> 16]) << 16;
+  const Shorts minus = as<Shorts>(words) >> 15;  // all bits where the sign is set
+  return as<Words>((as<Shorts>(sizes) ^ minus) - minus);
 }
 #endif
 
