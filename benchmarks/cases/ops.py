@@ -66,6 +66,7 @@ def prepare_estimate(kind: str, size: str) -> Prepared:
     scores, labels = torch.randn(1 + q, b, N_CLASSES), torch.randint(0, N_CLASSES, (b,))
     out = torch.zeros(1 + q, b, *shape)  # its pages are there before anything is measured
     best = BestEager(x, q, kind)
+    torch.compiler.reset()  # or it would stop compiling after the eighth size
     compiled = torch.compile(functional)
 
     def ours() -> Tensor:
