@@ -217,7 +217,7 @@ def prepare_evaluation(n_shot: int, n_episodes: int = 24) -> Prepared:
         return bf.evaluate(meta_model, dataset, n_way=5, n_shot=n_shot, n_episodes=n_episodes, seed=0).per_episode
 
     def check() -> None:
-        # A prediction may tip on a rounding, and some episodes have several close ones; accuracies are in steps of 1/75.
+        # A prediction may tip on a rounding, and an episode may have several close ones; in steps of 1/75.
         apart = (ours() - plain()).abs()
         assert (apart == 0).double().mean() > 0.5 and apart.mean() < 1e-2, apart
 

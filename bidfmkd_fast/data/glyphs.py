@@ -1,4 +1,4 @@
-"""The embedded data set: characters of the font inside Pillow, each drawn a little differently every time."""
+"""The embedded data set: characters of the font inside Pillow, each drawn and bent differently every time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ CLASSES_PER_SPLIT = (40, 8, 19)
 _CANVAS = 64
 _FONT_SIZE = 48
 _STROKES = (0, 1, 2)
+_CELLS = 4  # of the mesh that bends a drawing, in each direction
 
 
 def make_glyphs(size: int = 28, n_per_class: int = 40, seed: int = 0) -> Dataset:
     """67 classes of white characters on black, `n_per_class` images `[1, size, size]` each, split 40 / 8 / 19.
 
-    Drawn on 64 x 64 pixels with stroke width 0-2, turned by up to 12 degrees, sheared by up to 0.15, scaled by 0.9-1.15
-    and shifted by up to 3 pixels, then reduced with antialiasing. The images are a function of the arguments (and of
-    Pillow's font renderer); which class is in which split never changes.
+    Drawn on 64 x 64 pixels with stroke width 0-2, turned by up to 20 degrees, sheared by up to 0.3, scaled by
+    0.775-1.175, shifted by up to 4 pixels, and bent: the corners of 4 x 4 cells move by up to 3 pixels each. Then
+    reduced with antialiasing. The images are a function of the arguments (and of Pillow's font renderer); which class
+    is in which split never changes.
     Raises `InputError` for a size below 8 or above 64, `n_per_class` below 1, or a Pillow without FreeType.
     """
     if not 8 <= size <= _CANVAS:
@@ -35,15 +37,16 @@ def make_glyphs(size: int = 28, n_per_class: int = 40, seed: int = 0) -> Dataset
 
     n_classes = len(CHARACTERS)
     generator = torch_generator(seed, "glyphs")
-    uniform = torch.rand(n_classes, n_per_class, 6, generator=generator, dtype=torch.float64).mul_(2).sub_(1).numpy()
+    n_numbers = 6 + 2 * (_CELLS + 1) ** 2
+    drawn = torch.rand(n_classes, n_per_class, n_numbers, generator=generator, dtype=torch.float64)
+    uniform = drawn.mul_(2).sub_(1).numpy()
     images = np.empty((n_classes, n_per_class, size, size), dtype=np.uint8)
     for index, character in enumerate(CHARACTERS):
         drawings = _draw(character)
-        for image, (*geometry, stroke) in zip(images[index], uniform[index]):
-            drawing = drawings[min(int((stroke + 1) / 2 * len(drawings)), len(drawings) - 1)]
-            moved = drawing.transform(
-                drawing.size, Image.Transform.AFFINE, _affine(*geometry), Image.Resampling.BILINEAR
-            )
+        for image, numbers in zip(images[index], uniform[index]):
+            drawing = drawings[min(int((numbers[5] + 1) / 2 * len(drawings)), len(drawings) - 1)]
+            mesh = _mesh(_corners(*numbers[:5]) + 3 * numbers[6:].reshape(_CELLS + 1, _CELLS + 1, 2))
+            moved = drawing.transform(drawing.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
             image[:] = np.asarray(moved.resize((size, size), Image.Resampling.BOX))
     split_of_class = [""] * n_classes
     order = torch.randperm(n_classes, generator=torch_generator(0, "glyphs", "split")).tolist()
@@ -74,13 +77,27 @@ def _draw(character: str) -> list:
     return drawings
 
 
-def _affine(turn: float, shear: float, scale: float, right: float, down: float) -> tuple[float, ...]:
-    """Pillow's six numbers (output pixel -> input pixel) from five numbers in [-1, 1]."""
-    angle = math.radians(12) * turn
-    zoom = 1.025 + 0.125 * scale
+def _corners(turn: float, shear: float, scale: float, right: float, down: float) -> np.ndarray:
+    """Where the corners of the cells come from in the drawing, `[cells + 1, cells + 1, 2]` as x and y, unbent.
+
+    The five numbers are in [-1, 1]; 0 leaves the drawing as it is but for its size.
+    """
+    angle = math.radians(20) * turn
+    zoom = 0.975 + 0.2 * scale
     forward = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    forward = forward @ np.array([[1.0, 0.15 * shear], [0.0, 1.0]]) * zoom
-    back = np.linalg.inv(forward)
-    centre = np.full(2, _CANVAS / 2)
-    offset = centre - back @ (centre + 3 * np.array([right, down]))
-    return back[0, 0], back[0, 1], offset[0], back[1, 0], back[1, 1], offset[1]
+    forward = forward @ np.array([[1.0, 0.3 * shear], [0.0, 1.0]]) * zoom
+    ticks = np.linspace(-_CANVAS / 2, _CANVAS / 2, _CELLS + 1)
+    corners = np.stack(np.meshgrid(ticks, ticks), axis=-1) - 4 * np.array([right, down])
+    return corners @ np.linalg.inv(forward).T + _CANVAS / 2
+
+
+def _mesh(corners: np.ndarray) -> list[tuple[tuple[int, int, int, int], tuple[float, ...]]]:
+    """Pillow's cells: a box of the result, and the corners it is filled from, counter-clockwise from the top left."""
+    side = _CANVAS // _CELLS
+    cells: list[tuple[tuple[int, int, int, int], tuple[float, ...]]] = []
+    for row in range(_CELLS):
+        for column in range(_CELLS):
+            box = (column * side, row * side, (column + 1) * side, (row + 1) * side)
+            four = (corners[row + y, column + x] for y, x in ((0, 0), (1, 0), (1, 1), (0, 1)))
+            cells.append((box, tuple(float(number) for corner in four for number in corner)))
+    return cells

@@ -20,7 +20,7 @@ def glyphs() -> Dataset:
 @pytest.fixture(scope="module")
 def trained(glyphs: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pool") / "deep" / "pool"
-    train_pool(glyphs, folder, n_apis=2, n_way=4, width=8, epochs=12, seed=3)
+    train_pool(glyphs, folder, n_apis=2, n_way=4, width=8, epochs=24, seed=3)
     return folder
 
 
