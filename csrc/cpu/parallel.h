@@ -1,35 +1,80 @@
-// One parallel region per call: the caller's thread and n_threads - 1 more, each on one contiguous range, then a join.
-// No pool: it would spin beside torch's, and starting a thread costs 20 us against the milliseconds of a call.
+// One parallel region per call: the caller's thread and n_threads - 1 more take contiguous ranges until none is left.
+// No pool: it would spin beside torch's, and starting a thread costs 20 us against the milliseconds of a call. A thread
+// that comes late, since torch's own still spin on its core, finds nothing to do; nobody waits for it.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
 #include <system_error>
 #include <thread>
-#include <vector>
+#include <utility>
 
 namespace bidfmkd {
 
+// What the threads of one call share; the last of them to end frees it.
+class Ranges {
+ public:
+  Ranges(std::int64_t n_items, std::int64_t n_ranges) : n_items_(n_items), n_ranges_(n_ranges) {}
+
+  // Calls function(first, last) for ranges that no other thread has taken. `function` is gone once wait() is over, so it
+  // is not touched unless there is one.
+  template <class Function>
+  void work(const Function* function) {
+    for (;;) {
+      std::int64_t range;
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (taken_ == n_ranges_) return;
+        range = taken_++;
+      }
+      std::exception_ptr error;
+      try {
+        (*function)(n_items_ * range / n_ranges_, n_items_ * (range + 1) / n_ranges_);
+      } catch (...) {
+        error = std::current_exception();
+      }
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (error && !error_) error_ = error;
+      if (++done_ == n_ranges_) all_done_.notify_one();
+    }
+  }
+
+  // Until all ranges are done; throws what one of them has thrown.
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    all_done_.wait(lock, [this] { return done_ == n_ranges_; });
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+ private:
+  const std::int64_t n_items_, n_ranges_;
+  std::mutex mutex_;  // of all below
+  std::condition_variable all_done_;
+  std::int64_t taken_ = 0, done_ = 0;
+  std::exception_ptr error_;
+};
+
 template <class Function>
 void parallel_ranges(std::int64_t n_items, int n_threads, const Function& function) {
-  const std::int64_t n_parts = n_threads < n_items ? n_threads : n_items;
-  if (n_parts <= 1) {
+  constexpr std::int64_t kRangesPerThread = 4;  // what a late thread leaves undone, the others share
+  if (n_threads <= 1 || n_items <= 1) {
     if (n_items > 0) function(std::int64_t{0}, n_items);
     return;
   }
-  std::vector<std::thread> threads;
-  threads.reserve(static_cast<std::size_t>(n_parts - 1));
-  for (std::int64_t part = 1; part < n_parts; ++part) {
-    const auto run = [&function, n_items, n_parts, part] {
-      function(n_items * part / n_parts, n_items * (part + 1) / n_parts);
-    };
+  const std::int64_t most = kRangesPerThread * n_threads;
+  const auto ranges = std::make_shared<Ranges>(n_items, most < n_items ? most : n_items);
+  for (int i = 1; i < n_threads; ++i) {
     try {
-      threads.emplace_back(run);
-    } catch (const std::system_error&) {  // no more threads to be had: the work is done here instead
-      run();
+      std::thread([ranges, one = &function] { ranges->work(one); }).detach();
+    } catch (const std::system_error&) {  // no more threads to be had: the others do it
+      break;
     }
   }
-  function(std::int64_t{0}, n_items / n_parts);
-  for (auto& thread : threads) thread.join();
+  ranges->work(&function);
+  ranges->wait();
 }
 
 }  // namespace bidfmkd
