@@ -14,7 +14,7 @@ namespace BIDFMKD_LEVEL {
 namespace {
 
 constexpr std::int64_t kTile = 2048;                   // elements whose words and sums stay in the first-level cache
-constexpr std::int64_t kStreamFromBytes = 8ll << 20;  // larger outputs would push everything else out of the cache
+constexpr std::int64_t kStreamFromBytes = 4ll << 20;  // larger outputs would push everything else out of the cache
 constexpr std::int64_t kStreamFromUnaligned = 512;    // shorter pieces lose more at their ends than streaming gains
 
 // to[i] = value(i): one by one up to the place of a whole vector if they are streamed, in whole vectors, then one by one.
