@@ -93,11 +93,7 @@ def _corners(turn: float, shear: float, scale: float, right: float, down: float)
 
 def _mesh(corners: np.ndarray) -> list[tuple[tuple[int, int, int, int], tuple[float, ...]]]:
     """Pillow's cells: a box of the result, and the corners it is filled from, counter-clockwise from the top left."""
-    side = _CANVAS // _CELLS
-    cells: list[tuple[tuple[int, int, int, int], tuple[float, ...]]] = []
-    for row in range(_CELLS):
-        for column in range(_CELLS):
-            box = (column * side, row * side, (column + 1) * side, (row + 1) * side)
-            four = (corners[row + y, column + x] for y, x in ((0, 0), (1, 0), (1, 1), (0, 1)))
-            cells.append((box, tuple(float(number) for corner in four for number in corner)))
-    return cells
+    side, cells = _CANVAS // _CELLS, range(_CELLS)
+    boxes = [(x * side, y * side, (x + 1) * side, (y + 1) * side) for y in cells for x in cells]
+    quads = np.stack([corners[:-1, :-1], corners[1:, :-1], corners[1:, 1:], corners[:-1, 1:]], axis=2).reshape(-1, 8)
+    return list(zip(boxes, map(tuple, quads.tolist())))

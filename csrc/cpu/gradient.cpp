@@ -121,7 +121,8 @@ void normals(const Drawing& drawing, const float* differences, const double* len
           static_cast<float>(small * differences[k * n_images + image] / lengths[k * n_images + image]);
     for (std::int64_t i = start; i < end; i += kNormalBatch) {
       Floats sums[4][2] = {};
-      const auto block = static_cast<std::uint32_t>(i / 8), of_image = static_cast<std::uint32_t>(drawing.first_image + image);
+      const auto block = static_cast<std::uint32_t>(i / 8);
+      const auto of_image = static_cast<std::uint32_t>(drawing.first_image + image);
       draw_all(
           random, 0, q,
           [&](std::int64_t k) {

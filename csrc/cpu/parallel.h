@@ -8,7 +8,6 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -69,7 +68,7 @@ void parallel_ranges(std::int64_t n_items, int n_threads, const Function& functi
   for (int i = 1; i < n_threads; ++i) {
     try {
       std::thread([ranges, one = &function] { ranges->work(one); }).detach();
-    } catch (const std::system_error&) {  // no more threads to be had: the others do it
+    } catch (const std::exception&) {  // no more threads or memory to be had: those there are do it
       break;
     }
   }

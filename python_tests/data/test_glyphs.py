@@ -15,7 +15,7 @@ from bidfmkd_fast.errors import InputError
 def test_the_embedded_set() -> None:
     started = time.process_time()
     glyphs = make_glyphs()
-    assert time.process_time() - started < 10  # takes 1 s; it is made anew in every run
+    assert time.process_time() - started < 2
     assert glyphs.image_shape == (1, 28, 28) and len(glyphs.images) == 67 * 40
     assert [len(glyphs.classes(split)) for split in ("meta_train", "meta_val", "meta_test")] == [40, 8, 19]
     assert glyphs.class_names == tuple(CHARACTERS)
@@ -61,7 +61,7 @@ def test_an_unmoved_mesh_changes_nothing() -> None:
 def test_classes_can_be_told_apart() -> None:
     """A kernel classifier on raw pixels, with no notion of a shift, gets most held-out images; chance is 1.5 %.
 
-    A Conv4 trained for half a minute gets 96 %.
+    A small convolutional network, trained for half a minute, gets 96 %.
     """
     glyphs = make_glyphs()
     images = glyphs.take(torch.arange(len(glyphs.images))).double().view(67, 40, -1)
@@ -74,7 +74,7 @@ def test_classes_can_be_told_apart() -> None:
     weights = torch.linalg.solve(kernel(fit) + 0.01 * torch.eye(len(fit)), targets)
     predicted = (kernel(held_out) @ weights).argmax(1).view(67, 10)
     right = (predicted == torch.arange(67)[:, None]).float().mean(1)
-    assert right.mean() > 0.5
+    assert right.mean() > 0.55
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

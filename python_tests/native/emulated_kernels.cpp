@@ -92,8 +92,9 @@ void check_directions(const Shape& shape, std::int64_t q, std::int64_t first_dir
 void check_normals() {
   for (std::uint32_t half = 0; half < 1u << 16; ++half) {
     const float normal = bidfmkd::cuda::float_normal(half | 0xABCD0000u);
-    if (normal == static_cast<float>(bidfmkd::normal_from_half(half))) continue;
-    std::printf("normal of half %x is %.9g\n", half, normal);
+    const std::int32_t wanted = bidfmkd::normal_from_half(half);
+    if (normal == static_cast<float>(wanted)) continue;
+    std::printf("normal of half %x is %.9g, not %d\n", half, normal, wanted);
     std::exit(1);
   }
   ++n_checked;

@@ -92,6 +92,19 @@ def test_torch_func(divergence: str, seed: int) -> None:
         )
 
 
+def test_forward_mode_and_no_third_derivative(seed: int) -> None:
+    student, teacher, tangent = (make(6, 4, seed=seed + i) for i in range(3))
+    student.requires_grad_()
+    (first,) = torch.autograd.grad(ops.kd_loss(student, teacher), student, create_graph=True)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(student.detach(), tangent)
+        forward = torch.autograd.forward_ad.unpack_dual(ops.kd_loss(dual, teacher)).tangent
+    torch.testing.assert_close(forward, (first * tangent).sum().detach(), rtol=RTOL, atol=ATOL)
+    (second,) = torch.autograd.grad((first * tangent).sum(), student, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        second.sum().backward()
+
+
 def test_compile(seed: int) -> None:
     student, teacher = make(6, 4, seed=seed).requires_grad_(), make(6, 4, seed=seed + 1)
     compiled = torch.compile(lambda s: ops.kd_loss(s * 2, teacher), fullgraph=True)
