@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of under ten minutes: build, tests, memory and race checks, benchmarks.
+# Everything that needs a GPU, in one call of under ten minutes: build, benchmarks, tests, memory and race checks.
 #   benchmarks/gpu_check.sh OUT
 # PYTHON (default python3) must have torch with CUDA, pytest, pybind11 and what the package needs; nvcc and cmake must be
-# on PATH, compute-sanitizer beside nvcc. The results are in OUT; it goes on after a failure and ends with its code.
+# on PATH, compute-sanitizer beside nvcc. OUT gets the results as JSON and the log of every step; what comes first is most
+# needed. It goes on after a failure and ends with code 1.
 set -uo pipefail
 if [ $# -ne 1 ]; then
   echo "usage: $0 OUT" >&2
@@ -12,17 +13,19 @@ mkdir -p "$1"
 out="$(cd "$1" && pwd)"
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
+step_log="$(mktemp)"
 failed=""
+: >"$out/gpu_check.log"
 
-# The log of a step goes to OUT/<name>.log, its last lines to the terminal.
+# step NAME COMMAND: its log is kept; its last lines are told if it fails.
 step() {
-  local name="$1" seconds="$SECONDS"
+  local name="$1" start="$SECONDS" verdict=ok
   shift
-  if "$@" >"$out/$name.log" 2>&1; then
-    echo "ok      $name, $((SECONDS - seconds)) s"
-  else
-    echo "FAILED  $name, $((SECONDS - seconds)) s; the end of $out/$name.log:"
-    tail -n 30 "$out/$name.log"
+  "$@" >"$step_log" 2>&1 || verdict=FAILED
+  echo "$verdict  $name, $((SECONDS - start)) s"
+  { echo "== $name: $verdict"; cat "$step_log"; } >>"$out/gpu_check.log"
+  if [ "$verdict" = FAILED ]; then
+    tail -n 30 "$step_log"
     failed="$failed $name"
   fi
 }
@@ -32,36 +35,47 @@ build() {
   pybind11="$("$python" -m pybind11 --cmakedir)" || { echo "pip install pybind11"; return 1; }
   cmake -S . -B build/gpu -DBIDFMKD_CUDA=ON -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
     -DPython_EXECUTABLE="$(command -v "$python")" -Dpybind11_DIR="$pybind11" &&
-    cmake --build build/gpu --parallel --clean-first &&
+    timeout 180 cmake --build build/gpu --parallel --clean-first &&
     rm -rf build/gpu_site && mkdir -p build/gpu_site && cp -r bidfmkd_fast build/gpu_site/ &&
     rm -f build/gpu_site/bidfmkd_fast/_C*.so && cp build/gpu/_C*.so build/gpu_site/bidfmkd_fast/
 }
 
 no_spills() {
-  ! grep -E '[1-9][0-9]* bytes spill' "$out/build.log"
+  grep "bytes spill" "$out/gpu_check.log" && ! grep -E '[1-9][0-9]* bytes spill' "$out/gpu_check.log"
 }
 
+diagnostics() {
+  "$python" -m bidfmkd_fast && "$python" -c "
+from bidfmkd_fast.ops import native
+import torch
+problem = native.load_error or native.device_problem(torch.device('cuda', 0))
+raise SystemExit(problem and str(problem))"
+}
+
+# Only the project's own kernels, whose names are in its namespace.
 sanitized() {
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --kernel-regex kns=bidfmkd --error-exitcode 9 \
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 90 compute-sanitizer --tool "$@" --kernel-name kns=bidfmkd --error-exitcode 9 \
     "$python" -m pytest -q -p no:cacheprovider python_tests/cuda/test_ops.py -k every_kernel
 }
 
 step build build
 [ -n "$failed" ] && exit 1
-export PYTHONPATH="$PWD/build/gpu_site"
+# The build's package, not the source tree, which Python would put before it.
+export PYTHONPATH="$PWD/build/gpu_site" PYTHONSAFEPATH=1
 step no_spills no_spills
-step diagnostics "$python" -m bidfmkd_fast
-step tests "$python" -m pytest -q -p no:cacheprovider python_tests/cuda
+step diagnostics diagnostics
+cat "$step_log"
+step benchmarks timeout 200 "$python" benchmarks/gpu.py --out "$out"
+cat "$step_log"
 if command -v compute-sanitizer >/dev/null; then
-  step memcheck sanitized memcheck
+  step memcheck sanitized memcheck --report-api-errors no
   step racecheck sanitized racecheck
-  step initcheck sanitized initcheck
 else
   echo "FAILED  there is no compute-sanitizer on PATH"
   failed="$failed sanitizer"
 fi
-step benchmarks "$python" benchmarks/gpu.py --out "$out"
-cat "$out/diagnostics.log" "$out/benchmarks.log"
+step tests timeout 200 "$python" -m pytest -q -p no:cacheprovider python_tests/cuda
+rm -f "$step_log"
 if [ -n "$failed" ]; then
   echo "failed:$failed"
   exit 1

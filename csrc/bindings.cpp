@@ -39,13 +39,30 @@ bidfmkd::Drawing drawing(Address state, Int num_directions, Int n_images, Int n_
   return {geometry, at<const Int>(state), num_directions, mu, first_direction, first_image};
 }
 
-void perturb(Address x, Address state, Address out, Int num_directions, Int n_images, Int n_elements, int directions,
+// Floats of the workspaces of calls on a CUDA device.
+#if defined(BIDFMKD_CUDA)
+Int perturb_workspace(Int num_directions, Int n_images, Int n_elements, int directions, Int channels, Int height, Int width,
+                      Int grid, int /*device*/) {
+  return bidfmkd::cuda::perturb_workspace(
+      {n_images, n_elements, static_cast<bidfmkd::Directions>(directions), channels, height, width, grid}, num_directions);
+}
+
+Int gradient_workspace(Int num_directions, Int n_images, Int n_elements, int directions, Int channels, Int height, Int width,
+                       Int grid, int device) {
+  return bidfmkd::cuda::gradient_workspace(
+      {n_images, n_elements, static_cast<bidfmkd::Directions>(directions), channels, height, width, grid}, num_directions,
+      device);
+}
+#endif
+
+void perturb(Address x, Address state, Address workspace, Address out, Int num_directions, Int n_images, Int n_elements, int directions,
              Int channels, Int height, Int width, Int grid, double mu, Int first_direction, Int first_image,
              int n_threads, int device, Address stream) {
   const auto draw = drawing(state, num_directions, n_images, n_elements, directions, channels, height, width, grid, mu,
                             first_direction, first_image);
   if constexpr (kHasCuda) {
-    if (device >= 0) return bidfmkd::cuda::perturb(draw, at<const float>(x), at<float>(out), {device, at<void>(stream)});
+    if (device >= 0)
+      return bidfmkd::cuda::perturb(draw, at<const float>(x), at<float>(workspace), at<float>(out), {device, at<void>(stream)});
   }
   bidfmkd::kernels().perturb(draw, at<const float>(x), at<float>(out), n_threads);
 }
@@ -183,7 +200,9 @@ py::dict build_info() {
 std::vector<std::uint32_t> philox(const std::vector<std::uint32_t>& counter, const std::vector<std::uint32_t>& key,
                                   int rounds) {
   const bidfmkd::PhiloxWords c{{counter.at(0), counter.at(1), counter.at(2), counter.at(3)}};
-  const bidfmkd::PhiloxWords w = bidfmkd::philox4x32(c, key.at(0), key.at(1), rounds);
+  const auto generate = rounds == bidfmkd::kNormalRounds ? bidfmkd::philox4x32<bidfmkd::kNormalRounds>
+                                                         : bidfmkd::philox4x32<bidfmkd::kSignRounds>;
+  const bidfmkd::PhiloxWords w = generate(c, key.at(0), key.at(1));
   return {w.word[0], w.word[1], w.word[2], w.word[3]};
 }
 
@@ -198,6 +217,10 @@ std::int32_t normal(std::uint32_t half) { return bidfmkd::normal_from_half(half)
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of bidfmkd_fast: addresses and sizes in, nothing of torch.";
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
+#if defined(BIDFMKD_CUDA)
+  module.def("perturb_workspace", &perturb_workspace, without_gil);
+  module.def("gradient_workspace", &gradient_workspace, without_gil);
+#endif
   module.def("perturb", &perturb, without_gil);
   module.def("estimate_gradient", &estimate_gradient, without_gil);
   module.def("zo_kd_gradient", &zo_kd_gradient, without_gil);

@@ -134,11 +134,16 @@ def _place(tensor: Tensor, elements: int = 0, per_thread: int = 1) -> tuple[int,
     return max(1, min(torch.get_num_threads(), elements // per_thread)), -1, 0
 
 
-def _workspace(like: Tensor, num_directions: int, shape: Sequence[int], directions: str, grid: int) -> Tensor:
-    """What the gradient's CUDA kernels keep between each other: a number per direction and image, the summed fields."""
-    n_fields = math.prod(shape[:2]) * grid**2 if directions == "lowres" else 0
-    n = num_directions * shape[0] + n_fields if like.is_cuda else 0
+def _workspace(like: Tensor, name: str, *sizes: int) -> Tensor | None:
+    """What the CUDA kernels of a call keep between each other."""
+    if not like.is_cuda:
+        return None
+    n = getattr(_C, f"{name}_workspace")(*sizes, like.get_device())
     return torch.empty(n, dtype=torch.float32, device=like.device)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _geometry(shape: Sequence[int], directions: str, grid: int) -> tuple[int, int, int, int, int, int, int]:
@@ -159,14 +164,17 @@ def perturb_out(
 ) -> None:
     """The kernel behind `perturb`; see `reference.perturb_out`."""
     assert _C is not None
-    x = x.contiguous()
+    x, state = x.contiguous(), state.contiguous()
     target = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
+    geometry = _geometry(x.shape, directions, grid)
+    workspace = _workspace(target, "perturb", num_directions, *geometry)
     _C.perturb(
         x.data_ptr(),
-        state.contiguous().data_ptr(),
+        state.data_ptr(),
+        _address(workspace),
         target.data_ptr(),
         num_directions,
-        *_geometry(x.shape, directions, grid),
+        *geometry,
         mu,
         first_direction,
         first_image,
@@ -193,17 +201,18 @@ def estimate_gradient(
 ) -> Tensor:
     """The kernel behind `estimate_gradient`; see `reference.estimate_gradient`."""
     assert _C is not None
-    differences = differences.float().contiguous()
+    differences, state = differences.float().contiguous(), state.contiguous()
     gradient = torch.empty(tuple(shape), dtype=torch.float32, device=differences.device)
     num_directions = differences.shape[0]
-    workspace = _workspace(gradient, num_directions, shape, directions, grid)
+    geometry = _geometry(shape, directions, grid)
+    workspace = _workspace(gradient, "gradient", num_directions, *geometry)
     _C.estimate_gradient(
         differences.data_ptr(),
-        state.contiguous().data_ptr(),
-        workspace.data_ptr(),
+        state.data_ptr(),
+        _address(workspace),
         gradient.data_ptr(),
         num_directions,
-        *_geometry(shape, directions, grid),
+        *geometry,
         mu,
         first_direction,
         first_image,
@@ -231,24 +240,25 @@ def zo_kd_gradient(
     assert _C is not None
     same = student_scores is None or student_scores.dtype == scores.dtype
     dtype = scores.dtype if scores.is_cuda and same else torch.float32
-    scores, labels = scores.to(dtype).contiguous(), labels.contiguous()
+    scores, labels, state = scores.to(dtype).contiguous(), labels.contiguous(), state.contiguous()
     student = None if student_scores is None else student_scores.to(dtype).contiguous()
     gradient = torch.empty(tuple(shape), dtype=torch.float32, device=scores.device)
     loss = torch.empty(shape[0], dtype=torch.float32, device=scores.device)
     num_directions = scores.shape[0] - 1
-    workspace = _workspace(gradient, num_directions, shape, directions, grid)
+    geometry = _geometry(shape, directions, grid)
+    workspace = _workspace(gradient, "gradient", num_directions, *geometry)
     _C.zo_kd_gradient(
         scores.data_ptr(),
         labels.data_ptr(),
-        0 if student is None else student.data_ptr(),
-        state.contiguous().data_ptr(),
-        workspace.data_ptr(),
+        _address(student),
+        state.data_ptr(),
+        _address(workspace),
         gradient.data_ptr(),
         loss.data_ptr(),
         SCORE_TYPES.index(dtype),
         num_directions,
         scores.shape[2],
-        *_geometry(shape, directions, grid),
+        *geometry,
         mu,
         boundary_weight,
         SCORES_KINDS.index(scores_kind),

@@ -2,14 +2,16 @@
 // next to nothing goes through memory. Every sum has one order: the same input gives the same bits.
 #include <cmath>
 
-#include "rows.cuh"
+#include "lengths.cuh"
 
 namespace bidfmkd {
 namespace cuda {
 namespace {
 
 constexpr const char* kOp = "estimate_gradient";
-constexpr int kSlices = 8;  // warps of a block that share the directions of the same elements
+constexpr int kSlices = 8;    // warps of a block that share the directions of the same elements
+constexpr int kTogether = 2;  // directions between two barriers, as block_sums has them
+constexpr unsigned kPieceThreads = 512;
 
 // sums[] of the slices added up: element e of the block's `kWarp * size` to total(e), called by all threads in turns.
 template <int size, class Total>
@@ -42,10 +44,10 @@ __global__ void __launch_bounds__(kWarp* kSlices)
     __syncwarp();
     coefficients[threadIdx.y][threadIdx.x] = k >= first && k < last ? differences[(k - first) * n_images + image] : 0.0f;
     __syncwarp();
-    const PhiloxWords words = philox4x32({{static_cast<std::uint32_t>(tile * kWarp + threadIdx.x),
-                                           static_cast<std::uint32_t>(drawing.first_image + image),
-                                           static_cast<std::uint32_t>(group), random.step}},
-                                         random.key0, random.key1, kSignRounds);
+    const PhiloxWords words = philox4x32<kSignRounds>(
+        {{static_cast<std::uint32_t>(tile * kWarp + threadIdx.x), static_cast<std::uint32_t>(drawing.first_image + image),
+          static_cast<std::uint32_t>(group), random.step}},
+        random.key0, random.key1);
 #pragma unroll
     for (int bit = 0; bit < 32; ++bit) {
       const std::uint32_t c = float_to_bits(coefficients[threadIdx.y][bit]);
@@ -59,41 +61,93 @@ __global__ void __launch_bounds__(kWarp* kSlices)
   });
 }
 
-// coefficients[k, b] = scale * differences[k, b] / |row|; a block makes one.
-template <class Row>
-__global__ void __launch_bounds__(256)
-    row_coefficients(Drawing drawing, float scale, const float* differences, float* coefficients) {
-  __shared__ typename Row::Staging staging;
-  __shared__ float partial[kWarp];
-  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements;
-  const Row row(drawing, blockIdx.x % n_images, blockIdx.x / n_images, staging);
-  float squares = 0.0f;
-  for (std::int64_t i = threadIdx.x; 8 * i < d; i += blockDim.x) squares += sum_of_squares(row.octet(i));
-  const float length = sqrtf(block_sum(squares, partial));
-  if (threadIdx.x == 0) coefficients[blockIdx.x] = scale * differences[blockIdx.x] / length;
+// Both values summed over all threads; see block_sum. Each half of a warp has one of them.
+__device__ __forceinline__ void block_sums(float (&values)[2], float (&partial)[2][kWarp]) {
+  constexpr unsigned kHalf = kWarp / 2;
+  const unsigned lane = threadIdx.x % kWarp, at = lane % kHalf, n_warps = blockDim.x / kWarp;
+  const bool upper = lane >= kHalf;
+  float own = (upper ? values[1] : values[0]) + __shfl_xor_sync(kEveryLane, upper ? values[0] : values[1], kHalf);
+#pragma unroll
+  for (int distance = kHalf / 2; distance > 0; distance /= 2) own += __shfl_xor_sync(kEveryLane, own, distance);
+  if (at == 0) partial[upper][threadIdx.x / kWarp] = own;
+  __syncthreads();
+  own = (at < n_warps ? partial[upper][at] : 0.0f) + (at + kHalf < n_warps ? partial[upper][at + kHalf] : 0.0f);
+#pragma unroll
+  for (int distance = kHalf / 2; distance > 0; distance /= 2) own += __shfl_xor_sync(kEveryLane, own, distance);
+  const float other = __shfl_xor_sync(kEveryLane, own, kHalf);
+  values[0] = upper ? other : own;
+  values[1] = upper ? own : other;
 }
 
-// sums[b] = factor * sum_k coefficients[k, b] normals_kb, n normals a row: the gradient, or that of the fields.
-__global__ void __launch_bounds__(kWarp* kSlices)
-    sum_normals(Drawing drawing, std::int64_t n, std::int64_t tiles, float factor, const float* __restrict__ coefficients,
-                float* __restrict__ sums) {
-  __shared__ float partial[kSlices][kWarp * 8];
-  const std::int64_t n_images = drawing.geometry.n_images;
-  const std::int64_t image = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+// sums[b] = scale * sum_k differences[k, b] normals_kb / |row k, b|. kMeasured: pieces are whole rows, whose length the
+// block finds itself; otherwise it is given, or, by nullptr, left out. Of a piece whose first directions are another
+// block's the sum goes to shares[block].
+template <bool kMeasured>
+__global__ void __launch_bounds__(kMostThreads)
+    sum_normals(Drawing drawing, Pieces pieces, float scale, const float* __restrict__ differences,
+                const float* __restrict__ inverse_lengths, float* __restrict__ shares, float* __restrict__ sums) {
+  __shared__ float partial[2][kTogether][kWarp];
+  auto& sizes = *reinterpret_cast<Sizes*>(dynamic_memory);
+  copy_sizes(sizes);
+  __syncthreads();
   const RandomState random = random_state(drawing.state);
-  float own[8] = {};
-  for (std::int64_t k = threadIdx.y; k < drawing.num_directions; k += blockDim.y) {
-    const float c = coefficients[k * n_images + image];
-    const Octet octet = normal_octet(random, tile * kWarp + threadIdx.x,
-                                     static_cast<std::uint32_t>(drawing.first_image + image),
-                                     static_cast<std::uint32_t>(drawing.first_direction + k));
+  const std::int64_t n_images = drawing.geometry.n_images, end = pieces.begin(blockIdx.x + 1);
+  bool odd = false;
+  for (std::int64_t r = pieces.begin(blockIdx.x); r < end;) {
+    const Place place(pieces, r, end);
+    r += place.last - place.first;
+    const std::int64_t index = place.tile * pieces.size / 8 + threadIdx.x;
+    const bool cut = 8 * index + 8 > pieces.n;
+    const auto image = static_cast<std::uint32_t>(drawing.first_image + place.image);
+    auto direction = static_cast<std::uint32_t>(drawing.first_direction + place.first);
+    std::int64_t at = place.first * n_images + place.image;
+    float own[8] = {};
+    for (auto left = static_cast<int>(place.last - place.first); left > 0; left -= kTogether) {
+      Octet octets[kTogether];
+      float c[kTogether];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) own[i] += c * octet.value[i];
+      for (int t = 0; t < kTogether; ++t, at += n_images, ++direction) {
+        c[t] = t < left ? scale * differences[at] : 0.0f;
+        if (!kMeasured && inverse_lengths != nullptr && t < left) c[t] *= inverse_lengths[at];
+        octets[t] = normal_octet(sizes, random, static_cast<std::uint32_t>(index), image, direction);
+      }
+      if (kMeasured) {
+        odd = !odd;  // a warp may still read the sums before
+        float squares[kTogether];
+#pragma unroll
+        for (int t = 0; t < kTogether; ++t) {
+          if (cut) cut_octet(octets[t], index, pieces.n);
+          squares[t] = sum_of_squares(octets[t]);
+        }
+        block_sums(squares, partial[odd]);
+#pragma unroll
+        for (int t = 0; t < kTogether; ++t) c[t] *= rsqrtf(squares[t]);
+      }
+#pragma unroll
+      for (int t = 0; t < kTogether; ++t)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) own[i] += c[t] * octets[t].value[i];
+    }
+    float* to = place.first == 0 ? sums + place.image * pieces.n + 8 * index
+                                 : shares + blockIdx.x * pieces.size + 8 * threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      if (8 * index + i < pieces.n) to[i] = own[i];
   }
-  const std::int64_t start = tile * kWarp * 8;
-  add_slices<8>(partial, own, [&](int e, float sum) {
-    if (start + e < n) sums[image * n + start + e] = factor * sum;
-  });
+}
+
+// What the blocks after the first have of a piece, added to it in their order.
+__global__ void add_shares(Pieces pieces, std::int64_t n_images, const float* __restrict__ shares,
+                           float* __restrict__ sums) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= n_images * pieces.n) return;
+  const std::int64_t image = i / pieces.n, at = i % pieces.n;
+  const std::int64_t first = (image * pieces.tiles + at / pieces.size) * pieces.points;
+  std::int64_t block = first * pieces.blocks / pieces.rows;
+  while (pieces.begin(block) <= first) ++block;
+  float sum = sums[i];
+  for (; pieces.begin(block) < first + pieces.points; ++block) sum += shares[block * pieces.size + at % pieces.size];
+  sums[i] = sum;
 }
 
 // Upsampling is linear, so the fields' sum is upsampled once for all directions.
@@ -106,51 +160,68 @@ __global__ void upsample(Geometry geometry, const float* __restrict__ fields, fl
   gradient[i] = upsampled(column, row, plane, geometry.grid, [&](std::int64_t normal) { return fields[normal]; });
 }
 
-template <class Row>
-void launch_coefficients(const Drawing& drawing, float scale, const float* differences, float* coefficients,
-                         const Queue& queue) {
-  const std::int64_t octets = ceil_divide(drawing.geometry.n_elements, 8);
-  launch(kOp, queue, row_coefficients<Row>,
-         {drawing.num_directions * drawing.geometry.n_images, dim3(octets < 256 ? whole_warps(octets) : 256)}, drawing,
-         scale, differences, coefficients);
+// How the normals of a call are summed.
+struct Plan {
+  bool lowres, gaussian, measured;
+  Pieces pieces;
+  Grid grid;
+
+  std::int64_t n_shares() const { return pieces.blocks * pieces.size; }
+};
+
+Plan plan_of(const Geometry& geometry, std::int64_t q) {
+  Plan plan;
+  plan.lowres = geometry.directions == Directions::kLowres;
+  plan.gaussian = geometry.directions == Directions::kGaussian;
+  plan.measured = geometry.directions == Directions::kSphere && seen_whole<NormalRow>(geometry);
+  plan.grid = share_pieces(kOp, plan.measured ? sum_normals<true> : sum_normals<false>, geometry.n_images,
+                           geometry.n_random(), q, plan.measured ? kMostThreads : kPieceThreads, sizeof(Sizes), plan.pieces);
+  return plan;
 }
 
 }  // namespace
+
+std::int64_t gradient_workspace(const Geometry& geometry, std::int64_t num_directions, int device) {
+  const std::int64_t n_differences = num_directions * geometry.n_images;
+  if (geometry.directions == Directions::kRademacher || n_differences * geometry.n_elements == 0) return n_differences;
+  const DeviceGuard guard(kOp, device);
+  const Plan plan = plan_of(geometry, num_directions);
+  return n_differences + plan.n_shares() + (plan.lowres ? geometry.n_images * plan.pieces.n : 0) +
+         (plan.measured || plan.gaussian ? 0 : lengths_workspace(geometry, num_directions));
+}
 
 void estimate_gradient(const Drawing& drawing, const float* differences, float* workspace, float* gradient,
                        const Queue& queue) {
   const Geometry& geometry = drawing.geometry;
   const std::int64_t d = geometry.n_elements, n_images = geometry.n_images, q = drawing.num_directions;
-  if (d == 0) return;
+  if (n_images * d == 0) return;
   const DeviceGuard guard(kOp, queue.device);
-  const double span = static_cast<double>(geometry.n_random());
-  const double scale = q == 0 ? 0.0 : span / (static_cast<double>(q) * drawing.mu);
-  const bool signs = geometry.directions == Directions::kRademacher, gaussian = geometry.directions == Directions::kGaussian;
-  const double fixed_length = signs ? std::sqrt(static_cast<double>(d)) : gaussian_length(d);
-  const float factor = static_cast<float>(signs || gaussian ? scale / fixed_length : 1.0);
-  if (signs) {
+  if (q == 0) {
+    const std::size_t n_bytes = static_cast<std::size_t>(n_images * d) * sizeof(float);
+    return check(cudaMemsetAsync(gradient, 0, n_bytes, static_cast<cudaStream_t>(queue.stream)), kOp);
+  }
+  const double scale = static_cast<double>(geometry.n_random()) / (static_cast<double>(q) * drawing.mu);
+  if (geometry.directions == Directions::kRademacher) {
     const std::int64_t tiles = ceil_divide(d, 4 * kWarp), first = drawing.first_direction;
-    const std::int64_t groups = q == 0 ? 1 : ceil_divide(first + q, 32) - first / 32;
+    const std::int64_t groups = ceil_divide(first + q, 32) - first / 32;
     const unsigned slices = static_cast<unsigned>(groups < kSlices ? groups : kSlices);
-    launch(kOp, queue, gradient_signs, {n_images * tiles, dim3(kWarp, slices)}, drawing, tiles, factor, differences,
-           gradient);
+    launch(kOp, queue, gradient_signs, {n_images * tiles, dim3(kWarp, slices)}, drawing, tiles,
+           static_cast<float>(scale / std::sqrt(static_cast<double>(d))), differences, gradient);
     return;
   }
-  const float* coefficients = gaussian ? differences : workspace;
-  const float coefficient_scale = static_cast<float>(scale);
-  if (geometry.directions == Directions::kSphere)
-    launch_coefficients<NormalRow>(drawing, coefficient_scale, differences, workspace, queue);
-  else if (geometry.directions == Directions::kLowres && FieldRow::fits(geometry))
-    launch_coefficients<FieldRow>(drawing, coefficient_scale, differences, workspace, queue);
-  else if (geometry.directions == Directions::kLowres)
-    launch_coefficients<DrawnFieldRow>(drawing, coefficient_scale, differences, workspace, queue);
-
-  const bool lowres = geometry.directions == Directions::kLowres;
-  float* sums = lowres ? workspace + q * n_images : gradient;
-  const std::int64_t n = geometry.n_random(), tiles = ceil_divide(n, 8 * kWarp);
-  const unsigned slices = static_cast<unsigned>(q < 1 ? 1 : (q < kSlices ? q : kSlices));
-  launch(kOp, queue, sum_normals, {n_images * tiles, dim3(kWarp, slices)}, drawing, n, tiles, factor, coefficients, sums);
-  if (lowres)
+  const Plan plan = plan_of(geometry, q);
+  float *shares = workspace + q * n_images, *lengths = nullptr, *fields = shares + plan.n_shares();
+  if (!plan.measured && !plan.gaussian) {
+    lengths = plan.lowres ? fields + n_images * plan.pieces.n : fields;
+    measure_rows(drawing, lengths, queue);
+  }
+  float* sums = plan.lowres ? fields : gradient;
+  launch(kOp, queue, plan.measured ? sum_normals<true> : sum_normals<false>, plan.grid, drawing, plan.pieces,
+         static_cast<float>(plan.gaussian ? scale / float_gaussian_length(d) : scale), differences,
+         static_cast<const float*>(lengths), shares, sums);
+  launch(kOp, queue, add_shares, {ceil_divide(n_images * plan.pieces.n, 256), dim3(256)}, plan.pieces, n_images,
+         static_cast<const float*>(shares), sums);
+  if (plan.lowres)
     launch(kOp, queue, upsample, {ceil_divide(n_images * d, 256), dim3(256)}, geometry,
            static_cast<const float*>(sums), gradient);
 }

@@ -8,13 +8,13 @@ namespace {
 
 constexpr const char* kObjective = "zo_kd_gradient";
 constexpr const char* kDistillation = "kd_loss";
-constexpr int kMostThreads = 256;
+constexpr int kLossThreads = 256;
 
-unsigned threads_for(std::int64_t items) { return items < kMostThreads ? whole_warps(items) : kMostThreads; }
+unsigned threads_for(std::int64_t items) { return items < kLossThreads ? whole_warps(items) : kLossThreads; }
 
 // A block has one image and all its points; the first of them is the image itself.
 template <class Score>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kLossThreads)
     differences_of(const Score* __restrict__ scores, const std::int64_t* __restrict__ labels,
                    const Score* __restrict__ student, std::int64_t n_images, std::int64_t num_directions,
                    ObjectiveSettings settings, float* __restrict__ differences, float* __restrict__ loss) {
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kMostThreads)
 }
 
 // A block has one task.
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kLossThreads)
     task_losses(const float* __restrict__ student, const float* __restrict__ teacher, std::int64_t n_images, KDSettings kd,
                 float* __restrict__ loss) {
   __shared__ double partial[kWarp];
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kMostThreads)
   if (threadIdx.x == 0) loss[blockIdx.x] = static_cast<float>(sum / static_cast<double>(n_images));
 }
 
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kLossThreads)
     gradients(const float* __restrict__ grad, const float* __restrict__ student, const float* __restrict__ teacher,
               std::int64_t n_all, std::int64_t n_images, KDSettings kd, float* __restrict__ out) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kMostThreads)
   kd_image_gradient(student + at, teacher + at, scale, kd, out + at);
 }
 
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kLossThreads)
     hessian_products(const float* __restrict__ grad_out, const float* __restrict__ grad, const float* __restrict__ student,
                      const float* __restrict__ teacher, std::int64_t n_images, KDSettings kd,
                      float* __restrict__ grad_grad, float* __restrict__ grad_student) {
@@ -98,6 +98,12 @@ std::string problem(int device) {
     cudaFuncAttributes attributes;
     status = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(gradients));  // compiled for it, or not
   }
+  int block_bytes = 0;
+  constexpr int kNeeded = sizeof(Sizes) + 1024;
+  if (status == cudaSuccess)
+    status = cudaDeviceGetAttribute(&block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess && block_bytes < kNeeded)
+    return "a block has " + std::to_string(block_bytes) + " bytes of shared memory there, and they need " + std::to_string(kNeeded);
   if (status == cudaSuccess) return "";
   cudaGetLastError();
   return cudaGetErrorString(status);
@@ -123,7 +129,7 @@ void kd_loss_backward(const float* grad, const float* student, const float* teac
                       std::int64_t n_images, const KDSettings& kd, float* out, const Queue& queue) {
   const DeviceGuard guard(kDistillation, queue.device);
   const std::int64_t n_all = n_tasks * n_images;
-  launch(kDistillation, queue, gradients, {ceil_divide(n_all, kMostThreads), dim3(kMostThreads)}, grad, student, teacher,
+  launch(kDistillation, queue, gradients, {ceil_divide(n_all, kLossThreads), dim3(kLossThreads)}, grad, student, teacher,
          n_all, n_images, kd, out);
 }
 

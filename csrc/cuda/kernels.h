@@ -21,10 +21,15 @@ struct Queue {
 // Why these kernels do not run on `device`; empty if they do.
 std::string problem(int device);
 
-void perturb(const Drawing& drawing, const float* x, float* out, const Queue& queue);
+// Floats of `workspace` below.
+std::int64_t perturb_workspace(const Geometry& geometry, std::int64_t num_directions);
 
-// gradient[b] = s / (q mu) * sum_k differences[k, b] u_kb. `workspace` has q B floats, for lowres B C grid^2 more; the first
-// q B may be `differences` themselves.
+void perturb(const Drawing& drawing, const float* x, float* workspace, float* out, const Queue& queue);
+
+// Floats of `workspace` below. Asks the device how many blocks it runs at once.
+std::int64_t gradient_workspace(const Geometry& geometry, std::int64_t num_directions, int device);
+
+// gradient[b] = s / (q mu) * sum_k differences[k, b] u_kb. The first q B floats of `workspace` may be `differences`.
 void estimate_gradient(const Drawing& drawing, const float* differences, float* workspace, float* gradient,
                        const Queue& queue);
 

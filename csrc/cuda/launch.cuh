@@ -1,4 +1,4 @@
-// Launching: the device of the call made current, the grid's limits, the check after every launch.
+// Launching: the device of the call made current, the grid's limits and size, the check after every launch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,6 +14,12 @@ namespace cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kEveryLane = 0xFFFFFFFFu;
+constexpr unsigned kMostThreads = 1024;
+
+// A block's shared memory beyond what its kernel names.
+#if defined(__CUDACC__)
+extern __shared__ uint4 dynamic_memory[];
+#endif
 
 inline void check(cudaError_t status, const char* op) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(op) + ": CUDA: " + cudaGetErrorString(status));
@@ -42,6 +48,7 @@ struct Grid {
   std::int64_t blocks;
   dim3 threads;
   unsigned rows = 1;
+  std::size_t shared_bytes = 0;  // of dynamic_memory
 };
 
 template <class... Wanted, class... Given>
@@ -51,6 +58,7 @@ void launch(const char* op, const Queue& queue, void (*kernel)(Wanted...), const
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(grid.blocks), grid.rows);
   config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = static_cast<cudaStream_t>(queue.stream);
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Wanted>(given)...), op);
 }
@@ -58,6 +66,18 @@ void launch(const char* op, const Queue& queue, void (*kernel)(Wanted...), const
 inline std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 inline unsigned whole_warps(std::int64_t threads) { return static_cast<unsigned>(ceil_divide(threads, kWarp)) * kWarp; }
+
+// As many blocks as the device of the call runs at once, at most `most`.
+template <class... Wanted>
+Grid resident_grid(const char* op, void (*kernel)(Wanted...), std::int64_t most, unsigned threads, std::size_t shared_bytes) {
+  int device = 0, processors = 0, blocks = 0;
+  check(cudaGetDevice(&device), op);
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), op);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), op);
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads), shared_bytes), op);
+  const std::int64_t resident = static_cast<std::int64_t>(processors) * blocks;
+  return {most < resident ? most : resident, dim3(threads), 1, shared_bytes};
+}
 
 inline bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 

@@ -2,14 +2,15 @@
 // once and keeps them in registers.
 #include <cmath>
 
-#include "rows.cuh"
+#include "lengths.cuh"
 
 namespace bidfmkd {
 namespace cuda {
 namespace {
 
 constexpr const char* kOp = "perturb";
-constexpr int kMostThreads = 256;
+constexpr int kSignThreads = 256;
+constexpr unsigned kPieceThreads = 512;
 
 // Stores value(0), ..., value(3) at to[0, n), at once if they are all there and the rows allow it.
 template <class Value>
@@ -35,7 +36,7 @@ __device__ __forceinline__ void load_four(const float* from, std::int64_t n, boo
 
 // A thread has four neighbouring elements, whose words hold the signs of 32 directions: one call of Philox, 32 stores that
 // are whole lines together with the neighbours'. Grid: (image, tile of elements) x groups of 32 directions.
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kSignThreads)
     perturb_signs(Drawing drawing, std::int64_t tiles, float step, bool vectors, const float* __restrict__ x,
                   float* __restrict__ out) {
   const std::int64_t d = drawing.geometry.n_elements, row = drawing.geometry.n_images * d;
@@ -50,10 +51,10 @@ __global__ void __launch_bounds__(kMostThreads)
   const std::uint32_t step_bits = float_to_bits(step);
   const std::int64_t first = drawing.first_direction, last = first + drawing.num_directions;
   for (std::int64_t group = first / 32 + blockIdx.y; 32 * group < last; group += gridDim.y) {
-    const PhiloxWords words =
-        philox4x32({{static_cast<std::uint32_t>(quad), static_cast<std::uint32_t>(drawing.first_image + image),
-                     static_cast<std::uint32_t>(group), random.step}},
-                   random.key0, random.key1, kSignRounds);
+    const PhiloxWords words = philox4x32<kSignRounds>(
+        {{static_cast<std::uint32_t>(quad), static_cast<std::uint32_t>(drawing.first_image + image),
+          static_cast<std::uint32_t>(group), random.step}},
+        random.key0, random.key1);
     float* to = out + (1 + 32 * group - first) * row + offset;
 #pragma unroll
     for (int bit = 0; bit < 32; ++bit, to += row) {
@@ -65,84 +66,125 @@ __global__ void __launch_bounds__(kMostThreads)
   }
 }
 
-__device__ void store_octet(const Octet& octet, float scale, std::int64_t index, std::int64_t d, bool vectors,
-                            const float* x, float* to) {
+// Where the two fours of a thread's octet are read and written. With vectors neighbours swap fours, so that both write the
+// same 32 bytes at once.
+struct Halves {
+  std::int64_t index;
+  bool vectors;
+
+  __device__ __forceinline__ std::int64_t start(int half) const {
+    return vectors ? 8 * (index - index % 2 + half) + 4 * (index % 2) : 8 * index + 4 * half;
+  }
+};
+
+__device__ __forceinline__ void swap_fours(Octet& octet) {
+  const bool odd = threadIdx.x % 2;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const std::int64_t start = 8 * index + 4 * half, n = d - start;
-    if (n <= 0) return;
-    float from[4];
-    load_four(x + start, n, vectors, from);
-    store_four(to + start, n, vectors, [&](int i) { return from[i] + scale * octet.value[4 * half + i]; });
+  for (int i = 0; i < 4; ++i) {
+    const float got = __shfl_xor_sync(kEveryLane, odd ? octet.value[i] : octet.value[4 + i], 1);
+    octet.value[i] = odd ? got : octet.value[i];
+    octet.value[4 + i] = odd ? octet.value[4 + i] : got;
   }
 }
 
-// A block makes one row of the output; the first rows are the images themselves. A thread has up to kHeld octets in
-// registers; with kHeld = 0 any number, which it draws again once their length is known.
-template <class Row, int kHeld>
-__global__ void __launch_bounds__(kHeld == 0 ? kMostThreads : 1024)
-    perturb_rows(Drawing drawing, bool vectors, const float* __restrict__ x, float* __restrict__ out) {
-  __shared__ typename Row::Staging staging;
-  __shared__ float partial[kWarp];
-  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements;
-  const std::int64_t image = blockIdx.x % n_images, k = blockIdx.x / n_images - 1;
-  const float* from = x + image * d;
-  float* to = out + blockIdx.x * d;
-  if (k < 0) {
-    for (std::int64_t i = threadIdx.x; 8 * i < d; i += blockDim.x) store_octet(Octet{}, 0.0f, i, d, vectors, from, to);
-    return;
-  }
-  const Row row(drawing, image, k, staging);
-  const bool fixed_length = drawing.geometry.directions == Directions::kGaussian;
-  Octet held[kHeld == 0 ? 1 : kHeld];
-  float squares = 0.0f;
-  if (kHeld == 0) {
-    for (std::int64_t i = threadIdx.x; !fixed_length && 8 * i < d; i += blockDim.x) squares += sum_of_squares(row.octet(i));
-  } else {
+__device__ __forceinline__ Octet load_octet(const float* from, const Halves& halves, std::int64_t d) {
+  Octet octet = {};
 #pragma unroll
-    for (int h = 0; h < kHeld; ++h) {
-      held[h] = row.octet(threadIdx.x + h * static_cast<std::int64_t>(blockDim.x));
-      squares += sum_of_squares(held[h]);
+  for (int half = 0; half < 2; ++half) {
+    const std::int64_t start = halves.start(half);
+    float four[4] = {};
+    if (start < d) load_four(from + start, d - start, halves.vectors, four);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) octet.value[4 * half + i] = four[i];
+  }
+  return octet;
+}
+
+// from + scale octet; all threads of a warp together.
+__device__ __forceinline__ void store_octet(Octet octet, float scale, const Octet& from, const Halves& halves,
+                                            std::int64_t d, float* to) {
+  if (halves.vectors) swap_fours(octet);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const std::int64_t start = halves.start(half);
+    if (start < d)
+      store_four(to + start, d - start, halves.vectors,
+                 [&](int i) { return from.value[4 * half + i] + scale * octet.value[4 * half + i]; });
+  }
+}
+
+// A thread has an octet of the pieces of its block. kMeasured: they are whole rows, whose length the block finds itself;
+// otherwise it is given, or, by nullptr, that of gaussian directions.
+template <class Row, bool kMeasured>
+__global__ void __launch_bounds__(Row::kThreads)
+    perturb_pieces(Drawing drawing, Pieces pieces, bool vectors, const float* __restrict__ inverse_lengths,
+                   const float* __restrict__ x, float* __restrict__ out) {
+  __shared__ float partial[2][kWarp];
+  auto& staging = *reinterpret_cast<typename Row::Staging*>(dynamic_memory);
+  Row::prepare(drawing.geometry, staging);
+  const RandomState random = random_state(drawing.state);
+  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements, end = pieces.begin(blockIdx.x + 1);
+  const auto mu = static_cast<float>(drawing.mu), fixed = static_cast<float>(1.0 / float_gaussian_length(d));
+  bool odd = false;
+  for (std::int64_t r = pieces.begin(blockIdx.x); r < end;) {
+    const Place place(pieces, r, end);
+    r += place.last - place.first;
+    const Halves halves{place.tile * pieces.size / 8 + threadIdx.x, vectors};
+    const Octet from = load_octet(x + place.image * d, halves, d);
+    float* to = out + (place.first * n_images + place.image) * d;
+    for (std::int64_t point = place.first; point < place.last; ++point, to += n_images * d) {
+      if (point == 0) {
+        store_octet(Octet{}, 0.0f, from, halves, d, to);
+        continue;
+      }
+      const std::int64_t k = point - 1;
+      const Octet octet = Row(drawing, random, place.image, k, staging).octet(halves.index);
+      float inverse = fixed;
+      if (kMeasured) {
+        odd = !odd;  // a warp may still read the sums of the point before
+        inverse = rsqrtf(block_sum(sum_of_squares(octet), partial[odd]));
+      } else if (inverse_lengths != nullptr) {
+        inverse = inverse_lengths[k * n_images + place.image];
+      }
+      store_octet(octet, mu * inverse, from, halves, d, to);
     }
-  }
-  const float length = fixed_length ? static_cast<float>(gaussian_length(d)) : sqrtf(block_sum(squares, partial));
-  const float scale = static_cast<float>(drawing.mu) / length;
-  if (kHeld == 0) {
-    for (std::int64_t i = threadIdx.x; 8 * i < d; i += blockDim.x)
-      store_octet(row.octet(i), scale, i, d, vectors, from, to);
-  } else {
-#pragma unroll
-    for (int h = 0; h < kHeld; ++h)
-      store_octet(held[h], scale, threadIdx.x + h * static_cast<std::int64_t>(blockDim.x), d, vectors, from, to);
   }
 }
 
 template <class Row>
-void launch_rows(const Drawing& drawing, bool vectors, const float* x, float* out, const Queue& queue) {
-  const std::int64_t blocks = drawing.geometry.n_images * (1 + drawing.num_directions);
-  if constexpr (Row::kHeld > 0) {
-    const unsigned threads = whole_warps(ceil_divide(drawing.geometry.n_elements, 8 * Row::kHeld));
-    if (threads <= 1024)
-      return launch(kOp, queue, perturb_rows<Row, Row::kHeld>, {blocks, dim3(threads)}, drawing, vectors, x, out);
-  }
-  launch(kOp, queue, perturb_rows<Row, 0>, {blocks, dim3(kMostThreads)}, drawing, vectors, x, out);
+void launch_pieces(const Drawing& drawing, bool vectors, const float* x, float* workspace, float* out, const Queue& queue) {
+  const Geometry& geometry = drawing.geometry;
+  const bool gaussian = geometry.directions == Directions::kGaussian, measured = !gaussian && seen_whole<Row>(geometry);
+  if (!gaussian && !measured) measure_rows(drawing, workspace, queue);
+  const auto kernel = measured ? perturb_pieces<Row, true> : perturb_pieces<Row, false>;
+  Pieces pieces;
+  const Grid grid = share_pieces(kOp, kernel, geometry.n_images, geometry.n_elements, 1 + drawing.num_directions,
+                                 measured ? Row::kThreads : kPieceThreads, sizeof(typename Row::Staging), pieces);
+  launch(kOp, queue, kernel, grid, drawing, pieces, vectors, gaussian ? nullptr : static_cast<const float*>(workspace), x, out);
 }
 
 }  // namespace
 
-void perturb(const Drawing& drawing, const float* x, float* out, const Queue& queue) {
+std::int64_t perturb_workspace(const Geometry& geometry, std::int64_t num_directions) {
+  const bool normalised = geometry.directions == Directions::kSphere || geometry.directions == Directions::kLowres;
+  const bool measured = with_row(geometry, [&](auto which) { return seen_whole<typename decltype(which)::Row>(geometry); });
+  return normalised && !measured ? lengths_workspace(geometry, num_directions) : 0;
+}
+
+void perturb(const Drawing& drawing, const float* x, float* workspace, float* out, const Queue& queue) {
   const Geometry& geometry = drawing.geometry;
   const std::int64_t d = geometry.n_elements;
-  if (d == 0) return;
+  if (geometry.n_images * d == 0) return;
   const DeviceGuard guard(kOp, queue.device);
   const bool vectors = d % 4 == 0 && aligned(x) && aligned(out);
-  if (geometry.directions == Directions::kLowres) {
-    if (FieldRow::fits(geometry)) return launch_rows<FieldRow>(drawing, vectors, x, out, queue);
-    return launch_rows<DrawnFieldRow>(drawing, vectors, x, out, queue);
+  if (geometry.directions != Directions::kRademacher) {
+    with_row(geometry, [&](auto which) {
+      launch_pieces<typename decltype(which)::Row>(drawing, vectors, x, workspace, out, queue);
+    });
+    return;
   }
-  if (geometry.directions != Directions::kRademacher) return launch_rows<NormalRow>(drawing, vectors, x, out, queue);
   const std::int64_t quads = ceil_divide(d, 4);
-  const unsigned threads = quads < kMostThreads ? whole_warps(quads) : kMostThreads;
+  const unsigned threads = quads < kSignThreads ? whole_warps(quads) : kSignThreads;
   const std::int64_t tiles = ceil_divide(quads, threads);
   const std::int64_t first = drawing.first_direction, last = first + drawing.num_directions;
   const std::int64_t groups = drawing.num_directions == 0 ? 1 : ceil_divide(last, 32) - first / 32;

@@ -27,8 +27,10 @@ struct ScoreRow {
     double log_normaliser = 0.0;
     if (kind == ScoresKind::kLogits) {
       double top = scores[0];
+      BIDFMKD_ROLLED
       for (std::int64_t c = 1; c < n_classes; ++c) top = scores[c] > top ? static_cast<double>(scores[c]) : top;
       double sum = 0.0;
+      BIDFMKD_ROLLED
       for (std::int64_t c = 0; c < n_classes; ++c) sum += exp(scores[c] - top);
       log_normaliser = top + log(sum);
     }
@@ -48,6 +50,7 @@ struct ScoreRow {
 
   BIDFMKD_BOTH std::int64_t argmax() const {
     std::int64_t best = 0;
+    BIDFMKD_ROLLED
     for (std::int64_t c = 1; c < n_classes; ++c) best = scores[c] > scores[best] ? c : best;
     return best;
   }
@@ -71,6 +74,7 @@ BIDFMKD_BOTH double point_objective(const Score* scores, std::int64_t label, con
   const auto model = ScoreRow<Score>::make(student, settings.n_classes, settings.kind);
   if (api.argmax() != model.argmax()) return loss;
   double distance = 0.0;
+  BIDFMKD_ROLLED
   for (std::int64_t c = 0; c < settings.n_classes; ++c) {
     if (settings.divergence == Divergence::kL1) {
       distance += fabs(static_cast<double>(scores[c]) - student[c]);

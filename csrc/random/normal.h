@@ -11,14 +11,6 @@
 
 #include "philox.h"
 
-#if defined(__CUDACC__)
-#define BIDFMKD_NUMBERS static __device__ const
-#define BIDFMKD_ON_NUMBERS __device__ __forceinline__
-#else
-#define BIDFMKD_NUMBERS constexpr
-#define BIDFMKD_ON_NUMBERS constexpr inline
-#endif
-
 namespace bidfmkd {
 
 // The integer that would be 1: the root of the mean square of all.
@@ -32,12 +24,12 @@ struct alignas(8) SizeSegment {
 constexpr std::uint32_t kOutermost = 32;    // ranks below have their sizes in a table
 constexpr std::uint32_t kFineBelow = 1024;  // ranks below lie in segments of 2^5, those above in segments of 2^10
 
-BIDFMKD_NUMBERS std::int16_t kOutermostSizes[kOutermost] = {
+constexpr std::int16_t kOutermostSizes[kOutermost] = {
     32437, 30572, 29668, 29059, 28597, 28223, 27908, 27636, 27396, 27181, 26986, 26808, 26644, 26492, 26350, 26217,
     26091, 25973, 25861, 25754, 25652, 25555, 25461, 25372, 25286, 25203, 25123, 25046, 24972, 24900, 24830, 24762};
 
 // Segments of 2^10 ranks, then of 2^5; the first of each is not used.
-BIDFMKD_NUMBERS SizeSegment kSizeSegments[64] = {
+constexpr SizeSegment kSizeSegments[64] = {
     {0, 0, 0, 0}, {-267, 626, -2115, 14904}, {-58, 230, -1386, 13212}, {-22, 121, -1058, 12008},
     {-10, 75, -869, 11051}, {-6, 51, -746, 10247}, {-4, 38, -660, 9545}, {-2, 29, -595, 8919},
     {-2, 23, -545, 8349}, {-1, 18, -506, 7824}, {-1, 15, -473, 7334}, {-1, 13, -447, 6874},
@@ -58,7 +50,7 @@ BIDFMKD_NUMBERS SizeSegment kSizeSegments[64] = {
 
 // The normal of the low 16 bits of `half`. The last 10 (5) bits, read as a signed number, are the place in the segment, so
 // that ranks are not in the order of the bits.
-BIDFMKD_ON_NUMBERS std::int32_t normal_from_half(std::uint32_t half) {
+constexpr std::int32_t normal_from_half(std::uint32_t half) {
   const std::uint32_t bits = half & 0x7FFFu;
   const bool fine = bits < kFineBelow;
   const SizeSegment segment = kSizeSegments[fine ? 32 + (bits >> 5) : bits >> 10];

@@ -6,8 +6,12 @@
 
 #if defined(__CUDACC__)
 #define BIDFMKD_BOTH __host__ __device__ __forceinline__
+#define BIDFMKD_UNROLL _Pragma("unroll")
+#define BIDFMKD_ROLLED _Pragma("unroll 1")
 #else
 #define BIDFMKD_BOTH inline
+#define BIDFMKD_UNROLL
+#define BIDFMKD_ROLLED
 #endif
 
 namespace bidfmkd {
@@ -34,8 +38,10 @@ BIDFMKD_BOTH RandomState random_state(const std::int64_t* state) {
           static_cast<std::uint32_t>(static_cast<std::uint64_t>(state[1]))};
 }
 
-BIDFMKD_BOTH PhiloxWords philox4x32(PhiloxWords c, std::uint32_t key0, std::uint32_t key1, int rounds) {
-  for (int r = 0; r < rounds; ++r) {
+template <int kRounds>
+BIDFMKD_BOTH PhiloxWords philox4x32(PhiloxWords c, std::uint32_t key0, std::uint32_t key1) {
+  BIDFMKD_UNROLL
+  for (int r = 0; r < kRounds; ++r) {
     const std::uint64_t p0 = static_cast<std::uint64_t>(kPhiloxMultiplier0) * c.word[0];
     const std::uint64_t p1 = static_cast<std::uint64_t>(kPhiloxMultiplier1) * c.word[2];
     c = {{static_cast<std::uint32_t>(p1 >> 32) ^ c.word[1] ^ key0, static_cast<std::uint32_t>(p1),

@@ -62,7 +62,8 @@ void check_directions(const Shape& shape, std::int64_t q, std::int64_t first_dir
     // `shift` elements in front put everything out of line; nothing may be written there.
     const std::vector<float> x = normals(static_cast<std::int64_t>(shift) + n);
     std::vector<float> points = unwritten(static_cast<std::int64_t>(shift) + (1 + q) * n), expected = points;
-    bidfmkd::cuda::perturb(drawing, x.data() + shift, points.data() + shift, kQueue);
+    std::vector<float> workspace = unwritten(bidfmkd::cuda::perturb_workspace(drawing.geometry, q));
+    bidfmkd::cuda::perturb(drawing, x.data() + shift, workspace.data(), points.data() + shift, kQueue);
     bidfmkd::portable::perturb(drawing, x.data() + shift, expected.data() + shift, 1);
     char name[200];
     std::snprintf(name, sizeof name, "perturb kind %d, [%ld, %ld, %ld, %ld] q %ld first %ld %ld shift %zu", kind,
@@ -72,8 +73,8 @@ void check_directions(const Shape& shape, std::int64_t q, std::int64_t first_dir
     compare(name, points, expected, directions == Directions::kRademacher);
 
     const std::vector<float> differences = normals(q * shape.n_images);
-    const std::int64_t n_fields = directions == Directions::kLowres ? shape.n_images * drawing.geometry.n_random() : 0;
-    std::vector<float> workspace = unwritten(q * shape.n_images + n_fields), gradient = unwritten(n), wanted = gradient;
+    workspace = unwritten(bidfmkd::cuda::gradient_workspace(drawing.geometry, q, 0));
+    std::vector<float> gradient = unwritten(n), wanted = gradient;
     bidfmkd::cuda::estimate_gradient(drawing, differences.data(), workspace.data(), gradient.data(), kQueue);
     bidfmkd::portable::estimate_gradient(drawing, differences.data(), wanted.data(), 1);
     std::memcpy(name, "grad of", 7);
@@ -91,9 +92,9 @@ void check_directions(const Shape& shape, std::int64_t q, std::int64_t first_dir
 
 void check_normals() {
   for (std::uint32_t half = 0; half < 1u << 16; ++half) {
-    const float normal = bidfmkd::cuda::float_normal(half | 0xABCD0000u);
+    const float normal = bidfmkd::cuda::float_normal(bidfmkd::cuda::kSizes, half | 0xABCD0000u);
     const std::int32_t wanted = bidfmkd::normal_from_half(half);
-    if (normal == static_cast<float>(wanted)) continue;
+    if (normal == std::ldexp(static_cast<float>(wanted), -23)) continue;
     std::printf("normal of half %x is %.9g, not %d\n", half, normal, wanted);
     std::exit(1);
   }
@@ -254,7 +255,8 @@ int main(int n_arguments, char** arguments) {
   check_directions({2, 3, 32, 32, 4}, 9, 0, 0, 0);     // whole vectors
   check_directions({2, 3, 8, 8, 3}, 5, 0, 0, 1);       // the same out of line
   check_directions({1, 1, 100, 131, 5}, 2, 0, 0, 0);   // several tiles, the last one partial, lines of odd length
-  check_directions({1, 3, 105, 108, 7}, 2, 0, 0, 0);   // rows too long for registers
+  check_directions({1, 3, 105, 108, 7}, 2, 0, 0, 0);   // rows of several pieces, a block's share begins within one
+  check_directions({7, 1, 5, 8, 2}, 3, 0, 0, 0);       // shares of several pieces
   check_directions({1, 2, 9, 300, 9}, 2, 0, 0, 0);     // more columns than shared memory has taps for
   check_directions({2, 3, 30, 29, 28}, 2, 4, 1, 0);    // fields too large for shared memory
   for (ScoresKind kind : {ScoresKind::kLogits, ScoresKind::kProbabilities, ScoresKind::kLogProbabilities}) {

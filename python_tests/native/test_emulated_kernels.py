@@ -22,7 +22,7 @@ FLAGS = [
     *(f"-I{SOURCES}", f"-I{HERE / 'emulated'}", "-DBIDFMKD_LEVEL=portable"),
 ]
 UNITS = [
-    *(SOURCES / "cuda" / name for name in ("perturb.cu", "gradient.cu", "kd_loss.cu")),
+    *(SOURCES / "cuda" / name for name in ("perturb.cu", "gradient.cu", "lengths.cu", "kd_loss.cu")),
     *(SOURCES / "cpu" / name for name in ("perturb.cpp", "gradient.cpp", "lengths.cpp", "kd_loss.cpp")),
     HERE / "emulated_kernels.cpp",
 ]

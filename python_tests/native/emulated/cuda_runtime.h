@@ -1,7 +1,8 @@
 // A stand-in for CUDA's own header: the .cu files compiled with it run on the CPU, one block after another, its threads
 // as fibers that take turns at barriers and warp shuffles. What CUDA leaves undefined ends the program: a barrier or
 // shuffle that some threads do not reach, a launch beyond a device's limits, and, through the compiler's sanitizers, an
-// access out of bounds or out of alignment. Shared memory is full of NaN when a block starts.
+// access out of bounds or out of alignment. Shared memory is full of NaN when a block starts. The device runs 6 blocks at
+// once.
 #pragma once
 
 #include <sanitizer/common_interface_defs.h>
@@ -14,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -37,9 +39,14 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 extern char __start_shared_memory[], __stop_shared_memory[];
+inline uint4* dynamic_memory = nullptr;  // exactly as much as the launch asks for
 
 namespace emulated {
 
@@ -66,6 +73,7 @@ struct Block {
   std::vector<Fiber> fibers;  // grows to the largest block; the first n_threads are in use
   unsigned n_threads = 0, current = 0;
   std::function<void()> kernel;
+  std::size_t dynamic_bytes = 0;
   ucontext_t scheduler;
   void* scheduler_fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
@@ -108,7 +116,10 @@ inline bool release(State barrier, unsigned first, unsigned last) {
 
 __attribute__((no_sanitize("address"))) inline void spoil_shared_memory() {
   for (volatile char* at = __start_shared_memory; at < __stop_shared_memory; ++at) *at = static_cast<char>(0xFF);
+  if (block.dynamic_bytes > 0) std::memset(dynamic_memory, 0xFF, block.dynamic_bytes);
 }
+
+inline std::map<const void*, std::size_t> most_dynamic_bytes;  // of kernels that ask for more than 48 KB
 
 // By itself, since getcontext may return twice as far as the compiler knows.
 __noinline__ inline void prepare(Fiber& fiber) {
@@ -175,7 +186,9 @@ Value __shfl_xor_sync(unsigned mask, Value value, int distance) {
   return emulated::exchange(mask, value, emulated::lane() ^ static_cast<unsigned>(distance));
 }
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration, cudaErrorInvalidDevice };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration, cudaErrorInvalidDevice, cudaErrorInvalidValue };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 typedef void* cudaStream_t;
 struct cudaFuncAttributes {};
 struct cudaLaunchConfig_t {
@@ -191,6 +204,22 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  return *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : 227 << 10, cudaSuccess;
+}
+template <class... Wanted>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Wanted...), cudaFuncAttribute, int bytes) {
+  if (bytes < 0 || bytes > 227 << 10) return cudaErrorInvalidValue;
+  emulated::most_dynamic_bytes[reinterpret_cast<const void*>(kernel)] = static_cast<std::size_t>(bytes);
+  return cudaSuccess;
+}
+template <class... Wanted>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Wanted...), int, std::size_t) {
+  return *blocks = 2, cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t) {
+  return std::memset(at, value, bytes), cudaSuccess;
+}
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
 
 template <class... Wanted, class... Given>
@@ -199,6 +228,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (n_threads < 1 || n_threads > 1024 || config->blockDim.z > 64) return cudaErrorInvalidConfiguration;
   if (config->gridDim.x < 1 || config->gridDim.x > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
   if (config->gridDim.y < 1 || config->gridDim.y > 65535 || config->gridDim.z != 1) return cudaErrorInvalidConfiguration;
+  const std::size_t dynamic_bytes = config->dynamicSmemBytes, allowed = std::max<std::size_t>(
+      48 << 10, emulated::most_dynamic_bytes[reinterpret_cast<const void*>(kernel)]);
+  if (dynamic_bytes > allowed) return cudaErrorInvalidValue;
+  const std::unique_ptr<uint4[]> dynamic(new uint4[(dynamic_bytes + 15) / 16]);
+  dynamic_memory = dynamic.get();
+  emulated::block.dynamic_bytes = dynamic_bytes;
   gridDim = config->gridDim;
   blockDim = config->blockDim;
   emulated::block.n_threads = static_cast<unsigned>(n_threads);

@@ -1,0 +1,66 @@
+// The lengths of rows that are longer than a block's threads have octets for.
+#include "lengths.cuh"
+
+namespace bidfmkd {
+namespace cuda {
+namespace {
+
+constexpr const char* kOp = "length";
+
+// squares[k, b, piece]: the squares of a piece added up.
+template <class Row>
+__global__ void __launch_bounds__(Row::kThreads)
+    piece_squares(Drawing drawing, Pieces pieces, float* __restrict__ squares) {
+  __shared__ float partial[2][kWarp];
+  auto& staging = *reinterpret_cast<typename Row::Staging*>(dynamic_memory);
+  Row::prepare(drawing.geometry, staging);
+  const RandomState random = random_state(drawing.state);
+  const std::int64_t end = pieces.begin(blockIdx.x + 1);
+  for (std::int64_t r = pieces.begin(blockIdx.x); r < end; ++r) {
+    const Place place(pieces, r, end);
+    const Row row(drawing, random, place.image, place.first, staging);
+    const float sum = block_sum(sum_of_squares(row.octet(place.tile * pieces.size / 8 + threadIdx.x)), partial[r % 2]);
+    if (threadIdx.x == 0)
+      squares[(place.first * drawing.geometry.n_images + place.image) * pieces.tiles + place.tile] = sum;
+  }
+}
+
+__global__ void invert_lengths(std::int64_t n_rows, std::int64_t tiles, const float* __restrict__ squares,
+                               float* __restrict__ inverse_lengths) {
+  const std::int64_t r = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (r >= n_rows) return;
+  float sum = 0.0f;
+  for (std::int64_t tile = 0; tile < tiles; ++tile) sum += squares[r * tiles + tile];
+  inverse_lengths[r] = rsqrtf(sum);
+}
+
+template <class Row>
+void launch_squares(const Drawing& drawing, float* workspace, const Queue& queue) {
+  const Geometry& geometry = drawing.geometry;
+  const std::int64_t n_rows = drawing.num_directions * geometry.n_images;
+  if (n_rows == 0) return;
+  Pieces pieces;
+  const Grid grid = share_pieces(kOp, piece_squares<Row>, geometry.n_images, geometry.n_elements, drawing.num_directions,
+                                 Row::kThreads, sizeof(typename Row::Staging), pieces);
+  float* squares = workspace + n_rows;
+  launch(kOp, queue, piece_squares<Row>, grid, drawing, pieces, squares);
+  launch(kOp, queue, invert_lengths, {ceil_divide(n_rows, 256), dim3(256)}, n_rows, pieces.tiles,
+         static_cast<const float*>(squares), workspace);
+}
+
+}  // namespace
+
+std::int64_t lengths_workspace(const Geometry& geometry, std::int64_t num_directions) {
+  const std::int64_t n_tiles = with_row(geometry, [&](auto which) {
+    return ceil_divide(geometry.n_elements, 8 * std::int64_t{piece_threads(geometry.n_elements, decltype(which)::Row::kThreads)});
+  });
+  return num_directions * geometry.n_images * (1 + n_tiles);
+}
+
+void measure_rows(const Drawing& drawing, float* workspace, const Queue& queue) {
+  with_row(drawing.geometry,
+           [&](auto which) { launch_squares<typename decltype(which)::Row>(drawing, workspace, queue); });
+}
+
+}  // namespace cuda
+}  // namespace bidfmkd
