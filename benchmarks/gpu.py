@@ -1,9 +1,9 @@
 """Runs the cases on a CUDA device: `python benchmarks/gpu.py --out FOLDER`; `gpu_check.sh` does the rest beside it.
 
-Times are from CUDA events. "ours" is what the device takes, from a graph of several calls in a row; "ours, called" adds
-what Python takes to get there. The write and copy limits are measured in the same run. Baselines ask a black box in full
-float32, as ours does. Results are written after every group of cases; one that fails ends the run with code 1, but not
-the groups after it.
+Times are from CUDA events. "ours" is what the device takes, from a graph of several calls in a row; "ours, called"
+adds what Python takes to get there. The write and copy limits are measured in the same run. Baselines ask a black box
+in full float32, as ours does. Results are written after every group of cases; one that fails ends the run with code 1,
+but not the groups after it.
 """
 
 from __future__ import annotations

@@ -2,58 +2,107 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 WARM_UP_STEPS = 3  # run plainly: what is made lazily (optimiser state, plans of convolutions) must be there by then
+_capture_failed = False  # torch cannot capture again in a process where one capture was cut off
 
 
 class RepeatedStep:
-    """Calls `step`, on CUDA from a graph that is captured once, elsewhere as it is.
+    """Calls a step, on CUDA from a graph that is captured once, elsewhere as it is.
 
     Every call is one step, the plain ones before the capture too, so the results are those of plain calls. A step that
-    cannot be captured runs plainly on, with a warning that says why.
+    makes the host wait, which no graph can hold, runs plainly on, with a warning that says so.
 
     Args:
-        step: works in place on the same tensors at every call and never makes the host wait for the device.
-        device: where it works.
+        device: where the step works.
     """
 
-    def __init__(self, step: Callable[[], None], device: torch.device) -> None:
-        self._step, self._device = step, device
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._plain_left = WARM_UP_STEPS
         self._graph: torch.cuda.CUDAGraph | None = None
         self._always_plain = device.type != "cuda"
+        # One for all of them: what cuBLAS works in belongs to a stream, and graphs that share it cannot run at once.
+        self._stream = None if self._always_plain else torch.cuda.Stream(device)
 
-    def __call__(self) -> None:
+    def __call__(self, step: Callable[[], None]) -> None:
+        """`step()`; the same step at every call, which works in place on the same tensors.
+
+        It is handed in anew each time, so that a graph and its memory end with whoever owns both.
+        """
         if self._always_plain:
-            self._step()
+            step()
         elif self._plain_left > 0:
             self._plain_left -= 1
-            self._run_aside()
+            if self._plain_left > 0:
+                self._run_aside(step)
+            elif waits := self._waits_of(step):
+                self._give_up(waits)
         else:
             if self._graph is None:
-                self._capture()
-            self._step() if self._graph is None else self._graph.replay()
+                self._capture(step)
+            step() if self._graph is None else self._graph.replay()
 
-    def _run_aside(self) -> None:
-        """Plainly, on a stream of its own, as a capture will."""
-        current, aside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            self._step()
-        current.wait_stream(aside)
+    def _run_aside(self, step: Callable[[], None]) -> None:
+        """Plainly, on the stream of the capture."""
+        current = torch.cuda.current_stream(self._device)
+        assert self._stream is not None
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            step()
+        current.wait_stream(self._stream)
 
-    def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
+    def _waits_of(self, step: Callable[[], None]) -> str:
+        """Runs the step once more; where it first makes the host wait, or nothing."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")
         try:
-            with torch.cuda.device(self._device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._step()
-        except RuntimeError as error:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                self._run_aside(step)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        waits = [one for one in caught if "synchronizing CUDA operation" in str(one.message)]
+        for one in caught:
+            if one not in waits:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        return f"{waits[0].filename}:{waits[0].lineno} makes the host wait for the device" if waits else ""
+
+    def _capture(self, step: Callable[[], None]) -> None:
+        global _capture_failed
+        if _capture_failed:
             self._always_plain = True
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"bidfmkd_fast: this step runs without a CUDA graph: {reason}", RuntimeWarning, stacklevel=3)
+            return
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        try:
+            recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
+            with torch.cuda.device(self._device), _no_collection(), recording:
+                step()
+        except RuntimeError as error:
+            _capture_failed = True
+            torch.cuda.set_stream(current)
+            self._give_up(str(error.__context__ or error).strip().splitlines()[0])
         else:
             self._graph = graph
+
+    def _give_up(self, reason: str) -> None:
+        self._always_plain = True
+        warnings.warn(f"bidfmkd_fast: this step runs without a CUDA graph: {reason}", RuntimeWarning, stacklevel=4)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without garbage collection: one that frees another graph would cut off the capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -28,8 +28,12 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
     """Torch's global CPU generator under `derive_seed(seed, *names)` inside the block, as it was before outside it.
 
     For code that draws from the global generator only, such as the initialisation of `torch.nn` layers. Threads take
-    turns, since there is one such generator.
+    turns, since there is one such generator. Those of CUDA devices in use are seeded too and not put back; while a
+    graph is captured they are left alone, and its replays go on from what was seeded last.
     """
+    own = derive_seed(seed, *names)
     with _turn, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, *names))
+        torch.default_generator.manual_seed(own)
+        if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+            torch.cuda.manual_seed_all(own)
         yield

@@ -9,7 +9,7 @@ from bidfmkd_fast.repeated import RepeatedStep
 
 def test_every_call_is_one_step() -> None:
     counter = torch.zeros(1)
-    repeated = RepeatedStep(lambda: counter.add_(1), torch.device("cpu"))  # type: ignore[arg-type,return-value]
+    repeated = RepeatedStep(torch.device("cpu"))
     for _ in range(7):
-        repeated()
+        repeated(lambda: counter.add_(1))  # type: ignore[arg-type,return-value]
     assert counter.item() == 7

@@ -151,11 +151,16 @@ class BlackBox(ABC):
             raise BadAnswer(f"{wanted}; it answered NaN or infinity")
         if self._spec.returned_kind == "probabilities":
             low, high = answer.aminmax()
-            if low < -_BEYOND or high > 1 + _BEYOND:
-                raise BadAnswer(
-                    f"{self.name}: its scores_kind is {self._spec.scores_kind!r}, so they must be from 0 to 1; it "
-                    f"answered {low.item():.4g} to {high.item():.4g}; does it give logits?"
-                )
+            check_range(self._spec, low.item(), high.item())
+
+
+def check_range(spec: APISpec, low: float, high: float) -> None:
+    """Raises BadAnswer unless scores from `low` to `high` can be of the kind that the API says."""
+    if spec.returned_kind == "probabilities" and (low < -_BEYOND or high > 1 + _BEYOND):
+        raise BadAnswer(
+            f"{spec.name}: its scores_kind is {spec.scores_kind!r}, so they must be from 0 to 1; it answered "
+            f"{low:.4g} to {high:.4g}; does it give logits?"
+        )
 
 
 def _all_finite(tensor: Tensor) -> bool:

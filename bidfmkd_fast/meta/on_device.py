@@ -65,7 +65,7 @@ class DeviceReplay:
         self._records = torch.zeros(MOST_UNTOLD, 2, device=device)  # loss and accuracy of each step
         self._index = torch.zeros(1, dtype=torch.int64, device=device)
         self._finite = torch.ones(1, dtype=torch.bool, device=device)
-        self._repeated = RepeatedStep(self._step, device)
+        self._repeated = RepeatedStep(device)
 
     def step(self, seed: int, first_task: int) -> None:
         """One outer step on tasks `first_task`, `first_task + 1`, ... of the memory's stream `seed`."""
@@ -78,7 +78,7 @@ class DeviceReplay:
         stacked = torch.stack([torch.stack(rows), torch.stack(turns)])
         # From pinned memory, so that the host need not wait until the device has taken them.
         self._rows.copy_(stacked.pin_memory() if self._rows.is_cuda else stacked, non_blocking=True)
-        self._repeated()
+        self._repeated(self._step)
         self.untold += 1
 
     def records(self) -> list[dict[str, float]]:

@@ -16,7 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bidfmkd_fast.black_box import BlackBox, TorchBlackBox
-from bidfmkd_fast.errors import BadAnswer, InputError
+from bidfmkd_fast.black_box.base import check_range
+from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError
+from bidfmkd_fast.ops import native
 from bidfmkd_fast.recovery.objective import Objective, augment_at, crop_of
 from bidfmkd_fast.recovery.step_length import warn_if_unmoved
 from bidfmkd_fast.repeated import RepeatedStep
@@ -34,6 +36,8 @@ def serves(api: BlackBox, config: RecoveryConfig, labels: Tensor) -> bool:
     """
     spec = api.spec
     if not labels.is_cuda or not isinstance(api, TorchBlackBox) or api._device != labels.device:
+        return False
+    if not native.selects("recover", labels):  # the plain ops look at the state on the host
         return False
     if spec.is_8_bit or spec.decimals is not None or spec.top_k is not None:
         return False
@@ -71,27 +75,33 @@ class DeviceRecovery:
         self._losses = torch.full((n_images,), torch.inf, device=device)
         self._records = torch.zeros(config.steps, 3, device=device)  # loss, best_loss, matched of every step
         self._finite = torch.ones(2, dtype=torch.bool, device=device)  # all the student's scores, all the API's
+        self._range = torch.tensor([torch.inf, -torch.inf], device=device)  # the API's lowest and highest score
         self._index = torch.zeros(1, dtype=torch.int64, device=device)  # of the step
         crops = [crop_of(seed, step, *spec.image_shape[1:]) for step in range(config.steps)]
         self._crops = torch.tensor(crops, dtype=torch.int64, device=device)
-        self._repeated = RepeatedStep(self._step, device)
+        self._repeated = RepeatedStep(device)
 
     def step(self) -> None:
-        """One step; the host only counts what it costs."""
-        for n_rows in _chunk_rows(self.config, len(self._losses)):
-            n_images = n_rows * len(self._losses)
-            n_requests = self.api._count_requests(n_images)
-            self.api._reserve(n_images, n_requests)
-            self.api.ledger.record(n_images, n_requests)
-            self.api.ledger.record_answered(n_images, n_requests)
-        self._repeated()
+        """One step; the host only counts its cost. Raises BudgetExhausted, with nothing done, where that is too much."""
+        n_images = (1 + self.config.num_directions) * len(self._losses)
+        chunks = [n_rows * len(self._losses) for n_rows in _chunk_rows(self.config, len(self._losses))]
+        n_requests = sum(self.api._count_requests(n) for n in chunks)
+        self.api._reserve(n_images, n_requests)
+        self.api.ledger.record(n_images, n_requests)
+        self.api.ledger.record_answered(n_images, n_requests)
+        self._repeated(self._step)
         self.done += 1
 
     def run(self, progress: bool = False, callback: Callable[[Record], None] | None = None) -> Recovered:
-        """All steps, then `result`."""
+        """All steps, or as many as a budget shared with others still pays, then `result`."""
         name = f"recover {self.api.name}"
         for step in tqdm(range(self.config.steps), desc=name, disable=None if progress else True):
-            self.step()
+            try:
+                self.step()
+            except BudgetExhausted:
+                if step == 0:
+                    raise
+                break
             if callback is not None:
                 callback(self._record(step, self._records[step].tolist()))
         return self.result()
@@ -109,11 +119,13 @@ class DeviceRecovery:
             raise InputError("recover: student returned NaN or infinity; check its parameters and its input range")
         if not scores_finite:
             raise BadAnswer(f"{self.api.name}: the API must answer finite scores; it answered NaN or infinity")
+        check_range(self.api.spec, *self._range.tolist())
         if self._warn:
             warn_if_unmoved(self._first, self._objective.labels, self.api.spec, float(self.config.mu))
         history = [self._record(step, values) for step, values in enumerate(self._records[: self.done].tolist())]
         images, labels, scores, losses = self._images, self._objective.labels, self._scores, self._losses
-        return Recovered(images, labels, scores, losses, history, complete=True, mu=float(self.config.mu))
+        complete = self.done == self.config.steps
+        return Recovered(images, labels, scores, losses, history, complete, mu=float(self.config.mu))
 
     def _record(self, step: int, values: list[float]) -> Record:
         queries = (step + 1) * (1 + self.config.num_directions) * len(self._losses)
@@ -140,6 +152,8 @@ class DeviceRecovery:
         matched = (scores[0].argmax(1) == self._objective.labels).float().mean()
         self._records.index_copy_(0, self._index, torch.stack([losses.mean(), self._losses.mean(), matched])[None])
         self._finite[1:] &= scores.isfinite().all()
+        low, high = scores.aminmax()
+        self._range.copy_(torch.stack([low.minimum(self._range[0]), high.maximum(self._range[1])]))
         if student_scores is not None:
             self._finite[:1] &= student_scores.isfinite().all()
         self._index += 1

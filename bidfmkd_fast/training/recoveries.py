@@ -151,7 +151,7 @@ class Recoveries:
                 seed=derive_seed(self.config.seed, "api", index, part),
                 device=self.device,
                 paper_compat=self.config.paper_compat,
-                callback=self._check_stop,
+                callback=self._check_stop if api._is_service else None,  # others run in turn, and none is to wait
             )
             one = RecoveredSet(index, api.name, api.spec.names, part, api.spec.to_unit(recovered.images), recovered)
             if self.folder is not None:

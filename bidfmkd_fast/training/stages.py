@@ -174,18 +174,19 @@ class Stages:
         """`steps` outer steps on tasks from the memory; with `patience`, fewer once accuracy has stopped improving."""
         if not self.recovered or not self.config.task_replay:
             return
-        take = self._replayer()
+        take = self._replayer(min(_REPLAY_RECORD_STEPS, patience or _REPLAY_RECORD_STEPS))
         best, best_step = -1.0, 0
         since_record: list[dict[str, float]] = []
         for step in tqdm(
             range(steps), desc="replay", unit="step", leave=False, disable=None if self.progress else True
         ):
             last = step + 1 == steps
-            for metrics in take(last):
+            told = take(last)
+            for at, metrics in enumerate(told, start=step + 1 - len(told)):
                 since_record.append(metrics)
                 if metrics["accuracy"] > best:
-                    best, best_step = metrics["accuracy"], step
-            stop = last or (patience > 0 and step - best_step >= patience)
+                    best, best_step = metrics["accuracy"], at
+            stop = last or (bool(told) and patience > 0 and step - best_step >= patience)
             if since_record and (stop or len(since_record) >= _REPLAY_RECORD_STEPS):
                 means = {key: sum(one[key] for one in since_record) / len(since_record) for key in since_record[0]}
                 self._record("replay", loss=means["loss"], accuracy=means["accuracy"])
@@ -193,10 +194,10 @@ class Stages:
             if stop:
                 break
 
-    def _replayer(self) -> Callable[[bool], list[dict[str, float]]]:
+    def _replayer(self, tell_every: int) -> Callable[[bool], list[dict[str, float]]]:
         """Takes one replay step, told whether it is the last one, and tells the metrics of the steps not told yet.
 
-        On a GPU it tells them every 25 steps, so that the host need not wait for each.
+        On a GPU it tells them every `tell_every` steps, so that the host need not wait for each.
         """
         n_way = self.apis[0].spec.n_classes
         if self.device.type != "cuda" or not can_stack(self.module, n_way):
@@ -220,7 +221,7 @@ class Stages:
                 on_device.step(derive_seed(self.config.seed, "replay"), self.replay_step * n_tasks)
                 self.replay_step += 1
                 self.outer_step += 1
-                return on_device.records() if last or on_device.untold == _REPLAY_RECORD_STEPS else []
+                return on_device.records() if last or on_device.untold == tell_every else []
 
         return take
 

@@ -15,7 +15,7 @@ from bidfmkd_fast.ops.reference import span_dimension
 KINDS = [("rademacher", 0), ("sphere", 0), ("gaussian", 0), ("lowres", 2)]
 SHAPES = [
     *((0, 3, 8, 8), (1, 1, 2, 2), (2, 3, 7, 5), (3, 1, 28, 28), (2, 3, 32, 32), (1, 1, 100, 131), (2, 3, 84, 84)),
-    (1, 3, 224, 224),  # rows too long for a block's registers
+    (1, 3, 224, 224),  # rows longer than a block has threads for
 ]
 SCORES_KINDS = ["logits", "probabilities", "log_probabilities"]
 DIVERGENCES = ["l1", "l1_prob", "kl"]
@@ -273,8 +273,10 @@ def test_every_kernel_small(device: torch.device, seed: int) -> None:
         ("rademacher", 0, (2, 3, 8, 8)),
         ("sphere", 0, (2, 3, 7, 5)),
         ("gaussian", 0, (2, 3, 8, 8)),
-        ("sphere", 0, (1, 1, 192, 192)),  # rows too long for a block's registers
+        ("sphere", 0, (1, 1, 192, 192)),  # rows longer than a block has threads for
+        ("gaussian", 0, (1, 1, 101, 97)),
         ("lowres", 2, (2, 3, 7, 5)),
+        ("lowres", 7, (1, 3, 105, 108)),
         ("lowres", 46, (1, 1, 47, 46)),  # fields too large for shared memory
     ):
         x, state, q = normals(*shape, seed=seed), torch.tensor([seed, 0]), 35

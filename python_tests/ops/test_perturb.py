@@ -144,6 +144,11 @@ def test_out_and_strides(cpu_level: str, seed: int) -> None:
     assert torch.equal(strided, expected)
     transposed = x.transpose(2, 3).contiguous().transpose(2, 3)
     assert torch.equal(ops.perturb(transposed, state, 5, 0.1), expected)
+    column = torch.tensor([[seed, 7], [0, 8]])[:, 0]  # the state as well may lie anywhere
+    assert torch.equal(ops.perturb(x, column, 5, 0.1), expected)
+    differences = images((5, 4), seed)
+    gradient = ops.estimate_gradient(differences, state, x.shape, 0.1)
+    assert torch.equal(ops.estimate_gradient(differences, column, x.shape, 0.1), gradient)
 
 
 def test_memory_is_kept_warm_and_never_shared() -> None:

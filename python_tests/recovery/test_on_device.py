@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +13,7 @@ import torch
 from tolerances import TOLERANCES
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, TorchBlackBox
-from bidfmkd_fast.errors import BadAnswer, InputError, PrecisionWarning
+from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError, PrecisionWarning
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.recovery import Generator, Objective, Recovered, RecoveryConfig, recover
 from bidfmkd_fast.recovery.objective import augment, augment_at, crop_of
@@ -108,11 +110,45 @@ def test_a_step_that_is_no_number_ends_it(seed: int) -> None:
         make_recovery(make_api(seed), CONFIG, endless).run()
 
 
+def test_a_budget_shared_with_others_ends_it_early(seed: int) -> None:
+    per_step = 5 * N_CLASSES * N_PER_CLASS
+    budget = Budget(max_queries=3 * per_step)
+    api, other = make_api(seed, budget), make_api(seed, budget)
+    one = make_recovery(api, CONFIG, seed=seed)
+    other(torch.zeros(per_step // 2, *SHAPE))
+    result = one.run()
+    assert not result.complete
+    assert len(result.history) == 2
+    assert api.ledger.queries == 2 * per_step
+    assert torch.equal(result.images, make_recovery(make_api(seed), replace(CONFIG, steps=2), seed=seed).run().images)
+    with pytest.raises(BudgetExhausted):
+        make_recovery(api, CONFIG, seed=seed).run()
+
+
+def test_logits_told_as_probabilities(seed: int) -> None:
+    api = TorchBlackBox(make_module(seed), APISpec(N_CLASSES, SHAPE, scores_kind="probabilities"))
+    with pytest.raises(BadAnswer, match="they must be from 0 to 1; it answered .*; does it give logits"):
+        make_recovery(api, CONFIG).run()
+
+
+def test_it_ends_without_a_collection(seed: int) -> None:
+    """A graph that only a garbage collection frees may be freed in the middle of another's capture."""
+    gc.disable()
+    try:
+        one = make_recovery(make_api(seed), CONFIG)
+        one.run()
+        ended = weakref.ref(one)
+        del one
+        assert ended() is None
+    finally:
+        gc.enable()
+
+
 def test_who_is_served(seed: int) -> None:
     """A budget that ends on the way needs the loop that stops there."""
 
     class Labels(list[int]):
-        is_cuda, device = True, torch.device("cpu")
+        is_cuda, device, dtype = True, torch.device("cpu"), torch.int64
 
     labels, per_set = Labels(range(12)), CONFIG.steps * 5 * 12
     small, requests = replace(CONFIG, max_images=12), CONFIG.steps * 5  # 12 images in a request

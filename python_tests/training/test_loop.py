@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -230,6 +231,34 @@ def test_memory_and_recovered_images_are_in_unit_range_whatever_the_api_takes() 
     assert torch.equal(
         run.memory.images_of(("made up", "class 0"))[:N_PER_CLASS], run.recovered[0].images[:N_PER_CLASS]
     )
+
+
+def test_patience_where_steps_are_told_late() -> None:
+    """As on a GPU: it counts from the step that was best, stops at a telling only, and every step is told."""
+    accuracies, recorded, asked = [0.1, 0.2, 0.3, 0.4, 0.5, *[0.5] * 30], [], []
+
+    def replayer(tell_every: int) -> Callable[[bool], list[dict[str, float]]]:
+        untold: list[dict[str, float]] = []
+
+        def take(last: bool) -> list[dict[str, float]]:
+            untold.append({"loss": 0.0, "accuracy": accuracies[len(asked)]})
+            asked.append(last)
+            told = list(untold) if last or len(untold) == tell_every else []
+            del untold[: len(told)]
+            return told
+
+        return take
+
+    loop = SimpleNamespace(
+        recovered=True,
+        config=SimpleNamespace(task_replay=True),
+        progress=False,
+        _replayer=replayer,
+        _record=lambda stage, **values: recorded.append(values["accuracy"]),
+    )
+    stages.Stages._replay(loop, 35, patience=3)  # type: ignore[arg-type]
+    assert len(asked) == 9  # told at steps 3, 6 and 9; the fifth was the best
+    assert sum(recorded) * 9 == pytest.approx(sum(accuracies[:9]))
 
 
 def test_replay_between_rounds_ends_early_when_patience_runs_out() -> None:
