@@ -154,27 +154,50 @@ bidfmkd::NormPoolSaved norm_pool_saved(Address place, Address normalised, Addres
 }
 
 void norm_pool(Int n_images, Int height, Int width, Int channels, Address x, Address weight, Address bias, double eps,
-               Address y, Address place, Address normalised, Address mean, Address r, int n_threads) {
-  bidfmkd::kernels().norm_pool({n_images, height, width, channels}, at<const float>(x), at<const float>(weight),
-                               at<const float>(bias), eps, at<float>(y), norm_pool_saved(place, normalised, mean, r),
-                               n_threads);
+               Address y, Address place, Address normalised, Address mean, Address r, int n_threads, int device,
+               Address stream) {
+  const bidfmkd::NormPoolShape shape{n_images, height, width, channels};
+  const auto saved = norm_pool_saved(place, normalised, mean, r);
+  if constexpr (kHasCuda) {
+    if (device >= 0)
+      return bidfmkd::cuda::norm_pool(shape, at<const float>(x), at<const float>(weight), at<const float>(bias), eps,
+                                      at<float>(y), saved, {device, at<void>(stream)});
+  }
+  bidfmkd::kernels().norm_pool(shape, at<const float>(x), at<const float>(weight), at<const float>(bias), eps, at<float>(y),
+                               saved, n_threads);
 }
 
 void norm_pool_backward(Int n_images, Int height, Int width, Int channels, Address grad, Address x, Address weight,
                         Address place, Address normalised, Address mean, Address r, Address grad_x, Address grad_weight,
-                        Address grad_bias, int n_threads) {
-  bidfmkd::kernels().norm_pool_backward({n_images, height, width, channels}, at<const float>(grad), at<const float>(x),
-                                        at<const float>(weight), norm_pool_saved(place, normalised, mean, r),
+                        Address grad_bias, int n_threads, int device, Address stream) {
+  const bidfmkd::NormPoolShape shape{n_images, height, width, channels};
+  const auto saved = norm_pool_saved(place, normalised, mean, r);
+  if constexpr (kHasCuda) {
+    if (device >= 0)
+      return bidfmkd::cuda::norm_pool_backward(shape, at<const float>(grad), at<const float>(x), at<const float>(weight),
+                                               saved, at<float>(grad_x), at<float>(grad_weight), at<float>(grad_bias),
+                                               {device, at<void>(stream)});
+  }
+  bidfmkd::kernels().norm_pool_backward(shape, at<const float>(grad), at<const float>(x), at<const float>(weight), saved,
                                         at<float>(grad_x), at<float>(grad_weight), at<float>(grad_bias), n_threads);
 }
 
 void norm_pool_double_backward(Int n_images, Int height, Int width, Int channels, Address v, Address p, Address s,
                                Address grad, Address x, Address weight, Address place, Address normalised, Address mean,
-                               Address r, Address grad_grad, Address grad_x, Address grad_weight, int n_threads) {
+                               Address r, Address grad_grad, Address grad_x, Address grad_weight, int n_threads,
+                               int device, Address stream) {
+  const bidfmkd::NormPoolShape shape{n_images, height, width, channels};
+  const auto saved = norm_pool_saved(place, normalised, mean, r);
+  if constexpr (kHasCuda) {
+    if (device >= 0)
+      return bidfmkd::cuda::norm_pool_double_backward(
+          shape, at<const float>(v), at<const float>(p), at<const float>(s), at<const float>(grad), at<const float>(x),
+          at<const float>(weight), saved, at<float>(grad_grad), at<float>(grad_x), at<float>(grad_weight),
+          {device, at<void>(stream)});
+  }
   bidfmkd::kernels().norm_pool_double_backward(
-      {n_images, height, width, channels}, at<const float>(v), at<const float>(p), at<const float>(s),
-      at<const float>(grad), at<const float>(x), at<const float>(weight), norm_pool_saved(place, normalised, mean, r),
-      at<float>(grad_grad), at<float>(grad_x), at<float>(grad_weight), n_threads);
+      shape, at<const float>(v), at<const float>(p), at<const float>(s), at<const float>(grad), at<const float>(x),
+      at<const float>(weight), saved, at<float>(grad_grad), at<float>(grad_x), at<float>(grad_weight), n_threads);
 }
 
 // Why the CUDA kernels do not run on `device`; empty if they do.

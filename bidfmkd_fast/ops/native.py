@@ -334,14 +334,16 @@ Saved = tuple[Tensor, ...]  # place, normalised, mean, r; see csrc/cpu/kernels.h
 
 
 def norm_pool(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Saved]:
-    """The kernel behind `ops.norm_pool`, on channels-last images; its output and what the derivatives need."""
+    """The kernel behind `ops.norm_pool`, on images in `norm_pool_format`; its output and what the derivatives need."""
     assert _C is not None
     n_images, channels, height, width = images.shape
     cells = torch.empty(
-        (n_images, channels, height // 2, width // 2), device=images.device, memory_format=torch.channels_last
+        (n_images, channels, height // 2, width // 2), device=images.device, memory_format=norm_pool_format(images)
     )
     saved = (torch.empty_like(cells, dtype=torch.int32), torch.empty_like(cells), *images.new_empty(2, channels))
-    _C.norm_pool(*_norm_pool(images), *_addresses(images, weight, bias), eps, *_addresses(cells, *saved), _few(images))
+    _C.norm_pool(
+        *_norm_pool(images), *_addresses(images, weight, bias), eps, *_addresses(cells, *saved), *_norm_place(images)
+    )
     return cells, saved
 
 
@@ -350,7 +352,7 @@ def norm_pool_backward(grad: Tensor, images: Tensor, weight: Tensor, saved: Save
     assert _C is not None
     out = (torch.empty_like(images), torch.empty_like(weight), torch.empty_like(weight))
     _C.norm_pool_backward(
-        *_norm_pool(images), *_addresses(grad, images, weight, *saved), *_addresses(*out), _few(images)
+        *_norm_pool(images), *_addresses(grad, images, weight, *saved), *_addresses(*out), *_norm_place(images)
     )
     return out
 
@@ -371,7 +373,7 @@ def norm_pool_double_backward(
         *_norm_pool(images),
         *_addresses(grad_images, grad_weight, grad_bias, grad, images, weight, *saved),
         *_addresses(*out),
-        _few(images),
+        *_norm_place(images),
     )
     return out
 
@@ -385,9 +387,13 @@ def _addresses(*tensors: Tensor) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def _few(images: Tensor) -> int:
-    """Threads of a norm_pool kernel, which does more with an element than the others."""
-    return max(1, min(torch.get_num_threads(), images.numel() // ELEMENTS_PER_NORM_THREAD))
+def norm_pool_format(images: Tensor) -> torch.memory_format:
+    """How norm_pool's kernels want images and gradients in memory."""
+    return torch.contiguous_format if images.is_cuda else torch.channels_last
+
+
+def _norm_place(images: Tensor) -> tuple[int, int, int]:
+    return _place(images, images.numel(), ELEMENTS_PER_NORM_THREAD)
 
 
 def _kd(

@@ -1,7 +1,7 @@
 """Batch norm with batch statistics, 2x2 max pooling and ReLU as one op, differentiable twice: the end of a Conv4 block.
 
-On the CPU one kernel does each derivative in two passes over the images; torch's second derivative of batch norm alone
-takes some twenty. Elsewhere, and in float64, it is the three operations of torch.
+One kernel does each derivative in two passes over the images; torch's second derivative of batch norm alone takes some
+twenty, each a kernel of its own on a GPU. Elsewhere, and in other types than float32, it is torch's three operations.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from bidfmkd_fast.ops import native
 def norm_pool(images: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """`relu(max_pool2d(batch_norm(images), 2))`: `[N, C, H, W]`, weight and bias `[C]` -> `[N, C, H // 2, W // 2]`.
 
-    Normalised by the mean and the biased variance of each channel of this batch. Fast on channels-last memory.
+    Normalised by the mean and the biased variance of each channel of this batch. Fast on channels-last memory on the
+    CPU, on contiguous memory on CUDA.
     """
-    if images.is_cpu and native.selects("norm_pool", images, weight, bias):
-        return _NormPool.apply(images.contiguous(memory_format=torch.channels_last), weight, bias, eps)
+    served = images.device.type in ("cpu", "cuda") and images.dtype not in (torch.float16, torch.bfloat16)
+    if served and native.selects("norm_pool", images, weight, bias):
+        return _NormPool.apply(images.contiguous(memory_format=native.norm_pool_format(images)), weight, bias, eps)
     normed = functional.batch_norm(images, None, None, weight, bias, training=True, eps=eps)
     return functional.relu(functional.max_pool2d(normed, 2))
 
@@ -39,7 +41,7 @@ class _NormPool(torch.autograd.Function):
 class _NormPoolBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, grad, images, weight, *saved):  # type: ignore[no-untyped-def]
-        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad = grad.contiguous(memory_format=native.norm_pool_format(grad))
         ctx.save_for_backward(grad, images, weight, *saved)
         return native.norm_pool_backward(grad, images, weight.contiguous(), saved)
 
@@ -48,7 +50,7 @@ class _NormPoolBackward(torch.autograd.Function):
     def backward(ctx, grad_images, grad_weight, grad_bias):  # type: ignore[no-untyped-def]
         grad, images, weight, *saved = ctx.saved_tensors
         upstream = (
-            grad_images.contiguous(memory_format=torch.channels_last),
+            grad_images.contiguous(memory_format=native.norm_pool_format(images)),
             grad_weight.contiguous(),
             grad_bias.contiguous(),
         )

@@ -82,7 +82,7 @@ class DeviceRecovery:
         self._repeated = RepeatedStep(device)
 
     def step(self) -> None:
-        """One step; the host only counts its cost. Raises BudgetExhausted, with nothing done, where that is too much."""
+        """One step; the host only counts its cost. Raises BudgetExhausted, with nothing done, if that is too much."""
         n_images = (1 + self.config.num_directions) * len(self._losses)
         chunks = [n_rows * len(self._losses) for n_rows in _chunk_rows(self.config, len(self._losses))]
         n_requests = sum(self.api._count_requests(n) for n in chunks)

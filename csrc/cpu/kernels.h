@@ -5,21 +5,10 @@
 
 #include "../loss/kd.h"
 #include "../loss/objective.h"
+#include "../norm/norm_pool.h"
 #include "../random/directions.h"
 
 namespace bidfmkd {
-
-// Images [N, H, W, C], that is [N, C, H, W] in channels-last memory.
-struct NormPoolShape {
-  std::int64_t n_images, height, width, channels;
-};
-
-// What norm_pool leaves for its derivatives.
-struct NormPoolSaved {
-  std::int32_t* place;  // [N, H / 2, W / 2, C]: which of the cell's four pixels won, row by row; 4 for none
-  float* normalised;    // [N, H / 2, W / 2, C]: that pixel, normalised
-  float *mean, *r;      // [C]: r is 1 / sqrt(variance + eps)
-};
 
 struct Kernels {
   const char* name;
@@ -28,7 +17,7 @@ struct Kernels {
   void (*estimate_gradient)(const Drawing&, const float* differences, float* gradient, int n_threads);
   // Plain stores past the cache: the limit the benchmarks compare with.
   void (*stream_fill)(float value, std::int64_t n, float* out, int n_threads);
-  // relu(max_pool2(batch_norm(x))) with batch statistics; see norm_pool.cpp.
+  // On images [N, H, W, C] and their cells; see norm/norm_pool.h.
   void (*norm_pool)(const NormPoolShape&, const float* x, const float* weight, const float* bias, double eps, float* y,
                     const NormPoolSaved&, int n_threads);
   void (*norm_pool_backward)(const NormPoolShape&, const float* grad, const float* x, const float* weight,

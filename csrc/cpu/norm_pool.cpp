@@ -1,6 +1,4 @@
-// y = relu(max_pool2(batch_norm(x))) with the batch's own statistics, and its first and second derivatives, each in two
-// passes over x [N, H, W, C]. With x^ = (x - mean) r and g = the upstream gradient at the positions that won, M = N H W:
-//   grad_x = weight r (g - G / M - x^ K / M),   G = sum g = grad_bias,   K = sum g x^ = grad_weight.
+// norm_pool and its first and second derivatives (see norm/norm_pool.h), each in two passes over x [N, H, W, C].
 // Every sum is one channel's and is taken in the same order whatever the number of threads, which share out channels.
 #include <cmath>
 #include <vector>
@@ -14,7 +12,6 @@ namespace BIDFMKD_LEVEL {
 namespace {
 
 using Int = std::int64_t;
-constexpr std::int32_t kInactive = 4;  // the cell's maximum was cut off by ReLU
 constexpr Int kChannelBlock = 16;
 
 // Per-channel sums: rows of the image in float, their totals in double.
@@ -188,10 +185,10 @@ void norm_pool_backward(const NormPoolShape& shape, const float* grad, const flo
       const auto i = static_cast<std::size_t>(c);
       grad_bias[first + c] = static_cast<float>(g.total[i]);
       grad_weight[first + c] = static_cast<float>(k.total[i]);
-      const double direct = static_cast<double>(weight[first + c]) * static_cast<double>(saved.r[first + c]);
-      direct_of[i] = static_cast<float>(direct);
-      slope_of[i] = static_cast<float>(-direct * k.total[i] / count);
-      shift_of[i] = static_cast<float>(-direct * g.total[i] / count);
+      const NormPoolSlopes slopes = norm_pool_slopes(weight[first + c], saved.r[first + c], g.total[i], k.total[i], count);
+      direct_of[i] = slopes.direct;
+      slope_of[i] = slopes.slope;
+      shift_of[i] = slopes.shift;
     }
     const float *direct = direct_of.data(), *slope = slope_of.data(), *shift = shift_of.data();
     const float *mean = saved.mean + first, *r = saved.r + first;
@@ -209,8 +206,6 @@ void norm_pool_backward(const NormPoolShape& shape, const float* grad, const flo
   });
 }
 
-// With v, p, s upstream of grad_x, grad_weight, grad_bias, V = sum v, U = sum v x^, W = sum v g, it differentiates
-//   weight r (W - V G / M - U K / M) + p K + s G.
 void norm_pool_double_backward(const NormPoolShape& shape, const float* v, const float* p, const float* s,
                                const float* grad, const float* x, const float* weight, const NormPoolSaved& saved,
                                float* grad_grad, float* grad_x, float* grad_weight, int n_threads) {
@@ -235,25 +230,21 @@ void norm_pool_double_backward(const NormPoolShape& shape, const float* v, const
           }
         },
         [&] { sum_v.finish_row(), sum_u.finish_row(), sum_w.finish_row(); });
-    // grad_x = a v + b g + slope x^ + shift; grad_grad = direct v + tilt x^ + level at the winners.
     std::vector<float> a_of(static_cast<std::size_t>(n)), b_of(a_of), slope_of(a_of), shift_of(a_of), direct_of(a_of),
         tilt_of(a_of), level_of(a_of);
     for (Int c = 0; c < n; ++c) {
       const auto i = static_cast<std::size_t>(c);
-      const double R = static_cast<double>(r[c]), direct = static_cast<double>(weight[first + c]) * R;
-      const double G = g.total[i], K = k.total[i], V = sum_v.total[i], U = sum_u.total[i], W = sum_w.total[i];
-      const double P = static_cast<double>(p[first + c]), S = static_cast<double>(s[first + c]);
-      const double inner = W - V * G / count - U * K / count;
-      const double sum_q = -direct * (K * V + U * G) / count + P * G;       // q: derivative by x^
-      const double sum_q_x = -2.0 * direct * U * K / count + P * K;
-      grad_weight[first + c] = static_cast<float>(R * inner);
-      a_of[i] = static_cast<float>(-R * direct * K / count);
-      b_of[i] = static_cast<float>(R * (P - direct * U / count));
-      slope_of[i] = static_cast<float>(-R * (direct * inner + sum_q_x) / count);
-      shift_of[i] = static_cast<float>(-R * sum_q / count);
-      direct_of[i] = static_cast<float>(direct);
-      tilt_of[i] = static_cast<float>(P - direct * U / count);
-      level_of[i] = static_cast<float>(S - direct * V / count);
+      const NormPoolCurvature curve =
+          norm_pool_curvature(weight[first + c], r[c], p[first + c], s[first + c],
+                              {g.total[i], k.total[i], sum_v.total[i], sum_u.total[i], sum_w.total[i]}, count);
+      grad_weight[first + c] = curve.grad_weight;
+      a_of[i] = curve.a;
+      b_of[i] = curve.b;
+      slope_of[i] = curve.slope;
+      shift_of[i] = curve.shift;
+      direct_of[i] = curve.direct;
+      tilt_of[i] = curve.tilt;
+      level_of[i] = curve.level;
     }
     const float *a = a_of.data(), *b = b_of.data(), *slope = slope_of.data(), *shift = shift_of.data();
     const float *direct = direct_of.data(), *tilt = tilt_of.data(), *level = level_of.data();

@@ -8,6 +8,7 @@
 #include "../loss/half.h"
 #include "../loss/kd.h"
 #include "../loss/objective.h"
+#include "../norm/norm_pool.h"
 #include "../random/directions.h"
 
 namespace bidfmkd {
@@ -45,6 +46,16 @@ void kd_loss_backward(const float* grad, const float* student, const float* teac
 void kd_loss_double_backward(const float* grad_out, const float* grad, const float* student, const float* teacher,
                              std::int64_t n_tasks, std::int64_t n_images, const KDSettings& kd, float* grad_grad,
                              float* grad_student, const Queue& queue);
+
+// On images [N, C, H, W] and their cells; see norm/norm_pool.h.
+void norm_pool(const NormPoolShape& shape, const float* x, const float* weight, const float* bias, double eps, float* y,
+               const NormPoolSaved& saved, const Queue& queue);
+void norm_pool_backward(const NormPoolShape& shape, const float* grad, const float* x, const float* weight,
+                        const NormPoolSaved& saved, float* grad_x, float* grad_weight, float* grad_bias,
+                        const Queue& queue);
+void norm_pool_double_backward(const NormPoolShape& shape, const float* v, const float* p, const float* s,
+                               const float* grad, const float* x, const float* weight, const NormPoolSaved& saved,
+                               float* grad_grad, float* grad_x, float* grad_weight, const Queue& queue);
 
 }  // namespace cuda
 }  // namespace bidfmkd

@@ -2,6 +2,7 @@
 // many: Row::prepare fills what they share in the block's memory, the constructor what one row needs there.
 #pragma once
 
+#include "block_sum.cuh"
 #include "normals.cuh"
 
 namespace bidfmkd {
@@ -197,20 +198,6 @@ template <class Function>
 auto with_row(const Geometry& geometry, const Function& function) {
   if (geometry.directions != Directions::kLowres) return function(Which<NormalRow>{});
   return FieldRow::fits(geometry) ? function(Which<FieldRow>{}) : function(Which<DrawnFieldRow>{});
-}
-
-// The sum over all threads of a one-dimensional block of whole warps, known to all of them. `partial`: one a warp; a
-// barrier has to pass before it is used again.
-template <class Number>
-__device__ Number block_sum(Number value, Number (&partial)[kWarp]) {
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kEveryLane, value, distance);
-  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  value = threadIdx.x % kWarp < blockDim.x / kWarp ? partial[threadIdx.x % kWarp] : Number{0};
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kEveryLane, value, distance);
-  return value;
 }
 
 // Rows of `n` elements cut into pieces of as many as the threads of a block have octets for. `points` things are made of

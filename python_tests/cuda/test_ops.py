@@ -10,6 +10,7 @@ import torch
 from tolerances import TOLERANCES
 
 from bidfmkd_fast import ops
+from bidfmkd_fast.ops.norm_pool import norm_pool
 from bidfmkd_fast.ops.reference import span_dimension
 
 KINDS = [("rademacher", 0), ("sphere", 0), ("gaussian", 0), ("lowres", 2)]
@@ -157,6 +158,37 @@ def test_half_students(device: torch.device, dtype: torch.dtype, seed: int) -> N
     torch.testing.assert_close(loss, ops.kd_loss(student.float(), teacher).to(dtype))
 
 
+def pooled(
+    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, upstream: torch.Tensor, along: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """norm_pool, and its first and second derivatives along given vectors."""
+    images, weight, bias, upstream = (one.clone().requires_grad_() for one in (images, weight, bias, upstream))
+    output = norm_pool(images, weight, bias)
+    first = torch.autograd.grad(output, (images, weight, bias), upstream, create_graph=True)
+    return [one.detach() for one in (output, *first, *torch.autograd.grad(first, (upstream, images, weight), along))]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (3, 5, 7, 5), (5, 2, 33, 32), (75, 8, 32, 32), (2, 300, 2, 2)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_norm_pool(device: torch.device, shape: tuple[int, ...], channels_last: bool, seed: int) -> None:
+    """Winners are few steps of float32 apart from the others: one that tips changes its cell by no more than that."""
+    n, c, h, w = shape
+    # Values on a grid of 2^-10, different within a cell: no cell is near a tie.
+    images = torch.stack([torch.randperm(4096, generator=torch.Generator().manual_seed(seed + i)) for i in range(n)])
+    images = images.repeat(1, -(-c * h * w // 4096))[:, : c * h * w].reshape(shape) / 1024.0
+    weight, bias = 1 + normals(c, seed=seed).abs(), 1e-3 * normals(c, seed=seed + 1)
+    upstream = normals(n, c, h // 2, w // 2, seed=seed + 2)
+    along = [normals(*shape, seed=seed + 3), normals(c, seed=seed + 4), normals(c, seed=seed + 5)]
+    arguments = [one.to(device) for one in (images, weight, bias, upstream)]
+    if channels_last:
+        arguments[0] = arguments[0].contiguous(memory_format=torch.channels_last)
+    actual = pooled(*arguments, [one.to(device) for one in along])
+    with ops.use_backend("reference"):
+        expected = pooled(*(one.double() for one in (images, weight, bias, upstream)), [one.double() for one in along])
+    for value, wanted in zip(actual, expected):
+        close(value, wanted, (n * h * w) ** 0.5)
+
+
 def test_opcheck(device: torch.device, seed: int) -> None:
     x, state = normals(2, 3, 4, 4, seed=seed).to(device), torch.tensor([seed, 0], device=device)
     scores, labels = normals(4, 2, 5, seed=seed).to(device), torch.tensor([0, 4], device=device)
@@ -291,6 +323,10 @@ def test_every_kernel_small(device: torch.device, seed: int) -> None:
     student.requires_grad_()
     (first,) = torch.autograd.grad(ops.kd_loss(student, teacher).sum(), student, create_graph=True)
     assert torch.autograd.grad(first.square().sum(), student)[0].isfinite().all()
+    images, weight, upstream = normals(3, 5, 7, 5, seed=seed), normals(5, seed=seed), normals(3, 5, 3, 2, seed=seed)
+    moved = [one.to(device) for one in (images, weight, weight, upstream)]
+    for value in pooled(*moved, [one.to(device) for one in (images, weight, weight)]):
+        assert value.isfinite().all()
     for dtype in (torch.float16, torch.bfloat16):
         scores = normals(4, 2, 5, seed=seed).to(device, dtype)
         labels, state = torch.tensor([0, 4], device=device), torch.tensor([seed, 0], device=device)

@@ -190,6 +190,74 @@ void check_distillation(ScoresKind kind, Divergence divergence, std::int64_t n_t
   compare("kd_loss_double_backward, student", out, wanted_out);
 }
 
+// [N, C, H, W] from [N, H, W, C], or the other way.
+template <class Number>
+std::vector<Number> moved(const std::vector<Number>& from, const bidfmkd::NormPoolShape& shape, bool channels_last) {
+  std::vector<Number> to(from.size());
+  const std::int64_t plane = shape.height * shape.width;
+  for (std::int64_t image = 0; image < shape.n_images; ++image)
+    for (std::int64_t c = 0; c < shape.channels; ++c)
+      for (std::int64_t i = 0; i < plane; ++i) {
+        const auto first = static_cast<std::size_t>((image * shape.channels + c) * plane + i);
+        const auto last = static_cast<std::size_t>((image * plane + i) * shape.channels + c);
+        channels_last ? to[last] = from[first] : to[first] = from[last];
+      }
+  return to;
+}
+
+// What norm_pool leaves for its derivatives, and where.
+struct Pooled {
+  std::vector<std::int32_t> place;
+  std::vector<float> normalised, mean, r;
+
+  explicit Pooled(const bidfmkd::NormPoolShape& cells)
+      : place(static_cast<std::size_t>(cells.n_images * cells.channels * cells.height * cells.width), -1),
+        normalised(place.size(), NAN), mean(static_cast<std::size_t>(cells.channels), NAN), r(mean) {}
+  bidfmkd::NormPoolSaved saved() { return {place.data(), normalised.data(), mean.data(), r.data()}; }
+};
+
+void check_norm_pool(const bidfmkd::NormPoolShape& shape) {
+  const bidfmkd::NormPoolShape cells{shape.n_images, shape.height / 2, shape.width / 2, shape.channels};
+  const std::int64_t n = shape.n_images * shape.channels * shape.height * shape.width;
+  const std::int64_t n_cells = cells.n_images * cells.channels * cells.height * cells.width, c = shape.channels;
+  std::vector<float> x = normals(n);
+  for (float& value : x) value += 10.0f;
+  const std::vector<float> weight = normals(c), bias = normals(c), grad = normals(n_cells), v = normals(n), p = normals(c),
+                           s = normals(c), x_last = moved(x, shape, true), grad_last = moved(grad, cells, true),
+                           v_last = moved(v, shape, true);
+  Pooled own(cells), wanted(cells);
+  std::vector<float> y = unwritten(n_cells), wanted_y = y;
+  bidfmkd::cuda::norm_pool(shape, x.data(), weight.data(), bias.data(), 1e-5, y.data(), own.saved(), kQueue);
+  bidfmkd::portable::norm_pool(shape, x_last.data(), weight.data(), bias.data(), 1e-5, wanted_y.data(), wanted.saved(), 1);
+  compare("norm_pool", y, moved(wanted_y, cells, false));
+  compare("norm_pool, normalised", own.normalised, moved(wanted.normalised, cells, false));
+  const std::vector<std::int32_t> places = moved(wanted.place, cells, false);
+  compare("norm_pool, place", {own.place.begin(), own.place.end()}, {places.begin(), places.end()}, true);
+  compare("norm_pool, mean", own.mean, wanted.mean);
+  compare("norm_pool, r", own.r, wanted.r);
+
+  const double terms = std::sqrt(static_cast<double>(n) / static_cast<double>(c));
+  std::vector<float> grad_x = unwritten(n), grad_weight = unwritten(c), grad_bias = grad_weight, wanted_x = grad_x,
+                     wanted_weight = grad_weight, wanted_bias = grad_weight;
+  bidfmkd::cuda::norm_pool_backward(shape, grad.data(), x.data(), weight.data(), own.saved(), grad_x.data(),
+                                    grad_weight.data(), grad_bias.data(), kQueue);
+  bidfmkd::portable::norm_pool_backward(shape, grad_last.data(), x_last.data(), weight.data(), wanted.saved(),
+                                        wanted_x.data(), wanted_weight.data(), wanted_bias.data(), 1);
+  compare("norm_pool_backward, x", grad_x, moved(wanted_x, shape, false));
+  compare("norm_pool_backward, weight", grad_weight, wanted_weight, false, terms);
+  compare("norm_pool_backward, bias", grad_bias, wanted_bias, false, terms);
+
+  std::vector<float> grad_grad = unwritten(n_cells), wanted_grad = grad_grad;
+  bidfmkd::cuda::norm_pool_double_backward(shape, v.data(), p.data(), s.data(), grad.data(), x.data(), weight.data(),
+                                           own.saved(), grad_grad.data(), grad_x.data(), grad_weight.data(), kQueue);
+  bidfmkd::portable::norm_pool_double_backward(shape, v_last.data(), p.data(), s.data(), grad_last.data(), x_last.data(),
+                                               weight.data(), wanted.saved(), wanted_grad.data(), wanted_x.data(),
+                                               wanted_weight.data(), 1);
+  compare("norm_pool_double_backward, grad", grad_grad, moved(wanted_grad, cells, false));
+  compare("norm_pool_double_backward, x", grad_x, moved(wanted_x, shape, false));
+  compare("norm_pool_double_backward, weight", grad_weight, wanted_weight, false, terms);
+}
+
 __global__ void out_of_bounds(float* values) { values[threadIdx.x] = 0.0f; }
 
 __global__ void misaligned(float* values) { *reinterpret_cast<float4*>(values + 1) = make_float4(0, 0, 0, 0); }
@@ -269,5 +337,8 @@ int main(int n_arguments, char** arguments) {
     }
   }
   check_losses(ScoresKind::kLogits, Divergence::kKL, 2, 1, 300);  // more points than threads
+  for (const bidfmkd::NormPoolShape& shape : std::vector<bidfmkd::NormPoolShape>{
+           {3, 8, 8, 5}, {2, 7, 5, 3}, {1, 2, 2, 1}, {3, 1, 3, 2}, {4, 20, 18, 2}})
+    check_norm_pool(shape);
   std::printf("%ld comparisons\n", n_checked);
 }

@@ -22,8 +22,11 @@ FLAGS = [
     *(f"-I{SOURCES}", f"-I{HERE / 'emulated'}", "-DBIDFMKD_LEVEL=portable"),
 ]
 UNITS = [
-    *(SOURCES / "cuda" / name for name in ("perturb.cu", "gradient.cu", "lengths.cu", "kd_loss.cu")),
-    *(SOURCES / "cpu" / name for name in ("perturb.cpp", "gradient.cpp", "lengths.cpp", "kd_loss.cpp")),
+    *(SOURCES / "cuda" / name for name in ("perturb.cu", "gradient.cu", "lengths.cu", "kd_loss.cu", "norm_pool.cu")),
+    *(
+        SOURCES / "cpu" / name
+        for name in ("perturb.cpp", "gradient.cpp", "lengths.cpp", "kd_loss.cpp", "norm_pool.cpp")
+    ),
     HERE / "emulated_kernels.cpp",
 ]
 
