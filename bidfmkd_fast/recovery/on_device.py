@@ -7,7 +7,7 @@ at the end. It is for a `TorchBlackBox` on the CUDA device that makes the images
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -159,20 +159,40 @@ class DeviceRecovery:
         self._index += 1
 
 
-def run_side_by_side(recoveries: list[DeviceRecovery]) -> list[Recovered]:
-    """Several sets at once, each on a stream of its own: one API does not fill a large GPU."""
+def run_side_by_side(recoveries: Sequence[DeviceRecovery]) -> list[Recovered | Exception]:
+    """Several sets at once, each on a stream of its own: one API does not fill a large GPU.
+
+    In place of a set the error that ended it, if one did.
+    """
+    if not recoveries:
+        return []
     device = recoveries[0]._losses.device
     streams = [torch.cuda.Stream(device) for _ in recoveries] if device.type == "cuda" else []
     for stream in streams:
         stream.wait_stream(torch.cuda.current_stream(device))
-    for _ in range(max(one.config.steps for one in recoveries)):
+    errors: dict[int, Exception] = {}
+    for step in range(max(one.config.steps for one in recoveries)):
         for i, one in enumerate(recoveries):
-            if one.done < one.config.steps:
+            if i in errors or one.done < step or step >= one.config.steps:
+                continue  # failed, out of budget, or done
+            try:
                 with torch.cuda.stream(streams[i]) if streams else nullcontext():
                     one.step()
+            except BudgetExhausted as error:
+                if step == 0:
+                    errors[i] = error
+            except Exception as error:
+                errors[i] = error
     for stream in streams:
         torch.cuda.current_stream(device).wait_stream(stream)
-    return [one.result() for one in recoveries]
+    return [errors[i] if i in errors else _result_or_error(one) for i, one in enumerate(recoveries)]
+
+
+def _result_or_error(one: DeviceRecovery) -> Recovered | Exception:
+    try:
+        return one.result()
+    except Exception as error:
+        return error
 
 
 def _chunk_rows(config: RecoveryConfig, n_images: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from bidfmkd_fast.ops.workspace import keep_freed_memory
 from bidfmkd_fast.recovery.config import RecoveryConfig, check_integer
 from bidfmkd_fast.recovery.generator import Generator, check_images, generator_precision, renewed
 from bidfmkd_fast.recovery.objective import Objective, Student, augment
-from bidfmkd_fast.recovery.on_device import DeviceRecovery, serves
+from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
 from bidfmkd_fast.recovery.paper_compat import directions_left, surrogate
 from bidfmkd_fast.recovery.step_length import AUTO, choose_mu, warn_if_unmoved
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
@@ -91,6 +91,50 @@ def recover(
         PrecisionWarning: steps of this `mu` are lost in what the API's input or scores resolve.
     """
     config = RecoveryConfig() if config is None else config
+    started = _start(api, n_per_class, student, config, generator, seed, device, paper_compat)
+    return started.run(progress, callback)
+
+
+def recover_side_by_side(
+    apis: Sequence[BlackBox],
+    n_per_class: int,
+    students: Sequence[Student | None],
+    config: RecoveryConfig,
+    *,
+    seeds: Sequence[int],
+    device: torch.device | str | None = None,
+) -> list[Recovered | Exception]:
+    """`recover` for several APIs at once; those whose recovery stays on one CUDA device share it step by step.
+
+    What is recovered is what `recover` gives for each alone, up to rounding. An API whose recovery fails has the error
+    in place of its images, and the others are none the worse for it.
+    """
+    results: dict[int, Recovered | Exception] = {}
+    together: dict[int, DeviceRecovery] = {}
+    for i, (api, student, seed) in enumerate(zip(apis, students, seeds, strict=True)):
+        try:
+            started = _start(api, n_per_class, student, config, None, seed, device, paper_compat=False)
+            if isinstance(started, DeviceRecovery):
+                together[i] = started
+            else:
+                results[i] = started.run()
+        except Exception as error:
+            results[i] = error
+    results |= zip(together, run_side_by_side(list(together.values())))
+    return [results[i] for i in range(len(apis))]
+
+
+def _start(
+    api: BlackBox,
+    n_per_class: int,
+    student: Student | None,
+    config: RecoveryConfig,
+    generator: nn.Module | None,
+    seed: int,
+    device: torch.device | str | None,
+    paper_compat: bool,
+) -> DeviceRecovery | _LoopedRecovery:
+    """The arguments of `recover`, checked and ready to run."""
     if not isinstance(api, BlackBox):
         raise InputTypeError(f"recover: api must be a black box such as TorchBlackBox; got {type(api).__name__}")
     if not isinstance(config, RecoveryConfig):
@@ -106,17 +150,46 @@ def recover(
     objective = Objective(labels, spec.returned_kind, student, config.boundary_weight, config.divergence)
     _check_budget(api, config, len(labels))
     keep_freed_memory()
-    if config.steps == 0:
-        images = maker.images(0).detach()
-        student_scores = objective.student_scores(images, spec.n_classes)
-        scores = api(images)
-        return Recovered(images, labels, scores, objective.losses(scores, student_scores), [], complete=True)
-    opened = isinstance(api, OpenBox)  # takes no steps to estimate from
-    mu = None if opened else choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed)
-    chosen = config if mu is None else replace(config, mu=mu)
-    if generator is None and not paper_compat and serves(api, chosen, labels):
-        return DeviceRecovery(api, maker, objective, chosen, seed, config.mu != AUTO).run(progress, callback)
-    return _optimise(api, maker, objective, chosen, seed, paper_compat, progress, callback, config.mu != AUTO)
+    # Neither a recovery without steps nor an open box takes steps to estimate from.
+    if config.steps and not isinstance(api, OpenBox):
+        mu = choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed)
+        warn, config = config.mu != AUTO, replace(config, mu=mu)
+        if generator is None and not paper_compat and serves(api, config, labels):
+            return DeviceRecovery(api, maker, objective, config, seed, warn)
+        return _LoopedRecovery(api, maker, objective, config, seed, paper_compat, warn)
+    return _LoopedRecovery(api, maker, objective, config, seed, paper_compat, warn=False)
+
+
+@dataclass
+class _LoopedRecovery:
+    """A recovery that looks at every answer; `config.mu` is a number, and `warn` where the caller gave it."""
+
+    api: BlackBox
+    maker: _ImageMaker
+    objective: Objective
+    config: RecoveryConfig
+    seed: int
+    paper_compat: bool
+    warn: bool
+
+    def run(self, progress: bool = False, callback: Callable[[Record], None] | None = None) -> Recovered:
+        if self.config.steps == 0:
+            images = self.maker.images(0).detach()
+            student_scores = self.objective.student_scores(images, self.api.spec.n_classes)
+            scores = self.api(images)
+            losses = self.objective.losses(scores, student_scores)
+            return Recovered(images, self.objective.labels, scores, losses, [], complete=True)
+        return _optimise(
+            self.api,
+            self.maker,
+            self.objective,
+            self.config,
+            self.seed,
+            self.paper_compat,
+            progress,
+            callback,
+            self.warn,
+        )
 
 
 class _ImageMaker:

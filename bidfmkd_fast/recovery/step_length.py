@@ -20,14 +20,14 @@ def choose_mu(api: BlackBox, mu: float | str, images: Callable[[], Tensor], seed
     """`mu`, or what is measured at a few of `images()` `[B, C, H, W]` where it is "auto"; warns of one too short."""
     if mu != AUTO:
         if (reason := too_short(api.spec, float(mu))) is not None:
-            warnings.warn(f"recover: {reason}; take a longer one or mu='auto'", PrecisionWarning, stacklevel=3)
+            warnings.warn(f"recover: {reason}; take a longer one or mu='auto'", PrecisionWarning, stacklevel=4)
         return float(mu)
     first = images()
     rows = torch.linspace(0, len(first) - 1, min(N_IMAGES, len(first))).long()  # of different classes
     choice = measure_steps(api, first[rows.to(first.device)], seed=seed)
     if choice.smallest is None:
         message = f"recover: no step is long enough for what {api.name} resolves; mu={choice.suggested:.3g} is taken"
-        warnings.warn(message, PrecisionWarning, stacklevel=3)
+        warnings.warn(message, PrecisionWarning, stacklevel=4)
     return choice.suggested
 
 
@@ -37,7 +37,7 @@ def warn_if_unmoved(scores: Tensor, labels: Tensor, spec: APISpec, mu: float) ->
     if share > _UNMOVED:
         told = f"what {spec.name} answers hardly moves for {100 * share:.0f} % of the images"
         message = f"recover: with steps of mu={mu:g} {told}; take a longer one or mu='auto'"
-        warnings.warn(message, PrecisionWarning, stacklevel=4)
+        warnings.warn(message, PrecisionWarning, stacklevel=5)
 
 
 def as_number(text: str) -> float:

@@ -19,7 +19,7 @@ from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.meta import DistillationTask, adapt_to_api
 from bidfmkd_fast.meta.model import forward
 from bidfmkd_fast.recovery.objective import Student
-from bidfmkd_fast.recovery.recover import recover
+from bidfmkd_fast.recovery.recover import Recovered, recover, recover_side_by_side
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
@@ -54,7 +54,8 @@ class Stopped(Exception):
 
 
 class Recoveries:
-    """Recovers groups of APIs. Services of a group run at once, each in a thread; local APIs one after the other.
+    """Recovers groups of APIs. Services of a group run at once, each in a thread; local APIs one after the other, or
+    side by side on a GPU.
 
     What is recovered does not depend on that, as far as the APIs' answers do not: seeds go by API and set, and the task
     models of a group start from the same meta-model. To be used in a `with` block, which stops what is under way.
@@ -93,7 +94,11 @@ class Recoveries:
             return lambda: self._recover_api(index, own, outer_step)
 
         services = [self._threads.submit(job(index)) for index in indices if self.apis[index]._is_service]
-        outcomes = [job(index)() for index in indices if not self.apis[index]._is_service]
+        local = [index for index in indices if not self.apis[index]._is_service]
+        if self._at_once():
+            outcomes = self._side_by_side(local, module, outer_step)
+        else:
+            outcomes = [job(index)() for index in local]
         outcomes += self._gather(services)
         return sorted(outcomes, key=lambda outcome: outcome.index)
 
@@ -125,38 +130,91 @@ class Recoveries:
             errors += (APIUnavailable, BadAnswer)
         try:
             support = self._set(outcome, "support", None)
-            student = None
-            bounded = self.config.boundary_recovery and outer_step >= self.config.boundary_start
-            if bounded and not self._on_disk(index, "query"):
-                student = self._student(api, module, support, outer_step)
-            self._set(outcome, "query", student)
+            self._set(outcome, "query", self._student(index, module, support, outer_step))
         except errors as error:
             outcome.error = error
         outcome.seconds = time.monotonic() - started
         return outcome
 
+    def _at_once(self) -> bool:
+        """Whether sets of several local APIs are made at once: where a device takes them, and no host looks on."""
+        return self.device.type == "cuda" and self.generator is None and not self.config.paper_compat
+
+    def _side_by_side(self, indices: Sequence[int], module: nn.Module, outer_step: int) -> list[Outcome]:
+        """All support sets at once, then all query sets. Raises what ended one, once all others are kept."""
+        outcomes = [Outcome(index) for index in indices]
+        self._sets(outcomes, "support", [None for _ in outcomes])
+        left = [outcome for outcome in outcomes if outcome.error is None]
+        own = [copy.deepcopy(module) for _ in left]  # each task model lives until its set is done
+        students = [self._student(outcome.index, its, outcome.sets[0], outer_step) for outcome, its in zip(left, own)]
+        self._sets(left, "query", students)
+        return outcomes
+
+    def _sets(self, outcomes: Sequence[Outcome], part: str, students: Sequence[Student | None]) -> None:
+        asked = []
+        for outcome, student in zip(outcomes, students, strict=True):
+            one = self._held(outcome.index, part)
+            if one is None:
+                asked.append((outcome, student))
+            else:
+                outcome.sets.append(one)
+        results = recover_side_by_side(
+            [self.apis[outcome.index] for outcome, _ in asked],
+            self.config.n_per_class,
+            [student for _, student in asked],
+            self.config.recovery,
+            seeds=[self._seed(outcome.index, part) for outcome, _ in asked],
+            device=self.device,
+        )
+        for (outcome, _), result in zip(asked, results):
+            if isinstance(result, BudgetExhausted):
+                outcome.asked, outcome.error = True, result
+            elif not isinstance(result, Exception):
+                self._keep(outcome, part, result)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, BudgetExhausted):
+                raise result
+
     def _set(self, outcome: Outcome, part: str, student: Student | None) -> RecoveredSet:
-        index, api = outcome.index, self.apis[outcome.index]
+        api = self.apis[outcome.index]
+        one = self._held(outcome.index, part)
+        if one is not None:
+            outcome.sets.append(one)
+            return one
+        outcome.asked = True
+        recovered = recover(
+            api,
+            self.config.n_per_class,
+            student,
+            self.config.recovery,
+            generator=self.generator,
+            seed=self._seed(outcome.index, part),
+            device=self.device,
+            paper_compat=self.config.paper_compat,
+            callback=self._check_stop if api._is_service else None,  # others run in turn, and none is to wait
+        )
+        return self._keep(outcome, part, recovered)
+
+    def _seed(self, index: int, part: str) -> int:
+        return derive_seed(self.config.seed, "api", index, part)
+
+    def _held(self, index: int, part: str) -> RecoveredSet | None:
+        """A set that was made before, in this process or in one that ended."""
         one = self._made.get((index, part))
         if one is None and self.folder is not None:
-            one = self.folder.load_recovered(index, part, api)
-        if one is None:
-            outcome.asked = True
-            recovered = recover(
-                api,
-                self.config.n_per_class,
-                student,
-                self.config.recovery,
-                generator=self.generator,
-                seed=derive_seed(self.config.seed, "api", index, part),
-                device=self.device,
-                paper_compat=self.config.paper_compat,
-                callback=self._check_stop if api._is_service else None,  # others run in turn, and none is to wait
-            )
-            one = RecoveredSet(index, api.name, api.spec.names, part, api.spec.to_unit(recovered.images), recovered)
-            if self.folder is not None:
-                self.folder.save_recovered(one)
-        self._made[index, part] = one
+            one = self.folder.load_recovered(index, part, self.apis[index])
+        if one is not None:
+            self._made[index, part] = one
+        return one
+
+    def _keep(self, outcome: Outcome, part: str, recovered: Recovered) -> RecoveredSet:
+        api = self.apis[outcome.index]
+        images = api.spec.to_unit(recovered.images)
+        one = RecoveredSet(outcome.index, api.name, api.spec.names, part, images, recovered)
+        if self.folder is not None:
+            self.folder.save_recovered(one)
+        self._made[outcome.index, part] = one
+        outcome.asked = True
         outcome.sets.append(one)
         return one
 
@@ -167,9 +225,15 @@ class Recoveries:
         if self._stop.is_set():
             raise Stopped
 
-    def _student(self, api: BlackBox, module: nn.Module, support: RecoveredSet, outer_step: int) -> Student:
-        """The task model theta_A as a function from images in the API's input range to logits."""
-        seed = self.config.seed
+    def _student(self, index: int, module: nn.Module, support: RecoveredSet, outer_step: int) -> Student | None:
+        """The task model theta_A as a function from images in the API's input range to logits; None without a use."""
+        if (
+            not self.config.boundary_recovery
+            or outer_step < self.config.boundary_start
+            or self._on_disk(index, "query")
+        ):
+            return None
+        seed, api = self.config.seed, self.apis[index]
         with seeded(seed, "student", outer_step):
             adapted = adapt_to_api(
                 module,

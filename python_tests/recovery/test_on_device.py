@@ -18,7 +18,7 @@ from bidfmkd_fast.models import build_model
 from bidfmkd_fast.recovery import Generator, Objective, Recovered, RecoveryConfig, recover
 from bidfmkd_fast.recovery.objective import augment, augment_at, crop_of
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
-from bidfmkd_fast.recovery.recover import _ImageMaker
+from bidfmkd_fast.recovery.recover import _ImageMaker, recover_side_by_side
 from bidfmkd_fast.seeds import seeded
 
 SHAPE, N_CLASSES, N_PER_CLASS = (1, 16, 16), 3, 4
@@ -88,9 +88,29 @@ def test_side_by_side_changes_nothing(seed: int) -> None:
     configs = [CONFIG, replace(CONFIG, steps=3)]
     together = [make_recovery(make_api(seed + i), config, seed=seed + i) for i, config in enumerate(configs)]
     for i, one in enumerate(run_side_by_side(together)):
+        assert isinstance(one, Recovered)
         alone = recover(make_api(seed + i), N_PER_CLASS, None, configs[i], seed=seed + i)
         assert torch.equal(one.images, alone.images)
         assert [record["step"] for record in one.history] == list(range(configs[i].steps))
+
+
+def test_one_that_fails_leaves_the_others_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("bidfmkd_fast.recovery.recover"), "serves", lambda *_: True)
+    per_step = 5 * N_CLASSES * N_PER_CLASS
+    endless = TorchBlackBox(torch.nn.Flatten(), APISpec(256, SHAPE, scores_kind="probabilities", input_range=(0, 9)))
+    small, none = Budget(max_queries=2 * per_step), Budget(max_queries=1)
+    apis = [make_api(seed), endless, make_api(seed + 1, small), make_api(seed, none), make_api(seed + 2)]
+    students = [None, None, None, None, make_module(seed)]
+    results = recover_side_by_side(apis, N_PER_CLASS, students, CONFIG, seeds=range(5))
+    for i in (0, 4):
+        alone = recover(make_api(seed + i // 2), N_PER_CLASS, students[i], CONFIG, seed=i)
+        assert isinstance(results[i], Recovered)
+        assert torch.equal(results[i].images, alone.images)
+    assert isinstance(results[1], BadAnswer)
+    assert isinstance(results[2], Recovered)
+    assert not results[2].complete
+    assert len(results[2].history) == 2
+    assert isinstance(results[3], BudgetExhausted)
 
 
 def test_a_step_that_is_no_number_ends_it(seed: int) -> None:
@@ -125,8 +145,12 @@ def test_a_budget_shared_with_others_ends_it_early(seed: int) -> None:
         make_recovery(api, CONFIG, seed=seed).run()
 
 
-def test_logits_told_as_probabilities(seed: int) -> None:
-    api = TorchBlackBox(make_module(seed), APISpec(N_CLASSES, SHAPE, scores_kind="probabilities"))
+def test_logits_told_as_probabilities() -> None:
+    class Logits(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 4 - images.flatten(1)[:, :N_CLASSES]
+
+    api = TorchBlackBox(Logits(), APISpec(N_CLASSES, SHAPE, scores_kind="probabilities"))
     with pytest.raises(BadAnswer, match="they must be from 0 to 1; it answered .*; does it give logits"):
         make_recovery(api, CONFIG).run()
 

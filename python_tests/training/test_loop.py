@@ -233,6 +233,33 @@ def test_memory_and_recovered_images_are_in_unit_range_whatever_the_api_takes() 
     )
 
 
+def test_sets_of_a_group_made_at_once(seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on a GPU: the same sets and the same model, however the run is cut."""
+    config = replace(TINY, seed=seed)
+    expected = BiDfMKD(pool(4), config=config).fit()
+    monkeypatch.setattr(recoveries.Recoveries, "_at_once", lambda self: True)
+    save, left = RunFolder.save_recovered, [5]
+
+    def cut_off(self: RunFolder, one: Any) -> None:
+        save(self, one)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "save_recovered", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        BiDfMKD(pool(4), config=config).fit(tmp_path / "run")
+    left[0] = 99
+    for run in (BiDfMKD(pool(4), config=config).fit(), BiDfMKD(pool(4), config=config).fit(tmp_path / "run")):
+        assert run.complete
+        assert run.queries == expected.queries
+        for one, wanted in zip(run.recovered, expected.recovered, strict=True):
+            assert (one.api_index, one.part) == (wanted.api_index, wanted.part)
+            assert torch.equal(one.images, wanted.images)
+        for value, wanted_value in zip(run.meta_model.module.parameters(), expected.meta_model.module.parameters()):
+            assert torch.equal(value, wanted_value)
+
+
 def test_patience_where_steps_are_told_late() -> None:
     """As on a GPU: it counts from the step that was best, stops at a telling only, and every step is told."""
     accuracies, recorded, asked = [0.1, 0.2, 0.3, 0.4, 0.5, *[0.5] * 30], [], []
