@@ -38,14 +38,27 @@ BIDFMKD_BOTH RandomState random_state(const std::int64_t* state) {
           static_cast<std::uint32_t>(static_cast<std::uint64_t>(state[1]))};
 }
 
+struct Product {
+  std::uint32_t low, high;
+};
+
+BIDFMKD_BOTH Product product(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  Product p;
+  asm("{ .reg .u64 wide; mul.wide.u32 wide, %2, %3; mov.b64 {%0, %1}, wide; }" : "=r"(p.low), "=r"(p.high) : "r"(a), "r"(b));
+  return p;
+#else
+  const std::uint64_t wide = static_cast<std::uint64_t>(a) * b;
+  return {static_cast<std::uint32_t>(wide), static_cast<std::uint32_t>(wide >> 32)};
+#endif
+}
+
 template <int kRounds>
 BIDFMKD_BOTH PhiloxWords philox4x32(PhiloxWords c, std::uint32_t key0, std::uint32_t key1) {
   BIDFMKD_UNROLL
   for (int r = 0; r < kRounds; ++r) {
-    const std::uint64_t p0 = static_cast<std::uint64_t>(kPhiloxMultiplier0) * c.word[0];
-    const std::uint64_t p1 = static_cast<std::uint64_t>(kPhiloxMultiplier1) * c.word[2];
-    c = {{static_cast<std::uint32_t>(p1 >> 32) ^ c.word[1] ^ key0, static_cast<std::uint32_t>(p1),
-          static_cast<std::uint32_t>(p0 >> 32) ^ c.word[3] ^ key1, static_cast<std::uint32_t>(p0)}};
+    const Product p0 = product(kPhiloxMultiplier0, c.word[0]), p1 = product(kPhiloxMultiplier1, c.word[2]);
+    c = {{p1.high ^ c.word[1] ^ key0, p1.low, p0.high ^ c.word[3] ^ key1, p0.low}};
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;
   }
