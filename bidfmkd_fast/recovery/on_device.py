@@ -28,6 +28,8 @@ from bidfmkd_fast.zeroth_order import ZerothOrder
 if TYPE_CHECKING:
     from bidfmkd_fast.recovery.recover import Record, Recovered, RecoveryConfig, _ImageMaker
 
+AT_ONCE = 8  # torch has 32 streams, and here two are taken for each
+
 
 def serves(api: BlackBox, config: RecoveryConfig, labels: Tensor) -> bool:
     """Whether a recovery of `labels` can stay where they are: on the CUDA device of a local module that it can pay.
@@ -164,8 +166,13 @@ def run_side_by_side(recoveries: Sequence[DeviceRecovery]) -> list[Recovered | E
 
     In place of a set the error that ended it, if one did.
     """
-    if not recoveries:
-        return []
+    results = []
+    for first in range(0, len(recoveries), AT_ONCE):
+        results += _run_at_once(recoveries[first : first + AT_ONCE])
+    return results
+
+
+def _run_at_once(recoveries: Sequence[DeviceRecovery]) -> list[Recovered | Exception]:
     device = recoveries[0]._losses.device
     streams = [torch.cuda.Stream(device) for _ in recoveries] if device.type == "cuda" else []
     for stream in streams:

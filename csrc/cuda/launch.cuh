@@ -76,6 +76,7 @@ Grid resident_grid(const char* op, void (*kernel)(Wanted...), std::int64_t most,
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), op);
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads), shared_bytes), op);
   const std::int64_t resident = static_cast<std::int64_t>(processors) * blocks;
+  if (resident == 0) throw std::runtime_error(std::string(op) + ": CUDA: a block takes more than a multiprocessor has");
   return {most < resident ? most : resident, dim3(threads), 1, shared_bytes};
 }
 
