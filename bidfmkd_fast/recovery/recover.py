@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -103,25 +103,24 @@ def recover_side_by_side(
     *,
     seeds: Sequence[int],
     device: torch.device | str | None = None,
-) -> list[Recovered | Exception]:
+) -> Iterator[tuple[int, Recovered | Exception]]:
     """`recover` for several APIs at once; those whose recovery stays on one CUDA device share it step by step.
 
-    What is recovered is what `recover` gives for each alone, up to rounding. An API whose recovery fails has the error
-    in place of its images, and the others are none the worse for it.
+    Gives the number of an API and its set as soon as that is there. It is what `recover` gives for each alone, up to
+    rounding. An API whose recovery fails has the error in its place, and the others are none the worse for it.
     """
-    results: dict[int, Recovered | Exception] = {}
     together: dict[int, DeviceRecovery] = {}
     for i, (api, student, seed) in enumerate(zip(apis, students, seeds, strict=True)):
         try:
             started = _start(api, n_per_class, student, config, None, seed, device, paper_compat=False)
             if isinstance(started, DeviceRecovery):
                 together[i] = started
-            else:
-                results[i] = started.run()
+                continue
+            result: Recovered | Exception = started.run()
         except Exception as error:
-            results[i] = error
-    results |= zip(together, run_side_by_side(list(together.values())))
-    return [results[i] for i in range(len(apis))]
+            result = error
+        yield i, result
+    yield from zip(together, run_side_by_side(list(together.values())))
 
 
 def _start(

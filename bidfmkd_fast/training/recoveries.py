@@ -158,22 +158,24 @@ class Recoveries:
                 asked.append((outcome, student))
             else:
                 outcome.sets.append(one)
-        results = recover_side_by_side(
+        errors: list[Exception] = []
+        for i, result in recover_side_by_side(
             [self.apis[outcome.index] for outcome, _ in asked],
             self.config.n_per_class,
             [student for _, student in asked],
             self.config.recovery,
             seeds=[self._seed(outcome.index, part) for outcome, _ in asked],
             device=self.device,
-        )
-        for (outcome, _), result in zip(asked, results):
+        ):
+            outcome = asked[i][0]
             if isinstance(result, BudgetExhausted):
                 outcome.asked, outcome.error = True, result
-            elif not isinstance(result, Exception):
+            elif isinstance(result, Exception):
+                errors.append(result)
+            else:
                 self._keep(outcome, part, result)
-        for result in results:
-            if isinstance(result, Exception) and not isinstance(result, BudgetExhausted):
-                raise result
+        if errors:
+            raise errors[0]
 
     def _set(self, outcome: Outcome, part: str, student: Student | None) -> RecoveredSet:
         api = self.apis[outcome.index]

@@ -101,7 +101,7 @@ def test_one_that_fails_leaves_the_others_alone(seed: int, monkeypatch: pytest.M
     small, none = Budget(max_queries=2 * per_step), Budget(max_queries=1)
     apis = [make_api(seed), endless, make_api(seed + 1, small), make_api(seed, none), make_api(seed + 2)]
     students = [None, None, None, None, make_module(seed)]
-    results = recover_side_by_side(apis, N_PER_CLASS, students, CONFIG, seeds=range(5))
+    results = dict(recover_side_by_side(apis, N_PER_CLASS, students, CONFIG, seeds=range(5)))
     for i in (0, 4):
         alone = recover(make_api(seed + i // 2), N_PER_CLASS, students[i], CONFIG, seed=i)
         assert isinstance(results[i], Recovered)
