@@ -46,11 +46,15 @@ def tables(results: Path) -> str:
     for content in read(results):
         meta, rows = content["meta"], [Row(**row) for row in content["rows"]]
         rows.sort(key=lambda row: (row.case.split("/")[0], row.case, row.threads))
-        head = (
-            f"### {meta['device']}\n\ntorch {meta['torch']}, Python {meta['python']}, {meta['native']['compiler']}, "
-            f"instruction set {meta['native']['cpu_level']}; medians of {meta['runs']} runs.\n"
-        )
-        sections.append(f"{head}\n![Ratios](../benchmarks/results/{content['stem']}.png)\n\n```\n{table(rows)}\n```\n")
+        if "cuda" in meta:
+            kernels = f"CUDA {meta['cuda']}, kernels for {', '.join(meta['native']['cuda_architectures'])}"
+            told = ", ".join(f"{stage} {minutes:.1f}" for stage, minutes in meta["minutes_of_the_whole"].items())
+            shown = f"A run of 100 APIs and 60,000 outer steps takes by these times, in minutes: {told}."
+        else:
+            kernels = f"{meta['native']['compiler']}, instruction set {meta['native']['cpu_level']}"
+            shown = f"![Ratios](../benchmarks/results/{content['stem']}.png)"
+        head = f"torch {meta['torch']}, Python {meta['python']}, {kernels}; medians of {meta['runs']} runs."
+        sections.append(f"### {meta['device']}\n\n{head}\n\n{shown}\n\n```\n{table(rows)}\n```\n")
     return "\n".join(sections)
 
 

@@ -17,7 +17,7 @@ sys.path.append(str(ROOT))
 
 from benchmarks import bench, report  # noqa: E402
 from benchmarks.baselines import BestEager, functional, paper_order  # noqa: E402
-from benchmarks.harness import OURS, Case, Prepared, run_case  # noqa: E402
+from benchmarks.harness import OURS, Case, Prepared, Row, run_case  # noqa: E402
 
 
 def prepared(check: bool = True) -> Prepared:
@@ -81,6 +81,18 @@ def test_baselines_estimate_a_gradient(kind: str, seed: int) -> None:
         # The relative error of the estimate has variance (d - 1) / q = 0.012.
         error = (estimate.flatten(1) - slope).norm(dim=1) / slope.norm()
         assert float(error.max()) < 0.25
+
+
+def test_a_gpu_has_a_section_of_its_own(tmp_path: Path) -> None:
+    rows = [asdict(Row("fit/one of replay", OURS, 0, 2.5, 0.0, 1.0, None, None, None, 1))]
+    native = {"cuda_architectures": ["80", "90"]}
+    meta = {"device": "A GPU", "torch": "2", "cuda": "13", "python": "3", "native": native, "runs": 3}
+    content = {"meta": meta | {"minutes_of_the_whole": {"replay": 2.5, "recovery": 1.25}}, "rows": rows}
+    (tmp_path / "a-gpu.json").write_text(json.dumps(content))
+    text = report.tables(tmp_path)
+    assert "### A GPU\n\ntorch 2, Python 3, CUDA 13, kernels for 80, 90; medians of 3 runs." in text
+    assert "in minutes: replay 2.5, recovery 1.2." in text
+    assert ".png" not in text
 
 
 @pytest.mark.parametrize(("page", "make"), [("docs/performance.md", report.tables), ("README.md", report.highlights)])
