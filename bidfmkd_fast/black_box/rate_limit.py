@@ -39,13 +39,19 @@ class RateLimit:
         """Wait until a request with so many images may go. A large one goes once the ones before it are paid off."""
         with self._lock:
             now = self._clock()
+            start = max(now, self._filled)  # what came before may still be waiting
             owed = 0.0
+            for i, rate in enumerate(self._rates):
+                if rate is not None:
+                    self._fill(i, rate, start - self._filled)
+                    owed = max(owed, -self._tokens[i] / rate)
             for i, (rate, used) in enumerate(zip(self._rates, (n_images, 1))):
-                if rate is None:
-                    continue
-                self._tokens[i] = min(max(1.0, rate), self._tokens[i] + rate * (now - self._filled))
-                owed = max(owed, -self._tokens[i] / rate)
-                self._tokens[i] -= used
-            self._filled = now
-        if owed > 0:
-            self._sleep(owed)
+                if rate is not None:
+                    self._fill(i, rate, owed)
+                    self._tokens[i] -= used
+            self._filled = goes = start + owed
+        if goes > now:
+            self._sleep(goes - now)
+
+    def _fill(self, i: int, rate: float, seconds: float) -> None:
+        self._tokens[i] = min(max(1.0, rate), self._tokens[i] + rate * seconds)

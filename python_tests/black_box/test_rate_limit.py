@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bidfmkd_fast.black_box.rate_limit import RateLimit
@@ -47,6 +47,7 @@ def test_a_second_may_be_used_at_once_then_the_pace_holds() -> None:
     st.floats(0.5, 200),
     st.floats(0.5, 20),
 )
+@example([(1, 0.0), (1, 0.0), (7, 0.0), (1, 0.0)], 3.0, 1.0)  # one pace fills up while the other is waited for
 def test_over_any_stretch_no_more_than_the_pace_allows(
     calls: list[tuple[int, float]], images_per_second: float, requests_per_second: float
 ) -> None:
