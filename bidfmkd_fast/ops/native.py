@@ -102,7 +102,7 @@ def _cuda_problem(index: int) -> str | None:
     if not (problem := _C.cuda_problem(index)):
         return None
     built = ", ".join(_C.build_info()["cuda_architectures"])
-    return f"the CUDA kernels, built for {built}, do not run on cuda:{index}: {problem}; rebuild with CUDAARCHS=native"
+    return f"the CUDA kernels, built for {built}, do not run on cuda:{index}: {problem}"
 
 
 def _why_not(*tensors: Tensor) -> str | None:

@@ -90,23 +90,25 @@ void launch_differences(const void* scores, const std::int64_t* labels, const vo
 }  // namespace
 
 std::string problem(int device) {
-  int n_devices = 0;
+  int n_devices = 0, block_bytes = 0;
+  std::string advice;
   cudaError_t status = cudaGetDeviceCount(&n_devices);  // fails where the driver is missing or older than this CUDA
   if (status == cudaSuccess && device >= n_devices) status = cudaErrorInvalidDevice;
   if (status == cudaSuccess) {
     const DeviceGuard guard("problem", device);
     cudaFuncAttributes attributes;
     status = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(gradients));  // compiled for it, or not
+    if (status != cudaSuccess) advice = "; rebuild with CUDAARCHS=native";
   }
-  int block_bytes = 0;
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    return cudaGetErrorString(status) + advice;
+  }
   constexpr int kNeeded = sizeof(Sizes) + 1024;
-  if (status == cudaSuccess)
-    status = cudaDeviceGetAttribute(&block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (status == cudaSuccess && block_bytes < kNeeded)
-    return "a block has " + std::to_string(block_bytes) + " bytes of shared memory there, and they need " + std::to_string(kNeeded);
-  if (status == cudaSuccess) return "";
-  cudaGetLastError();
-  return cudaGetErrorString(status);
+  if (block_bytes >= kNeeded) return "";
+  return "a block has " + std::to_string(block_bytes) + " bytes of shared memory there, and they need " +
+         std::to_string(kNeeded);
 }
 
 void objective_differences(const void* scores, const std::int64_t* labels, const void* student, ScoreType type,
