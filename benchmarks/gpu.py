@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
+import bidfmkd_fast as bf
 
-import bidfmkd_fast as bf  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # after the import above: the package that was built, the benchmarks of this tree
+
 from benchmarks.baselines import BestEager, paper_order  # noqa: E402
 from benchmarks.bench import table  # noqa: E402
 from benchmarks.cases.steps import DEFAULT, PAPER, PlainConv4, PlainGenerator, _episode, _plain_adapt  # noqa: E402
@@ -303,7 +303,7 @@ def black_box(runs: int) -> Iterator[Row]:
 
 def whole_run(runs: int) -> Iterator[Row]:
     """What a run takes of each stage, from one of eight APIs at the default settings; making the APIs aside."""
-    n_apis, per_round, final = 8, 200, 1000
+    n_apis, per_round, final = 8, 100, 300
     config = bf.TrainConfig(replay=bf.ReplayConfig(steps_per_round=per_round, patience=0, final_steps=final))
     rounds = n_apis // config.meta_batch_size
     start = time.perf_counter()
@@ -365,6 +365,7 @@ def main() -> int:
     for _ in range(500):  # about a second, until the clocks are up
         busy = (busy @ busy).clamp_(-1, 1)
     for cases in (kernels, black_box, recovery_steps, side_by_side, replay_steps, evaluation, whole_run):
+        start, first = time.perf_counter(), len(rows)
         try:
             for row in cases(options.runs):
                 rows.append(row)
@@ -372,8 +373,7 @@ def main() -> int:
             traceback.print_exc()
             failed.append(cases.__name__)
         file = write(rows, options.out, options.runs)
-        print(f"{cases.__name__} done", file=sys.stderr)
-    print(table(rows))
+        print(f"{table(rows[first:])}\n\n{cases.__name__}: {time.perf_counter() - start:.0f} s\n", flush=True)
     told = ", ".join(f"{stage} {value:.1f}" for stage, value in extrapolated(rows).items())
     print(f"\n{WHOLE['APIs']} APIs and {WHOLE['outer steps']:,} outer steps, minutes by these times: {told}")
     print(f"written: {file}" + (f"; failed: {', '.join(failed)}" if failed else ""))

@@ -13,7 +13,7 @@ mkdir -p "$1"
 out="$(cd "$1" && pwd)"
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
-step_log="$(mktemp)"
+step_log="$out/step.log" # a run that is cut off leaves it
 failed=""
 : >"$out/gpu_check.log"
 
@@ -65,7 +65,7 @@ export PYTHONPATH="$PWD/build/gpu_site" PYTHONSAFEPATH=1
 step no_spills no_spills
 step diagnostics diagnostics
 cat "$step_log"
-step benchmarks timeout 200 "$python" benchmarks/gpu.py --out "$out"
+step benchmarks timeout 240 "$python" benchmarks/gpu.py --out "$out"
 cat "$step_log"
 if command -v compute-sanitizer >/dev/null; then
   step memcheck sanitized memcheck --report-api-errors no
@@ -74,7 +74,7 @@ else
   echo "FAILED  there is no compute-sanitizer on PATH"
   failed="$failed sanitizer"
 fi
-step tests timeout 200 "$python" -m pytest -q -p no:cacheprovider python_tests/cuda
+step tests timeout "$((SECONDS < 500 ? 570 - SECONDS : 70))" "$python" -m pytest -q -p no:cacheprovider python_tests/cuda
 rm -f "$step_log"
 if [ -n "$failed" ]; then
   echo "failed:$failed"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 WARM_UP_STEPS = 3  # run plainly: what is made lazily (optimiser state, plans of convolutions) must be there by then
+_WAITS = "synchronizing CUDA operation"  # in torch's warning of one
 _capture_failed = False  # torch cannot capture again in a process where one capture was cut off
 
 
@@ -60,19 +63,25 @@ class RepeatedStep:
 
     def _waits_of(self, step: Callable[[], None]) -> str:
         """Runs the step once more; where it first makes the host wait, or nothing."""
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
+        before, own, waits = torch.cuda.get_sync_debug_mode(), threading.get_ident(), []
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+            if _WAITS not in str(message):
+                show(message, category, filename, lineno, *rest)
+            elif threading.get_ident() == own:  # other threads wait for their own reasons
+                waits.append(f"{filename}:{lineno} makes the host wait for the device")
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", f".*{_WAITS}")
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            warnings.showwarning = note  # type: ignore[assignment]
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
                 self._run_aside(step)
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-        waits = [one for one in caught if "synchronizing CUDA operation" in str(one.message)]
-        for one in caught:
-            if one not in waits:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        return f"{waits[0].filename}:{waits[0].lineno} makes the host wait for the device" if waits else ""
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        return waits[0] if waits else ""
 
     def _capture(self, step: Callable[[], None]) -> None:
         global _capture_failed

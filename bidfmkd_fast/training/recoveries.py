@@ -54,8 +54,8 @@ class Stopped(Exception):
 
 
 class Recoveries:
-    """Recovers groups of APIs. Services of a group run at once, each in a thread; local APIs one after the other, or
-    side by side on a GPU.
+    """Recovers groups of APIs. Services of a group run at once, each in a thread; local APIs one after the other, or,
+    without a budget, side by side on a GPU.
 
     What is recovered does not depend on that, as far as the APIs' answers do not: seeds go by API and set, and the task
     models of a group start from the same meta-model. To be used in a `with` block, which stops what is under way.
@@ -95,10 +95,10 @@ class Recoveries:
 
         services = [self._threads.submit(job(index)) for index in indices if self.apis[index]._is_service]
         local = [index for index in indices if not self.apis[index]._is_service]
-        if self._at_once():
-            outcomes = self._side_by_side(local, module, outer_step)
-        else:
-            outcomes = [job(index)() for index in local]
+        # What a budget pays is to be whole sets: one after the other there.
+        together = [index for index in local if self._at_once() and self.apis[index].budget is None]
+        outcomes = self._side_by_side(together, module, outer_step)
+        outcomes += [job(index)() for index in local if index not in together]
         outcomes += self._gather(services)
         return sorted(outcomes, key=lambda outcome: outcome.index)
 

@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kMostThreads)
         }
         block_sums(squares, partial[odd]);
 #pragma unroll
-        for (int t = 0; t < kTogether; ++t) c[t] *= rsqrtf(squares[t]);
+        for (int t = 0; t < kTogether; ++t) c[t] = t < left ? c[t] * rsqrtf(squares[t]) : 0.0f;
       }
 #pragma unroll
       for (int t = 0; t < kTogether; ++t)

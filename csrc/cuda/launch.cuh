@@ -74,6 +74,8 @@ Grid resident_grid(const char* op, void (*kernel)(Wanted...), std::int64_t most,
   check(cudaGetDevice(&device), op);
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), op);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), op);
+  // As much of a multiprocessor's memory as can be is shared memory, as the count of blocks takes it to be.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared), op);
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads), shared_bytes), op);
   const std::int64_t resident = static_cast<std::int64_t>(processors) * blocks;
   if (resident == 0) throw std::runtime_error(std::string(op) + ": CUDA: a block takes more than a multiprocessor has");

@@ -260,6 +260,19 @@ def test_sets_of_a_group_made_at_once(seed: int, monkeypatch: pytest.MonkeyPatch
             assert torch.equal(value, wanted_value)
 
 
+def test_a_budget_pays_sets_one_after_the_other(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made at once, four sets would share what is left and none would be whole."""
+    config = replace(TINY, seed=seed, meta_batch_size=4)
+    set_of = BiDfMKD(pool(1), config=config).planned_queries() // 2
+    runs = []
+    for at_once in (False, True):
+        monkeypatch.setattr(recoveries.Recoveries, "_at_once", lambda self, at_once=at_once: at_once)
+        runs.append(BiDfMKD(pool(4), config=config, budget=Budget(max_queries=3 * set_of + set_of // 2)).fit())
+    assert same(*runs)
+    assert runs[0].queries == runs[1].queries
+    assert [record["stage"] for record in runs[1].history].count("distillation") == 1
+
+
 def test_patience_where_steps_are_told_late() -> None:
     """As on a GPU: it counts from the step that was best, stops at a telling only, and every step is told."""
     accuracies, recorded, asked = [0.1, 0.2, 0.3, 0.4, 0.5, *[0.5] * 30], [], []
