@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from looks import NoLooks
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta import TaskMemory, outer_replay_step
@@ -84,3 +85,12 @@ def test_what_is_no_number_is_told(seed: int) -> None:
         replay.step(seed, step * N_TASKS)
     with pytest.raises(InputError, match="a loss or its gradient is not finite"):
         replay.records()
+
+
+@pytest.mark.parametrize("rotations", [1, 4])
+def test_no_step_looks_at_a_value(seed: int, rotations: int) -> None:
+    replay = make_replay(make_module(), make_memory(seed), rotations=rotations)
+    replay.step(seed, 0)
+    replay._optimizer.step = lambda: None  # type: ignore[assignment,method-assign]  # that looks, though not on a GPU
+    with NoLooks():
+        replay._step()

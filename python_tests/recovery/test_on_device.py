@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from looks import NoLooks
 from tolerances import TOLERANCES
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, TorchBlackBox
@@ -153,6 +154,17 @@ def test_logits_told_as_probabilities() -> None:
     api = TorchBlackBox(Logits(), APISpec(N_CLASSES, SHAPE, scores_kind="probabilities"))
     with pytest.raises(BadAnswer, match="they must be from 0 to 1; it answered .*; does it give logits"):
         make_recovery(api, CONFIG).run()
+
+
+@pytest.mark.parametrize("with_student", [False, True])
+def test_no_step_looks_at_a_value(with_student: bool, seed: int) -> None:
+    one = make_recovery(make_api(seed), replace(CONFIG, augment=True), make_module(seed) if with_student else None)
+    one.step()  # the optimiser makes its state
+    one._maker.optimizer.step = lambda: None  # type: ignore[assignment,method-assign]  # that looks, though not on a GPU
+    with NoLooks():
+        one.step()
+    with pytest.raises(AssertionError, match="needs a tensor's value"), NoLooks():
+        one.result()
 
 
 def test_it_ends_without_a_collection(seed: int) -> None:
