@@ -89,12 +89,14 @@ def test_captured_once_then_replayed(cuda: list[object]) -> None:
     assert one._stream is not other._stream
 
 
+@pytest.mark.filterwarnings("ignore:called a synchronizing:UserWarning")  # of the steps before the one watched
 def test_a_step_that_waits_is_never_captured(cuda: list[object]) -> None:
     with pytest.warns(RuntimeWarning, match=r"without a CUDA graph: .*test_repeated.py:\d+ makes the host wait"):
         call(wait, WARM_UP_STEPS + 3)
     assert not cuda
 
 
+@pytest.mark.filterwarnings("ignore:called a synchronizing:UserWarning")
 def test_what_other_threads_wait_for_is_their_own(cuda: list[object]) -> None:
     def step() -> None:
         other = threading.Thread(target=wait)

@@ -90,7 +90,7 @@ class TaskMemory:
                 raise InputError(f"sample_episode: {name} must be 1 or more; got {value}")
         needed = n_shot + n_query
         classes = self.classes
-        rich = [position for position, key in enumerate(classes) if len(self._images[key]) >= needed]
+        rich = [position for position, key in enumerate(classes) if self._images[key].size(0) >= needed]
         if len(rich) < n_way:
             raise InputError(
                 f"sample_episode: {n_way} classes with n_shot + n_query = {needed} images each are wanted; "
