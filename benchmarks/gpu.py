@@ -302,7 +302,7 @@ def black_box(runs: int) -> Iterator[Row]:
 
 
 def whole_run(runs: int) -> Iterator[Row]:
-    """What a run takes of each stage, from one of eight APIs at the default settings; making the APIs aside."""
+    """What each stage of a run takes, from one of eight APIs at the default settings."""
     n_apis, per_round, final = 8, 100, 300
     config = bf.TrainConfig(replay=bf.ReplayConfig(steps_per_round=per_round, patience=0, final_steps=final))
     rounds = n_apis // config.meta_batch_size
@@ -340,6 +340,7 @@ def write(rows: list[Row], out: Path, runs: int) -> Path:
         "python": platform.python_version(),
         "native": ops.native.build_info(),
         "runs": runs,
+        "whole": WHOLE,
         "minutes_of_the_whole": extrapolated(rows),
     }
     out.mkdir(parents=True, exist_ok=True)

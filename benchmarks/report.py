@@ -49,7 +49,8 @@ def tables(results: Path) -> str:
         if "cuda" in meta:
             kernels = f"CUDA {meta['cuda']}, kernels for {', '.join(meta['native']['cuda_architectures'])}"
             told = ", ".join(f"{stage} {minutes:.1f}" for stage, minutes in meta["minutes_of_the_whole"].items())
-            shown = f"A run of 100 APIs and 60,000 outer steps takes by these times, in minutes: {told}."
+            whole = " and ".join(f"{number:,} {of}" for of, number in meta["whole"].items())
+            shown = f"A run of {whole} takes by these times, in minutes: {told}."
         else:
             kernels = f"{meta['native']['compiler']}, instruction set {meta['native']['cpu_level']}"
             shown = f"![Ratios](../benchmarks/results/{content['stem']}.png)"

@@ -32,37 +32,40 @@ constexpr const char* kArchitectures = "";
 // Every call ends with n_threads, device, stream: it runs on that stream of the CUDA device, or on the CPU where `device` is
 // negative. `workspace` is for CUDA only, see cuda/kernels.h; `score_type` other than float32, too.
 
+bidfmkd::Geometry geometry(Int n_images, Int n_elements, int directions, Int channels, Int height, Int width, Int grid) {
+  return {n_images, n_elements, static_cast<bidfmkd::Directions>(directions), channels, height, width, grid};
+}
+
 bidfmkd::Drawing drawing(Address state, Int num_directions, Int n_images, Int n_elements, int directions, Int channels,
                          Int height, Int width, Int grid, double mu, Int first_direction, Int first_image) {
-  const bidfmkd::Geometry geometry{
-      n_images, n_elements, static_cast<bidfmkd::Directions>(directions), channels, height, width, grid};
-  return {geometry, at<const Int>(state), num_directions, mu, first_direction, first_image};
+  return {geometry(n_images, n_elements, directions, channels, height, width, grid), at<const Int>(state), num_directions,
+          mu, first_direction, first_image};
 }
 
-// Floats of the workspaces of calls on a CUDA device.
 #if defined(BIDFMKD_CUDA)
-Int perturb_workspace(Int num_directions, Int n_images, Int n_elements, int directions, Int channels, Int height, Int width,
-                      Int grid, int /*device*/) {
-  return bidfmkd::cuda::perturb_workspace(
-      {n_images, n_elements, static_cast<bidfmkd::Directions>(directions), channels, height, width, grid}, num_directions);
+// Floats of the workspaces of calls on a CUDA device.
+Int perturb_workspace(Int num_directions, Int n_images, Int n_elements, int directions, Int channels, Int height,
+                      Int width, Int grid, int /*device*/) {
+  return bidfmkd::cuda::perturb_workspace(geometry(n_images, n_elements, directions, channels, height, width, grid),
+                                          num_directions);
 }
 
-Int gradient_workspace(Int num_directions, Int n_images, Int n_elements, int directions, Int channels, Int height, Int width,
-                       Int grid, int device) {
-  return bidfmkd::cuda::gradient_workspace(
-      {n_images, n_elements, static_cast<bidfmkd::Directions>(directions), channels, height, width, grid}, num_directions,
-      device);
+Int gradient_workspace(Int num_directions, Int n_images, Int n_elements, int directions, Int channels, Int height,
+                       Int width, Int grid, int device) {
+  return bidfmkd::cuda::gradient_workspace(geometry(n_images, n_elements, directions, channels, height, width, grid),
+                                           num_directions, device);
 }
 #endif
 
-void perturb(Address x, Address state, Address workspace, Address out, Int num_directions, Int n_images, Int n_elements, int directions,
-             Int channels, Int height, Int width, Int grid, double mu, Int first_direction, Int first_image,
-             int n_threads, int device, Address stream) {
+void perturb(Address x, Address state, Address workspace, Address out, Int num_directions, Int n_images, Int n_elements,
+             int directions, Int channels, Int height, Int width, Int grid, double mu, Int first_direction,
+             Int first_image, int n_threads, int device, Address stream) {
   const auto draw = drawing(state, num_directions, n_images, n_elements, directions, channels, height, width, grid, mu,
                             first_direction, first_image);
   if constexpr (kHasCuda) {
     if (device >= 0)
-      return bidfmkd::cuda::perturb(draw, at<const float>(x), at<float>(workspace), at<float>(out), {device, at<void>(stream)});
+      return bidfmkd::cuda::perturb(draw, at<const float>(x), at<float>(workspace), at<float>(out),
+                                    {device, at<void>(stream)});
   }
   bidfmkd::kernels().perturb(draw, at<const float>(x), at<float>(out), n_threads);
 }

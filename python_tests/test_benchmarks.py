@@ -87,11 +87,12 @@ def test_a_gpu_has_a_section_of_its_own(tmp_path: Path) -> None:
     rows = [asdict(Row("fit/one of replay", OURS, 0, 2.5, 0.0, 1.0, None, None, None, 1))]
     native = {"cuda_architectures": ["80", "90"]}
     meta = {"device": "A GPU", "torch": "2", "cuda": "13", "python": "3", "native": native, "runs": 3}
+    meta["whole"] = {"APIs": 7, "outer steps": 8000}
     content = {"meta": meta | {"minutes_of_the_whole": {"replay": 2.5, "recovery": 1.25}}, "rows": rows}
     (tmp_path / "a-gpu.json").write_text(json.dumps(content))
     text = report.tables(tmp_path)
     assert "### A GPU\n\ntorch 2, Python 3, CUDA 13, kernels for 80, 90; medians of 3 runs." in text
-    assert "in minutes: replay 2.5, recovery 1.2." in text
+    assert "A run of 7 APIs and 8,000 outer steps takes by these times, in minutes: replay 2.5, recovery 1.2." in text
     assert ".png" not in text
 
 

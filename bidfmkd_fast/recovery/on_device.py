@@ -154,8 +154,9 @@ class DeviceRecovery:
         matched = (scores[0].argmax(1) == self._objective.labels).float().mean()
         self._records.index_copy_(0, self._index, torch.stack([losses.mean(), self._losses.mean(), matched])[None])
         self._finite[1:] &= scores.isfinite().all()
-        low, high = scores.aminmax()
-        self._range.copy_(torch.stack([low.minimum(self._range[0]), high.maximum(self._range[1])]))
+        if self.api.spec.returned_kind == "probabilities":
+            low, high = scores.aminmax()
+            self._range.copy_(torch.stack([low.minimum(self._range[0]), high.maximum(self._range[1])]))
         if student_scores is not None:
             self._finite[:1] &= student_scores.isfinite().all()
         self._index += 1

@@ -1,4 +1,4 @@
-// A sum over the threads of a block, in one order.
+// Sums over the threads of a block, in one order.
 #pragma once
 
 #include "launch.cuh"
@@ -18,6 +18,24 @@ __device__ Number block_sum(Number value, Number (&partial)[kWarp]) {
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kEveryLane, value, distance);
   return value;
+}
+
+// Both values summed over all threads; as block_sum does it. Each half of a warp has one of them.
+__device__ __forceinline__ void block_sums(float (&values)[2], float (&partial)[2][kWarp]) {
+  constexpr unsigned kHalf = kWarp / 2;
+  const unsigned lane = threadIdx.x % kWarp, at = lane % kHalf, n_warps = blockDim.x / kWarp;
+  const bool upper = lane >= kHalf;
+  float own = (upper ? values[1] : values[0]) + __shfl_xor_sync(kEveryLane, upper ? values[0] : values[1], kHalf);
+#pragma unroll
+  for (int distance = kHalf / 2; distance > 0; distance /= 2) own += __shfl_xor_sync(kEveryLane, own, distance);
+  if (at == 0) partial[upper][threadIdx.x / kWarp] = own;
+  __syncthreads();
+  own = (at < n_warps ? partial[upper][at] : 0.0f) + (at + kHalf < n_warps ? partial[upper][at + kHalf] : 0.0f);
+#pragma unroll
+  for (int distance = kHalf / 2; distance > 0; distance /= 2) own += __shfl_xor_sync(kEveryLane, own, distance);
+  const float other = __shfl_xor_sync(kEveryLane, own, kHalf);
+  values[0] = upper ? other : own;
+  values[1] = upper ? own : other;
 }
 
 }  // namespace cuda

@@ -11,7 +11,6 @@ namespace {
 constexpr const char* kOp = "estimate_gradient";
 constexpr int kSlices = 8;    // warps of a block that share the directions of the same elements
 constexpr int kTogether = 2;  // directions between two barriers, as block_sums has them
-constexpr unsigned kPieceThreads = 512;
 
 // sums[] of the slices added up: element e of the block's `kWarp * size` to total(e), called by all threads in turns.
 template <int size, class Total>
@@ -61,24 +60,6 @@ __global__ void __launch_bounds__(kWarp* kSlices)
   });
 }
 
-// Both values summed over all threads; see block_sum. Each half of a warp has one of them.
-__device__ __forceinline__ void block_sums(float (&values)[2], float (&partial)[2][kWarp]) {
-  constexpr unsigned kHalf = kWarp / 2;
-  const unsigned lane = threadIdx.x % kWarp, at = lane % kHalf, n_warps = blockDim.x / kWarp;
-  const bool upper = lane >= kHalf;
-  float own = (upper ? values[1] : values[0]) + __shfl_xor_sync(kEveryLane, upper ? values[0] : values[1], kHalf);
-#pragma unroll
-  for (int distance = kHalf / 2; distance > 0; distance /= 2) own += __shfl_xor_sync(kEveryLane, own, distance);
-  if (at == 0) partial[upper][threadIdx.x / kWarp] = own;
-  __syncthreads();
-  own = (at < n_warps ? partial[upper][at] : 0.0f) + (at + kHalf < n_warps ? partial[upper][at + kHalf] : 0.0f);
-#pragma unroll
-  for (int distance = kHalf / 2; distance > 0; distance /= 2) own += __shfl_xor_sync(kEveryLane, own, distance);
-  const float other = __shfl_xor_sync(kEveryLane, own, kHalf);
-  values[0] = upper ? other : own;
-  values[1] = upper ? own : other;
-}
-
 // sums[b] = scale * sum_k differences[k, b] normals_kb / |row k, b|. kMeasured: pieces are whole rows, whose length the
 // block finds itself; otherwise it is given, or, by nullptr, left out. Of a piece whose first directions are another
 // block's the sum goes to shares[block].
@@ -97,7 +78,6 @@ __global__ void __launch_bounds__(kMostThreads)
     const Place place(pieces, r, end);
     r += place.last - place.first;
     const std::int64_t index = place.tile * pieces.size / 8 + threadIdx.x;
-    const bool cut = 8 * index + 8 > pieces.n;
     const auto image = static_cast<std::uint32_t>(drawing.first_image + place.image);
     auto direction = static_cast<std::uint32_t>(drawing.first_direction + place.first);
     std::int64_t at = place.first * n_images + place.image;
@@ -116,7 +96,7 @@ __global__ void __launch_bounds__(kMostThreads)
         float squares[kTogether];
 #pragma unroll
         for (int t = 0; t < kTogether; ++t) {
-          if (cut) cut_octet(octets[t], index, pieces.n);
+          cut_octet(octets[t], index, pieces.n);
           squares[t] = sum_of_squares(octets[t]);
         }
         block_sums(squares, partial[odd]);
@@ -213,7 +193,7 @@ void estimate_gradient(const Drawing& drawing, const float* differences, float* 
   float *shares = workspace + q * n_images, *lengths = nullptr, *fields = shares + plan.n_shares();
   if (!plan.measured && !plan.gaussian) {
     lengths = plan.lowres ? fields + n_images * plan.pieces.n : fields;
-    measure_rows(drawing, lengths, queue);
+    measure_rows(kOp, drawing, lengths, queue);
   }
   float* sums = plan.lowres ? fields : gradient;
   launch(kOp, queue, plan.measured ? sum_normals<true> : sum_normals<false>, plan.grid, drawing, plan.pieces,

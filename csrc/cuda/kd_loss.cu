@@ -1,6 +1,7 @@
 // The per-sample losses over whole batches, in double, from the text the CPU shares. Small beside the black box: a thread
 // an image, a block wherever something is to be added up or subtracted.
-#include "rows.cuh"
+#include "block_sum.cuh"
+#include "normals.cuh"
 
 namespace bidfmkd {
 namespace cuda {

@@ -5,8 +5,6 @@ namespace bidfmkd {
 namespace cuda {
 namespace {
 
-constexpr const char* kOp = "length";
-
 // squares[k, b, piece]: the squares of a piece added up.
 template <class Row>
 __global__ void __launch_bounds__(Row::kThreads)
@@ -16,12 +14,17 @@ __global__ void __launch_bounds__(Row::kThreads)
   Row::prepare(drawing.geometry, staging);
   const RandomState random = random_state(drawing.state);
   const std::int64_t end = pieces.begin(blockIdx.x + 1);
-  for (std::int64_t r = pieces.begin(blockIdx.x); r < end; ++r) {
+  bool odd = false;
+  for (std::int64_t r = pieces.begin(blockIdx.x); r < end;) {
     const Place place(pieces, r, end);
-    const Row row(drawing, random, place.image, place.first, staging);
-    const float sum = block_sum(sum_of_squares(row.octet(place.tile * pieces.size / 8 + threadIdx.x)), partial[r % 2]);
-    if (threadIdx.x == 0)
-      squares[(place.first * drawing.geometry.n_images + place.image) * pieces.tiles + place.tile] = sum;
+    r += place.last - place.first;
+    const std::int64_t index = place.tile * pieces.size / 8 + threadIdx.x;
+    for (std::int64_t k = place.first; k < place.last; ++k) {
+      odd = !odd;  // a warp may still read the sums of the row before
+      const Row row(drawing, random, place.image, k, staging);
+      const float sum = block_sum(sum_of_squares(row.octet(index)), partial[odd]);
+      if (threadIdx.x == 0) squares[(k * drawing.geometry.n_images + place.image) * pieces.tiles + place.tile] = sum;
+    }
   }
 }
 
@@ -35,16 +38,16 @@ __global__ void invert_lengths(std::int64_t n_rows, std::int64_t tiles, const fl
 }
 
 template <class Row>
-void launch_squares(const Drawing& drawing, float* workspace, const Queue& queue) {
+void launch_squares(const char* op, const Drawing& drawing, float* workspace, const Queue& queue) {
   const Geometry& geometry = drawing.geometry;
   const std::int64_t n_rows = drawing.num_directions * geometry.n_images;
   if (n_rows == 0) return;
   Pieces pieces;
-  const Grid grid = share_pieces(kOp, piece_squares<Row>, geometry.n_images, geometry.n_elements, drawing.num_directions,
+  const Grid grid = share_pieces(op, piece_squares<Row>, geometry.n_images, geometry.n_elements, drawing.num_directions,
                                  Row::kThreads, sizeof(typename Row::Staging), pieces);
   float* squares = workspace + n_rows;
-  launch(kOp, queue, piece_squares<Row>, grid, drawing, pieces, squares);
-  launch(kOp, queue, invert_lengths, {ceil_divide(n_rows, 256), dim3(256)}, n_rows, pieces.tiles,
+  launch(op, queue, piece_squares<Row>, grid, drawing, pieces, squares);
+  launch(op, queue, invert_lengths, {ceil_divide(n_rows, 256), dim3(256)}, n_rows, pieces.tiles,
          static_cast<const float*>(squares), workspace);
 }
 
@@ -52,14 +55,15 @@ void launch_squares(const Drawing& drawing, float* workspace, const Queue& queue
 
 std::int64_t lengths_workspace(const Geometry& geometry, std::int64_t num_directions) {
   const std::int64_t n_tiles = with_row(geometry, [&](auto which) {
-    return ceil_divide(geometry.n_elements, 8 * std::int64_t{piece_threads(geometry.n_elements, decltype(which)::Row::kThreads)});
+    const unsigned threads = piece_threads(geometry.n_elements, decltype(which)::Row::kThreads);
+    return ceil_divide(geometry.n_elements, 8 * std::int64_t{threads});
   });
   return num_directions * geometry.n_images * (1 + n_tiles);
 }
 
-void measure_rows(const Drawing& drawing, float* workspace, const Queue& queue) {
+void measure_rows(const char* op, const Drawing& drawing, float* workspace, const Queue& queue) {
   with_row(drawing.geometry,
-           [&](auto which) { launch_squares<typename decltype(which)::Row>(drawing, workspace, queue); });
+           [&](auto which) { launch_squares<typename decltype(which)::Row>(op, drawing, workspace, queue); });
 }
 
 }  // namespace cuda

@@ -10,7 +10,6 @@ namespace {
 
 constexpr const char* kOp = "perturb";
 constexpr int kSignThreads = 256;
-constexpr unsigned kPieceThreads = 512;
 
 // Stores value(0), ..., value(3) at to[0, n), at once if they are all there and the rows allow it.
 template <class Value>
@@ -123,7 +122,8 @@ __global__ void __launch_bounds__(Row::kThreads)
   auto& staging = *reinterpret_cast<typename Row::Staging*>(dynamic_memory);
   Row::prepare(drawing.geometry, staging);
   const RandomState random = random_state(drawing.state);
-  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements, end = pieces.begin(blockIdx.x + 1);
+  const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements;
+  const std::int64_t end = pieces.begin(blockIdx.x + 1);
   const auto mu = static_cast<float>(drawing.mu), fixed = static_cast<float>(1.0 / float_gaussian_length(d));
   bool odd = false;
   for (std::int64_t r = pieces.begin(blockIdx.x); r < end;) {
@@ -155,20 +155,21 @@ template <class Row>
 void launch_pieces(const Drawing& drawing, bool vectors, const float* x, float* workspace, float* out, const Queue& queue) {
   const Geometry& geometry = drawing.geometry;
   const bool gaussian = geometry.directions == Directions::kGaussian, measured = !gaussian && seen_whole<Row>(geometry);
-  if (!gaussian && !measured) measure_rows(drawing, workspace, queue);
+  if (takes_lengths<Row>(geometry)) measure_rows(kOp, drawing, workspace, queue);
   const auto kernel = measured ? perturb_pieces<Row, true> : perturb_pieces<Row, false>;
   Pieces pieces;
   const Grid grid = share_pieces(kOp, kernel, geometry.n_images, geometry.n_elements, 1 + drawing.num_directions,
                                  measured ? Row::kThreads : kPieceThreads, sizeof(typename Row::Staging), pieces);
-  launch(kOp, queue, kernel, grid, drawing, pieces, vectors, gaussian ? nullptr : static_cast<const float*>(workspace), x, out);
+  launch(kOp, queue, kernel, grid, drawing, pieces, vectors, gaussian ? nullptr : static_cast<const float*>(workspace), x,
+         out);
 }
 
 }  // namespace
 
 std::int64_t perturb_workspace(const Geometry& geometry, std::int64_t num_directions) {
-  const bool normalised = geometry.directions == Directions::kSphere || geometry.directions == Directions::kLowres;
-  const bool measured = with_row(geometry, [&](auto which) { return seen_whole<typename decltype(which)::Row>(geometry); });
-  return normalised && !measured ? lengths_workspace(geometry, num_directions) : 0;
+  const bool lengths =
+      with_row(geometry, [&](auto which) { return takes_lengths<typename decltype(which)::Row>(geometry); });
+  return lengths ? lengths_workspace(geometry, num_directions) : 0;
 }
 
 void perturb(const Drawing& drawing, const float* x, float* workspace, float* out, const Queue& queue) {

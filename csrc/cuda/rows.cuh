@@ -200,6 +200,8 @@ auto with_row(const Geometry& geometry, const Function& function) {
   return FieldRow::fits(geometry) ? function(Which<FieldRow>{}) : function(Which<DrawnFieldRow>{});
 }
 
+constexpr unsigned kPieceThreads = 512;  // of a block that need not see whole rows, at most
+
 // Rows of `n` elements cut into pieces of as many as the threads of a block have octets for. `points` things are made of
 // every piece, one after the other; a block takes its share of all of them, in the order of images, pieces, points.
 struct Pieces {

@@ -7,7 +7,7 @@
 #if defined(__CUDACC__)
 #define BIDFMKD_BOTH __host__ __device__ __forceinline__
 #define BIDFMKD_UNROLL _Pragma("unroll")
-#define BIDFMKD_ROLLED _Pragma("unroll 1")
+#define BIDFMKD_ROLLED _Pragma("unroll 1")  // unrolled, these loops spill registers
 #else
 #define BIDFMKD_BOTH inline
 #define BIDFMKD_UNROLL
@@ -42,10 +42,13 @@ struct Product {
   std::uint32_t low, high;
 };
 
+// On a GPU one instruction, named: out of 64-bit numbers the compiler makes two additions more.
 BIDFMKD_BOTH Product product(std::uint32_t a, std::uint32_t b) {
 #if defined(__CUDA_ARCH__)
   Product p;
-  asm("{ .reg .u64 wide; mul.wide.u32 wide, %2, %3; mov.b64 {%0, %1}, wide; }" : "=r"(p.low), "=r"(p.high) : "r"(a), "r"(b));
+  asm("{ .reg .u64 wide; mul.wide.u32 wide, %2, %3; mov.b64 {%0, %1}, wide; }"
+      : "=r"(p.low), "=r"(p.high)
+      : "r"(a), "r"(b));
   return p;
 #else
   const std::uint64_t wide = static_cast<std::uint64_t>(a) * b;

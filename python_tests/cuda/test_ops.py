@@ -171,7 +171,7 @@ def pooled(
 @pytest.mark.parametrize("shape", [(1, 1, 2, 2), (3, 5, 7, 5), (5, 2, 33, 32), (75, 8, 32, 32), (2, 300, 2, 2)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_norm_pool(device: torch.device, shape: tuple[int, ...], channels_last: bool, seed: int) -> None:
-    """Winners are few steps of float32 apart from the others: one that tips changes its cell by no more than that."""
+    """Against torch in float64, on images where no winner is nearly a tie."""
     n, c, h, w = shape
     # Values on a grid of 2^-10, different within a cell: no cell is near a tie.
     images = torch.stack([torch.randperm(4096, generator=torch.Generator().manual_seed(seed + i)) for i in range(n)])
@@ -186,7 +186,7 @@ def test_norm_pool(device: torch.device, shape: tuple[int, ...], channels_last: 
     with ops.use_backend("reference"):
         expected = pooled(*(one.double() for one in (images, weight, bias, upstream)), [one.double() for one in along])
     for value, wanted in zip(actual, expected):
-        close(value, wanted, (n * h * w) ** 0.5)
+        close(value, wanted, (n * h * w) ** 0.5 if value.ndim == 1 else 0.0)  # sums over a channel may cancel
 
 
 def test_opcheck(device: torch.device, seed: int) -> None:

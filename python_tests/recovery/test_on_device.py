@@ -98,9 +98,9 @@ def test_side_by_side_changes_nothing(seed: int) -> None:
 def test_one_that_fails_leaves_the_others_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("bidfmkd_fast.recovery.recover"), "serves", lambda *_: True)
     per_step = 5 * N_CLASSES * N_PER_CLASS
-    endless = TorchBlackBox(torch.nn.Flatten(), APISpec(256, SHAPE, scores_kind="probabilities", input_range=(0, 9)))
+    logits = TorchBlackBox(torch.nn.Flatten(), APISpec(256, SHAPE, scores_kind="probabilities", input_range=(0, 9)))
     small, none = Budget(max_queries=2 * per_step), Budget(max_queries=1)
-    apis = [make_api(seed), endless, make_api(seed + 1, small), make_api(seed, none), make_api(seed + 2)]
+    apis = [make_api(seed), logits, make_api(seed + 1, small), make_api(seed, none), make_api(seed + 2)]
     students = [None, None, None, None, make_module(seed)]
     results = dict(recover_side_by_side(apis, N_PER_CLASS, students, CONFIG, seeds=range(5)))
     for i in (0, 4):
