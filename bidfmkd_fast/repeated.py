@@ -31,7 +31,7 @@ class RepeatedStep:
         self._plain_left = WARM_UP_STEPS
         self._graph: torch.cuda.CUDAGraph | None = None
         self._always_plain = device.type != "cuda"
-        # One for all of them: what cuBLAS works in belongs to a stream, and graphs that share it cannot run at once.
+        # Of its own: cuBLAS has a workspace for each stream, and graphs recorded with the same one cannot run at once.
         self._stream = None if self._always_plain else torch.cuda.Stream(device)
 
     def __call__(self, step: Callable[[], None]) -> None:
