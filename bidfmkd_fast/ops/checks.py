@@ -82,11 +82,12 @@ def check_integer(op: str, name: str, value: object, low: int, high: int | None 
     """Return `value` as an int. Refuse all but integers (numpy's too, no bool) of at least `low` and below `high`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputTypeError(f"{op}: {name} must be an integer; got {value!r}")
-    if value < low:
-        raise InputError(f"{op}: {name} must be at least {low}; got {value}")
-    if high is not None and value >= high:
-        raise InputError(f"{op}: {name} must be below {high}; got {value}")
-    return int(value)
+    number = int(value)
+    if number < low:
+        raise InputError(f"{op}: {name} must be at least {low}; got {number}")
+    if high is not None and number >= high:
+        raise InputError(f"{op}: {name} must be below {high}; got {number}")
+    return number
 
 
 def check_perturb(
@@ -130,7 +131,7 @@ def check_memory(x: Tensor, state: Tensor, out: Tensor) -> None:
             )
     if out.numel() and any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride())):
         raise InputError(
-            "perturb: the elements of out must not share memory; out is an expanded tensor, pass a full one"
+            "perturb: the elements of out must not share memory; it is an expanded tensor, pass a full one"
         )
 
 
