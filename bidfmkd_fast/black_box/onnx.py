@@ -17,6 +17,7 @@ from bidfmkd_fast.black_box.v2 import V2Model
 from bidfmkd_fast.black_box.v2_service import check_fields
 from bidfmkd_fast.black_box.wire import wire_array
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.extras import not_installed
 
 _DATATYPES = {"tensor(float)": "FP32", "tensor(uint8)": "UINT8", "tensor(float16)": "FP16", "tensor(double)": "FP64"}
 _BATCH = 256  # images run at once: their activations should not outgrow the memory
@@ -82,7 +83,7 @@ def _session(path: Path, providers: Sequence[str] | None) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise InputError("OnnxBlackBox: onnxruntime is not installed; `pip install 'bidfmkd-fast[onnx]'`") from None
+        raise not_installed("OnnxBlackBox", "onnxruntime", "onnx") from None
     if not path.is_file():
         raise InputError(f"OnnxBlackBox: there is no file {path}")
     options = onnxruntime.SessionOptions()

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters
-from bidfmkd_fast.models import AnySizeConv4, build_model, model_arguments
+from bidfmkd_fast.models import AnySizeConv4, build_model, model_arguments, model_summary
 
 _METADATA_KEY = "bidfmkd_meta_model"
 Task = TypeVar("Task")
@@ -132,6 +132,9 @@ class Classifier:
         """The label of the highest score, int64 `[N]`, of `images` `[N, C, H, W]` in unit range."""
         return self.scores(images).argmax(dim=1)
 
+    def __repr__(self) -> str:
+        return f"Classifier({model_summary(self._module)})"
+
 
 class MetaModel:
     """A module (any `nn.Module` from images `[N, C, H, W]` to logits `[N, n_classes]`) with its way of adapting.
@@ -150,6 +153,10 @@ class MetaModel:
         self.module = module
         self.adapt_steps = adapt_steps
         self.adapt_learning_rate = adapt_learning_rate
+
+    def __repr__(self) -> str:
+        settings = f"adapt_steps={self.adapt_steps}, adapt_learning_rate={self.adapt_learning_rate:g}"
+        return f"MetaModel({model_summary(self.module)}; {settings})"
 
     def adapt(
         self,

@@ -17,6 +17,7 @@ from bidfmkd_fast.recovery.generator import Generator, check_images, generator_p
 from bidfmkd_fast.recovery.objective import Objective, Student, augment
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
 from bidfmkd_fast.recovery.paper_compat import directions_left, surrogate
+from bidfmkd_fast.recovery.picture_grid import grid_html
 from bidfmkd_fast.recovery.step_length import AUTO, choose_mu, warn_if_unmoved
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.zeroth_order import ZerothOrder
@@ -24,7 +25,7 @@ from bidfmkd_fast.zeroth_order import ZerothOrder
 Record = dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recovered:
     """A set of recovered images, N = n_classes * n_per_class, sorted by wanted label.
 
@@ -46,6 +47,19 @@ class Recovered:
     history: list[Record]
     complete: bool
     mu: float | None = None
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.images.shape[1:]))
+        told = f"{len(self.images)} images {shape} of {self.scores.shape[1]} classes"
+        if len(self.images):
+            matched = (self.scores.argmax(1) == self.labels).float().mean().item()
+            told += f": {100 * matched:.0f} % as wanted, loss {self.losses.mean().item():.3g}"
+        steps = f"{len(self.history)} steps" + ("" if self.mu is None else f" of mu={self.mu:.3g}")
+        return f"Recovered({told}, {steps}{'' if self.complete else ', cut off'})"
+
+    def _repr_html_(self) -> str:
+        """Return the images as a grid, for notebooks."""
+        return grid_html(repr(self), self.images, self.labels)
 
 
 def recover(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.extras import not_installed
 from bidfmkd_fast.meta import Evaluation
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise InputError("sweep: the plot needs matplotlib; `pip install 'bidfmkd-fast[bench]'`") from None
+        raise not_installed("sweep", "matplotlib, which draws the plot,", "bench") from None
 
 
 def plot_sweep(cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequence[Evaluation]]], path: Path) -> None:

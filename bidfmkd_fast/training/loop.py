@@ -68,6 +68,10 @@ class BiDfMKD:
         self._module = module.to(self.device)
         self._check_meta_model()
 
+    def __repr__(self) -> str:
+        cap = "" if self.budget is None else f", {self.budget!r}"
+        return f"BiDfMKD({len(self.apis)} APIs, {type(self._module).__name__}, seed={self.config.seed}{cap})"
+
     def planned_queries(self) -> int:
         """How many queries `fit` asks of all APIs together if no budget ends it."""
         recovery = self.config.recovery
