@@ -77,10 +77,10 @@ class LedgerFile:
             self._connection.execute(f"SELECT number, session, name, {_COUNTS} FROM apis LIMIT 1")
             self._file = os.stat(path)
         except (sqlite3.Error, OSError) as error:
-            raise InputError(
-                f"ledger: {path} cannot be used: {error}; is it a ledger of this package? Where a run's ledger is "
-                "damaged, remove it, and the run counts what its recovered sets have cost"
-            ) from None
+            advice = "is it a ledger of this package, in a folder with space left that can be written to?"
+            if not isinstance(error, (sqlite3.OperationalError, OSError)):  # its content is wrong
+                advice = "remove it, and the run counts anew what its recovered sets have cost"
+            raise InputError(f"ledger: {path} cannot be used: {error}; {advice}") from None
 
     def begin(self, number: int, name: str) -> None:
         """A row for API `number`, unless there is one.
@@ -115,12 +115,16 @@ class LedgerFile:
                 (queries, requests, answered_queries, answered_requests, cost, number, _SESSION),
             )
 
-    def restore(self, number: int, name: str, queries: int, requests: int, cost: float) -> None:
-        """Add what processes that are gone have spent on API `number` by other evidence; all of it was answered."""
+    def restore(self, number: int, queries: int, requests: int, cost: float) -> None:
+        """Add what processes that are gone have spent on API `number` by other evidence; all of it was answered.
+
+        To be called after `begin` of the same number.
+        """
         with self._used() as connection:
             connection.execute(
-                f"INSERT INTO apis (number, session, name, {_COUNTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (number, f"restored {uuid.uuid4().hex}", name, queries, requests, queries, requests, cost),
+                f"INSERT INTO apis (number, session, name, {_COUNTS}) "
+                "SELECT number, ?, name, ?, ?, ?, ?, ? FROM apis WHERE number = ? LIMIT 1",
+                (f"restored {uuid.uuid4().hex}", queries, requests, queries, requests, cost, number),
             )
 
     def rows(self) -> list[LedgerRow]:

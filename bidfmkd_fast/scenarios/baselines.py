@@ -23,7 +23,7 @@ from bidfmkd_fast.scenarios.experiment import ExperimentConfig
 from bidfmkd_fast.scenarios.pool import Pool, load_modules, load_pool
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.training import BiDfMKD, TrainConfig
-from bidfmkd_fast.training.checkpoint import META_MODEL, SUMMARY
+from bidfmkd_fast.training.checkpoint import META_MODEL, SUMMARY, RunFolder
 from bidfmkd_fast.training.loop import initial_module
 from bidfmkd_fast.training.recovered_set import read_images_and_scores
 
@@ -130,7 +130,7 @@ def distilled_average(contest: Contest, folder: Path) -> None:
     module = contest.fresh()
     module.load_state_dict(total)
     _clear_classifier(module)
-    queries = json.loads((contest.bidf_mkd / SUMMARY).read_text(encoding="utf-8"))["queries"]
+    queries = RunFolder(contest.bidf_mkd).summary()["queries"]
     _finish(folder, contest, module, queries, time.perf_counter() - started)
 
 

@@ -145,7 +145,7 @@ class RunFolder:
             missing = sum(least_queries(one, per_set) for one in sets) - told.get(number, 0)
             if missing > 0:
                 requests = sum(max(1, len(one.recovered.history)) for one in sets)
-                ledger.restore(number, api.name, missing, requests, missing * api.spec.price_per_1000 / 1000)
+                ledger.restore(number, missing, requests, missing * api.spec.price_per_1000 / 1000)
                 added += missing
         if added:
             warnings.warn(
