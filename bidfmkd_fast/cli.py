@@ -66,27 +66,32 @@ def train(options: Any) -> None:
     """Meta-learn from a pool of APIs, with the no-recovery control beside it; the same --out goes on after a kill."""
     import yaml
 
+    from bidfmkd_fast.files import check_writable, write_text
+    from bidfmkd_fast.folder_lock import check_free
     from bidfmkd_fast.scenarios import load_pool
     from bidfmkd_fast.scenarios.pool import read_pool
     from bidfmkd_fast.training import TrainConfig, fit_with_control
     from bidfmkd_fast.training.checkpoint import RunFolder
     from bidfmkd_fast.training.grids import write_grids
-    from bidfmkd_fast.training.report import cost_rows, text_table, write_report
+    from bidfmkd_fast.training.report import REPORT, cost_rows, text_table, write_report
 
     config = TrainConfig.from_dict(_plain_values(options.config.as_dict()))
     if options.seed is not None:
         config = replace(config, seed=options.seed)
-    apis, budget = load_pool(options.pool), _budget(options)
+    out, budget = _out(options, "train"), _budget(options)
     if options.dry_run:
-        _tell_plan(apis, config, budget)
+        _tell_plan(load_pool(options.pool), config, budget)
         return
-    out = _out(options, "train")
+    check_free(out)
+    apis = load_pool(options.pool)
+    if out.exists():
+        check_writable(out / SOURCE, out / REPORT, out / "grids" / "api_000.png")
     known = dict.fromkeys((entry.data_set, entry.inverted) for entry in read_pool(options.pool).entries)
     run, _ = fit_with_control(apis, out, config, device=options.device, budget=budget)
     folder = RunFolder.open(out)
     data_sets = [{"name": name, "inverted": inverted} for name, inverted in known if name]
     source = {"pool": str(Path(options.pool).resolve()), "data_sets": data_sets}
-    (folder.path / SOURCE).write_text(yaml.safe_dump(source, sort_keys=False), encoding="utf-8")
+    write_text(folder.path / SOURCE, yaml.safe_dump(source, sort_keys=False))
     write_grids(run, folder)
     report = write_report(folder, control=RunFolder(out / "control"))
     if run.budget_ended:
@@ -102,11 +107,13 @@ def evaluate(options: Any) -> None:
     import yaml
 
     from bidfmkd_fast.data import load_dataset
+    from bidfmkd_fast.files import check_writable
     from bidfmkd_fast.meta import MetaModel
     from bidfmkd_fast.training.checkpoint import META_MODEL, RunFolder
-    from bidfmkd_fast.training.report import CONTROL, LEARNED, RANDOM, compare, write_report
+    from bidfmkd_fast.training.report import CONTROL, LEARNED, RANDOM, REPORT, compare, write_report
 
     folder = RunFolder.open(options.run)
+    check_writable(folder.path / REPORT)
     source_file = folder.path / SOURCE
     source = yaml.safe_load(source_file.read_text(encoding="utf-8")) if source_file.is_file() else {}
     if options.dataset:
@@ -168,11 +175,13 @@ def sweep(options: Any) -> None:
 
 def recover(options: Any) -> None:
     """Recover one set of images from one API of a pool."""
+    from bidfmkd_fast.files import check_writable, reserved
+    from bidfmkd_fast.folder_lock import FolderLock
     from bidfmkd_fast.recovery import RecoveryConfig
     from bidfmkd_fast.recovery import recover as recover_images
     from bidfmkd_fast.scenarios import load_pool
-    from bidfmkd_fast.training.checkpoint import save_recovered
     from bidfmkd_fast.training.grids import save_grid
+    from bidfmkd_fast.training.recovered_set import bytes_of_set, save_recovered
     from bidfmkd_fast.training.run import RecoveredSet
 
     apis = load_pool(options.pool)
@@ -182,21 +191,17 @@ def recover(options: Any) -> None:
     file = out / f"api_{options.api:03d}_support.safetensors"
     if file.exists():
         raise InputError(f"{file} is there already; give another --out")
-    api = apis[options.api]
+    api, config = apis[options.api], RecoveryConfig(**_plain_values(options.config.as_dict()))
     api.budget = _budget(options)
-    recovered = recover_images(
-        api,
-        options.n_per_class,
-        config=RecoveryConfig(**_plain_values(options.config.as_dict())),
-        seed=options.seed,
-        device=options.device,
-        progress=True,
-    )
-    images = api.spec.to_unit(recovered.images)
-    one = RecoveredSet(options.api, api.name, api.spec.names, "support", images, recovered)
-    out.mkdir(parents=True, exist_ok=True)
-    save_recovered(one, file)
-    save_grid([one], file.with_suffix(".png"))
+    with FolderLock(out), reserved(file, bytes_of_set(api.spec, options.n_per_class, config.steps)):
+        check_writable(file.with_suffix(".png"))
+        recovered = recover_images(
+            api, options.n_per_class, config=config, seed=options.seed, device=options.device, progress=True
+        )
+        images = api.spec.to_unit(recovered.images)
+        one = RecoveredSet(options.api, api.name, api.spec.names, "support", images, recovered)
+        save_recovered(one, file)
+        save_grid([one], file.with_suffix(".png"))
     state = "" if recovered.complete else " (the budget ended before the last step)"
     print(
         f"{len(images)} images from {api.name}, {100 * one.matched.float().mean():.0f} % as wanted, "
@@ -248,12 +253,15 @@ def bench(options: Any) -> None:
     """Time kernels and whole steps against plain torch; run it from the root of the source tree."""
     import importlib
 
+    from bidfmkd_fast.files import check_writable
+
     if not Path("benchmarks/bench.py").is_file():
         raise InputError("the benchmarks are in the source tree, not in the package; run this from the tree's root")
     sys.path.append(str(Path.cwd()))
     suite = importlib.import_module("benchmarks.bench")
     against = None if options.compare is None else Path(options.compare)
     out = Path(options.out or "runs/bench")
+    check_writable(out / "any")
     if suite.bench(options.cases, options.threads, options.runs, out, against, options.seed):
         sys.exit(1)
 

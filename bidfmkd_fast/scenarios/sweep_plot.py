@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.extras import not_installed
+from bidfmkd_fast.files import written_whole
 from bidfmkd_fast.meta import Evaluation
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def plot_sweep(cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequenc
         panel.set_ylabel("accuracy, %")
         if any(cell.variant for cell in cells):
             panel.legend()
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
 def numeric_axis(cells: Sequence[Cell]) -> str | None:

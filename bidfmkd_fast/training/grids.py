@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bidfmkd_fast.files import written_whole
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.run import RecoveredSet, Run
 
@@ -25,7 +26,6 @@ def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
     paths = []
     for index, sets in list(by_api.items())[:n_apis]:
         path = folder.path / "grids" / f"api_{index:03d}.png"
-        path.parent.mkdir(exist_ok=True)
         save_grid(sets, path)
         paths.append(path)
     return paths
@@ -46,7 +46,8 @@ def save_grid(sets: Sequence[RecoveredSet], path: Path) -> None:
     for panel in panels:
         sheet.paste(panel, (left, 0))
         left += panel.width + gap
-    sheet.save(path)
+    with written_whole(path) as file:
+        sheet.save(file, format="PNG")
 
 
 def _panel(one: RecoveredSet) -> Image.Image:
