@@ -298,7 +298,7 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "evaluate": (evaluate, "bidfmkd evaluate --run runs/train --n-shot 1 5"),
     "recover": (recover, "bidfmkd recover --pool runs/pool --api 0 --config.num_directions 20"),
     "probe": (probe, "bidfmkd probe --url http://127.0.0.1:8000 --model api_000"),
-    "bench": (bench, "bidfmkd bench --cases perturb/* --threads 1"),
+    "bench": (bench, "bidfmkd bench --cases 'perturb/*' --threads 1"),
     "serve": (serve, "bidfmkd serve runs/pool --port 8000 --config.failed 0.1"),
     "convert": (convert, "bidfmkd convert CUB_200_2011.tgz --out cub.npz"),
     "compare": (compare, "bidfmkd compare --config configs/omniglot_ss_small.yaml"),

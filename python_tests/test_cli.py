@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -381,7 +382,7 @@ def test_help_has_an_example_that_the_parser_takes(
     assert "--seed" in told
     example = COMMANDS[command][1]
     assert f"example: {example}" in told
-    arguments = example.split()[1:]
+    arguments = shlex.split(example)[1:]
     assert build_parser(arguments, COMMANDS).parse_args(arguments).subcommand == command
 
 

@@ -21,7 +21,10 @@ class DemoConfig:
     """The demo's settings.
 
     Args:
-        n_apis, n_way, api_width, api_epochs: the pool of Conv4 APIs, as for `train_pool`.
+        n_apis: Conv4 APIs to train.
+        n_way: classes per API, and per task.
+        api_width: filters of an API's Conv4.
+        api_epochs: passes over an API's images.
         n_episodes: meta-test episodes.
         train: the run on that pool.
     """
