@@ -189,7 +189,9 @@ def write_report(
         lines += [
             "## Recovered images",
             "",
-            "A row per class; green: the API gives the image the label that was wanted, red: another.",
+            "A row per class. Blue frame: the API gives the image the label that was wanted; orange frame with a "
+            "filled corner: another label. Recovered images need not look like anything: they are made for the API, "
+            "not for the eye, and what they are worth shows in the accuracy.",
             "",
         ]
         for picture in pictures:
