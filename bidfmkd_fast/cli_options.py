@@ -47,11 +47,13 @@ def build_parser(arguments: Sequence[str], commands: Commands) -> ArgumentParser
             one.add_argument("--out", type=str, help="folder of the results; default: runs/bench")
         elif name == "convert":
             one.add_argument("--out", type=str, help="file to write; default: <data set>.npz here")
-        elif name not in ("evaluate", "serve", "probe"):
+        elif name not in ("evaluate", "serve", "probe", "status"):
             one.add_argument("--out", type=str, help=f"new folder; default: runs/{name}, or runs/{name}-2 and so on")
         if name in ("compare", "sweep"):
             one.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds; the results are averaged")
             one.add_argument("--device", type=str, default="cpu", help="device of generators and meta-models")
+        elif name == "status":
+            one.add_argument("run", type=str, help="folder of a run, or of several: a comparison or a sweep")
         elif name in ("demo", "train"):
             one.add_argument("--seed", type=int, help="seed of every random draw; default: that of the settings")
         else:

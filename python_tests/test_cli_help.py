@@ -48,7 +48,7 @@ def test_every_option_has_a_text(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = texts(help_of(command, monkeypatch, capsys))
-    assert len(said) > 3
+    assert "-h" in said
     assert [option for option, text in said.items() if len(text) < 8] == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.black_box import BlackBox, OpenBox
+from bidfmkd_fast.black_box.ledger_file import LedgerRow, row_of
 from bidfmkd_fast.data import Dataset, EpisodeSampler
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta import MetaModel, outer_replay_step
@@ -109,7 +110,7 @@ def best_api_distilled(contest: Contest, folder: Path) -> None:
     module = contest.fresh()
     _distil(contest, module, torch.cat(images), torch.cat(scores), api.spec.returned_kind, best)
     _clear_classifier(module)
-    _finish(folder, contest, module, api.ledger.queries, time.perf_counter() - started)
+    _finish(folder, contest, module, api.ledger.queries, time.perf_counter() - started, [row_of(best, api)])
 
 
 def distilled_average(contest: Contest, folder: Path) -> None:
@@ -219,10 +220,19 @@ def _clear_classifier(module: nn.Module) -> None:
     module.classifier.bias.zero_()
 
 
-def _finish(folder: Path, contest: Contest, module: nn.Module, queries: int, seconds: float) -> None:
+def _finish(
+    folder: Path,
+    contest: Contest,
+    module: nn.Module,
+    queries: int,
+    seconds: float,
+    ledger: Sequence[LedgerRow] = (),
+) -> None:
+    """Write a finished method; `queries` may be another method's, `ledger` is what this one has asked by itself."""
     config = contest.train
     folder.mkdir(parents=True)
-    summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}}
+    rows = [asdict(row) for row in ledger]
+    summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}, "ledger": rows}
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     meta_model = MetaModel(module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr)
     meta_model.save(folder / META_MODEL)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bidfmkd_fast.training.run import RecoveredSet, Run
 
 CONFIG, METRICS, SUMMARY, LEDGER = "config.yaml", "metrics.jsonl", "summary.json", "ledger.sqlite"
+PLAN = "plan.json"  # what the run is to ask, and its cap
 META_MODEL, INITIAL_MODEL, MEMORY = "meta_model.safetensors", "initial_model.safetensors", "memory.safetensors"
 
 _RECORD = ("step", "loss", "best_loss", "matched", "queries")
@@ -99,6 +100,7 @@ class RunFolder:
         if any((self.path / "recovered").iterdir()):
             return
         (self.path / CONFIG).unlink()
+        (self.path / PLAN).unlink(missing_ok=True)
         if (self.path / LEDGER).exists():
             ledger = LedgerFile(self.path / LEDGER)
             spent = any(row.queries for row in ledger.rows())

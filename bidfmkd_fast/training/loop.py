@@ -20,7 +20,7 @@ from bidfmkd_fast.recovery.cost import first_step_cost
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
-from bidfmkd_fast.training.plan import run_cost
+from bidfmkd_fast.training.plan import as_known, run_cost
 from bidfmkd_fast.training.run import Run
 from bidfmkd_fast.training.stages import Stages, task_shape
 
@@ -175,7 +175,7 @@ def fit_with_control(
     RunFolder.check_new(run_dir)
     begun = (Path(run_dir) / "control").exists()
     n_images = config.n_per_class * apis[0].spec.n_classes
-    first_step = first_step_cost(apis[0], config.recovery, n_images, config.paper_compat)
+    first_step = first_step_cost(as_known(apis[0]), config.recovery, n_images, config.paper_compat)
     needed = sum((run_cost(api, control.config) for api in apis), first_step)
     if budget is not None and not begun and not budget.affords(needed.queries, needed.requests, needed.price):
         raise BudgetExhausted(

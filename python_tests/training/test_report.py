@@ -148,7 +148,8 @@ def test_the_report_has_table_cost_and_pictures_that_are_there(tmp_path: Path) -
     for wanted in (
         "| ours | 35.00 ± 29.40 | 50.00 ± 19.60 |",
         "| ours less plain | +15.00 ± 9.80 |",
-        "| queries | 12,345 |",
+        "| run | 12,345 | 7 | 0 |",
+        "| cap | none | none | none |",
         "| seconds, replay | 2.0 |",
         "| seconds, meta-test | 3.0 |",
         "| recovered as wanted, query sets | 50 % |",
