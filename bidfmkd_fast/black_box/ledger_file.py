@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,3 +165,23 @@ class LedgerFile:
         """Write everything into the one file."""
         with self._lock:
             self._connection.close()
+
+
+def read_ledger(path: Path) -> list[LedgerRow]:
+    """Read the sums by API of a ledger that a run may be writing at this moment; nothing is written, not even aside.
+
+    Raises:
+        InputError: the file is no ledger, or damaged.
+    """
+    # Without a write-ahead log the file is all there is, and SQLite would make a log unless the file is immutable. With
+    # one, the last counts are in the log, and its index is to be read as it is.
+    log = Path(f"{path}-wal")
+    mode = "readonly_shm=1" if log.exists() and log.stat().st_size else "immutable=1"
+    sums = ", ".join(f"sum({count})" for count in _COUNTS.split(", "))
+    query = f"SELECT number, name, {sums} FROM apis GROUP BY number ORDER BY number"
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&{mode}", uri=True)) as connection:
+            found = connection.execute(query).fetchall()
+    except sqlite3.Error as error:
+        raise InputError(f"ledger: {path} cannot be read: {error}; is it a ledger of this package?") from None
+    return [LedgerRow(*row) for row in found]

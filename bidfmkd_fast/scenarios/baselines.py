@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.black_box import BlackBox, OpenBox
+from bidfmkd_fast.black_box.ledger_file import LedgerRow, row_of
 from bidfmkd_fast.data import Dataset, EpisodeSampler
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files import write_text
@@ -110,7 +111,7 @@ def best_api_distilled(contest: Contest, folder: Path) -> None:
     module = contest.fresh()
     _distil(contest, module, torch.cat(images), torch.cat(scores), api.spec.returned_kind, best)
     _clear_classifier(module)
-    _finish(folder, contest, module, api.ledger.queries, time.perf_counter() - started)
+    _finish(folder, contest, module, api.ledger.queries, time.perf_counter() - started, [row_of(best, api)])
 
 
 def distilled_average(contest: Contest, folder: Path) -> None:
@@ -220,9 +221,18 @@ def _clear_classifier(module: nn.Module) -> None:
     module.classifier.bias.zero_()
 
 
-def _finish(folder: Path, contest: Contest, module: nn.Module, queries: int, seconds: float) -> None:
+def _finish(
+    folder: Path,
+    contest: Contest,
+    module: nn.Module,
+    queries: int,
+    seconds: float,
+    ledger: Sequence[LedgerRow] = (),
+) -> None:
+    """Write a finished method; `queries` may be another method's, `ledger` is what this one has asked by itself."""
     config = contest.train
-    summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}}
+    rows = [asdict(row) for row in ledger]
+    summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}, "ledger": rows}
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     meta_model = MetaModel(module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr)
     meta_model.save(folder / META_MODEL)

@@ -31,10 +31,14 @@ class PoolConfig:
     """The APIs, as for `train_pool`.
 
     Args:
-        scenario: "ss", "sh" or "mh".
-        data_sets: what they learn from, and what is meta-tested; as for `load_dataset`.
+        scenario: "ss" (one data set and architecture), "sh" (mixed architectures) or "mh" (both mixed).
+        data_sets: what the APIs learn from, and what is meta-tested: "glyphs", names in $BIDFMKD_DATA, or paths.
         inverted: those of `data_sets` whose images are inverted.
-        n_apis, n_way, width, resnet_width, epochs: as for `train_pool`.
+        n_apis: APIs to train.
+        n_way: classes per API, and per task.
+        width: filters of a Conv4.
+        resnet_width: channels of a ResNet's first stage.
+        epochs: passes over an API's images.
     """
 
     scenario: str = "ss"
@@ -64,7 +68,9 @@ class EvaluationConfig:
 
     Args:
         n_shots: support images per class; one column each.
-        n_query, n_episodes, split: as for `evaluate`.
+        n_query: query images per class.
+        n_episodes: episodes per data set and number of shots.
+        split: the classes to draw from: "meta_train", "meta_val" or "meta_test".
         adapt_lrs: learning rates of the adaptation, of which each model gets the one that is best on meta_val, for each
             data set and number of shots; none to keep the run's own. A model that never learned to adapt wants a larger
             one, so without a choice it looks weaker than it is.
@@ -94,7 +100,9 @@ class BaselineConfig:
     """Distillation of one API in the baselines that have no meta-learning: Adam on the KD loss.
 
     Args:
-        steps, batch_size, learning_rate: of that.
+        steps: optimisation steps.
+        batch_size: images per step.
+        learning_rate: Adam's learning rate.
     """
 
     steps: int = 300

@@ -22,6 +22,7 @@ from bidfmkd_fast.files import (
     write_text,
 )
 from bidfmkd_fast.folder_lock import FolderLock
+from bidfmkd_fast.recovery.cost import measuring_cost
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.recovered_set import PARTS, bytes_of_set, least_queries, read_recovered, save_recovered
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from bidfmkd_fast.training.run import RecoveredSet, Run
 
 CONFIG, METRICS, SUMMARY, LEDGER = "config.yaml", "metrics.jsonl", "summary.json", "ledger.sqlite"
+PLAN = "plan.json"  # what the run is to ask, and its cap
 META_MODEL, INITIAL_MODEL, MEMORY = "meta_model.safetensors", "initial_model.safetensors", "memory.safetensors"
 
 
@@ -139,10 +141,11 @@ class RunFolder:
     def _count_recovered(self, apis: Sequence[BlackBox], ledger: LedgerFile) -> None:
         """Where the ledger was lost, or lost its end, count at least what the recovered sets have cost."""
         told = {row.number: row.queries for row in ledger.rows()}
-        per_set, added = self.config().recovery.queries_per_set, 0
+        config, added = self.config(), 0
         for number, api in enumerate(apis):
             sets = [one for part in PARTS if (one := self.load_recovered(number, part, api)) is not None]
-            missing = sum(least_queries(one, per_set) for one in sets) - told.get(number, 0)
+            measuring = measuring_cost(api, config.recovery, config.n_per_class * api.spec.n_classes).queries
+            missing = sum(least_queries(one, measuring) for one in sets) - told.get(number, 0)
             if missing > 0:
                 requests = sum(max(1, len(one.recovered.history)) for one in sets)
                 ledger.restore(number, missing, requests, missing * api.spec.price_per_1000 / 1000)
@@ -181,6 +184,7 @@ class RunFolder:
         if recovered.is_dir() and not any(recovered.iterdir()):
             recovered.rmdir()
             (self.path / CONFIG).unlink(missing_ok=True)
+            (self.path / PLAN).unlink(missing_ok=True)
             if (self.path / LEDGER).exists():
                 ledger = LedgerFile(self.path / LEDGER)
                 spent = any(row.queries for row in ledger.rows())

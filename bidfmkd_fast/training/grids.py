@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _TILE = 48  # pixels: the least side of an image in a grid
 _COLUMNS, _ROWS = 12, 20  # the most images per class and classes in a grid
-_RIGHT, _WRONG = (60, 170, 90), (215, 70, 60)
+_RIGHT, _WRONG = (0, 114, 178), (230, 120, 0)  # blue and orange, which the colour-blind tell apart
 
 
 def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
@@ -34,7 +34,8 @@ def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
 def save_grid(sets: Sequence[RecoveredSet], path: Path) -> None:
     """A PNG of one API's sets side by side: a labelled row per class, images enlarged without smoothing.
 
-    The frame of an image is green where the API gives it the wanted label and red where it does not.
+    The frame of an image is blue where the API gives it the wanted label. Where it does not, the frame is orange and
+    its upper right corner is filled, so that the two differ in shape as well.
     """
     from PIL import Image
 
@@ -79,4 +80,7 @@ def _panel(one: RecoveredSet) -> Image.Image:
             image = Image.fromarray(pixels[index, ..., 0] if pixels.shape[-1] == 1 else pixels[index])
             enlarged = image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             panel.paste(enlarged.convert("RGB"), (left + 3, top + 3))
+            if not matched[index]:
+                right, side = frame[2], cell_width // 4
+                draw.polygon([(right - side, top + 1), (right, top + 1), (right, top + 1 + side)], fill=_WRONG)
     return panel
