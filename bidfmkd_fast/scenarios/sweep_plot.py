@@ -21,7 +21,7 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise not_installed("sweep", "matplotlib, which draws the plot,", "bench") from None
+        raise not_installed("sweep", "matplotlib, which the plot needs,", "bench") from None
 
 
 def plot_sweep(cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequence[Evaluation]]], path: Path) -> None:
