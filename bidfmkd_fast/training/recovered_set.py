@@ -83,12 +83,12 @@ def read_images_and_scores(file: Path) -> tuple[Tensor, Tensor]:
     return tensors["images"], tensors["scores"]
 
 
-def least_queries(one: RecoveredSet, queries_per_set: int) -> int:
+def least_queries(one: RecoveredSet, measuring: int) -> int:
     """Return how many queries a set has cost at least: those of its steps and, with steps, those of the set."""
     history = one.recovered.history
     if not history:
         return len(one.images)
-    return int(history[-1]["queries"]) + (queries_per_set if one.recovered.mu is not None else 0)
+    return int(history[-1]["queries"]) + (measuring if one.recovered.mu is not None else 0)
 
 
 def bytes_of_set(spec: APISpec, n_per_class: int, steps: int) -> int:
