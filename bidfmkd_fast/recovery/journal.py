@@ -59,6 +59,7 @@ class Journal:
     Attributes:
         mu: the step length that was measured; None if none was.
         steps: how many steps were begun, so how often a student was asked.
+        queries: how many images the recorded answers are of, those of a measured step length left out.
         state: of what makes the images after the steps of the snapshot, tensors by name; empty without a snapshot.
         best, history: the best images so far and the record of every step, up to the snapshot.
 
@@ -73,7 +74,7 @@ class Journal:
 
     def _read(self) -> None:
         self.mu: float | None = None
-        self.steps = 0
+        self.steps = self.queries = 0
         self.state: dict[str, Tensor] = {}
         self.best: list[Tensor] = []
         self.history: list[dict[str, float]] = []
@@ -136,7 +137,6 @@ class Journal:
         parts = [scores] if student_scores is None else [student_scores, scores]
         body = b"".join(part.detach().cpu().numpy().astype("<f4").tobytes() for part in parts)
         self._append(b"A" + head + body)
-        self.steps = max(self.steps, step + 1)
 
     def keep_state(
         self, state: Callable[[], dict[str, Tensor]], best: list[Tensor], history: list[dict[str, float]]
@@ -208,6 +208,7 @@ class Journal:
     def _read_answers(self, body: bytes, first_step: int) -> None:
         step, rows, n_images, n_classes, with_student = _SHAPE.unpack_from(body)
         self.steps = max(self.steps, step + 1)
+        self.queries += rows * n_images
         if step < first_step:
             return
         values = torch.from_numpy(np.frombuffer(body, "<f4", offset=_SHAPE.size).astype(np.float32))
