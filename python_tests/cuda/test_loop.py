@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from bidfmkd_fast.black_box.precision import full_float32
 from bidfmkd_fast.meta import TaskMemory, outer_replay_step
 from bidfmkd_fast.meta.on_device import DeviceReplay
 from bidfmkd_fast.models import Conv4
-from bidfmkd_fast.recovery import Objective
+from bidfmkd_fast.recovery import Journal, Objective, Recovered, journal
 from bidfmkd_fast.recovery.image_maker import ImageMaker
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
 from bidfmkd_fast.seeds import seeded
@@ -103,6 +104,39 @@ def test_recovery_from_a_graph(
             assert record["queries"] == wanted["queries"]
             assert record["loss"] == pytest.approx(wanted["loss"], rel=RTOL, abs=ATOL)
     assert len({record["loss"] for record in from_graph.history}) == CONFIG.steps
+
+
+def test_a_set_that_is_looked_at_goes_on_from_its_journal(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
+) -> None:
+    """Cut off in its last step, after a snapshot; a recovery that stays on the device keeps nothing."""
+    monkeypatch.setattr(journal, "SNAPSHOT_STEPS", 2)
+    monkeypatch.setattr(journal, "SNAPSHOT_SECONDS", 0.0)
+    inside, calls = make_api(seed, device), 0
+
+    def recovered(at: int | None, held: Journal | None) -> Recovered:
+        def answer(images: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise KeyboardInterrupt
+            return inside(images)
+
+        api = bf.FunctionBlackBox(answer, bf.APISpec(N_CLASSES, SHAPE, input_range=(-1, 1)))
+        config = replace(CONFIG, max_images=10**6)  # a step is a call
+        return bf.recover(api, N_PER_CLASS, config=config, seed=seed, device=device, journal=held)
+
+    whole, calls = recovered(None, None), 0
+    with Journal(tmp_path / "journal") as held, pytest.raises(KeyboardInterrupt):
+        recovered(CONFIG.steps, held)
+    with Journal(tmp_path / "journal") as held:
+        assert held.history
+        again = recovered(None, held)
+    assert calls == CONFIG.steps + 1
+    torch.testing.assert_close(again.losses, whole.losses, rtol=RTOL, atol=ATOL)
+    with Journal(tmp_path / "other") as held:
+        bf.recover(inside, N_PER_CLASS, config=CONFIG, seed=seed, device=device, journal=held)
+    assert not (tmp_path / "other").exists()
 
 
 def test_no_step_waits(device: torch.device, seed: int) -> None:

@@ -18,6 +18,7 @@ from bidfmkd_fast.black_box.resolution import QUERIES
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
 from bidfmkd_fast.recovery import Journal, Recovered, RecoveryConfig, journal, recover
 from bidfmkd_fast.recovery.journal import RECORDS, SNAPSHOT
+from bidfmkd_fast.recovery.recover import recover_side_by_side
 
 N_CLASSES, N_PER_CLASS = 3, 4
 B = N_CLASSES * N_PER_CLASS
@@ -221,6 +222,24 @@ def test_a_budget_that_ends_in_the_middle_of_a_recorded_step(tmp_path: Path) -> 
     losses = nn.functional.cross_entropy(scores.flatten(0, 1).double(), recovered.labels.repeat(2), reduction="none")
     best = losses.view(2, B).argmin(0)
     assert torch.equal(recovered.images, torch.stack(every[:2])[best, torch.arange(B)])
+
+
+def test_sets_made_at_once_have_a_journal_each(tmp_path: Path) -> None:
+    def attempt(boxes: list[Box]) -> list[Recovered | Exception]:
+        with Journal(tmp_path / "0") as first, Journal(tmp_path / "1") as second:
+            made = dict(
+                recover_side_by_side(boxes, N_PER_CLASS, [None, None], CONFIG, seeds=[0, 0], journals=[first, second])
+            )
+        return [made[0], made[1]]
+
+    failed = attempt([Box(4, RuntimeError("boom")), Box()])
+    assert isinstance(failed[0], RuntimeError) and isinstance(failed[1], Recovered)
+    again = [Box(), Box()]
+    wanted = make(Box(), "support set")
+    for recovered in attempt(again):
+        assert isinstance(recovered, Recovered)
+        assert_same(recovered, wanted)
+    assert [len(box.points) for box in again] == [4, 0]
 
 
 # --- files that are damaged, or of another recovery

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -31,7 +32,8 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box import FunctionBlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
-from bidfmkd_fast.training import BiDfMKD
+from bidfmkd_fast.recovery import journal
+from bidfmkd_fast.training import BiDfMKD, Run
 from bidfmkd_fast.training.checkpoint import LEDGER, META_MODEL, METRICS
 
 KILLED = -signal.SIGKILL
@@ -79,6 +81,37 @@ def test_ten_kills_in_the_middle_of_sets(tmp_path: Path) -> None:
     assert (folder / META_MODEL).read_bytes() == (whole / META_MODEL).read_bytes()
     assert_same_sets(folder / "recovered", whole / "recovered")  # the journals are gone
     assert len((folder / METRICS).read_text().splitlines()) == len((whole / METRICS).read_text().splitlines())
+
+
+def test_a_task_model_that_draws_goes_on_with_the_draws_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A meta-model with dropout, and a query set that is cut off in its fifth step, after a snapshot and one more."""
+    monkeypatch.setattr(journal, "SNAPSHOT_STEPS", 3)
+    monkeypatch.setattr(journal, "SNAPSHOT_SECONDS", 0.0)
+    meta_model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(256, 3))
+    answer = answers_of(0)
+
+    def run(at: int | None, folder: Path) -> Run:
+        calls = itertools.count(1)
+
+        def score(images: Tensor) -> Tensor:
+            if next(calls) == at:
+                raise OSError("no such device")
+            return answer(images)
+
+        api = FunctionBlackBox(score, spec_of(0))
+        return BiDfMKD([api], meta_model=meta_model, config=CONFIG).fit(folder, progress=False)
+
+    wanted = run(None, tmp_path / "whole")
+    with pytest.raises(OSError, match="device"):
+        run(STEPS + 5, tmp_path / "run")
+    assert (tmp_path / "run" / "recovered" / "api_000_query.journal" / "snapshot").is_file()
+    resumed = run(None, tmp_path / "run")
+    for one, other in zip(resumed.recovered, wanted.recovered, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert one.recovered.history == other.recovered.history
+    assert resumed.queries == wanted.queries + (1 + DIRECTIONS) * B
 
 
 def test_services_asked_side_by_side_and_killed(tmp_path: Path, seed: int) -> None:
