@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidfmkd_fast.cli_options import build_parser, plain_error
+from bidfmkd_fast.cli_options import build_parser, check_seeds, plain_error
+from bidfmkd_fast.cli_settings import merge, take_settings
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError
 
 if TYPE_CHECKING:
@@ -64,14 +65,13 @@ def pool(options: Any) -> None:
 
 def train(options: Any) -> None:
     """Meta-learn from a pool of APIs, with the no-recovery control beside it; the same --out goes on after a kill."""
-    import yaml
-
     from bidfmkd_fast.scenarios import load_pool
     from bidfmkd_fast.scenarios.pool import read_pool
     from bidfmkd_fast.training import TrainConfig, fit_with_control
     from bidfmkd_fast.training.checkpoint import RunFolder
     from bidfmkd_fast.training.grids import write_grids
     from bidfmkd_fast.training.report import cost_rows, text_table, write_report
+    from bidfmkd_fast.yaml_files import dump_yaml
 
     config = TrainConfig.from_dict(_plain_values(options.config.as_dict()))
     if options.seed is not None:
@@ -86,7 +86,7 @@ def train(options: Any) -> None:
     folder = RunFolder.open(out)
     data_sets = [{"name": name, "inverted": inverted} for name, inverted in known if name]
     source = {"pool": str(Path(options.pool).resolve()), "data_sets": data_sets}
-    (folder.path / SOURCE).write_text(yaml.safe_dump(source, sort_keys=False), encoding="utf-8")
+    (folder.path / SOURCE).write_text(dump_yaml(source), encoding="utf-8")
     write_grids(run, folder)
     report = write_report(folder, control=RunFolder(out / "control"))
     if run.budget_ended:
@@ -99,16 +99,20 @@ def train(options: Any) -> None:
 
 def evaluate(options: Any) -> None:
     """Meta-test a run on unseen classes, beside its random initialisation and its control, on the same episodes."""
-    import yaml
-
     from bidfmkd_fast.data import load_dataset
     from bidfmkd_fast.meta import MetaModel
     from bidfmkd_fast.training.checkpoint import META_MODEL, RunFolder
     from bidfmkd_fast.training.report import CONTROL, LEARNED, RANDOM, compare, write_report
+    from bidfmkd_fast.yaml_files import read_mapping
 
     folder = RunFolder.open(options.run)
     source_file = folder.path / SOURCE
-    source = yaml.safe_load(source_file.read_text(encoding="utf-8")) if source_file.is_file() else {}
+    source = read_mapping(source_file, "evaluate") if source_file.is_file() else {}
+    known = source.get("data_sets", [])
+    if not isinstance(known, list) or not all(
+        isinstance(one, dict) and {"name", "inverted"} <= set(one) for one in known
+    ):
+        raise InputError(f"evaluate: {source_file}: data_sets must list mappings with name and inverted; got {known!r}")
     if options.dataset:
         datasets = _datasets(options.dataset, options.invert or [False])
     elif options.invert:
@@ -116,7 +120,7 @@ def evaluate(options: Any) -> None:
             "--invert goes with --dataset; without both, the run's own data sets are taken as its pool did"
         )
     else:
-        datasets = [load_dataset(one["name"], invert=one["inverted"]) for one in source.get("data_sets", ())]
+        datasets = [load_dataset(one["name"], invert=one["inverted"]) for one in known]
     if not datasets:
         raise InputError(f"{folder.path} does not tell its data set; give --dataset")
     models = {RANDOM: folder.initial_model()}
@@ -312,14 +316,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = next((argument for argument in arguments if argument in COMMANDS), "")
     name = f"bidfmkd {command}".strip()
     try:
-        from jsonargparse import ArgumentError
+        from jsonargparse import ArgumentError, dict_to_namespace
     except ImportError:
         print(f"{name}: the command line needs jsonargparse; `pip install jsonargparse`", file=sys.stderr)
         return 2
     try:
-        options = build_parser(arguments, COMMANDS).parse_args(arguments)
+        arguments, settings = take_settings(arguments, command)
+        parsed = build_parser(arguments, COMMANDS).parse_args(arguments)
+        options = parsed[parsed.subcommand]
+        check_seeds(options)
+        if settings:
+            merge(values := options.config.as_dict(), settings)
+            options.config = dict_to_namespace(values)
         with _one_line_warnings(name):
-            COMMANDS[options.subcommand][0](options[options.subcommand])
+            COMMANDS[parsed.subcommand][0](options)
     except ArgumentError as error:
         print(f"{name}: {plain_error(str(error), command)}", file=sys.stderr)
         return 2

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -18,6 +17,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.scenarios.sources import SourceEntry, build_source, source_entry
 from bidfmkd_fast.seeds import seeded
+from bidfmkd_fast.yaml_files import dump_yaml, read_yaml
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.base import BlackBox
@@ -101,10 +101,7 @@ def read_pool(path: str | Path) -> Pool:
     file = where / LIST if where.is_dir() else where
     if not file.is_file():
         raise InputError(f"load_pool: there is no pool list {file}; train one with `bidfmkd pool` or train_pool")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"load_pool: {file} is not readable YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(file, "load_pool")
     if not isinstance(content, dict) or set(content) != {"format", "apis"} or content["format"] != _FORMAT:
         raise InputError(f"load_pool: {file} must have exactly the keys 'format' (the number {_FORMAT}) and 'apis'")
     if not isinstance(content["apis"], list) or not content["apis"]:
@@ -152,7 +149,7 @@ def write_list(folder: Path, entries: list[PoolEntry]) -> None:
     for item in listed:
         item.update({key: list(value) for key, value in item.items() if isinstance(value, tuple)})  # YAML has no tuples
     partial = folder / f"{LIST}.partial"
-    content = yaml.safe_dump({"format": _FORMAT, "apis": listed}, sort_keys=False, default_flow_style=None, width=1000)
+    content = dump_yaml({"format": _FORMAT, "apis": listed}, default_flow_style=None, width=1000)
     partial.write_text(content, encoding="utf-8")
     os.replace(partial, folder / LIST)
 

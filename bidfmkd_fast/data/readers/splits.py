@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from bidfmkd_fast.data.dataset import SPLITS
 from bidfmkd_fast.data.readers.tree import Tree
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.json_files import parse_json
 from bidfmkd_fast.seeds import torch_generator
 
 SPLIT_NAMES = {name: name for name in SPLITS} | {
@@ -162,10 +162,10 @@ def _parse(where: str, name: str, content: bytes, split: str | None) -> Iterator
         if name.lower().endswith(".csv"):
             yield from _parse_csv(where, text, split)
         elif name.lower().endswith(".json"):
-            yield from _parse_json(where, json.loads(text), split)
+            yield from _parse_json(where, parse_json(text, f"convert_dataset: {where}"), split)
         else:
             yield from (Row(str(split), line.strip()) for line in text.splitlines() if line.strip())
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"convert_dataset: {where} cannot be read as {name.rpartition('.')[2].upper()}: {error}"
         ) from error
