@@ -288,10 +288,13 @@ def convert(options: Any) -> None:
         split=options.split,
         size=options.size,
         seed=options.seed,
+        upright=options.upright,
         progress=True,
     )
     left_out = f"; {made.left_out} classes of no split left out" if made.left_out else ""
     print(f"{made.dataset}\nread as {made.layout}, split: {made.split}{left_out}")
+    for line in made.passed_over:
+        print(f"left out: {line}")
     print(f"next: bidfmkd pool --dataset {made.path}")
 
 

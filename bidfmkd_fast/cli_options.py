@@ -150,6 +150,8 @@ def build_parser(arguments: Sequence[str], commands: Commands) -> ArgumentParser
         help="folder of split lists, one CSV or JSON, or 'random'; default: the source's or published",
     )
     one.add_argument("--size", type=int, help="height and width; default: the papers', or the images' own")
+    upright_help = "turn pictures as the orientation mark of their camera (EXIF) says"
+    one.add_argument("--upright", type=bool, default=True, help=upright_help)
 
     for name, one in parsers.items():
         subcommands.add_subcommand(name, one, help=commands[name][0].__doc__)

@@ -90,6 +90,12 @@ def random_split(classes: Collection[str], seed: int) -> Split:
     return Split(f"drawn at random, seed {seed}", {names[index]: split for index, split in zip(order, splits)})
 
 
+def is_split_list(name: str) -> bool:
+    """Whether a file is called as the list of a split is."""
+    stem, _, ending = name.rpartition("/")[2].lower().rpartition(".")
+    return stem in SPLIT_NAMES and f".{ending}" in _KINDS
+
+
 def read_split(path: Path) -> Split:
     """The split lists at `path`: a folder of three, or one CSV or JSON file for all. Raises `InputError`."""
     if path.is_dir():
