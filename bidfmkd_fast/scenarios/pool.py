@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LIST = "pool.yaml"
 _FORMAT = 1
+_MOST_WIDTH = 4096  # the widest published ResNet has 2048 channels; more may not even fit into memory
 _KINDS = {"file": str, "architecture": str, "width": int, "class_names": list, "inverted": bool, "accuracy": float}
 
 
@@ -46,6 +47,11 @@ class PoolEntry:
     accuracy: float
 
     @property
+    def name(self) -> str:
+        """What reports call the API."""
+        return Path(self.file).stem
+
+    @property
     def spec(self) -> APISpec:
         """What the API tells of itself; it is named after its file. Raises `InputError` when a field does not fit."""
         return APISpec(
@@ -55,7 +61,7 @@ class PoolEntry:
             scores_kind=self.scores_kind,
             class_names=self.class_names,
             data_set=self.data_set,
-            name=Path(self.file).stem,
+            name=self.name,
         )
 
     def build(self) -> nn.Module:
@@ -106,7 +112,13 @@ def read_pool(path: str | Path) -> Pool:
         raise InputError(f"load_pool: {file} must have exactly the keys 'format' (the number {_FORMAT}) and 'apis'")
     if not isinstance(content["apis"], list) or not content["apis"]:
         raise InputError(f"load_pool: {file} must list at least one API under 'apis'")
-    return Pool(file.parent, tuple(_entry(item, f"{file}, API {i}", i) for i, item in enumerate(content["apis"])))
+    entries = tuple(_entry(item, f"{file}, API {i}", i) for i, item in enumerate(content["apis"]))
+    number_of: dict[str, int] = {}
+    for i, entry in enumerate(entries):
+        if (first := number_of.setdefault(entry.name, i)) != i:
+            wanted = "give one of them another name in its spec; reports and recovered sets go by names"
+            raise InputError(f"load_pool: {file}: APIs {first} and {i} are both called {entry.name!r}; {wanted}")
+    return Pool(file.parent, entries)
 
 
 def load_modules(path: str | Path) -> list[nn.Module]:
@@ -136,7 +148,7 @@ def load_pool(path: str | Path) -> list[BlackBox]:
 
     pool = read_pool(path)
     return [
-        build_source(entry, pool.folder, f"API {i}")
+        build_source(entry, pool.folder, f"{path}, API {i}")
         if isinstance(entry, SourceEntry)
         else TorchBlackBox(_load(pool.folder, entry), entry.spec)
         for i, entry in enumerate(pool.entries)
@@ -164,6 +176,8 @@ def _entry(item: Any, where: str, number: int) -> PoolEntry | SourceEntry:
     for key, kind in _KINDS.items():
         if not isinstance(item[key], kind):
             raise InputError(f"load_pool: {where}: {key} must be of type {kind.__name__}; got {item[key]!r}")
+    if not 1 <= item["width"] <= _MOST_WIDTH:
+        raise InputError(f"load_pool: {where}: width must be in 1..{_MOST_WIDTH:,}; got {item['width']}")
     if Path(item["file"]).name != item["file"]:
         raise InputError(f"load_pool: {where}: file must be a name inside the pool's folder; got {item['file']!r}")
     if item["scores_kind"] != "logits":

@@ -89,7 +89,8 @@ def closest(key: str, known: Sequence[str], where: str = "") -> str:
     """
     alike = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     deeper = [one for one in known if one.endswith(f".{key}")]  # the same key, with more in front of it
-    if found := deeper or alike:
+    longer = [one for one in known if one.startswith(f"{key}_")]
+    if found := deeper or alike or longer:
         return f"did you mean {' or '.join(repr(where + one) for one in found[:3])}?"
     return f"known: {', '.join(where + one for one in known if '.' not in one)}"
 
@@ -169,4 +170,4 @@ def fits(value: Any, wanted: Any) -> bool:
         return any(fits(value, one) for one in get_args(wanted))
     if isinstance(value, bool) and wanted is not bool:
         return False
-    return isinstance(value, (int, float) if wanted is float else wanted)
+    return isinstance(value, (int, float) if wanted is float else get_origin(wanted) or wanted)
