@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidfmkd_fast.cli_options import build_parser, plain_error
+from bidfmkd_fast.cli_options import build_parser, check_seeds, plain_error
+from bidfmkd_fast.cli_settings import merge, take_settings
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError
 
 if TYPE_CHECKING:
@@ -290,10 +291,13 @@ def convert(options: Any) -> None:
         split=options.split,
         size=options.size,
         seed=options.seed,
+        upright=options.upright,
         progress=True,
     )
     left_out = f"; {made.left_out} classes of no split left out" if made.left_out else ""
     print(f"{made.dataset}\nread as {made.layout}, split: {made.split}{left_out}")
+    for line in made.passed_over:
+        print(f"left out: {line}")
     print(after_convert(made.dataset, made.path))
 
 
@@ -319,14 +323,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = next((argument for argument in arguments if argument in COMMANDS), "")
     name = f"bidfmkd {command}".strip()
     try:
-        from jsonargparse import ArgumentError
+        from jsonargparse import ArgumentError, dict_to_namespace
     except ImportError:
         print(f"{name}: the command line needs jsonargparse; `pip install jsonargparse`", file=sys.stderr)
         return 2
     try:
-        options = build_parser(arguments, COMMANDS).parse_args(arguments)
+        arguments, settings = take_settings(arguments, command)
+        parsed = build_parser(arguments, COMMANDS).parse_args(arguments)
+        options = parsed[parsed.subcommand]
+        check_seeds(options)
+        if settings:
+            merge(values := options.config.as_dict(), settings)
+            options.config = dict_to_namespace(values)
         with _one_line_warnings(name):
-            COMMANDS[options.subcommand][0](options[options.subcommand])
+            COMMANDS[parsed.subcommand][0](options)
     except ArgumentError as error:
         print(f"{name}: {plain_error(str(error), command)}", file=sys.stderr)
         return 2

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bidfmkd_fast.data import Dataset, load_dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files import write_text
+from bidfmkd_fast.yaml_files import dump_yaml, read_mapping, shortly
 
 SOURCE = "source.yaml"  # in the folders of runs and pools: the pool, and where the images behind it come from
 N_WAY, N_SHOTS, N_QUERY = 5, (1, 5), 15  # what `evaluate` takes unless told
@@ -19,15 +18,14 @@ _SIDES = 4  # height and width of images are multiples of it
 
 
 def source_of(folder: Path) -> dict[str, Any]:
-    """Read what `SOURCE` says in a folder; nothing where it is not there."""
+    """Read what `SOURCE` says in a folder; nothing where it is not there. Raises InputError for a damaged one."""
     file = folder / SOURCE
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return content if isinstance(content, dict) else {}
+    return read_mapping(file, "source") if file.is_file() else {}
 
 
 def write_source(folder: Path, source: dict[str, Any]) -> None:
     """Write what `source_of` reads."""
-    write_text(folder / SOURCE, yaml.safe_dump(source, sort_keys=False))
+    write_text(folder / SOURCE, dump_yaml(source))
 
 
 def files_of(datasets: Sequence[Dataset], given: Sequence[str]) -> dict[str, str]:
@@ -40,8 +38,13 @@ def files_of(datasets: Sequence[Dataset], given: Sequence[str]) -> dict[str, str
 
 
 def datasets_of(source: dict[str, Any]) -> list[Dataset]:
-    """Load the data sets that a run's source names. Raises InputError as `load_dataset`."""
-    return [load_dataset(one.get("file", one["name"]), invert=one["inverted"]) for one in source.get("data_sets", ())]
+    """Load the data sets that a run's source names. Raises InputError as `load_dataset`, and for a damaged source."""
+    known = source.get("data_sets", [])
+    if not isinstance(known, list) or not all(
+        isinstance(one, dict) and {"name", "inverted"} <= set(one) for one in known
+    ):
+        raise InputError(f"source: data_sets must list mappings with name and inverted; got {shortly(known)}")
+    return [load_dataset(one.get("file", one["name"]), invert=one["inverted"]) for one in known]
 
 
 def after_convert(dataset: Dataset, path: Path) -> str:

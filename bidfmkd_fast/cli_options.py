@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from bidfmkd_fast.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -151,43 +151,25 @@ def build_parser(arguments: Sequence[str], commands: Commands) -> ArgumentParser
         help="folder of split lists, one CSV or JSON, or 'random'; default: the source's or published",
     )
     one.add_argument("--size", type=int, help="height and width; default: the papers', or the images' own")
+    upright_help = "turn pictures as the orientation mark of their camera (EXIF) says"
+    one.add_argument("--upright", type=bool, default=True, help=upright_help)
 
     for name, one in parsers.items():
         subcommands.add_subcommand(name, one, help=commands[name][0].__doc__)
     return parser
 
 
+def check_seeds(options: Any) -> None:
+    """Raises InputError for a seed below 0, which every command refuses alike."""
+    for name in ("seed", "seeds"):
+        seeds = options.get(name)
+        for seed in seeds if isinstance(seeds, list) else [seeds]:
+            if seed is not None and seed < 0:
+                raise InputError(f"--{name} must be at least 0; got {seed}")
+
+
 def plain_error(message: str, command: str) -> str:
-    """jsonargparse's message in one line, options as they are typed, with the closest known key for an unknown one."""
+    """jsonargparse's message in one line, with options as they are typed."""
     message = re.sub(rf"\b{command}\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), " ".join(message.split()))
-    if unread := re.search(r"Unable to load config '([^']*)'", message):
-        return f"cannot read the settings {unread[1]!r}; wanted a YAML file of settings"
-    unknown = re.search(r"(?:unrecognized arguments|does not accept).*?config\.([\w.]+)", message)
-    if unknown is None:
-        return message
-    close = difflib.get_close_matches(unknown[1], _settings(command), n=1, cutoff=0.0)
-    return f"unknown key 'config.{unknown[1]}'" + (f"; did you mean 'config.{close[0]}'?" if close else "")
-
-
-def _settings(command: str) -> list[str]:
-    """The dotted keys under `--config` of a command."""
-    from bidfmkd_fast.recovery import RecoveryConfig
-    from bidfmkd_fast.scenarios.demo import DemoConfig
-    from bidfmkd_fast.scenarios.experiment import ExperimentConfig
-    from bidfmkd_fast.serving import Behaviour
-    from bidfmkd_fast.training import TrainConfig
-
-    kinds = {
-        "demo": DemoConfig,
-        "train": TrainConfig,
-        "recover": RecoveryConfig,
-        "probe": TrainConfig,
-        "serve": Behaviour,
-        "compare": ExperimentConfig,
-    }
-    return _keys(asdict(kinds[command]())) if command in kinds else []
-
-
-def _keys(values: dict[str, Any], where: str = "") -> list[str]:
-    nested = [_keys(value, f"{where}{key}.") for key, value in values.items() if isinstance(value, dict)]
-    return [where + key for key in values] + [key for keys in nested for key in keys]
+    wrong = re.fullmatch(r"Parser key \"(\w+)\": .*?Expected a <class '(\w+)'>\. Got value: ?(.*)", message)
+    return f"--{wrong[1].replace('_', '-')} must be of type {wrong[2]}; got {wrong[3]!r}" if wrong else message

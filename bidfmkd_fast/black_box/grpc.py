@@ -5,13 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from torch import Tensor
 from urllib3.exceptions import MaxRetryError, ProtocolError
 
-from bidfmkd_fast.black_box.http_client import bearer, check_token, retry_policy
+from bidfmkd_fast.black_box.http_client import bearer, check_timeout, check_token, retry_policy, split_url
 from bidfmkd_fast.black_box.ledger import Budget
 from bidfmkd_fast.black_box.service import Attempt, BatchTooLarge
 from bidfmkd_fast.black_box.spec import APISpec
@@ -61,7 +60,8 @@ class GrpcBlackBox(V2BlackBox):
         except ImportError as error:
             raise not_installed("GrpcBlackBox", error.name, "grpc") from None
         name = spec.name if isinstance(spec, APISpec) else model
-        parts = urlsplit(url)
+        parts = split_url(name, url)
+        check_timeout(name, timeout)
         if parts.scheme not in ("grpc", "grpcs") or not parts.port or parts.username or parts.password:
             raise InputError(f"{name}: url must be grpc://host:port or grpcs://host:port; got {url!r}")
         check_token(name, url, parts.scheme == "grpcs", token_variable)

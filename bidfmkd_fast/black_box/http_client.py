@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import urllib3
 from urllib3.exceptions import HTTPError, MaxRetryError
@@ -16,6 +16,7 @@ from urllib3.util import Retry, Timeout
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
 
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that may be gone at the next attempt
+_DAY = 86_400  # seconds; sockets and sleeps cannot take every number that YAML can write
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -71,14 +72,13 @@ class HTTPClient:
         connections: int = 4,
         ca_file: str | None = None,
     ) -> None:
-        parts = urlsplit(url) if isinstance(url, str) else None
+        parts = split_url(name, url) if isinstance(url, str) else None
         if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"{name}: url must be http://host... or https://host...; got {url!r}")
         if parts.username or parts.password:
             raise InputError(f"{name}: url must hold no user or password; put a token into the environment")
         check_token(name, url, parts.scheme == "https", token_variable)
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-            raise InputError(f"{name}: timeout must be a number of seconds above 0; got {timeout!r}")
+        check_timeout(name, timeout)
         self.name, self.url, self._token_variable = name, url.rstrip("/"), token_variable
         self._headers = dict(headers or {})
         self._retry = retry_policy(name, retries, backoff, longest_wait)
@@ -175,6 +175,24 @@ class HTTPClient:
         return bearer(self.name, self._token_variable)
 
 
+def split_url(name: str, url: str) -> SplitResult:
+    """The parts of a URL. Raises InputError, without showing any of it, where it cannot be taken apart."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # its message may hold a password that stands where the port should be
+        wanted = "scheme://host:port, with an IPv6 address in brackets and a port of at most 65535"
+        raise InputError(f"{name}: url cannot be read; wanted {wanted}") from None
+    return parts
+
+
+def check_timeout(name: str, timeout: object) -> None:
+    """Raises InputError unless `timeout` is a number of seconds above 0 and of a day at most."""
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not number or not 0 < timeout <= _DAY:  # type: ignore[operator]
+        raise InputError(f"{name}: timeout must be a number of seconds above 0, at most {_DAY:,}; got {timeout!r}")
+
+
 def check_token(name: str, url: str, secure: bool, variable: str | None) -> None:
     """Raises InputError for a token that is not in the environment, or would leave this machine unencrypted."""
     bearer(name, variable)
@@ -195,8 +213,8 @@ def bearer(name: str, variable: str | None) -> dict[str, str]:
 def retry_policy(name: str, retries: int, backoff: float, longest_wait: float) -> CountedRetry:
     """How often and after what pauses a request is repeated; see `HTTPClient`. Raises InputError for bad numbers."""
     for what, value in (("backoff", backoff), ("longest_wait", longest_wait)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-            raise InputError(f"{name}: {what} must be a number of seconds, at least 0; got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _DAY:
+            raise InputError(f"{name}: {what} must be a number of seconds from 0 to {_DAY:,}; got {value!r}")
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise InputError(f"{name}: retries must be an integer of at least 0; got {retries!r}")
     policy = CountedRetry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -29,8 +30,8 @@ class RateLimit:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         for name, rate in (("images_per_second", images_per_second), ("requests_per_second", requests_per_second)):
-            if rate is not None and not rate > 0:
-                raise InputError(f"RateLimit: {name} must be above 0, or None for no limit; got {rate!r}")
+            if rate is not None and not 0 < rate < math.inf:
+                raise InputError(f"RateLimit: {name} must be above 0 and finite, or None for no limit; got {rate!r}")
         self._rates = (images_per_second, requests_per_second)
         self._tokens = [max(1.0, rate or 1.0) for rate in self._rates]
         self._lock, self._clock, self._sleep, self._filled = threading.Lock(), clock, sleep, clock()

@@ -18,6 +18,7 @@ from bidfmkd_fast.errors import APIUnavailable, InputError
 Attempt = Callable[[], None]
 
 _BATCH = 256  # images per request where nothing is known: large enough that the transport is not what one waits for
+_MOST_IN_FLIGHT = 1024  # each takes a thread and a connection
 
 
 class BatchTooLarge(APIUnavailable):
@@ -49,8 +50,10 @@ class ServiceBlackBox(BlackBox):
         requests_per_second: float | None = None,
     ) -> None:
         super().__init__(spec, budget=budget)
-        if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
-            raise InputError(f"{self.name}: in_flight must be an integer of at least 1; got {in_flight!r}")
+        if isinstance(in_flight, bool) or not isinstance(in_flight, int) or not 1 <= in_flight <= _MOST_IN_FLIGHT:
+            raise InputError(
+                f"{self.name}: in_flight must be an integer of at least 1, at most {_MOST_IN_FLIGHT}; got {in_flight!r}"
+            )
         self._in_flight = in_flight
         self._max_batch = spec.max_batch
         self._rate = RateLimit(images_per_second, requests_per_second)

@@ -16,6 +16,7 @@ LAYOUTS = ("NCHW", "NHWC")
 DTYPES = ("float32", "uint8")
 ENCODINGS = ("raw", "png", "jpeg")
 
+_MOST_NUMBERS = 1 << 26  # of one image: 256 MB; a step holds hundreds of images
 _LABELS_ONLY = ("labels", "label", "hard_labels", "hard_label", "top_1")
 
 
@@ -86,6 +87,11 @@ class APISpec:
             shape = getattr(self, field)
             if shape is not None and (len(shape) != 3 or not all(_is_integer(size) and size > 0 for size in shape)):
                 raise InputError(f"APISpec: {field} must be three positive ints (C, H, W); got {shape!r}")
+            if shape is not None and math.prod(shape) > _MOST_NUMBERS:
+                raise InputError(
+                    f"APISpec: {field} must have at most {_MOST_NUMBERS:,} numbers an image; "
+                    f"got {shape!r}, {math.prod(shape):,}"
+                )
         self._check_input_range()
         self._check_scores_kind()
         self._check_class_names()

@@ -12,7 +12,8 @@ from PIL import Image
 
 from bidfmkd_fast.data.dataset import Dataset, load_dataset
 from bidfmkd_fast.data.readers import PUBLISHED, READERS
-from bidfmkd_fast.data.readers.images import decode_all
+from bidfmkd_fast.data.readers.images import Wanted, decode_all
+from bidfmkd_fast.data.readers.left_out import left_out_lines
 from bidfmkd_fast.data.readers.listing import Listing
 from bidfmkd_fast.data.readers.splits import find_split, random_split, read_split
 from bidfmkd_fast.data.readers.tree import open_tree
@@ -25,13 +26,18 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Converted:
-    """The data set as loaded from `path`, the layout it was read by, whence its split, how many classes it omits."""
+    """The data set as loaded from `path`, the layout it was read by, whence its split, and what it leaves out.
+
+    `left_out` counts the classes that are in no split; `passed_over` has a line for each kind of files that were not
+    read, and for folders without an image, where the layout is class folders or lists of images.
+    """
 
     dataset: Dataset
     path: Path
     layout: str
     split: str
     left_out: int
+    passed_over: tuple[str, ...] = ()
 
 
 def convert_dataset(
@@ -42,6 +48,7 @@ def convert_dataset(
     split: str | Path | None = None,
     size: int | None = None,
     seed: int = 0,
+    upright: bool = True,
     progress: bool = False,
 ) -> Converted:
     """Read a folder, zip or tar archive of images and write `images`, `labels`, `class_names`, `split_of_class`.
@@ -49,8 +56,9 @@ def convert_dataset(
     `layout` is one of `LAYOUTS`; a named one is used or refused, never replaced. `split` is a path to split lists,
     "random" (64 : 16 : 20 of the classes, by `seed`), or None: the published split, lists in the source, its split
     folders, else random. `size` makes images `size` x `size`; None takes what the papers use for the data set, or the
-    size that all images have. Classes and their images come in the order of their names, whatever the file system's.
-    `out` is by default `<data set>.npz` here, and appears when it is whole. Raises `InputError` for bad input.
+    size that all images have. `upright` turns pictures as the orientation mark of their camera (EXIF) says. Classes and
+    their images come in the order of their names, whatever the file system's. `out` is by default `<data set>.npz`
+    here, and appears when it is whole. Raises `InputError` for bad input.
     """
     if layout not in LAYOUTS:
         raise InputError(f"convert_dataset: layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
@@ -84,7 +92,7 @@ def convert_dataset(
     index = {name: number for number, name in enumerate(kept)}
     with _as_ours():
         check_writable(path)
-    images = _images(listing, rows, size, progress)
+    images = _images(listing, rows, size, upright, progress)
     with _as_ours(), written_whole(path) as file:
         np.savez_compressed(
             file,
@@ -94,7 +102,9 @@ def convert_dataset(
             split_of_class=np.array([split_of_class[name] for name in kept]),
         )
     dataset = load_dataset(path)
-    return Converted(dataset, path, layout, rule.where, len(names) - len(kept))
+    plain = layout in ("class_folders", "image_lists")  # a publisher's archive holds much that is no image
+    passed_over = left_out_lines(tree, listing.files or ()) if plain else ()
+    return Converted(dataset, path, layout, rule.where, len(names) - len(kept), passed_over)
 
 
 @contextmanager
@@ -118,12 +128,12 @@ def _rows(listing: Listing, kept: set[str]) -> list[int]:
     return sorted(rows, key=lambda row: (listing.classes[row], listing.files[row] if listing.files else ""))
 
 
-def _images(listing: Listing, rows: list[int], size: int | None, progress: bool) -> np.ndarray:
+def _images(listing: Listing, rows: list[int], size: int | None, upright: bool, progress: bool) -> np.ndarray:
     size = listing.size if size is None else size
     if listing.pixels is None:
         assert listing.files is not None
         files = [listing.files[row] for row in rows]
-        return decode_all(listing.tree, files, size, listing.resample, listing.mode, progress)
+        return decode_all(listing.tree, files, Wanted(size, listing.resample, listing.mode, upright), progress)
     pixels = listing.pixels[rows]
     if size is None or pixels.shape[1:3] == (size, size):
         return pixels

@@ -138,10 +138,13 @@ def _find(name_or_path: str) -> Path:
             f"load_dataset: to find data set {name_or_path!r}, set {DATA_VARIABLE} to the folder that holds "
             f"{name_or_path}.npz; or give a path ending in .npz, or 'glyphs'"
         )
-    path = Path(folder).expanduser() / f"{name_or_path}.npz"
+    root = Path(folder).expanduser()
+    path = root / f"{name_or_path}.npz"
     if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.npz"))) or "no .npz file"
-        raise InputError(f"load_dataset: there is no file {path} ({DATA_VARIABLE}={folder} holds {there})")
+        there = ", ".join(sorted(file.stem for file in root.glob("*.npz"))) or "no .npz file"
+        is_path = "; a path must end in .npz" if "/" in name_or_path else ""
+        holds = f"holds {there}" if root.is_dir() else "is no folder"
+        raise InputError(f"load_dataset: there is no file {path} ({DATA_VARIABLE}={folder} {holds}){is_path}")
     return path
 
 

@@ -16,12 +16,14 @@ from bidfmkd_fast.data import SPLITS, Dataset, EpisodeSampler, load_dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files import PARTIAL, cannot_write, write_text
 from bidfmkd_fast.folder_lock import LOCK
+from bidfmkd_fast.json_files import read_json
 from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate
 from bidfmkd_fast.meta.evaluate import mean_and_ci95
 from bidfmkd_fast.scenarios.api_training import ARCHITECTURES, train_pool
 from bidfmkd_fast.scenarios.pool import LIST, Pool, read_pool
 from bidfmkd_fast.training import TrainConfig
 from bidfmkd_fast.training.settings import check_least, check_positive, check_types, to_yaml
+from bidfmkd_fast.yaml_files import dump_yaml
 
 EXPERIMENT, JUDGED = "experiment.yaml", "evaluation.json"
 
@@ -173,9 +175,7 @@ def open_folder(out: str | Path, values: Mapping[str, object]) -> Path:
 
 def to_yaml_text(values: Mapping[str, object]) -> str:
     """Plain values as YAML text."""
-    import yaml
-
-    return yaml.safe_dump(dict(values), sort_keys=False)
+    return dump_yaml(dict(values))
 
 
 def made_once(folder: Path, make: Callable[[Path], object], last: str, goes_on: str = "") -> Path:
@@ -261,7 +261,7 @@ def judged_once(folder: Path, make: Callable[[], list[Judged]]) -> list[Judged]:
             for one in make()
         ]
         write_text(file, json.dumps(records))
-    return [_judged(record) for record in json.loads(file.read_text(encoding="utf-8"))]
+    return [_judged(record) for record in read_json(file, "evaluation")]
 
 
 def merged(parts: Sequence[Evaluation]) -> Evaluation:

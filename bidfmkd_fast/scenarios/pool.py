@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from torch import nn
 
 from bidfmkd_fast.black_box.spec import APISpec
@@ -16,12 +15,14 @@ from bidfmkd_fast.files import read_tensors, write_text
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.scenarios.sources import SourceEntry, build_source, source_entry
 from bidfmkd_fast.seeds import seeded
+from bidfmkd_fast.yaml_files import dump_yaml, read_yaml
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.base import BlackBox
 
 LIST = "pool.yaml"
 _FORMAT = 1
+_MOST_WIDTH = 4096  # the widest published ResNet has 2048 channels; more may not even fit into memory
 _KINDS = {"file": str, "architecture": str, "width": int, "class_names": list, "inverted": bool, "accuracy": float}
 
 
@@ -44,6 +45,11 @@ class PoolEntry:
     accuracy: float
 
     @property
+    def name(self) -> str:
+        """What reports call the API."""
+        return Path(self.file).stem
+
+    @property
     def spec(self) -> APISpec:
         """What the API tells of itself; it is named after its file. Raises `InputError` when a field does not fit."""
         return APISpec(
@@ -53,7 +59,7 @@ class PoolEntry:
             scores_kind=self.scores_kind,
             class_names=self.class_names,
             data_set=self.data_set,
-            name=Path(self.file).stem,
+            name=self.name,
         )
 
     def build(self) -> nn.Module:
@@ -99,15 +105,18 @@ def read_pool(path: str | Path) -> Pool:
     file = where / LIST if where.is_dir() else where
     if not file.is_file():
         raise InputError(f"load_pool: there is no pool list {file}; train one with `bidfmkd pool` or train_pool")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"load_pool: {file} is not readable YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(file, "load_pool")
     if not isinstance(content, dict) or set(content) != {"format", "apis"} or content["format"] != _FORMAT:
         raise InputError(f"load_pool: {file} must have exactly the keys 'format' (the number {_FORMAT}) and 'apis'")
     if not isinstance(content["apis"], list) or not content["apis"]:
         raise InputError(f"load_pool: {file} must list at least one API under 'apis'")
-    return Pool(file.parent, tuple(_entry(item, f"{file}, API {i}", i) for i, item in enumerate(content["apis"])))
+    entries = tuple(_entry(item, f"{file}, API {i}", i) for i, item in enumerate(content["apis"]))
+    number_of: dict[str, int] = {}
+    for i, entry in enumerate(entries):
+        if (first := number_of.setdefault(entry.name, i)) != i:
+            wanted = "give one of them another name in its spec; reports and recovered sets go by names"
+            raise InputError(f"load_pool: {file}: APIs {first} and {i} are both called {entry.name!r}; {wanted}")
+    return Pool(file.parent, entries)
 
 
 def load_modules(path: str | Path) -> list[nn.Module]:
@@ -137,7 +146,7 @@ def load_pool(path: str | Path) -> list[BlackBox]:
 
     pool = read_pool(path)
     return [
-        build_source(entry, pool.folder, f"API {i}")
+        build_source(entry, pool.folder, f"{path}, API {i}")
         if isinstance(entry, SourceEntry)
         else TorchBlackBox(_load(pool.folder, entry), entry.spec)
         for i, entry in enumerate(pool.entries)
@@ -149,7 +158,7 @@ def write_list(folder: Path, entries: list[PoolEntry]) -> None:
     listed: list[dict[str, Any]] = [asdict(entry) for entry in entries]
     for item in listed:
         item.update({key: list(value) for key, value in item.items() if isinstance(value, tuple)})  # YAML has no tuples
-    content = yaml.safe_dump({"format": _FORMAT, "apis": listed}, sort_keys=False, default_flow_style=None, width=1000)
+    content = dump_yaml({"format": _FORMAT, "apis": listed}, default_flow_style=None, width=1000)
     write_text(folder / LIST, content)
 
 
@@ -163,6 +172,8 @@ def _entry(item: Any, where: str, number: int) -> PoolEntry | SourceEntry:
     for key, kind in _KINDS.items():
         if not isinstance(item[key], kind):
             raise InputError(f"load_pool: {where}: {key} must be of type {kind.__name__}; got {item[key]!r}")
+    if not 1 <= item["width"] <= _MOST_WIDTH:
+        raise InputError(f"load_pool: {where}: width must be in 1..{_MOST_WIDTH:,}; got {item['width']}")
     if Path(item["file"]).name != item["file"]:
         raise InputError(f"load_pool: {where}: file must be a name inside the pool's folder; got {item['file']!r}")
     if item["scores_kind"] != "logits":

@@ -23,7 +23,8 @@ from bidfmkd_fast.scenarios.compare import Result, difference_text, learn_and_ju
 from bidfmkd_fast.scenarios.experiment import ExperimentConfig, merged, open_folder, pool_of
 from bidfmkd_fast.scenarios.sweep_plot import need_matplotlib, plot_sweep
 from bidfmkd_fast.training.report import Table, markdown_table, text_table
-from bidfmkd_fast.training.settings import plain_values, settings_from_values
+from bidfmkd_fast.training.settings import closest, dotted_keys, named, plain_values, settings_from_values
+from bidfmkd_fast.yaml_files import read_mapping
 
 TABLE, PLOT = "sweep.md", "sweep.png"
 _KEYS = ("experiment", "variants", "grid")
@@ -62,12 +63,14 @@ def read_sweep(path: str | Path) -> Sweep:
     Raises InputError for a file that is missing or not of this form, unknown settings or values out of range.
     """
     file = Path(path)
-    content = _read_mapping(file)
+    content = read_mapping(file, "sweep")
     if unknown := [str(key) for key in content if key not in _KEYS]:
         raise InputError(f"sweep: {file}: wanted the keys {', '.join(_KEYS)}; got {', '.join(unknown)}")
     if not isinstance(content.get("experiment"), str):
         raise InputError(f"sweep: {file} must name a file of settings under 'experiment'; got none")
-    base = _read_mapping(file.parent / content["experiment"])
+    base = read_mapping(file.parent / content["experiment"], "sweep")
+    with named(f"sweep: {file.parent / content['experiment']}"):
+        config = settings_from_values(ExperimentConfig, base)
     variants, grid = content.get("variants") or {"": {}}, content.get("grid") or {}
     for name, its in (("variants", variants), ("grid", grid)):
         if not isinstance(its, dict):
@@ -81,10 +84,11 @@ def read_sweep(path: str | Path) -> Sweep:
             raise InputTypeError(f"sweep: {file}: variant {variant!r} must be dotted keys and values; got {changes!r}")
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, values))
-            cells.append(_cell(base, str(variant), changes, point))
+            with named(f"sweep: {file}"):
+                cells.append(_cell(base, str(variant), changes, point))
     if len({cell.folder_name for cell in cells}) < len(cells):
         raise InputError(f"sweep: {file} has the same cell twice")
-    return Sweep(settings_from_values(ExperimentConfig, base), tuple(cells))
+    return Sweep(config, tuple(cells))
 
 
 def run_sweep(
@@ -180,18 +184,18 @@ def _by_data_set(results: Sequence[Result]) -> dict[str, list[Evaluation]]:
 
 def _cell(base: Mapping[str, Any], variant: str, changes: Mapping[str, Any], point: Mapping[str, Any]) -> Cell:
     every = {**changes, **point}
-    values = _copied(base)
+    values, known = _copied(base), dotted_keys(ExperimentConfig)
     for key, value in every.items():
+        if str(key).split(".")[0] not in known:
+            raise InputError(f"unknown key {key!r}; {closest(str(key), known)}")
         if any(key == shared or str(key).startswith(f"{shared}.") for shared in _SHARED):
-            raise InputError(
-                f"sweep: {key} must be the same for all cells, or their episodes would differ; got {value}"
-            )
+            raise InputError(f"{key} must be the same for all cells, or their episodes would differ; got {value}")
         *where, last = str(key).split(".")
         inside = values
         for name in where:
             inside = inside.setdefault(name, {})
             if not isinstance(inside, dict):
-                raise InputError(f"sweep: there are no settings under {name!r} in {key!r}")
+                raise InputError(f"there are no settings under {name!r} in {key!r}")
         inside[last] = value
     told = ", ".join(
         [*([variant] if variant else []), *(f"{key.split('.')[-1]}={value}" for key, value in point.items())]
@@ -201,17 +205,3 @@ def _cell(base: Mapping[str, Any], variant: str, changes: Mapping[str, Any], poi
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copied(value) if isinstance(value, dict) else value for key, value in values.items()}
-
-
-def _read_mapping(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"sweep: cannot read {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"sweep: {file} is not readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputTypeError(f"sweep: {file} must hold settings by name; got {content!r}")
-    return content

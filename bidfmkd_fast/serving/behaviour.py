@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.seeds import derive_seed, torch_generator
+from bidfmkd_fast.yaml_files import read_yaml
 
 SERVED = "served"
 SCORES_KINDS = ("logits", "probabilities", "log_probabilities")
@@ -127,10 +127,7 @@ def behaviours_of(names: list[str], common: Behaviour, file: str | Path | None) 
     """
     if file is None:
         return dict.fromkeys(names, common)
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"serve: cannot read the behaviours {file}: {' '.join(str(error).split())}") from None
+    content = read_yaml(file, "serve")
     if not isinstance(content, dict) or not all(isinstance(settings, dict) for settings in content.values()):
         raise InputError(f"serve: {file} must map model names to settings, such as `{names[0]}: {{nan: 1.0}}`")
     known = {field.name for field in fields(Behaviour)}
@@ -141,4 +138,7 @@ def behaviours_of(names: list[str], common: Behaviour, file: str | Path | None) 
             raise InputError(
                 f"serve: {file}, {name}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}"
             )
-    return {name: replace(common, **content.get(name, {})) for name in names}
+    try:
+        return {name: replace(common, **content.get(name, {})) for name in names}
+    except InputError as error:
+        raise InputError(f"serve: {file}: {str(error).removeprefix('serve: ')}") from None

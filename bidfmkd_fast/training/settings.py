@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.yaml_files import dump_yaml, read_mapping, shortly
 
 Settings = TypeVar("Settings")
 
@@ -20,16 +22,9 @@ def settings_from_yaml(kind: type[Settings], path: str | Path) -> Settings:
 
     Raises InputError as `settings_from_values`, and for a file that is missing or no YAML.
     """
-    import yaml
-
-    name = kind.__name__
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{name}: cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{name}: {path} is not readable YAML: {' '.join(str(error).split())}") from None
-    return settings_from_values(kind, {} if values is None else values)
+    values = read_mapping(path, kind.__name__)
+    with named(str(path)):
+        return settings_from_values(kind, values)
 
 
 def settings_from_values(kind: type[Settings], values: Any) -> Settings:
@@ -38,7 +33,66 @@ def settings_from_values(kind: type[Settings], values: Any) -> Settings:
     Raises:
         InputError: an unknown key (the closest known one is named), or a value out of its range.
     """
-    return _from_values(kind, values, kind.__name__, "")
+    return _built(kind, check_values(kind, values, f"{kind.__name__}: "))
+
+
+def check_values(kind: type[Any], values: Any, name: str, where: str = "") -> dict[str, Any]:
+    """Return nested `values` for the settings class `kind`, lists as tuples, once every key and type is right.
+
+    Ranges are not checked, since the values may be a part of the settings only. `name` opens the errors; `where` is the
+    place of these values in the whole, as "recovery.".
+
+    Raises:
+        InputError: an unknown key (the closest known one is named); InputTypeError for a value of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        place = f"settings under {where.rstrip('.')!r}" if where else "settings by name"
+        some = ", ".join(one.name for one in fields(kind)[:3])
+        raise InputTypeError(f"{name}wanted {place} ({some}, ...); got {_came(values)}")
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            unknown = f"{name}unknown key {where + str(key)!r}"
+            raise InputError(f"{unknown}; {closest(str(key), dotted_keys(kind), where)}")
+        if is_dataclass(hints[key]):
+            given[key] = check_values(hints[key], value, name, f"{where}{key}.")
+            continue
+        given[key] = tuple(value) if isinstance(value, list) else value
+        if hints[key] is float and isinstance(value, str):
+            given[key] = _number(value)  # 1e-3 in quotes, or out of a file that an older version wrote
+        if not fits(given[key], hints[key]):
+            raise InputTypeError(f"{name}{where}{key} must be of type {_wanted(hints[key])}; got {_came(value)}")
+    return given
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Put `where`, such as a file, in front of an InputError raised inside the block."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def dotted_keys(kind: type[Any]) -> list[str]:
+    """Return the keys of a settings class in the order of their depth, those of nested classes after a dot."""
+    hints = get_type_hints(kind)
+    names = [one.name for one in fields(kind)]
+    return names + [f"{name}.{key}" for name in names if is_dataclass(hints[name]) for key in dotted_keys(hints[name])]
+
+
+def closest(key: str, known: Sequence[str], where: str = "") -> str:
+    """Return the end of an error about an unknown `key`: the known ones that it may stand for, or all of the top.
+
+    `where` is put in front of the keys that are named.
+    """
+    alike = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    deeper = [one for one in known if one.endswith(f".{key}")]  # the same key, with more in front of it
+    longer = [one for one in known if one.startswith(f"{key}_")]
+    if found := deeper or alike or longer:
+        return f"did you mean {' or '.join(repr(where + one) for one in found[:3])}?"
+    return f"known: {', '.join(where + one for one in known if '.' not in one)}"
 
 
 def plain_values(settings: Any) -> dict[str, Any]:
@@ -48,16 +102,14 @@ def plain_values(settings: Any) -> dict[str, Any]:
 
 def to_yaml(settings: Any) -> str:
     """The settings as YAML text."""
-    import yaml
-
-    return yaml.safe_dump(plain_values(settings), sort_keys=False)
+    return dump_yaml(plain_values(settings))
 
 
 def check_types(settings: Any) -> None:
     """Raises InputTypeError unless every field holds what its annotation says."""
     for name, wanted in get_type_hints(type(settings)).items():
         value = getattr(settings, name)
-        if not _fits(value, wanted):
+        if not fits(value, wanted):
             told = wanted.__name__ if get_origin(wanted) is None else str(wanted)
             raise InputTypeError(f"{type(settings).__name__}: {name} must be of type {told}; got {value!r}")
 
@@ -77,25 +129,24 @@ def check_positive(settings: Any, *names: str) -> None:
             raise InputError(f"{type(settings).__name__}: {name} must be finite and above 0; got {value}")
 
 
-def _from_values(kind: type[Settings], values: Any, name: str, where: str) -> Settings:
-    if not isinstance(values, Mapping):
-        wanted = f"settings under {where.rstrip('.')!r}" if where else "settings by name"
-        raise InputTypeError(f"{name}: wanted {wanted}; got {values!r}")
+def _built(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     hints = get_type_hints(kind)
-    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
-    given = {}
-    for key, value in values.items():
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise InputError(f"{name}: unknown key {where + str(key)!r}; did you mean {where + close!r}?")
-        if is_dataclass(hints[key]):
-            value = _from_values(hints[key], value, name, f"{where}{key}.")
-        elif hints[key] is float and isinstance(value, str):
-            value = _number(value)  # YAML 1.1 reads 1e-3 as text
-        elif isinstance(value, list):
-            value = tuple(value)
-        given[key] = value
-    return kind(**given)
+    return kind(**{key: _built(hints[key], one) if is_dataclass(hints[key]) else one for key, one in values.items()})
+
+
+def _wanted(hint: Any) -> str:
+    """Return what a hint asks for, in words."""
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)
+        return f"list of {'' if inner[-1] is Ellipsis else f'{len(inner)} '}{_wanted(inner[0])}"
+    if isinstance(hint, types.UnionType):
+        return " or ".join(map(_wanted, get_args(hint)))
+    words = {int: "int (a whole number)", bool: "bool (true or false)", type(None): "null"}
+    return words.get(hint, hint.__name__)
+
+
+def _came(value: Any) -> str:
+    return "nothing (null)" if value is None else shortly(value)
 
 
 def _without_tuples(value: Any) -> Any:
@@ -111,11 +162,12 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _fits(value: Any, wanted: Any) -> bool:
+def fits(value: Any, wanted: Any) -> bool:
+    """Return whether a value is of the type that an annotation of a settings class asks for."""
     if get_origin(wanted) is tuple:  # tuple[kind, ...]
-        return isinstance(value, tuple) and all(_fits(one, get_args(wanted)[0]) for one in value)
+        return isinstance(value, tuple) and all(fits(one, get_args(wanted)[0]) for one in value)
     if isinstance(wanted, types.UnionType):
-        return any(_fits(value, one) for one in get_args(wanted))
+        return any(fits(value, one) for one in get_args(wanted))
     if isinstance(value, bool) and wanted is not bool:
         return False
-    return isinstance(value, (int, float) if wanted is float else wanted)
+    return isinstance(value, (int, float) if wanted is float else get_origin(wanted) or wanted)

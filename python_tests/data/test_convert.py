@@ -220,7 +220,7 @@ def test_files_that_are_no_images() -> None:
     bombs = [bytearray(encoded(np.zeros((1, 1), np.uint8), "BMP")) for _ in range(2)]
     for bomb, side in zip(bombs, (10_000, 40_000)):  # Pillow itself warns of the first and refuses the second
         bomb[18:26] = side.to_bytes(4, "little") * 2
-    deep = encoded(np.zeros((4, 4), np.uint16))
+    deep = encoded(np.zeros((4, 4), np.int32), "TIFF")
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\nshowpage\n"
     for content, message in (
         (b"a cat", "is no image (wanted one of PNG"),
@@ -229,7 +229,8 @@ def test_files_that_are_no_images() -> None:
         (whole[: len(whole) // 2], "cannot be read as an image"),
         (bytes(bombs[0]), "exceeds limit"),
         (bytes(bombs[1]), "exceeds limit"),
-        (deep, "more than 8 bits"),
+        (deep, "holds 32-bit integers, whose range it does not tell"),
+        (encoded(np.zeros((4, 4), np.float32), "TIFF"), "holds floats, whose range it does not tell"),
     ):
         write_tree(Path("animals"), ANIMALS | {"cat/new.png": content})
         assert message in (told := refused("animals")) and "cat/new.png" in told
@@ -249,6 +250,21 @@ def test_damaged_archives() -> None:
         for share in (0.0, 0.01, 0.5):
             Path(f"cut.{kind}").write_bytes(content[: int(share * len(content))])
             assert "cut off" in refused(f"cut.{kind}"), (kind, share)
+    whole = Path("whole.tar").read_bytes()  # the folder, three times a folder and an image, and the mark of the end
+    with tarfile.open("whole.tar") as packed:
+        headers = [member.offset for member in packed]
+        end = packed.offset
+    for offset in (*headers[1:], end):
+        for inside in (0, 1, 100, 511):
+            Path("cut.tar").write_bytes(whole[: offset + inside])
+            told = refused("cut.tar")
+            assert "cut.tar cannot be read" in told and "damaged or cut off" in told, (offset, inside)
+        flipped = bytearray(whole)
+        flipped[offset : offset + 8] = b"\xff" * 8
+        Path("cut.tar").write_bytes(flipped)
+        assert "damaged or cut off" in refused("cut.tar"), offset
+    Path("cut.tar").write_bytes(whole[: end + 512])  # a single block of zeros ends an archive too
+    assert len(convert_dataset("cut.tar").dataset.class_names) == 3
     broken = bytearray(Path("whole.zip").read_bytes())
     broken[len(broken) // 2] ^= 255
     Path("flipped.zip").write_bytes(broken)

@@ -51,6 +51,11 @@ def test_name_is_looked_up_in_the_folder_of_the_variable(tmp_path: Path, monkeyp
     assert load_dataset("animals").name == "animals"
     with pytest.raises(InputError, match=r"plants\.npz .*BIDFMKD_DATA=.* holds animals"):
         load_dataset("plants")
+    with pytest.raises(InputError, match=r"no file .*more/plants\.npz .* holds animals\); a path must end in \.npz"):
+        load_dataset("more/plants")
+    monkeypatch.setenv("BIDFMKD_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        load_dataset("plants")
     monkeypatch.delenv("BIDFMKD_DATA")
     with pytest.raises(InputError, match="set BIDFMKD_DATA"):
         load_dataset("animals")

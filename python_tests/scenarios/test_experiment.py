@@ -41,7 +41,7 @@ def test_settings_go_through_yaml(tiny: ExperimentConfig, tmp_path: Path) -> Non
     [
         ({"pool": {"scenario": "xy"}}, InputError, "scenario must be one of ss, sh, mh; got 'xy'"),
         ({"pool": {"inverted": ["omniglot"]}}, InputError, r"inverted must name data_sets.*\['omniglot'\]"),
-        ({"pool": {"data_sets": "glyphs"}}, InputTypeError, r"data_sets must be of type tuple\[str, ...\]"),
+        ({"pool": {"data_sets": "glyphs"}}, InputTypeError, "data_sets must be of type list of str"),
         ({"pool": {"n_api": 3}}, InputError, "unknown key 'pool.n_api'; did you mean 'pool.n_apis'"),
         ({"evaluation": {"n_shots": []}}, InputError, "n_shots must be one or more"),
         ({"evaluation": {"n_shots": [1, "5"]}}, InputTypeError, "n_shots must be of type"),

@@ -84,6 +84,8 @@ def rewrite(folder: Path, **changes: object) -> None:
         ({"file": 3}, "file must be of type str; got 3"),
         ({"architecture": "vgg"}, "vgg"),
         ({"width": "8"}, "width must be of type int; got '8'"),
+        ({"width": 10**6}, "API 1: width must be in 1..4,096; got 1000000"),
+        ({"image_shape": [3, 10**5, 10**5]}, "API 1: .*image_shape must have at most 67,108,864 numbers an image"),
         ({"width": 4}, "damaged or of another model"),
         ({"accuracy": "high"}, "accuracy must be of type float"),
         ({"inverted": "no"}, "inverted must be of type bool"),

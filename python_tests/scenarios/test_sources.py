@@ -86,9 +86,25 @@ REMOTE = {"kind": "remote", "url": "http://127.0.0.1:9", "model": "m", "spec": S
         ({"kind": "remote", "url": "http://h"}, "API 2: an API of kind 'remote' needs model"),
         ({"kind": "onnx"}, "needs file"),
         ({**REMOTE, "spec": 3}, "spec must map fields of APISpec; got 3"),
-        ({**REMOTE, "spec": {**SPEC, "colour": 1}}, "API 2: .*colour"),
+        ({**REMOTE, "spec": {**SPEC, "colour": 1}}, "API 2: unknown key 'spec.colour'; known: spec.n_classes, "),
+        ({**REMOTE, "spec": {**SPEC, "image_shape": [3, 10**5, 10**5]}}, "at most 67,108,864 .*, 30,000,000,000"),
         ({**REMOTE, "spec": {**SPEC, "n_classes": 1}}, "API 2: APISpec: n_classes must be at least 2"),
-        ({**REMOTE, "token": "s3cret"}, "API 2: .*token"),
+        ({**REMOTE, "token": "s3cret"}, "API 2: unknown option 'token'; did you mean 'token_variable'"),
+        ({**REMOTE, "headers": "s3cret"}, "API 2: headers must be of type .*Mapping.*; got str"),
+        ({**REMOTE, "timeout": float("inf")}, "API 2: m: timeout must be a number of seconds above 0, at most 86,400"),
+        ({**REMOTE, "timeout": "long"}, "API 2: timeout must be of type float; got str"),
+        ({**REMOTE, "backoff": float("inf")}, "API 2: m: backoff must be a number of seconds from 0 to 86,400"),
+        ({**REMOTE, "in_flight": 10**6}, "API 2: m: in_flight must be an integer of at least 1, at most 1024"),
+        ({**REMOTE, "images_per_second": float("inf")}, "images_per_second must be above 0 and finite"),
+        ({**REMOTE, "url": "http://[::1"}, "API 2: m: url cannot be read; wanted scheme://host:port"),
+        ({**REMOTE, "url": "http://h:99999"}, "API 2: m: url cannot be read"),
+        ({**REMOTE, "url": "http://h:s3cret"}, "API 2: m: url cannot be read"),
+        ({**REMOTE, "url": 3}, "API 2: url must be of type str; got int"),
+        ({**REMOTE, 5: 3}, "API 2: keys must be text; got 5"),
+        ({**REMOTE, "spec": {**SPEC, "name": "api_000"}}, "APIs 0 and 2 are both called 'api_000'"),
+        ({"kind": "onnx", "file": "../../x.onnx"}, "API 2: file must lie in the pool's folder; got '../../x.onnx'"),
+        ({"kind": "onnx", "file": "/x.onnx"}, "API 2: file must lie in the pool's folder"),
+        ({"kind": "onnx", "file": "x.onnx", "path": "y"}, "unknown option 'path'; known: file, providers"),
         ({**REMOTE, "inverted": "no"}, "inverted must be of type bool"),
         ({**REMOTE, "url": "ftp://h"}, "API 2: m: url must be http"),
         ({"kind": "json", "url": "http://h", "mapping": "tf_serving"}, "needs n_classes and image_shape in its spec"),
@@ -104,6 +120,27 @@ def test_entries_that_do_not_fit(trained: Path, tmp_path: Path, entry: dict[str,
     with pytest.raises(InputError, match=message) as raised:
         load_pool(folder)
     assert "s3cret" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_two_services_of_one_name_are_refused(trained: Path, tmp_path: Path) -> None:
+    folder = pool_of(trained, tmp_path / "pool", REMOTE, {**REMOTE, "url": "http://127.0.0.1:10"})
+    with pytest.raises(InputError, match="APIs 2 and 3 are both called 'm'; give one of them another name in its spec"):
+        load_pool(folder)
+    folder = pool_of(trained, tmp_path / "pool", REMOTE, {**REMOTE, "spec": {**SPEC, "name": "other"}})
+    assert [api.name for api in load_pool(folder)[2:]] == ["m", "other"]
+
+
+@pytest.mark.parametrize("kind", ["remote", "json", "grpc"])
+def test_every_argument_of_a_black_box_is_an_option(trained: Path, tmp_path: Path, kind: str) -> None:
+    """The documented ones at least are known to the list."""
+    if kind == "grpc":
+        pytest.importorskip("tritonclient.grpc")
+    url = "grpc://127.0.0.1:9" if kind == "grpc" else "http://127.0.0.1:9"
+    entry: dict[str, Any] = {"kind": kind, "url": url, "spec": {**SPEC, "name": "m"}, "retries": 1, "timeout": 3}
+    entry |= {"backoff": 0.5, "in_flight": 2, "images_per_second": 5, "requests_per_second": 1.5, "ca_file": None}
+    entry |= {"mapping": "tf_serving"} if kind == "json" else {"model": "m", "version": "1"}
+    entry |= {} if kind == "grpc" else {"longest_wait": 3, "headers": {"a": "b"}}
+    assert load_pool(pool_of(trained, tmp_path / "pool", entry))[2].name == "m"
 
 
 def test_a_server_that_has_to_tell_the_spec_must_be_there(trained: Path, tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ def test_ticks_are_at_the_values_that_were_tried(
         ({"grid": {"pool.n_apis": 3}}, "grid must give a list of values for pool.n_apis"),
         ({"grid": {"pool.n_apis": []}}, "grid must give a list of values"),
         ({"grid": {"pool.n_api": [1]}}, "unknown key 'pool.n_api'; did you mean 'pool.n_apis'"),
+        ({"grid": {"recovery.mu": [0.1]}}, "sweep.yaml: unknown key 'recovery.mu'; did you mean 'train.recovery.mu'"),
+        ({"variants": {"a": {"train.recovery.steps": 1.5}}}, "sweep.yaml: .*train.recovery.steps must be of type int"),
         ({"grid": {"train.seed.x": [1]}}, "no settings under 'seed' in 'train.seed.x'"),
         ({"grid": {"train.recovery.mu": [0.1, -1.0]}}, "mu must be finite and above 0"),
         ({"grid": {"evaluation.n_episodes": [1, 2]}}, "must be the same for all cells"),

@@ -115,8 +115,9 @@ def test_behaviours_of_a_file(tmp_path: Path) -> None:
         ("c: {nan: 1.0}", "names the model 'c'; the pool has a, b"),
         ("b: {nam: 1.0}", "unknown setting 'nam'; known: decimals"),
         ("b: 3", "must map model names to settings"),
-        ("b: {nan: 2.0}", "must sum to at most 1"),
-        ("b: [", "cannot read the behaviours"),
+        ("b: {nan: 2.0}", "serve: .*faults.yaml: the shares .* must sum to at most 1"),
+        ("b: [", "not readable YAML: line 1"),
+        ("b: {nan: 1.0}\nb: {nan: 0.0}", "the key 'b' comes twice"),
     ],
 )
 def test_bad_files(content: str, message: str, tmp_path: Path) -> None:
@@ -124,5 +125,5 @@ def test_bad_files(content: str, message: str, tmp_path: Path) -> None:
     file.write_text(content)
     with pytest.raises(InputError, match=message):
         behaviours_of(["a", "b"], Behaviour(), file)
-    with pytest.raises(InputError, match="cannot read the behaviours"):
+    with pytest.raises(InputError, match="serve: cannot read .*nowhere.yaml"):
         behaviours_of(["a", "b"], Behaviour(), tmp_path / "nowhere.yaml")

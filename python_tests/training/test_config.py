@@ -107,7 +107,7 @@ def test_files_that_are_no_settings(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not readable YAML"):
         TrainConfig.from_yaml(bad)
     bad.write_text("- 1\n- 2\n")
-    with pytest.raises(InputTypeError, match="wanted settings by name"):
+    with pytest.raises(InputTypeError, match="must hold settings by name"):
         TrainConfig.from_yaml(bad)
 
 

@@ -6,6 +6,7 @@ import posixpath
 import re
 
 from bidfmkd_fast.data.readers.images import is_image_name
+from bidfmkd_fast.data.readers.left_out import endings
 from bidfmkd_fast.data.readers.listing import Listing
 from bidfmkd_fast.data.readers.splits import SPLIT_NAMES, Row, Split, make_split
 from bidfmkd_fast.data.readers.tree import Tree
@@ -20,7 +21,8 @@ def read(tree: Tree, split: Split | None) -> Listing:
     """
     files = [name for name in tree.names if is_image_name(name)]
     if not files:
-        raise InputError(f"convert_dataset: class_folders: {tree.path} holds no images")
+        held = f"; it holds {endings(tree.names)}" if tree.names else ""
+        raise InputError(f"convert_dataset: class_folders: {tree.path} holds no images that can be read{held}")
     top = posixpath.commonpath([posixpath.dirname(file) for file in files])
     parts = [posixpath.relpath(file, top or ".").split("/") for file in files]
     loose = next((file for file, part in zip(files, parts) if len(part) == 1), None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from bidfmkd_fast.data.dataset import SPLITS
 from bidfmkd_fast.data.readers.tree import Tree
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.json_files import parse_json
 from bidfmkd_fast.seeds import torch_generator
 
 SPLIT_NAMES = {name: name for name in SPLITS} | {
@@ -90,6 +90,12 @@ def random_split(classes: Collection[str], seed: int) -> Split:
     return Split(f"drawn at random, seed {seed}", {names[index]: split for index, split in zip(order, splits)})
 
 
+def is_split_list(name: str) -> bool:
+    """Whether a file is called as the list of a split is."""
+    stem, _, ending = name.rpartition("/")[2].lower().rpartition(".")
+    return stem in SPLIT_NAMES and f".{ending}" in _KINDS
+
+
 def read_split(path: Path) -> Split:
     """The split lists at `path`: a folder of three, or one CSV or JSON file for all. Raises `InputError`."""
     if path.is_dir():
@@ -162,10 +168,10 @@ def _parse(where: str, name: str, content: bytes, split: str | None) -> Iterator
         if name.lower().endswith(".csv"):
             yield from _parse_csv(where, text, split)
         elif name.lower().endswith(".json"):
-            yield from _parse_json(where, json.loads(text), split)
+            yield from _parse_json(where, parse_json(text, f"convert_dataset: {where}"), split)
         else:
             yield from (Row(str(split), line.strip()) for line in text.splitlines() if line.strip())
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"convert_dataset: {where} cannot be read as {name.rpartition('.')[2].upper()}: {error}"
         ) from error

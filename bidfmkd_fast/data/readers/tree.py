@@ -15,15 +15,22 @@ from pathlib import Path, PurePosixPath
 from bidfmkd_fast.errors import InputError
 
 MAX_FILE_BYTES = 1 << 29  # three times the largest file wanted (CIFAR-100's training images): more is no image
+_SYSTEM = {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 _DAMAGE = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
 
 
 class Tree(ABC):
-    """Files by their path below the root, parts joined by "/"; hidden ones (a part begins with ".") are not seen."""
+    """Files by their path below the root, parts joined by "/".
+
+    `names` are those that count. `hidden` are the others: a part of the path begins with "." or was made by a system,
+    such as the thumbnails in `@eaDir`.
+    """
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
+        every = sorted(set(names))
         self.path = path
-        self.names = sorted({name for name in names if _visible(name)})
+        self.names = [name for name in every if _visible(name)]
+        self.hidden = [name for name in every if not _visible(name)]
 
     @property
     def name(self) -> str:
@@ -92,12 +99,25 @@ class _Zip(Tree):
                 yield name, archive.read(infos[name])
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose header must be whole: tarfile takes a cut or damaged one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros with which every archive ends
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset:,}, without the mark of its end") from error
+
+
 class _Tar(Tree):
     """Read front to back, since a compressed tar archive can only be rewound by reading it all again."""
 
     def __init__(self, path: Path) -> None:
         names = []
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, tarinfo=_Member) as archive:
             for member in archive:
                 name = _inside(path, member.name)
                 _refuse_huge(path, name, member.size)
@@ -109,13 +129,15 @@ class _Tar(Tree):
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         wanted = set(names)
-        with _damage_named(self.path), tarfile.open(self.path) as archive:
+        with _damage_named(self.path), tarfile.open(self.path, tarinfo=_Member) as archive:
             for member in archive:
                 name = _inside(self.path, member.name)
                 content = archive.extractfile(member) if name in wanted and member.isfile() else None
                 if content is not None:
                     wanted.remove(name)
                     yield name, content.read()
+        if wanted:
+            raise InputError(f"convert_dataset: {self.path} has changed: {min(wanted)!r} is no longer in it")
 
 
 @contextmanager
@@ -142,8 +164,7 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _visible(name: str) -> bool:
-    parts = name.split("/")
-    return not any(part.startswith(".") for part in parts) and parts[0] != "__MACOSX"
+    return not any(part.startswith(".") or part.lower() in _SYSTEM for part in name.split("/"))
 
 
 def _inside(archive: Path, name: str) -> str:
