@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box.base import BlackBox
+from bidfmkd_fast.black_box.first_answers import FirstAnswers
 from bidfmkd_fast.black_box.spec import APISpec
 
 
@@ -25,6 +27,7 @@ class OpenBox(BlackBox):
 
     def __init__(self, module: nn.Module, spec: APISpec, *, device: torch.device | str = "cpu") -> None:
         super().__init__(spec)
+        self._first_answers = FirstAnswers(replace(spec, scores_kind=spec.returned_kind, decimals=None, top_k=None))
         self._device = torch.device(device)
         self._module = copy.deepcopy(module).to(self._device).eval().requires_grad_(False)
 
@@ -32,7 +35,9 @@ class OpenBox(BlackBox):
         """Scores `[N, n_classes]` of images `[N, C, H, W]`, differentiable; checked and counted as a black box's."""
         self._check_images(images)
         self._reserve(len(images), 1)
-        return self._ask(images, 1)
+        answer = self._ask(images, 1)
+        self._first_answers.warn(images, answer, stacklevel=2)
+        return answer
 
     def _score(self, images: Tensor) -> Tensor:
         return self._module(images.to(self._device)).to(images.device)

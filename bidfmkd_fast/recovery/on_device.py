@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bidfmkd_fast.black_box import BlackBox, TorchBlackBox
-from bidfmkd_fast.black_box.base import check_range
+from bidfmkd_fast.black_box.first_answers import check_range
 from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError
 from bidfmkd_fast.ops import native
 from bidfmkd_fast.recovery.objective import Objective, augment_at, crop_of
@@ -93,6 +93,15 @@ class DeviceRecovery:
         self.api.ledger.record_answered(n_images, n_requests)
         self._repeated(self._step)
         self.done += 1
+        if self.done == 1 and not self.api._first_answers.done:
+            self._look_at_first()
+
+    def _look_at_first(self) -> None:
+        """As a call to the API does, with the one wait for the device that this takes, once for an API."""
+        if self._finite[1]:  # else `result` tells
+            check_range(self.api.spec, *self._range.tolist())
+            self.api._first_answers.check(self._first.flatten(0, 1))
+            self.api._first_answers.warn(self._images, self._scores, stacklevel=3)
 
     def run(self, progress: bool = False, callback: Callable[[Record], None] | None = None) -> Recovered:
         """All steps, or as many as a budget shared with others still pays, then `result`."""
@@ -125,6 +134,7 @@ class DeviceRecovery:
         if self._warn:
             warn_if_unmoved(self._first, self._objective.labels, self.api.spec, float(self.config.mu))
         history = [self._record(step, values) for step, values in enumerate(self._records[: self.done].tolist())]
+        self.api._first_answers.warn_of_one_class([record["matched"] for record in history], stacklevel=3)
         images, labels, scores, losses = self._images, self._objective.labels, self._scores, self._losses
         complete = self.done == self.config.steps
         return Recovered(images, labels, scores, losses, history, complete, mu=float(self.config.mu))
@@ -154,7 +164,7 @@ class DeviceRecovery:
         matched = (scores[0].argmax(1) == self._objective.labels).float().mean()
         self._records.index_copy_(0, self._index, torch.stack([losses.mean(), self._losses.mean(), matched])[None])
         self._finite[1:] &= scores.isfinite().all()
-        if self.api.spec.returned_kind == "probabilities":
+        if self.api.spec.returned_kind != "logits":
             low, high = scores.aminmax()
             self._range.copy_(torch.stack([low.minimum(self._range[0]), high.maximum(self._range[1])]))
         if student_scores is not None:

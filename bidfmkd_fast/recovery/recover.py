@@ -303,6 +303,7 @@ def _optimise(
         matched = (scores[0].argmax(1) == labels).float().mean()
         mean, best_mean, share = torch.stack([losses.mean(), best[2].mean(), matched]).tolist()
         history.append({"step": step, "loss": mean, "best_loss": best_mean, "matched": share, "queries": queries})
+        api._first_answers.warn_of_one_class([record["matched"] for record in history], stacklevel=4)
         if callback is not None:
             callback(history[-1])
     images, best_scores, best_losses, _ = best
