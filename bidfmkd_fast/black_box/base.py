@@ -21,7 +21,7 @@ _OUTSIDE = 0.5
 
 
 class BlackBox(ABC):
-    """An API of which only the scores are seen. Subclasses define `_score`, and `_count_requests` if they split calls.
+    """An API of which only the scores are seen. Subclasses define `_score`, which gets `max_batch` images at most.
 
     `api.ledger` counts what it was asked. Safe under threads, as far as `_score` is.
 
@@ -120,10 +120,12 @@ class BlackBox(ABC):
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
         """The checked answer to a call that is paid for, every request of it counted."""
         self._ledger.record(len(images), n_requests)
-        answer = self._score(images)
-        self._check_answer(answer, len(images))
+        answers = []
+        for part in images.split(self._spec.max_batch or len(images)):
+            answers.append(self._score(part))
+            self._check_answer(answers[-1], len(part))
         self._ledger.record_answered(len(images), n_requests)
-        return answer
+        return answers[0] if len(answers) == 1 else torch.cat(answers)
 
     def _reserve(self, n_images: int, n_requests: int) -> None:
         if self._budget is not None:
@@ -137,8 +139,8 @@ class BlackBox(ABC):
         """Scores `[N, n_classes]` of checked images `[N, C, H, W]`, which must be left as they are."""
 
     def _count_requests(self, n_images: int) -> int:
-        """How many requests a call with `n_images` images sends."""
-        return 1
+        """How many requests a call with `n_images` images sends: one, or as many as `max_batch` makes of it."""
+        return 1 if self._spec.max_batch is None else -(-n_images // self._spec.max_batch)
 
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):

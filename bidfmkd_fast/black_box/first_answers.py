@@ -158,6 +158,11 @@ def suspicions(answer: Tensor, spec: APISpec) -> list[Suspicion]:
     if spec.top_k is not None and (most := int((answer != 0).sum(1).max())) > spec.top_k:
         told = f"its spec says that it tells top_k={spec.top_k} classes, but it tells {most}"
         found.append((ServiceWarning, f"{told}; set scores_kind='probabilities' if it tells all"))
+    if spec.decimals is not None:
+        scores, unit = answer.detach().double(), 10.0**-spec.decimals
+        if ((scores - scores.round(decimals=spec.decimals)).abs() > 0.1 * unit).any():
+            told = f"its spec says that its scores are rounded to decimals={spec.decimals}, but they are finer"
+            found.append((ServiceWarning, f"{told}; leave decimals out, or the digits beyond are lost"))
     if spec.n_classes >= _SORTED_CLASSES and are_sorted(answer):
         found.append((ServiceWarning, SORTED))
     return found

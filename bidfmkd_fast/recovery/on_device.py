@@ -34,14 +34,15 @@ AT_ONCE = 8  # torch has 32 streams, and here two are taken for each
 def serves(api: BlackBox, config: RecoveryConfig, labels: Tensor) -> bool:
     """Whether a recovery of `labels` can stay where they are: on the CUDA device of a local module that it can pay.
 
-    The module has to answer in full: what 8 bits, rounding or top-k take away is taken outside of it.
+    The module has to answer in full, all images at once: what 8 bits, rounding or top-k take away is taken outside of
+    it, and so are calls cut into batches of `max_batch`.
     """
     spec = api.spec
     if not labels.is_cuda or not isinstance(api, TorchBlackBox) or api._device != labels.device:
         return False
     if not native.selects("recover", labels):  # the plain ops look at the state on the host
         return False
-    if spec.is_8_bit or spec.decimals is not None or spec.top_k is not None:
+    if spec.is_8_bit or not (spec.decimals is spec.top_k is spec.max_batch is None):
         return False
     n_queries = config.steps * (1 + config.num_directions) * len(labels)
     n_requests = config.steps * len(_chunk_rows(config, len(labels)))
