@@ -152,7 +152,7 @@ def suspicions(answer: Tensor, spec: APISpec) -> list[Suspicion]:
     if is_one_hot(answer, spec):
         return [(PrecisionWarning, ONE_HOT)]  # which explains whatever else would be found
     found: list[Suspicion] = []
-    if spec.scores_kind == "logits" and kind_of(answer) == "probabilities":
+    if spec.scores_kind == "logits" and _are_probabilities(answer):
         told = "its spec says logits, but its scores are not negative and sum to 1, as probabilities do"
         found.append((ServiceWarning, f"{told}; set scores_kind='probabilities'"))
     if spec.top_k is not None and (most := int((answer != 0).sum(1).max())) > spec.top_k:
@@ -209,6 +209,14 @@ def is_one_hot(scores: Tensor, spec: APISpec) -> bool:
     floor = 0.0 if spec.decimals is None else 0.5 * 10.0**-spec.decimals
     top = scores == 1
     return bool((top.sum(1) == 1).all() and (top | (scores == 0) | ((scores - floor).abs() < 1e-9)).all())
+
+
+def _are_probabilities(answer: Tensor) -> bool:
+    """Return whether no score is negative and rows sum to 1, as closely as rounding lets them."""
+    scores = answer.detach().double()
+    decimals = decimals_of(answer)
+    rounding = 0.0 if decimals is None else 0.5 * 10.0**-decimals * scores.shape[1]
+    return bool((scores >= 0).all() and (scores.sum(1) - 1).abs().max() < min(_OFF, 2e-3 + rounding))
 
 
 def are_sorted(scores: Tensor) -> bool:

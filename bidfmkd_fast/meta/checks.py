@@ -48,8 +48,8 @@ def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -
         raise InputError(f"{operation}: {name} must be finite; got NaN or infinity")
     if low < -_OUTSIDE or high > 1 + _OUTSIDE:
         raise InputError(
-            f"{operation}: {name} must be in unit range, 0 to 1; got {low:.4g} to {high:.4g}; divide by 255 if they are "
-            "0 to 255, and undo the normalisation if they are normalised"
+            f"{operation}: {name} must be in unit range, 0 to 1; got {low:.4g} to {high:.4g}; divide by 255 if they "
+            "are 0 to 255, and undo the normalisation if they are normalised"
         )
 
 
