@@ -220,6 +220,8 @@ def probe(options: Any) -> None:
     made = _plan(apis[options.api : options.api + 1], config, _budget(options))
     print(f"{text_table(made.apis[0].report.rows())}\n\na run with its control, as --config says:")
     print(text_table([["queries", "time", "cost"], made.rows()[-1][-3:]]))
+    for note in made.notes:
+        print(note)
     if made.problems:
         sys.exit(1)
 
@@ -230,7 +232,7 @@ def _tell_plan(apis: Any, config: Any, budget: Any) -> None:
 
     made = _plan(apis, config, budget)
     print(f"{text_table(made.rows())}\n\ntime: until the last answer; queries: run and control, without repetitions")
-    for line in [*made.problems, *too_short(made, config)]:
+    for line in [*made.problems, *made.notes, *too_short(made, config)]:
         print(line)
     if made.problems:
         sys.exit(1)

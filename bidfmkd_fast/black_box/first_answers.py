@@ -41,12 +41,13 @@ class FirstAnswers:
 
     Args:
         spec: of the API.
-        silent: warn of nothing; what is impossible is refused all the same.
+        silent: keep in `told` what would be warned of.
     """
 
     def __init__(self, spec: APISpec, silent: bool = False) -> None:
         self._spec, self._lock = spec, threading.Lock()
-        self._kind_fits, self._looked, self._moves, self._varies = False, silent, silent, False
+        self._silent, self.told = silent, list[str]()
+        self._kind_fits = self._looked = self._moves = self._varies = False
 
     @property
     def done(self) -> bool:
@@ -77,7 +78,9 @@ class FirstAnswers:
     def warn(self, images: Tensor, answer: Tensor, stacklevel: int) -> None:
         """Warn of what looks wrong, each once."""
         for category, text in self.look(images, answer):
-            warnings.warn(f"{self._spec.name}: {text}", category, stacklevel=stacklevel + 1)
+            self.told.append(text)
+            if not self._silent:
+                warnings.warn(f"{self._spec.name}: {text}", category, stacklevel=stacklevel + 1)
 
     def warn_of_one_class(self, matched: Sequence[float], stacklevel: int) -> None:
         """Warn, once, where each of the first `WATCHED_STEPS` steps gave exactly 1/n of the images its wanted class.

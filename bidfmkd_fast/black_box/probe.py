@@ -10,17 +10,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bidfmkd_fast.black_box.base import BlackBox
-from bidfmkd_fast.black_box.first_answers import (
-    SORTED,
-    FirstAnswers,
-    are_sorted,
-    decimals_of,
-    hardly_moves,
-    is_one_hot,
-    kind_of,
-)
+from bidfmkd_fast.black_box.first_answers import FirstAnswers, decimals_of, is_one_hot, kind_of
 from bidfmkd_fast.black_box.resolution import QUERIES, StepChoice, measure_steps
-from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.seeds import torch_generator
 
@@ -44,7 +35,7 @@ class ProbeReport:
         latency: seconds for one image.
         images_per_second: by the number of images in a call.
         steps: what steps of several lengths tell; None when nothing did.
-        notes: what looks odd in the answers, though they may be right.
+        notes: what looks wrong in the answers of an API that can be used; it may be right all the same.
         queries, requests: what the probe cost.
     """
 
@@ -86,7 +77,7 @@ class ProbeReport:
         if self.steps is not None:
             smallest = "none found" if self.steps.smallest is None else f"{self.steps.smallest:.3g}"
             rows += [["smallest usable mu", smallest], ["suggested mu", f"{self.steps.suggested:.3g}"]]
-        return [*rows, *(["note", note] for note in self.notes), spent]
+        return [*rows, spent]
 
 
 def probe(api: BlackBox, *, seed: int = 0) -> ProbeReport:
@@ -128,7 +119,6 @@ def _ask(api: BlackBox, seed: int, found: dict[str, object]) -> str | None:
     found["scores_kind"] = spec.scores_kind if spec.scores_kind == "top_k" else kind_of(scores)
     found["decimals"] = spec.decimals if spec.scores_kind == "top_k" else decimals_of(scores)
     found["deterministic"] = torch.allclose(first, scores[:1], rtol=1e-5, atol=1e-6)
-    found["notes"] = _notes(scores, spec)
     noise = (first - scores[:1]).abs().max().item()
     found["input_bits"] = _input_bits(api, images[:_N_SHIFTED], decimals_of(scores), noise)
     if found["scores_kind"] == "labels" or is_one_hot(scores, spec):
@@ -137,17 +127,12 @@ def _ask(api: BlackBox, seed: int, found: dict[str, object]) -> str | None:
     found["steps"] = steps
     if found["scores_kind"] not in (spec.scores_kind, "?"):
         return f"its scores look like {found['scores_kind']}; set scores_kind in its spec"
-    said = hardly_moves(images, scores, spec)
-    return said if isinstance(said, str) else None
-
-
-def _notes(scores: Tensor, spec: APISpec) -> tuple[str, ...]:
-    """What is odd about scores `[N, n_classes]` of random patterns, though an API that is right may answer so."""
-    notes = [SORTED] if are_sorted(scores) else []
+    notes = list(api._first_answers.told)
     if len(set(scores.argmax(1).tolist())) == 1:
         name = spec.names[int(scores[0].argmax())]
-        notes.append(f"all {len(scores)} random patterns get the same class, {name!r}; check it with real images")
-    return tuple(notes)
+        notes.append(f"all {n_most} random patterns get the same class, {name!r}; try it on real images")
+    found["notes"] = tuple(notes)
+    return None
 
 
 def sample_images(api: BlackBox, n_images: int, seed: int) -> Tensor:
