@@ -3,15 +3,14 @@
 BiDf-MKD (Hu et al., ICML 2023, arXiv 2305.18413).
 """
 
-from __future__ import annotations
-
-import os
-from importlib.metadata import PackageNotFoundError, version
+import os as _os
+from importlib.metadata import PackageNotFoundError as _NotInstalled
+from importlib.metadata import version as _version
 
 # Before torch loads OpenMP, unless it has already or the user has chosen: threads that spin long at the end of every
 # operation make a machine that does anything else beside up to 70 times slower (docs/architecture.md).
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+if "OMP_WAIT_POLICY" not in _os.environ:
+    _os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 from bidfmkd_fast import errors, ops
 from bidfmkd_fast.black_box import (
@@ -25,16 +24,16 @@ from bidfmkd_fast.black_box import (
     RemoteBlackBox,
     TorchBlackBox,
 )
-from bidfmkd_fast.data import Episode, EpisodeSampler, load_dataset
-from bidfmkd_fast.meta import MetaModel, evaluate, paired_difference
+from bidfmkd_fast.data import Dataset, Episode, EpisodeSampler, load_dataset
+from bidfmkd_fast.meta import Classifier, Evaluation, MetaModel, evaluate, paired_difference
 from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
 from bidfmkd_fast.scenarios import load_pool, train_pool
-from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig
+from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig
 from bidfmkd_fast.zeroth_order import ZerothOrder, as_differentiable
 
 try:
-    __version__ = version("bidfmkd-fast")
-except PackageNotFoundError:  # used from a source tree that was never installed
+    __version__ = _version("bidfmkd-fast")
+except _NotInstalled:  # used from a source tree that was never installed
     __version__ = "unknown"
 
 __all__ = [
@@ -42,9 +41,12 @@ __all__ = [
     "BiDfMKD",
     "BlackBox",
     "Budget",
+    "Classifier",
+    "Dataset",
     "DistillationConfig",
     "Episode",
     "EpisodeSampler",
+    "Evaluation",
     "FunctionBlackBox",
     "GrpcBlackBox",
     "JSONBlackBox",
@@ -54,6 +56,7 @@ __all__ = [
     "RecoveryConfig",
     "RemoteBlackBox",
     "ReplayConfig",
+    "Run",
     "TorchBlackBox",
     "TrainConfig",
     "ZerothOrder",

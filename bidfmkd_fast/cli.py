@@ -18,8 +18,6 @@ from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, Inpu
 if TYPE_CHECKING:
     from bidfmkd_fast.data import Dataset
 
-SOURCE = "source.yaml"  # in a run folder: the pool it learned from, and what that pool's images were
-
 
 def demo(options: Any) -> None:
     """The whole thing on the embedded characters: a pool, a run, its control and the table of accuracies."""
@@ -33,11 +31,13 @@ def demo(options: Any) -> None:
 
 def pool(options: Any) -> None:
     """Train a pool of APIs on random class subsets: one data set and architecture (ss), mixed (sh), both mixed (mh)."""
+    from bidfmkd_fast.cli_next import after_pool, files_of, write_source
     from bidfmkd_fast.scenarios import train_pool
     from bidfmkd_fast.training.report import text_table
 
+    datasets = _datasets(options.dataset, options.invert)
     made = train_pool(
-        _datasets(options.dataset, options.invert),
+        datasets,
         _out(options, "pool"),
         scenario=options.scenario,
         n_apis=options.n_apis,
@@ -47,6 +47,7 @@ def pool(options: Any) -> None:
         epochs=options.epochs,
         seed=options.seed,
     )
+    write_source(made.folder, {"files": files_of(datasets, options.dataset)})
     accuracies = made.accuracies
     print(
         f"{len(accuracies)} APIs in {made.folder}; held-out accuracy: mean {100 * made.accuracy:.1f} %, "
@@ -59,56 +60,73 @@ def pool(options: Any) -> None:
         rows = [["data set", "architecture", "APIs", "held-out accuracy, %"]]
         for (data_set, architecture), its in sorted(kinds.items()):
             rows.append([data_set, architecture, str(len(its)), f"{100 * sum(its) / len(its):.1f}"])
-        print(f"\n{text_table(rows)}")
+        print(f"\n{text_table(rows)}\n")
+    print(after_pool(made.folder))
 
 
 def train(options: Any) -> None:
     """Meta-learn from a pool of APIs, with the no-recovery control beside it; the same --out goes on after a kill."""
-    import yaml
-
+    from bidfmkd_fast.cli_next import SOURCE, after_run, source_of, write_source
+    from bidfmkd_fast.cli_plan import tell_plan
+    from bidfmkd_fast.files import check_writable
+    from bidfmkd_fast.folder_lock import check_free
     from bidfmkd_fast.scenarios import load_pool
     from bidfmkd_fast.scenarios.pool import read_pool
     from bidfmkd_fast.training import TrainConfig, fit_with_control
     from bidfmkd_fast.training.checkpoint import RunFolder
     from bidfmkd_fast.training.grids import write_grids
-    from bidfmkd_fast.training.report import cost_rows, text_table, write_report
+    from bidfmkd_fast.training.report import REPORT, outcome_rows, text_table, write_report
+    from bidfmkd_fast.training.spending import read_spending
 
     config = TrainConfig.from_dict(_plain_values(options.config.as_dict()))
     if options.seed is not None:
         config = replace(config, seed=options.seed)
-    apis, budget = load_pool(options.pool), _budget(options)
+    out, budget = _out(options, "train"), _budget(options)
     if options.dry_run:
-        _tell_plan(apis, config, budget)
+        if not tell_plan(load_pool(options.pool), config, budget):
+            sys.exit(1)
         return
-    out = _out(options, "train")
+    check_free(out)
+    apis = load_pool(options.pool)
+    if out.exists():
+        check_writable(out / SOURCE, out / REPORT, out / "grids" / "api_000.png")
     known = dict.fromkeys((entry.data_set, entry.inverted) for entry in read_pool(options.pool).entries)
     run, _ = fit_with_control(apis, out, config, device=options.device, budget=budget)
     folder = RunFolder.open(out)
-    data_sets = [{"name": name, "inverted": inverted} for name, inverted in known if name]
-    source = {"pool": str(Path(options.pool).resolve()), "data_sets": data_sets}
-    (folder.path / SOURCE).write_text(yaml.safe_dump(source, sort_keys=False), encoding="utf-8")
+    files = source_of(Path(options.pool)).get("files", {})
+    data_sets = [
+        {"name": name, "inverted": inverted} | ({"file": files[name]} if name in files else {})
+        for name, inverted in known
+        if name
+    ]
+    write_source(folder.path, {"pool": str(Path(options.pool).resolve()), "data_sets": data_sets})
     write_grids(run, folder)
     report = write_report(folder, control=RunFolder(out / "control"))
     if run.budget_ended:
         print("a budget ended before every API was recovered in full; what there is was used\n")
     if run.skipped:
         print(f"left out: {', '.join(run.skipped)}; the report says why\n")
-    print(f"{text_table(cost_rows(folder.summary()))}\n\nreport with pictures: {report}")
-    print(f"next: bidfmkd evaluate --run {out}")
+    print(f"{text_table(read_spending(out).rows())}\n\n{text_table(outcome_rows(folder.summary()))}\n")
+    print(f"report with pictures: {report}\n{after_run(out)}")
+
+
+def status(options: Any) -> None:
+    """Tell how far a run is and what it has spent, while it works or afterwards; also for a comparison or a sweep."""
+    from bidfmkd_fast.training.status import status_text
+
+    print(status_text(options.run))
 
 
 def evaluate(options: Any) -> None:
     """Meta-test a run on unseen classes, beside its random initialisation and its control, on the same episodes."""
-    import yaml
-
-    from bidfmkd_fast.data import load_dataset
+    from bidfmkd_fast.cli_next import datasets_of, source_of
+    from bidfmkd_fast.files import check_writable
     from bidfmkd_fast.meta import MetaModel
     from bidfmkd_fast.training.checkpoint import META_MODEL, RunFolder
-    from bidfmkd_fast.training.report import CONTROL, LEARNED, RANDOM, compare, write_report
+    from bidfmkd_fast.training.report import CONTROL, LEARNED, RANDOM, REPORT, compare, write_report
 
     folder = RunFolder.open(options.run)
-    source_file = folder.path / SOURCE
-    source = yaml.safe_load(source_file.read_text(encoding="utf-8")) if source_file.is_file() else {}
+    check_writable(folder.path / REPORT)
     if options.dataset:
         datasets = _datasets(options.dataset, options.invert or [False])
     elif options.invert:
@@ -116,7 +134,7 @@ def evaluate(options: Any) -> None:
             "--invert goes with --dataset; without both, the run's own data sets are taken as its pool did"
         )
     else:
-        datasets = [load_dataset(one["name"], invert=one["inverted"]) for one in source.get("data_sets", ())]
+        datasets = datasets_of(source_of(folder.path))
     if not datasets:
         raise InputError(f"{folder.path} does not tell its data set; give --dataset")
     models = {RANDOM: folder.initial_model()}
@@ -168,11 +186,13 @@ def sweep(options: Any) -> None:
 
 def recover(options: Any) -> None:
     """Recover one set of images from one API of a pool."""
+    from bidfmkd_fast.files import check_writable, reserved
+    from bidfmkd_fast.folder_lock import FolderLock
     from bidfmkd_fast.recovery import RecoveryConfig
     from bidfmkd_fast.recovery import recover as recover_images
     from bidfmkd_fast.scenarios import load_pool
-    from bidfmkd_fast.training.checkpoint import save_recovered
     from bidfmkd_fast.training.grids import save_grid
+    from bidfmkd_fast.training.recovered_set import bytes_of_set, save_recovered
     from bidfmkd_fast.training.run import RecoveredSet
 
     apis = load_pool(options.pool)
@@ -182,21 +202,17 @@ def recover(options: Any) -> None:
     file = out / f"api_{options.api:03d}_support.safetensors"
     if file.exists():
         raise InputError(f"{file} is there already; give another --out")
-    api = apis[options.api]
+    api, config = apis[options.api], RecoveryConfig(**_plain_values(options.config.as_dict()))
     api.budget = _budget(options)
-    recovered = recover_images(
-        api,
-        options.n_per_class,
-        config=RecoveryConfig(**_plain_values(options.config.as_dict())),
-        seed=options.seed,
-        device=options.device,
-        progress=True,
-    )
-    images = api.spec.to_unit(recovered.images)
-    one = RecoveredSet(options.api, api.name, api.spec.names, "support", images, recovered)
-    out.mkdir(parents=True, exist_ok=True)
-    save_recovered(one, file)
-    save_grid([one], file.with_suffix(".png"))
+    with FolderLock(out), reserved(file, bytes_of_set(api.spec, options.n_per_class, config.steps)):
+        check_writable(file.with_suffix(".png"))
+        recovered = recover_images(
+            api, options.n_per_class, config=config, seed=options.seed, device=options.device, progress=True
+        )
+        images = api.spec.to_unit(recovered.images)
+        one = RecoveredSet(options.api, api.name, api.spec.names, "support", images, recovered)
+        save_recovered(one, file)
+        save_grid([one], file.with_suffix(".png"))
     state = "" if recovered.complete else " (the budget ended before the last step)"
     print(
         f"{len(images)} images from {api.name}, {100 * one.matched.float().mean():.0f} % as wanted, "
@@ -207,9 +223,9 @@ def recover(options: Any) -> None:
 def probe(options: Any) -> None:
     """Ask an API a few questions: what it can give, the step it resolves, and what a run would cost."""
     from bidfmkd_fast.black_box import RemoteBlackBox
+    from bidfmkd_fast.cli_plan import tell_probe
     from bidfmkd_fast.scenarios import load_pool
     from bidfmkd_fast.training import TrainConfig
-    from bidfmkd_fast.training.report import text_table
 
     if (options.pool is None) == (options.url is None) or (options.url is None) != (options.model is None):
         raise InputError("give either --pool with --api, or --url with --model")
@@ -217,38 +233,15 @@ def probe(options: Any) -> None:
     apis = [RemoteBlackBox(options.url, options.model)] if options.pool is None else load_pool(options.pool)
     if not 0 <= options.api < len(apis):
         raise InputError(f"--api must be in 0..{len(apis) - 1}; got {options.api}")
-    made = _plan(apis[options.api : options.api + 1], config, _budget(options))
-    print(f"{text_table(made.apis[0].report.rows())}\n\na run with its control, as --config says:")
-    print(text_table([["queries", "time", "cost"], made.rows()[-1][-3:]]))
-    for note in made.notes:
-        print(note)
-    if made.problems:
+    if not tell_probe(apis[options.api], config, _budget(options)):
         sys.exit(1)
-
-
-def _tell_plan(apis: Any, config: Any, budget: Any) -> None:
-    from bidfmkd_fast.training.plan import too_short
-    from bidfmkd_fast.training.report import text_table
-
-    made = _plan(apis, config, budget)
-    print(f"{text_table(made.rows())}\n\ntime: until the last answer; queries: run and control, without repetitions")
-    for line in [*made.problems, *made.notes, *too_short(made, config)]:
-        print(line)
-    if made.problems:
-        sys.exit(1)
-
-
-def _plan(apis: Any, config: Any, budget: Any) -> Any:
-    from bidfmkd_fast.training.plan import plan
-
-    for api in apis:
-        api.budget = budget
-    return plan(apis, config, seed=config.seed)
 
 
 def bench(options: Any) -> None:
     """Time kernels and whole steps against plain torch; run it from the root of the source tree."""
     import importlib
+
+    from bidfmkd_fast.files import check_writable
 
     if not Path("benchmarks/bench.py").is_file():
         raise InputError("the benchmarks are in the source tree, not in the package; run this from the tree's root")
@@ -256,6 +249,7 @@ def bench(options: Any) -> None:
     suite = importlib.import_module("benchmarks.bench")
     against = None if options.compare is None else Path(options.compare)
     out = Path(options.out or "runs/bench")
+    check_writable(out / "any")
     if suite.bench(options.cases, options.threads, options.runs, out, against, options.seed):
         sys.exit(1)
 
@@ -277,6 +271,7 @@ def serve(options: Any) -> None:
 
 def convert(options: Any) -> None:
     """Make an .npz data set of class folders, listed images, or the archive of CIFAR-100, Omniglot or CUB-200-2011."""
+    from bidfmkd_fast.cli_next import after_convert
     from bidfmkd_fast.data.convert import convert_dataset
 
     made = convert_dataset(
@@ -290,17 +285,18 @@ def convert(options: Any) -> None:
     )
     left_out = f"; {made.left_out} classes of no split left out" if made.left_out else ""
     print(f"{made.dataset}\nread as {made.layout}, split: {made.split}{left_out}")
-    print(f"next: bidfmkd pool --dataset {made.path}")
+    print(after_convert(made.dataset, made.path))
 
 
 COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "demo": (demo, "bidfmkd demo --seed 1"),
     "pool": (pool, "bidfmkd pool --dataset omniglot --invert true --n-apis 20"),
     "train": (train, "bidfmkd train --pool runs/pool --config.recovery.steps 40"),
+    "status": (status, "bidfmkd status runs/train"),
     "evaluate": (evaluate, "bidfmkd evaluate --run runs/train --n-shot 1 5"),
     "recover": (recover, "bidfmkd recover --pool runs/pool --api 0 --config.num_directions 20"),
     "probe": (probe, "bidfmkd probe --url http://127.0.0.1:8000 --model api_000"),
-    "bench": (bench, "bidfmkd bench --cases perturb/* --threads 1"),
+    "bench": (bench, "bidfmkd bench --cases 'perturb/*' --threads 1"),
     "serve": (serve, "bidfmkd serve runs/pool --port 8000 --config.failed 0.1"),
     "convert": (convert, "bidfmkd convert CUB_200_2011.tgz --out cub.npz"),
     "compare": (compare, "bidfmkd compare --config configs/omniglot_ss_small.yaml"),

@@ -47,15 +47,17 @@ def build_parser(arguments: Sequence[str], commands: Commands) -> ArgumentParser
             one.add_argument("--out", type=str, help="folder of the results; default: runs/bench")
         elif name == "convert":
             one.add_argument("--out", type=str, help="file to write; default: <data set>.npz here")
-        elif name not in ("evaluate", "serve", "probe"):
+        elif name not in ("evaluate", "serve", "probe", "status"):
             one.add_argument("--out", type=str, help=f"new folder; default: runs/{name}, or runs/{name}-2 and so on")
         if name in ("compare", "sweep"):
-            one.add_argument("--seeds", type=int, nargs="+", default=[0], help="of every random draw; all are averaged")
-            one.add_argument("--device", type=str, default="cpu", help="of generators and meta-models")
+            one.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds; the results are averaged")
+            one.add_argument("--device", type=str, default="cpu", help="device of generators and meta-models")
+        elif name == "status":
+            one.add_argument("run", type=str, help="folder of a run, or of several: a comparison or a sweep")
         elif name in ("demo", "train"):
-            one.add_argument("--seed", type=int, help="of every random draw; default: the one in the configuration")
+            one.add_argument("--seed", type=int, help="seed of every random draw; default: that of the settings")
         else:
-            one.add_argument("--seed", type=int, default=0, help="of every random draw")
+            one.add_argument("--seed", type=int, default=0, help="seed of every random draw")
 
     one = parsers["demo"]
     one.add_class_arguments(DemoConfig, "config", help="settings of the demo")
@@ -63,7 +65,8 @@ def build_parser(arguments: Sequence[str], commands: Commands) -> ArgumentParser
     one.set_defaults({"config": vars(settings) | {"train": settings.train.to_dict()}})
 
     one = parsers["pool"]
-    one.add_argument("--scenario", type=str, choices=tuple(ARCHITECTURES), default="ss", help="what is mixed")
+    scenario_help = "ss: one data set and architecture; sh: mixed architectures; mh: both mixed"
+    one.add_argument("--scenario", choices=tuple(ARCHITECTURES), default="ss", help=scenario_help)
     one.add_argument(
         "--dataset",
         type=str,
@@ -81,13 +84,13 @@ def build_parser(arguments: Sequence[str], commands: Commands) -> ArgumentParser
 
     one = parsers["compare"]
     one.add_class_arguments(ExperimentConfig, "config", help="settings of the experiment; see configs/")
-    methods_help = f"of {', '.join(METHODS)}; the control is always one"
+    methods_help = f"methods, out of {', '.join(METHODS)}; the control is always one"
     one.add_argument("--methods", type=str, nargs="+", default=list(METHODS), help=methods_help)
     parsers["sweep"].add_argument("--file", type=str, required=True, help="YAML file: experiment, variants, grid")
 
     one = parsers["train"]
     presets = {"default": TrainConfig(), "paper": paper(), "paper_compat": paper(compat=True)}
-    one.add_argument("--preset", type=str, choices=tuple(presets), default="default", help="settings to start from")
+    one.add_argument("--preset", choices=tuple(presets), default="default", help="settings to start from")
     one.add_class_arguments(TrainConfig, "config", help="settings of the run")
     for name, settings_of_preset in presets.items():
         if f"--preset={name}" in arguments or ("--preset", name) in itertools.pairwise(arguments):
@@ -98,29 +101,29 @@ def build_parser(arguments: Sequence[str], commands: Commands) -> ArgumentParser
     one.add_argument("--n-per-class", type=int, default=10, help="images per class")
     one.add_class_arguments(RecoveryConfig, "config", help="settings of the recovery")
 
-    parsers["train"].add_argument("--dry-run", action="store_true", help="probe the APIs and tell what it would cost")
+    parsers["train"].add_argument("--dry-run", action="store_true", help="only probe the APIs and tell the cost")
 
     one = parsers["probe"]
     one.add_argument("--pool", type=str, help="folder of a pool")
     one.add_argument("--api", type=int, default=0, help="number of the API in the pool")
-    one.add_argument("--url", type=str, help="of a server of the Open Inference Protocol v2, instead of a pool")
+    one.add_argument("--url", type=str, help="address of a server of the Open Inference Protocol v2, instead of a pool")
     one.add_argument("--model", type=str, help="name of the model on that server")
     one.add_class_arguments(TrainConfig, "config", help="settings of the run that is planned")
 
     for name in ("train", "recover", "probe"):
-        parsers[name].add_argument("--max-queries", type=int, help="budget for all APIs together; default: none")
-        parsers[name].add_argument("--max-requests", type=int, help="the same in requests")
-        parsers[name].add_argument("--max-cost", type=float, help="the same in money, by the APIs' price_per_1000")
+        parsers[name].add_argument("--max-queries", type=int, help="cap on the queries, of all APIs together")
+        parsers[name].add_argument("--max-requests", type=int, help="cap on the requests, of all APIs together")
+        parsers[name].add_argument("--max-cost", type=float, help="cap on the cost, by price_per_1000 of the APIs")
         if name == "probe":
             continue
         parsers[name].add_argument("--pool", type=str, required=True, help="folder of a pool")
-        parsers[name].add_argument("--device", type=str, default="cpu", help="of generator and meta-model")
+        parsers[name].add_argument("--device", type=str, default="cpu", help="device of generator and meta-model")
 
     one = parsers["serve"]
     one.add_argument("pool", type=str, help="folder of a trained pool")
-    one.add_argument("--port", type=int, default=8000, help="of 127.0.0.1; no other address is served")
+    one.add_argument("--port", type=int, default=8000, help="port of 127.0.0.1; no other address is served")
     one.add_argument("--per-model", type=str, help="YAML file of what differs: `api_003: {nan: 1.0}`")
-    one.add_class_arguments(Behaviour, "config", help="what every model tells, and what goes wrong with it")
+    one.add_class_arguments(Behaviour, "config", help="what every model answers, and what goes wrong with it")
 
     one = parsers["evaluate"]
     one.add_argument("--run", type=str, required=True, help="folder of a finished run")
@@ -131,7 +134,7 @@ def build_parser(arguments: Sequence[str], commands: Commands) -> ArgumentParser
     one.add_argument("--n-shot", type=int, nargs="+", default=[1, 5], help="support images per class; one column each")
     one.add_argument("--n-query", type=int, default=15, help="query images per class")
     one.add_argument("--n-episodes", type=int, default=600, help="episodes")
-    one.add_argument("--split", type=str, choices=SPLITS, default="meta_test", help="classes to draw from")
+    one.add_argument("--split", choices=SPLITS, default="meta_test", help="classes to draw from")
 
     one = parsers["bench"]
     one.add_argument("--cases", type=str, nargs="+", default=["*"], help="name patterns; default: all")
@@ -141,9 +144,7 @@ def build_parser(arguments: Sequence[str], commands: Commands) -> ArgumentParser
 
     one = parsers["convert"]
     one.add_argument("source", type=str, help="folder, zip or tar archive of images")
-    one.add_argument(
-        "--layout", type=str, choices=LAYOUTS, default="auto", help="what the source is; auto tells by names"
-    )
+    one.add_argument("--layout", choices=LAYOUTS, default="auto", help="what the source is; auto tells by names")
     one.add_argument(
         "--split",
         type=str,

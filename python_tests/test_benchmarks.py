@@ -15,7 +15,7 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are in the source tree only", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from benchmarks import bench, report  # noqa: E402
+from benchmarks import bench, report, scaling  # noqa: E402
 from benchmarks.baselines import BestEager, functional, paper_order  # noqa: E402
 from benchmarks.harness import OURS, Case, Prepared, Row, run_case  # noqa: E402
 
@@ -101,3 +101,19 @@ def test_pages_show_the_committed_results(page: str, make) -> None:  # type: ign
     """`python benchmarks/report.py` was run after the results changed."""
     document = (ROOT / page).read_text(encoding="utf-8")
     assert report.rendered(document, make(ROOT / "benchmarks" / "results")) == document
+
+
+def test_the_scaling_picture_says_what_its_letters_are_and_keeps_its_data_free() -> None:
+    results = json.loads((ROOT / "docs/images/scaling.json").read_text(encoding="utf-8"))
+    figure = scaling.draw(results)
+    figure.draw_without_rendering()
+    below = figure.axes[3:]
+    for axis, words in zip(below, ("q: random directions per image", "B: images", "d: numbers in an image")):
+        assert axis.get_xlabel().startswith(words)
+    assert [label.get_text() for label in below[0].get_xticklabels()] == ["10", "20", "50", "100", "200"]
+    legends = [axis.get_legend() for axis in figure.axes if axis.get_legend() is not None]
+    assert len(legends) == 2
+    for legend in legends:
+        box = legend.get_window_extent()
+        assert not any(box.overlaps(axis.bbox) for axis in figure.axes)
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1

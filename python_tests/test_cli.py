@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -13,11 +16,15 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from bidfmkd_fast.black_box import TorchBlackBox
 from bidfmkd_fast.cli import COMMANDS, _one_line_warnings, main
 from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.errors import ServiceWarning
+from bidfmkd_fast.folder_lock import FolderLock
 from bidfmkd_fast.recovery import RecoveryConfig, recover
 from bidfmkd_fast.scenarios import load_pool
+from bidfmkd_fast.scenarios.experiment import ExperimentConfig, to_yaml_text
+from bidfmkd_fast.training.settings import plain_values
 
 RECOVERY = ["steps=1", "num_directions=1", "generator_width=4", "latent_dim=8"]
 RUN = [
@@ -50,7 +57,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_train_evaluate_and_the_run_folder(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--pool", str(pool), "--seed", "5", *RUN]) == 0
     told = capsys.readouterr().out
-    assert "next: bidfmkd evaluate --run runs/train" in told
+    assert "next: bidfmkd evaluate --run runs/train --n-way 3\n" in told
     assert "report with pictures: runs/train/report.md" in told
     folder = Path("runs/train")
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -192,6 +199,79 @@ def test_train_goes_on_in_the_folder_of_a_run_that_was_cut_off(pool: Path, capsy
     assert "holds a run already" in capsys.readouterr().err
 
 
+def test_a_second_command_on_a_folder_is_refused_before_it_asks(
+    pool: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(TorchBlackBox, "_score", never)
+    Path("sweep.yaml").write_text("experiment: experiment.yaml\n")
+    Path("experiment.yaml").write_text("pool: {n_apis: 2}\n")
+    commands = (["train", "--pool", str(pool), *RUN], ["recover", "--pool", str(pool)], ["pool"], ["compare"])
+    with FolderLock("busy"):
+        for command in (*commands, ["sweep", "--file", "sweep.yaml"]):
+            started = time.monotonic()
+            assert main([*command, "--out", "busy"]) == 2
+            assert time.monotonic() - started < 1 or command[0] == "pool"  # which draws its data set first
+            told = capsys.readouterr()
+            assert f"bidfmkd {command[0]}: busy is in use by process {os.getpid()} on " in told.err
+            assert told.err.count("\n") == 1 and told.out == ""
+        assert [file.name for file in Path("busy").iterdir()] == ["run.lock"]
+
+
+@pytest.mark.parametrize(
+    ("command", "obstacle"),
+    [
+        ("recover --pool POOL --out file/out", "file"),
+        ("recover --pool POOL --out out", "out/api_000_support.png"),
+        ("train --pool POOL --out file/out", "file"),
+        ("train --pool POOL --out out", "out/report.md"),
+        ("train --pool POOL --out out", "out/source.yaml"),
+        ("train --pool POOL --out out", "out/control/summary.json"),
+        ("train --pool POOL --out out", "out/summary.json"),
+        ("compare --out out", "out/comparison.md"),
+        ("evaluate --run out", "out/report.md"),
+        ("pool --out file/out", "file"),
+        ("demo --out file/out", "file"),
+        ("bench --out file/out", "file"),
+        ("convert images --out file/out.npz", "file"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_anything_is_asked_or_computed(
+    command: str, obstacle: str, pool: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("red", "blue"):
+        Path("images", name).mkdir(parents=True)
+        Image.new("RGB", (4, 4), name).save(f"images/{name}/one.png")
+    Path("benchmarks").mkdir()
+    Path("benchmarks/bench.py").touch()
+    if command.startswith("evaluate"):
+        assert main(["train", "--pool", str(pool), "--out", "out", *RUN]) == 0
+        Path(obstacle).unlink()
+    elif "comparison" in obstacle:
+        Path("out").mkdir()
+        config = ExperimentConfig().with_seed(0)
+        Path("out/experiment.yaml").write_text(to_yaml_text(plain_values(config)))
+    if obstacle == "file":
+        Path("file").touch()
+    else:
+        Path(obstacle).mkdir(parents=True)
+    capsys.readouterr()
+
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(TorchBlackBox, "_score", never)
+    monkeypatch.setattr("bidfmkd_fast.data.convert.decode_all", never)
+    monkeypatch.setattr("bidfmkd_fast.scenarios.api_training._train_api", never)
+    monkeypatch.setattr("bidfmkd_fast.training.report.evaluate", never)
+    arguments = command.replace("POOL", str(pool)).split()
+    assert main([*arguments, *(RUN if "train" in command else [])]) == 2
+    told = capsys.readouterr()
+    assert "cannot write to " in told.err and told.err.count("\n") == 1 and told.out == ""
+
+
 def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["n_apis=2", "n_way=3", "api_width=2", "api_epochs=1", "n_episodes=2"]
     options = [f"--config.{setting}" for setting in small] + dotted("--config.train.", RUN)
@@ -220,7 +300,7 @@ def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert "3 images 3x8x8, 3 classes: meta_train 2, meta_val 0, meta_test 1" in told
     assert "read as class_folders, split: the folders of animals" in told
-    assert "next: bidfmkd pool --dataset animals.npz" in told
+    assert "no pool can be trained on images of 8 x 8: give --size" in told and "next:" not in told
     assert load_dataset("animals.npz").class_names == ("cat", "dog", "ox")
     Path("split.json").write_text('{"meta_train": ["ox"], "meta_test": ["dog"]}')
     assert main(["convert", "animals", "--split=split.json", "--out=two.npz", "--layout=class_folders"]) == 0
@@ -285,7 +365,8 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(capsys: pytest.Captu
     assert "4 APIs in mixed" in told and "resnet10" in told
     assert main(["train", "--pool", "mixed", "--out", "run", *RUN]) == 0
     source = yaml.safe_load(Path("run/source.yaml").read_text())
-    assert source["data_sets"] == [{"name": "glyphs", "inverted": False}, {"name": "ink", "inverted": True}]
+    ink = {"name": "ink", "inverted": True, "file": str(Path("ink.npz").resolve())}
+    assert source["data_sets"] == [{"name": "glyphs", "inverted": False}, ink]
     capsys.readouterr()
     judged = ["evaluate", "--run", "run", "--n-way", "3", "--n-episodes", "2", "--n-shot", "1", "--n-query", "2"]
     assert main([*judged, "--dataset", "glyphs", "ink.npz", "--invert", "false", "true", "--adapt-lr", "0.2"]) == 0
@@ -379,10 +460,10 @@ def test_help_has_an_example_that_the_parser_takes(
         main([command, "--help"])
     told = capsys.readouterr().out
     assert stop.value.code == 0
-    assert "--seed" in told
+    assert "--seed" in told or command == "status"  # which draws nothing
     example = COMMANDS[command][1]
     assert f"example: {example}" in told
-    arguments = example.split()[1:]
+    arguments = shlex.split(example)[1:]
     assert build_parser(arguments, COMMANDS).parse_args(arguments).subcommand == command
 
 

@@ -19,6 +19,7 @@ from bidfmkd_fast.black_box.v2 import V2Model
 from bidfmkd_fast.black_box.v2_service import V2BlackBox
 from bidfmkd_fast.black_box.wire import wire_array, wire_files
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
+from bidfmkd_fast.extras import not_installed
 
 _AGAIN = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL")
 _UNLIMITED = ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)
@@ -58,8 +59,7 @@ class GrpcBlackBox(V2BlackBox):
         try:
             import tritonclient.grpc as triton
         except ImportError as error:
-            message = f"GrpcBlackBox: {error.name} is not installed; `pip install 'bidfmkd-fast[grpc]'`"
-            raise InputError(message) from None
+            raise not_installed("GrpcBlackBox", error.name, "grpc") from None
         name = spec.name if isinstance(spec, APISpec) else model
         parts = urlsplit(url)
         if parts.scheme not in ("grpc", "grpcs") or not parts.port or parts.username or parts.password:

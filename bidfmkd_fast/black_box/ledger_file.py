@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,9 +71,16 @@ class LedgerFile:
                 "answered_queries INTEGER NOT NULL DEFAULT 0, answered_requests INTEGER NOT NULL DEFAULT 0, "
                 "cost REAL NOT NULL DEFAULT 0, PRIMARY KEY (number, session))"
             )
-            self.rows()
-        except sqlite3.Error as error:
-            raise InputError(f"ledger: {path} cannot be used: {error}; is it a ledger of this package?") from None
+            (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+            self._connection.execute(f"SELECT number, session, name, {_COUNTS} FROM apis LIMIT 1")
+            self._file = os.stat(path)
+        except (sqlite3.Error, OSError) as error:
+            advice = "is it a ledger of this package, in a folder with space left that can be written to?"
+            if not isinstance(error, (sqlite3.OperationalError, OSError)):  # its content is wrong
+                advice = "remove it, and the run counts anew what its recovered sets have cost"
+            raise InputError(f"ledger: {path} cannot be used: {error}; {advice}") from None
 
     def begin(self, number: int, name: str) -> None:
         """A row for API `number`, unless there is one.
@@ -78,12 +88,12 @@ class LedgerFile:
         Raises:
             InputError: the row is of an API of another name.
         """
-        with self._lock:
-            names = self._connection.execute("SELECT name FROM apis WHERE number = ?", (number,)).fetchall()
+        with self._used() as connection:
+            names = connection.execute("SELECT name FROM apis WHERE number = ?", (number,)).fetchall()
             if not {held for (held,) in names} <= {name}:
                 told = f"API {number} of {self.path} is {names[0][0]!r}"
                 raise InputError(f"ledger: {told}; got {name!r}; is this another pool?")
-            self._connection.execute(
+            connection.execute(
                 "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)", (number, _SESSION, name)
             )
 
@@ -96,13 +106,25 @@ class LedgerFile:
         answered_requests: int = 0,
         cost: float = 0.0,
     ) -> None:
-        """Add to the counts of API `number`."""
-        with self._lock:
-            self._connection.execute(
+        """Add to the counts of API `number`. Raises InputError where that fails: nothing uncounted is to be asked."""
+        with self._used() as connection:
+            connection.execute(
                 "UPDATE apis SET queries = queries + ?, requests = requests + ?, answered_queries = answered_queries + "
                 "?, answered_requests = answered_requests + ?, cost = cost + ? WHERE number = ? AND "
                 "session = ?",
                 (queries, requests, answered_queries, answered_requests, cost, number, _SESSION),
+            )
+
+    def restore(self, number: int, queries: int, requests: int, cost: float) -> None:
+        """Add what processes that are gone have spent on API `number` by other evidence; all of it was answered.
+
+        To be called after `begin` of the same number.
+        """
+        with self._used() as connection:
+            connection.execute(
+                f"INSERT INTO apis (number, session, name, {_COUNTS}) "
+                "SELECT number, ?, name, ?, ?, ?, ?, ? FROM apis WHERE number = ? LIMIT 1",
+                (f"restored {uuid.uuid4().hex}", queries, requests, queries, requests, cost, number),
             )
 
     def rows(self) -> list[LedgerRow]:
@@ -115,13 +137,51 @@ class LedgerFile:
 
     def _rows(self, where: str) -> list[LedgerRow]:
         sums = ", ".join(f"sum({count})" for count in _COUNTS.split(", "))
-        with self._lock:
-            found = self._connection.execute(
+        with self._used() as connection:
+            found = connection.execute(
                 f"SELECT number, name, {sums} FROM apis {where} GROUP BY number ORDER BY number"
             ).fetchall()
         return [LedgerRow(*row) for row in found]
+
+    @contextmanager
+    def _used(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection to one thread, whatever goes wrong as InputError.
+
+        A file that was removed or replaced is noticed here: SQLite would go on to write into the removed one.
+        """
+        with self._lock:
+            try:
+                if not os.path.samestat(os.stat(self.path), self._file):
+                    raise FileNotFoundError
+                yield self._connection
+            except FileNotFoundError:
+                raise InputError(
+                    f"ledger: {self.path} was removed or replaced during the run; nothing more is asked without it"
+                ) from None
+            except (sqlite3.Error, OSError) as error:
+                raise InputError(f"ledger: cannot count in {self.path}: {error}; nothing was sent uncounted") from None
 
     def close(self) -> None:
         """Write everything into the one file."""
         with self._lock:
             self._connection.close()
+
+
+def read_ledger(path: Path) -> list[LedgerRow]:
+    """Read the sums by API of a ledger that a run may be writing at this moment; nothing is written, not even aside.
+
+    Raises:
+        InputError: the file is no ledger, or damaged.
+    """
+    # Without a write-ahead log the file is all there is, and SQLite would make a log unless the file is immutable. With
+    # one, the last counts are in the log, and its index is to be read as it is.
+    log = Path(f"{path}-wal")
+    mode = "readonly_shm=1" if log.exists() and log.stat().st_size else "immutable=1"
+    sums = ", ".join(f"sum({count})" for count in _COUNTS.split(", "))
+    query = f"SELECT number, name, {sums} FROM apis GROUP BY number ORDER BY number"
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&{mode}", uri=True)) as connection:
+            found = connection.execute(query).fetchall()
+    except sqlite3.Error as error:
+        raise InputError(f"ledger: {path} cannot be read: {error}; is it a ledger of this package?") from None
+    return [LedgerRow(*row) for row in found]

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bidfmkd_fast.black_box.answers import as_told
 from bidfmkd_fast.black_box.base import BlackBox
+from bidfmkd_fast.black_box.conv_relu import fuse_relus
 from bidfmkd_fast.black_box.folding import fold_batch_norms
 from bidfmkd_fast.black_box.ledger import Budget
 from bidfmkd_fast.black_box.pooling import replace_max_pools
@@ -26,7 +27,7 @@ from bidfmkd_fast.seeds import seeded
 
 # A micro-batch's largest activation: small enough for the last-level cache, large enough to keep the convolutions busy.
 _CPU_ACTIVATION_BYTES = 8 << 20
-_GPU_ACTIVATION_BYTES = 1 << 30
+_GPU_ACTIVATION_SHARE = 32  # of a device's memory: large batches run faster there, and several APIs run side by side
 # Folding and memory format change scores by rounding (1e-6 of the largest, deep nets 1e-5); a wrong fold by far more.
 _SAME_SCORES = 1e-4
 
@@ -99,10 +100,11 @@ class FunctionBlackBox(LocalBlackBox):
 class TorchBlackBox(LocalBlackBox):
     """A torch module served as an API: only its scores come out. A call costs one request, or one per `max_batch`.
 
-    The module is copied and put in evaluation mode; batch norms are folded into the convolutions before them, the
-    memory format is channels-last (on a GPU whichever is faster there), 2x2 max pools become elementwise maxima (on the
-    CPU) and large calls run in cache-sized micro-batches, each as far as it leaves the scores equal up to rounding
-    (measured once, here). It runs in full float32, without autocast and without TF32.
+    The module is copied and put in evaluation mode. Batch norms are folded into the convolutions before them; the
+    memory format is channels-last (on a GPU whichever is faster there); on the CPU 2x2 max pools become elementwise
+    maxima; on a GPU a convolution and the ReLU after it become one call; large calls run in micro-batches. Each of
+    these is done only if it leaves the scores equal up to rounding (measured once, here). It runs in full float32,
+    without autocast and without TF32.
 
     Args:
         module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of `spec.scores_kind`
@@ -170,8 +172,11 @@ def _serve(
 
 
 def _cache_sized(image_bytes: int, device: torch.device) -> int:
-    target = _GPU_ACTIVATION_BYTES if device.type == "cuda" else _CPU_ACTIVATION_BYTES * torch.get_num_threads()
-    return max(16, min(4096, target // image_bytes))
+    if device.type == "cuda":
+        target, most = torch.cuda.get_device_properties(device).total_memory // _GPU_ACTIVATION_SHARE, 16384
+    else:
+        target, most = _CPU_ACTIVATION_BYTES * torch.get_num_threads(), 4096
+    return max(16, min(most, target // image_bytes))
 
 
 def _forward(
@@ -210,7 +215,8 @@ def _fastest_equal(plain: nn.Module, spec: APISpec, device: torch.device) -> tup
     image_bytes = max(images[0].numel() * images.element_size(), largest.bytes // 2)
 
     equal: list[tuple[float, nn.Module, torch.memory_format]] = []
-    for fold, memory_format in itertools.product((True, False), (torch.channels_last, torch.contiguous_format)):
+    forms = [(True, True), (True, False), (False, False)] if device.type == "cuda" else [(True, False), (False, False)]
+    for (fold, fuse), memory_format in itertools.product(forms, (torch.channels_last, torch.contiguous_format)):
         try:
             candidate = copy.deepcopy(plain)
             if fold:
@@ -218,6 +224,8 @@ def _fastest_equal(plain: nn.Module, spec: APISpec, device: torch.device) -> tup
             candidate.to(memory_format=memory_format)  # type: ignore[call-overload]
             if device.type == "cpu" and memory_format == torch.channels_last:
                 replace_max_pools(candidate)
+            if fuse:
+                fuse_relus(candidate)
             deviation = (scores_of(candidate, memory_format) - wanted).abs().max()
         except Exception:  # for instance `view` on channels-last: the next form is tried, at last `plain`
             continue
@@ -228,7 +236,7 @@ def _fastest_equal(plain: nn.Module, spec: APISpec, device: torch.device) -> tup
         trial = images[:1].expand(_cache_sized(image_bytes, device), *spec.image_shape)
         seconds = _seconds(partial(_forward, candidate, [trial], device, memory_format), device)
         equal.append((seconds, candidate, memory_format))
-        if len(equal) == 2:  # both formats of the folded module, or of the plain one
+        if len(equal) == 2:  # both formats of the same form
             break
     if not equal:
         return plain, torch.contiguous_format, image_bytes

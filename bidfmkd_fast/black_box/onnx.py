@@ -20,6 +20,7 @@ from bidfmkd_fast.black_box.v2 import V2Model
 from bidfmkd_fast.black_box.v2_service import check_fields, place_labels
 from bidfmkd_fast.black_box.wire import wire_array
 from bidfmkd_fast.errors import BadAnswer, InputError, ServiceWarning
+from bidfmkd_fast.extras import not_installed
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Array], list[Array]]
@@ -111,7 +112,7 @@ def _session(path: Path, providers: Sequence[str] | None) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise InputError("OnnxBlackBox: onnxruntime is not installed; `pip install 'bidfmkd-fast[onnx]'`") from None
+        raise not_installed("OnnxBlackBox", "onnxruntime", "onnx") from None
     if not path.is_file():
         raise InputError(f"OnnxBlackBox: there is no file {path}")
     options = onnxruntime.SessionOptions()

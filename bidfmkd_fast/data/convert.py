@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from bidfmkd_fast.data.readers.listing import Listing
 from bidfmkd_fast.data.readers.splits import find_split, random_split, read_split
 from bidfmkd_fast.data.readers.tree import open_tree
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files import check_writable, written_whole
 
 LAYOUTS = ("auto", *READERS)
 RANDOM = "random"
@@ -81,22 +82,27 @@ def convert_dataset(
         )
     rows = _rows(listing, set(kept))
     index = {name: number for number, name in enumerate(kept)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".convert-") as folder:
-            whole = Path(folder) / path.name
-            np.savez_compressed(
-                whole,
-                images=_images(listing, rows, size, progress),
-                labels=np.array([index[listing.classes[row]] for row in rows], np.int64),
-                class_names=np.array(kept),
-                split_of_class=np.array([split_of_class[name] for name in kept]),
-            )
-            dataset = load_dataset(whole)
-            os.replace(whole, path)
-    except OSError as error:
-        raise InputError(f"convert_dataset: cannot write {path}: {error.strerror or error}") from error
+    with _as_ours():
+        check_writable(path)
+    images = _images(listing, rows, size, progress)
+    with _as_ours(), written_whole(path) as file:
+        np.savez_compressed(
+            file,
+            images=images,
+            labels=np.array([index[listing.classes[row]] for row in rows], np.int64),
+            class_names=np.array(kept),
+            split_of_class=np.array([split_of_class[name] for name in kept]),
+        )
+    dataset = load_dataset(path)
     return Converted(dataset, path, layout, rule.where, len(names) - len(kept))
+
+
+@contextmanager
+def _as_ours() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"convert_dataset: {error}") from None
 
 
 def _refuse_out(path: Path) -> None:

@@ -13,7 +13,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.seeds import torch_generator
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Episode:
     """One few-shot task; images float32 in [0, 1], labels 0..n_way-1 and sorted.
 
@@ -27,6 +27,11 @@ class Episode:
     query_images: Tensor
     query_labels: Tensor
     classes: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.support_images.shape[1:]))
+        sizes = f"{len(self.support_images)} support and {len(self.query_images)} query images {shape}"
+        return f"Episode({len(self.classes)}-way: {sizes})"
 
 
 class EpisodeSampler:
@@ -55,6 +60,10 @@ class EpisodeSampler:
                 raise InputError(f"EpisodeSampler: {held}; n_shot + n_query = {n_shot} + {n_query} needs more")
         self.dataset, self.split, self.seed = dataset, split, seed
         self.n_way, self.n_shot, self.n_query, self.rotations = n_way, n_shot, n_query, rotations
+
+    def __repr__(self) -> str:
+        sizes = f"{self.n_way}-way {self.n_shot}-shot, {self.n_query} query images per class, seed {self.seed}"
+        return f"EpisodeSampler({self.split} of {self.dataset.name!r}: {sizes})"
 
     def episode(self, index: int) -> Episode:
         """Episode number `index`: a pure function of the seed and the index (given data set, split and sizes)."""

@@ -14,7 +14,7 @@ from bidfmkd_fast.meta.model import adapt_parameters, forward, outer_step
 from bidfmkd_fast.ops.reference import probabilities_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DistillationTask:
     """What was recovered from one API: images `[N, C, H, W]` in unit range and its scores `[N, n_classes]` for them.
 
@@ -37,6 +37,10 @@ class DistillationTask:
                     f"DistillationTask: {part}_images and {part}_scores must be [N, C, H, W] and [N, n_classes]; "
                     f"got {list(images.shape)} and {list(scores.shape)}"
                 )
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.support_images)} support and {len(self.query_images)} query images"
+        return f"DistillationTask({sizes}, {self.support_scores.shape[1]} {self.scores_kind})"
 
 
 def paper_kd_loss(logits: Tensor, scores: Tensor, scores_kind: str = "logits") -> Tensor:

@@ -9,17 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.files import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import check_images, check_labels, failures_told
 from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters
-from bidfmkd_fast.models import build_model, model_arguments
+from bidfmkd_fast.models import build_model, model_arguments, model_summary
 
 _METADATA_KEY = "bidfmkd_meta_model"
 Task = TypeVar("Task")
@@ -137,6 +136,9 @@ class Classifier:
         """The label of the highest score, int64 `[N]`, of `images` `[N, C, H, W]` in unit range."""
         return self.scores(images).argmax(dim=1)
 
+    def __repr__(self) -> str:
+        return f"Classifier({model_summary(self._module)})"
+
 
 class MetaModel:
     """A module (any `nn.Module` from images `[N, C, H, W]` to logits `[N, n_classes]`) with its way of adapting.
@@ -155,6 +157,10 @@ class MetaModel:
         self.module = module
         self.adapt_steps = adapt_steps
         self.adapt_learning_rate = adapt_learning_rate
+
+    def __repr__(self) -> str:
+        settings = f"adapt_steps={self.adapt_steps}, adapt_learning_rate={self.adapt_learning_rate:g}"
+        return f"MetaModel({model_summary(self.module)}; {settings})"
 
     def adapt(
         self,
@@ -196,33 +202,33 @@ class MetaModel:
 
     def save(self, path: str | Path) -> None:
         """Write the safetensors file `path`: parameters, buffers, adaptation settings and, for a module that
-        `models.build_model` makes, its architecture. The folder is made if it is not there."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        `models.build_model` makes, its architecture. The folder is made if it is not there. Raises InputError where the
+        file cannot be written."""
         about = {
             "adapt_steps": self.adapt_steps,
             "adapt_learning_rate": self.adapt_learning_rate,
             "architecture": model_arguments(self.module),
         }
-        # Copies, since safetensors refuses tensors that share memory (tied weights).
-        state = {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
-        safetensors.torch.save_file(state, path, metadata={_METADATA_KEY: json.dumps(about)})
+        write_tensors(Path(path), self.module.state_dict(), {_METADATA_KEY: json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path, module: nn.Module | None = None) -> MetaModel:
         """The meta-model that `save` wrote to `path`, on the CPU.
 
         Its weights go into `module` if one is given; a file whose architecture `models.build_model` does not know
-        needs one. Raises InputError for a file that is missing, no meta-model, or of another architecture.
+        needs one. Raises InputError for a file that is missing, damaged, no meta-model, or of another architecture.
         """
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})[_METADATA_KEY])
-            state = safetensors.torch.load_file(path)
+            state, metadata = read_tensors(Path(path))
+            about = json.loads(metadata[_METADATA_KEY])
             steps, learning_rate = about["adapt_steps"], about["adapt_learning_rate"]
             architecture = about["architecture"]
-        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        except InputError as error:
+            raise InputError(f"MetaModel.load: {path} is not a saved meta-model: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"MetaModel.load: {path} is not a saved meta-model: {error!r}") from error
+        if spoilt := [name for name, value in state.items() if value.isnan().any()]:
+            raise InputError(f"MetaModel.load: {path} holds NaN in {', '.join(spoilt)}")
         if module is None:
             if architecture is None:
                 raise InputError(f"MetaModel.load: {path} does not tell how to build its module; pass module=")

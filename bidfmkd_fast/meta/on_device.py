@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bidfmkd_fast.data.episodes import turned
 from bidfmkd_fast.errors import InputError
@@ -65,6 +67,7 @@ class DeviceReplay:
         self._records = torch.zeros(MOST_UNTOLD, 2, device=device)  # loss and accuracy of each step
         self._index = torch.zeros(1, dtype=torch.int64, device=device)
         self._finite = torch.ones(1, dtype=torch.bool, device=device)
+        self._streams = [torch.cuda.Stream(device) for _ in range(n_tasks)] if device.type == "cuda" else []
         self._repeated = RepeatedStep(device)
 
     def step(self, seed: int, first_task: int) -> None:
@@ -100,15 +103,7 @@ class DeviceReplay:
         images = self._images.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # [E, N, C, H, W]
         for quarter in range(4 // self._rotations, 4, 4 // self._rotations):
             images = torch.where((turns == quarter)[:, :, None, None, None], turned(images, quarter), images)
-        losses, accuracies = loss_of_stack(
-            self._module,
-            dict(self._module.named_parameters()),
-            images[:, :n_support],
-            self._support_labels,
-            images[:, n_support:],
-            self._query_labels,
-            **self._inner,  # type: ignore[arg-type]
-        )
+        losses, accuracies = self._losses(images[:, :n_support], images[:, n_support:])
         self._optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
         gradients = [value.grad for value in self._module.parameters() if value.grad is not None]
@@ -116,3 +111,38 @@ class DeviceReplay:
         self._optimizer.step()
         self._records.index_copy_(0, self._index, torch.stack([losses.mean(), accuracies.mean()]).detach()[None])
         self._index += 1
+
+    def _losses(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute each task's loss and accuracy, both `[E]`: support and query images are `[E, N, C, H, W]`.
+
+        On CUDA every task runs on a stream of its own. The kernels of one task are too small to fill a device, and
+        cuDNN runs the grouped convolutions of stacked tasks group by group with a transposition around each. In a
+        captured graph the streams become branches that run at the same time.
+        """
+        parameters = dict(self._module.named_parameters())
+        if not self._streams:
+            return self._losses_of(parameters, slice(None), support, query)
+        # Views made on this stream, so that the gradients of all tasks come back to it before they are added up.
+        own = [{name: value.view_as(value) for name, value in parameters.items()} for _ in self._streams]
+        current, results = torch.cuda.current_stream(support.device), []
+        for task, stream in enumerate(self._streams):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                results.append(self._losses_of(own[task], slice(task, task + 1), support, query))
+        for stream in self._streams:
+            current.wait_stream(stream)
+        losses, accuracies = zip(*results)
+        return torch.cat(losses), torch.cat(accuracies)
+
+    def _losses_of(
+        self, parameters: Mapping[str, Tensor], tasks: slice, support: Tensor, query: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return loss_of_stack(
+            self._module,
+            parameters,
+            support[tasks],
+            self._support_labels[tasks],
+            query[tasks],
+            self._query_labels[tasks],
+            **self._inner,  # type: ignore[arg-type]
+        )

@@ -11,7 +11,16 @@ from bidfmkd_fast.models.any_size import AnySizeConv4, fit_images
 from bidfmkd_fast.models.conv4 import Conv4
 from bidfmkd_fast.models.resnet import ResNet10, ResNet18
 
-__all__ = ["AnySizeConv4", "Conv4", "ResNet10", "ResNet18", "build_model", "fit_images", "model_arguments"]
+__all__ = [
+    "AnySizeConv4",
+    "Conv4",
+    "ResNet10",
+    "ResNet18",
+    "build_model",
+    "fit_images",
+    "model_arguments",
+    "model_summary",
+]
 
 _MODELS = {"conv4": Conv4, "conv4_any_size": AnySizeConv4, "resnet10": ResNet10, "resnet18": ResNet18}
 
@@ -44,3 +53,12 @@ def model_arguments(module: nn.Module) -> dict[str, Any] | None:
             keys = ("in_channels", "n_classes", "image_size", "width", "batch_statistics")
             return {"name": name} | {key: getattr(module, key) for key in keys}
     return None
+
+
+def model_summary(module: nn.Module) -> str:
+    """Return the module's class and size in a few words; what it takes and gives where that is known."""
+    told = f"{type(module).__name__}, {sum(parameter.numel() for parameter in module.parameters()):,} parameters"
+    if (known := model_arguments(module)) is None:
+        return told
+    shape = "x".join(map(str, (known["in_channels"], *known["image_size"])))
+    return f"{told}, {shape} -> {known['n_classes']} classes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES, SCORES_KINDS
 
 _FULL = (torch.float32, torch.float64)
 _SCORES = (*_FULL, torch.float16, torch.bfloat16)
+# A step is added to float32 images, and the estimate is divided by it: both stay finite between these lengths.
+_SHORTEST_STEP, _LONGEST_STEP = 1e-30, 1e30
 
 
 def _choice(op: str, name: str, value: str, allowed: Sequence[str]) -> None:
@@ -39,8 +42,7 @@ def _drawing(op: str, shape: Sequence[int], state: Tensor, mu: float, directions
     if state.dtype != torch.int64 or tuple(state.shape) != (2,):
         got = f"{str(state.dtype).removeprefix('torch.')} {list(state.shape)}"
         raise InputTypeError(f"{op}: state must be an int64 tensor [seed, step]; got {got}")
-    if not mu > 0 or mu == float("inf"):
-        raise InputError(f"{op}: mu, the length of a step, must be a positive number; got {mu}")
+    check_mu(op, mu)
     if first < 0:
         raise InputError(f"{op}: first_direction and first_image must not be negative; got {first}")
     if directions == "lowres":
@@ -48,8 +50,44 @@ def _drawing(op: str, shape: Sequence[int], state: Tensor, mu: float, directions
             raise InputError(f"{op}: directions 'lowres' need images [B, C, H, W]; got shape {list(shape)}")
         if not 1 <= grid <= min(shape[2:]):
             raise InputError(f"{op}: grid must be from 1 to {min(shape[2:])}, the image's smaller side; got {grid}")
-    elif grid != 0:
+    check_grid(op, directions, grid)
+
+
+def check_mu(op: str, mu: float) -> None:
+    """Refuse a `mu` at which float32 points or gradients are not finite."""
+    if not mu > 0 or mu == float("inf"):
+        raise InputError(f"{op}: mu, the length of a step, must be a positive number; got {mu}")
+    if not _SHORTEST_STEP <= mu <= _LONGEST_STEP:
+        wanted = f"from {_SHORTEST_STEP:g} to {_LONGEST_STEP:g}, which float32 holds"
+        raise InputError(f"{op}: mu, the length of a step, must be {wanted}; got {mu:g}")
+
+
+def check_grid(op: str, directions: str, grid: int) -> None:
+    """Refuse unknown `directions`, and a `grid` that does not go with them whatever the images are."""
+    _choice(op, "directions", directions, DIRECTIONS)
+    if directions == "lowres" and grid < 1:
+        raise InputError(f"{op}: grid must be from 1 to the image's smaller side with directions 'lowres'; got {grid}")
+    if directions != "lowres" and grid != 0:
         raise InputError(f"{op}: grid goes with directions 'lowres' only; got grid={grid} with {directions!r}")
+
+
+def check_number(op: str, name: str, value: object) -> float:
+    """Return `value` as a float. Refuse all but numbers (numpy's too, no bool)."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputTypeError(f"{op}: {name} must be a number; got {value!r}")
+    return float(value)
+
+
+def check_integer(op: str, name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return `value` as an int. Refuse all but integers (numpy's too, no bool) of at least `low` and below `high`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputTypeError(f"{op}: {name} must be an integer; got {value!r}")
+    number = int(value)
+    if number < low:
+        raise InputError(f"{op}: {name} must be at least {low}; got {number}")
+    if high is not None and number >= high:
+        raise InputError(f"{op}: {name} must be below {high}; got {number}")
+    return number
 
 
 def check_perturb(
@@ -74,6 +112,35 @@ def check_perturb(
         wanted = [1 + num_directions, *x.shape]
         if list(out.shape) != wanted:
             raise InputError(f"{op}: out must be [1 + q, B, *S] = {wanted}; got {list(out.shape)}")
+
+
+def check_memory(x: Tensor, state: Tensor, out: Tensor) -> None:
+    """Refuse an `out` of perturb that lies over its inputs: what is written first would be read as input later.
+
+    `x` may be exactly `out[0]`, which is written with what it holds. Views of one block that lie between each other
+    count as overlapping.
+    """
+    first, stop = _extent(out)
+    for name, tensor in (("x", x), ("state", state)):
+        low, high = _extent(tensor)
+        is_row_0 = low == first and tensor.shape == out.shape[1:] and tensor.stride() == out.stride()[1:]
+        if max(low, first) < min(high, stop) and not is_row_0:
+            raise InputError(
+                f"perturb: {name} must not lie in the memory of out, except that x may be out[0]; "
+                f"pass {name}.clone() or another out"
+            )
+    if out.numel() and any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride())):
+        raise InputError(
+            "perturb: the elements of out must not share memory; it is an expanded tensor, pass a full one"
+        )
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """Return the first address of a tensor's elements and the one behind the last."""
+    if tensor.numel() == 0:
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def check_estimate_gradient(

@@ -91,7 +91,7 @@ def device_problem(device: torch.device) -> str | None:
     if _C is None:
         return f"the native module could not be loaded ({load_error})"
     if device.type not in _devices:
-        hint = "; rebuild with BIDFMKD_CUDA=ON" if device.type == "cuda" else ""
+        hint = "; install it again with BIDFMKD_CUDA=ON in the environment" if device.type == "cuda" else ""
         return f"this build has no kernels for device '{device.type}'{hint}"
     return _cuda_problem(device.index or 0) if device.type == "cuda" else None
 

@@ -207,9 +207,11 @@ def objective(
         distance = (probabilities_of(scores, scores_kind) - probabilities_of(student, scores_kind)).abs().sum(-1)
     else:
         p = probabilities_of(scores, scores_kind)
-        distance = (p * (log_p - log_probabilities_of(student, scores_kind))).sum(-1)
+        terms = p * (log_p - log_probabilities_of(student, scores_kind))
+        distance = torch.where(p == 0, 0.0, terms).sum(-1)  # 0 log 0 is 0
     agree = scores.argmax(-1) == student.argmax(-1)
-    return loss - boundary_weight * agree * distance
+    # Chosen, not multiplied by the gate: 0 times a distance that is not finite would be NaN.
+    return loss - boundary_weight * torch.where(agree, distance, 0.0)
 
 
 def zo_kd_gradient(
@@ -253,7 +255,8 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float, divergence: st
             per_image = ((student / temperature).softmax(-1) - p_teacher).abs().sum(-1)
         else:
             log_student = (student / temperature).log_softmax(-1)
-            per_image = (torch.xlogy(p_teacher, p_teacher) - p_teacher * log_student).sum(-1)
+            terms = torch.xlogy(p_teacher, p_teacher) - p_teacher * log_student
+            per_image = torch.where(p_teacher == 0, 0.0, terms).sum(-1)  # 0 log 0 is 0
     return (temperature**2 * per_image.mean(-1)).to(dtype)
 
 

@@ -18,6 +18,7 @@ from bidfmkd_fast.ops.checks import (
     check_estimate_gradient,
     check_kd_loss,
     check_labels,
+    check_memory,
     check_perturb,
     check_zo_kd_gradient,
 )
@@ -55,6 +56,7 @@ def _perturb(x: Tensor, state: Tensor, num_directions: int, *drawing: Any) -> Te
 
 def _perturb_out(x: Tensor, state: Tensor, num_directions: int, *drawing_and_out: Any) -> None:
     check_perturb(x, state, num_directions, *drawing_and_out)
+    check_memory(x, state, drawing_and_out[-1])
     backend = native if native.selects("perturb", x) else reference
     backend.perturb_out(x, state, num_directions, *drawing_and_out)
 
@@ -209,7 +211,8 @@ def perturb(
         directions: `rademacher` (entries +-1/sqrt(d)), `sphere` (normals, normalised), `gaussian` (entries N(0, 1/d),
             not normalised) or `lowres` (per channel a `grid` x `grid` field of normals, bilinear, normalised).
         grid: side of the `lowres` field, from 1 to the smaller side of the image; 0 for the others.
-        out: `[1 + q, B, *S]` to write into; `x` must then need no gradient.
+        out: `[1 + q, B, *S]` to write into; `x` must then need no gradient. Of its memory `x` may be `out[0]` itself,
+            which costs no copy, and nothing else.
         first_direction: index of the first direction drawn here, when the directions are drawn in pieces.
         first_image: index of `x[0]` in the whole batch, when the images are split.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bidfmkd_fast.black_box.resolution import QUERIES
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
 from bidfmkd_fast.recovery.generator import PRECISIONS
@@ -19,21 +18,23 @@ class RecoveryConfig:
     Args:
         steps: optimisation steps; 0 keeps the images of the untrained generator (the no-recovery control).
         num_directions: random directions per image and step (the paper's q).
-        mu: length of a step along a unit direction, in the API's input space; "auto" to measure at the first images,
-            for `resolution.QUERIES` queries more, which length the API resolves.
+        mu: length of a step along a unit direction, in the API's input space; "auto" measures at the first images
+            which length the API resolves, for 112 queries more per set (`resolution.QUERIES`).
         directions: "rademacher", "sphere", "gaussian" or "lowres".
         grid: side of the field of "lowres" directions; 0 with all others.
-        learning_rate, betas: Adam's, for the generator and the latents alike.
+        learning_rate: Adam's learning rate, for the generator and the latents alike.
+        betas: Adam's two decay rates.
         latent_dim: numbers in a latent.
         generator_width: channels of the built-in generator (the paper: 64).
-        generator_precision: of generator and its gradients; "tf32" leaves torch as it is set, whose convolutions on a
-            GPU then use TF32, "float32" turns that off, "bfloat16" is autocast. The points are float32 in any case.
+        generator_precision: precision of the generator and its gradients; "tf32" leaves torch as it is set, whose
+            convolutions on a GPU then use TF32, "float32" turns that off, "bfloat16" is autocast. The points are
+            float32 in any case.
         boundary_weight: weight of the boundary term (lambda); only with a student.
         divergence: distance of the boundary term: "l1" on scores, "l1_prob" and "kl" on probabilities.
         augment: one random crop and horizontal flip per step before the API sees the images.
         max_images: images held in memory and sent per call, rounded to whole sets of n_classes * n_per_class.
 
-    A step costs `(1 + num_directions) * n_classes * n_per_class` queries.
+    A step costs `(1 + num_directions) * n_classes * n_per_class` queries; `recovery.cost` counts all that is asked.
 
     Raises:
         InputError: a value out of its range; `InputTypeError` if it is of the wrong type.
@@ -82,11 +83,6 @@ class RecoveryConfig:
             raise InputError(f"RecoveryConfig: betas must be two numbers in [0, 1); got {self.betas!r}")
         if not isinstance(self.augment, bool):
             raise InputTypeError(f"RecoveryConfig: augment must be True or False; got {self.augment!r}")
-
-    @property
-    def queries_per_set(self) -> int:
-        """Queries that a set costs besides those of its steps."""
-        return QUERIES if self.mu == AUTO and self.steps else 0
 
 
 def check_integer(name: str, value: object, low: int) -> None:

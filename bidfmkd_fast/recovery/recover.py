@@ -13,10 +13,12 @@ from bidfmkd_fast.black_box import BlackBox, OpenBox
 from bidfmkd_fast.errors import BudgetExhausted, InputTypeError
 from bidfmkd_fast.ops.workspace import keep_freed_memory
 from bidfmkd_fast.recovery.config import RecoveryConfig, check_integer
+from bidfmkd_fast.recovery.cost import check_budget, first_step_cost, step_cost, takes_directions
 from bidfmkd_fast.recovery.generator import Generator, check_images, generator_precision, renewed
 from bidfmkd_fast.recovery.objective import Objective, Student, augment
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
 from bidfmkd_fast.recovery.paper_compat import directions_left, surrogate
+from bidfmkd_fast.recovery.picture_grid import grid_html
 from bidfmkd_fast.recovery.step_length import AUTO, choose_mu, warn_if_unmoved
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.zeroth_order import ZerothOrder
@@ -24,7 +26,7 @@ from bidfmkd_fast.zeroth_order import ZerothOrder
 Record = dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recovered:
     """A set of recovered images, N = n_classes * n_per_class, sorted by wanted label.
 
@@ -46,6 +48,19 @@ class Recovered:
     history: list[Record]
     complete: bool
     mu: float | None = None
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.images.shape[1:]))
+        told = f"{len(self.images)} images {shape} of {self.scores.shape[1]} classes"
+        if len(self.images):
+            matched = (self.scores.argmax(1) == self.labels).float().mean().item()
+            told += f": {100 * matched:.0f} % as wanted, loss {self.losses.mean().item():.3g}"
+        steps = f"{len(self.history)} steps" + ("" if self.mu is None else f" of mu={self.mu:.3g}")
+        return f"Recovered({told}, {steps}{'' if self.complete else ', cut off'})"
+
+    def _repr_html_(self) -> str:
+        """Return the images as a grid, for notebooks."""
+        return grid_html(repr(self), self.images, self.labels)
 
 
 def recover(
@@ -147,10 +162,9 @@ def _start(
     labels = torch.arange(spec.n_classes).repeat_interleave(n_per_class).to(device)  # [B]
     maker = _ImageMaker(api, len(labels), config, generator, seed, device)
     objective = Objective(labels, spec.returned_kind, student, config.boundary_weight, config.divergence)
-    _check_budget(api, config, len(labels))
+    check_budget(api, first_step_cost(api, config, len(labels), paper_compat))
     keep_freed_memory()
-    # Neither a recovery without steps nor an open box takes steps to estimate from.
-    if config.steps and not isinstance(api, OpenBox):
+    if takes_directions(api, config):
         mu = choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed)
         warn, config = config.mu != AUTO, replace(config, mu=mu)
         if generator is None and not paper_compat and serves(api, config, labels):
@@ -267,11 +281,11 @@ def _optimise(
         )
     best: list[torch.Tensor] = []  # images, scores, losses, and what the choice goes by
     history: list[Record] = []
-    queries, complete = 0, True
+    cost, complete = step_cost(api, config, len(labels), paper_compat), True
     for step in tqdm(range(config.steps), desc=f"recover {api.name}", disable=None if progress else True):
         answers: list[torch.Tensor] = []  # each [some directions, B, n_classes]
         try:
-            _check_budget(api, config, len(labels))
+            check_budget(api, cost)
             x = maker.images(step)
             student_scores = objective.student_scores(x.detach(), api.spec.n_classes)
             asked = [x[None]] if zeroth_order is None else zeroth_order.ask_chunks(x, max_images=config.max_images)
@@ -299,9 +313,9 @@ def _optimise(
             loss = loss * (num_directions / config.num_directions)
         best = _better(best, [x.detach(), scores[0], losses, surrogate(loss, x) if paper_compat else losses])
         maker.step(loss)
-        queries += scores.shape[0] * scores.shape[1]
         matched = (scores[0].argmax(1) == labels).float().mean()
         mean, best_mean, share = torch.stack([losses.mean(), best[2].mean(), matched]).tolist()
+        queries = (step + 1) * cost.queries
         history.append({"step": step, "loss": mean, "best_loss": best_mean, "matched": share, "queries": queries})
         api._first_answers.warn_of_one_class([record["matched"] for record in history], stacklevel=4)
         if callback is not None:
@@ -317,21 +331,3 @@ def _better(old: list[torch.Tensor], new: list[torch.Tensor]) -> list[torch.Tens
         return new
     wins = new[-1] < old[-1]  # [B]
     return [torch.where(wins.view(-1, *[1] * (b.ndim - 1)), b, a) for a, b in zip(old, new, strict=True)]
-
-
-def _check_budget(api: BlackBox, config: RecoveryConfig, n_images: int) -> None:
-    """Raises BudgetExhausted unless the budget pays one step (without steps: one look at the images)."""
-    if api.budget is None:
-        return
-    opened = isinstance(api, OpenBox)
-    rows = 1 + config.num_directions if config.steps and not opened else 1  # each of n_images
-    more = 0 if opened else config.queries_per_set
-    per_call = max(1, config.max_images // n_images)
-    requests = sum(api._count_requests(min(per_call, rows - first) * n_images) for first in range(0, rows, per_call))
-    requests += api._count_requests(more) if more else 0
-    n_queries = rows * n_images + more
-    if not api.budget.affords(n_queries, requests, api._price(n_queries)):
-        raise BudgetExhausted(
-            f"recover: one step asks {api.name} {n_queries:,} queries in {requests:,} requests, more than "
-            f"is left of {api.budget}; raise the budget or take a lower n_per_class or num_directions"
-        )

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from bidfmkd_fast.data.dataset import Dataset
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files import check_writable, write_tensors
+from bidfmkd_fast.folder_lock import FolderLock
 from bidfmkd_fast.scenarios.pool import LIST, Pool, PoolEntry, write_list
 from bidfmkd_fast.seeds import seeded, torch_generator
 
@@ -50,7 +51,8 @@ def train_pool(
     arguments, the seed and i only. On a CPU as many APIs train at once as torch has threads, each on one: measured,
     several in one grouped network are no faster there. They take images in [0, 1] and answer logits.
     Raises `InputError` when a number is out of range, the scenario and the data sets do not go together, a split has
-    too few classes, a class too few images, or `out_dir` holds a pool already: nothing is ever overwritten.
+    too few classes, a class too few images, `out_dir` cannot be written to, or it holds a pool already, or one in
+    training: nothing is ever overwritten.
     """
     datasets = [datasets] if isinstance(datasets, Dataset) else list(datasets)
     _check_numbers(n_apis=n_apis, n_way=n_way, width=width, resnet_width=resnet_width, epochs=epochs)
@@ -66,17 +68,30 @@ def train_pool(
     with torch.device("meta"):
         for entry in {replace(entry, file="") for entry in planned}:
             entry.build()  # a size that an architecture refuses fails here, before anything is written
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"train_pool: cannot make the folder {folder}: {error.strerror}") from None
+    with FolderLock(folder):
+        _refuse_trained(folder)  # another process may have trained one since
+        check_writable(folder / LIST)
+        return _train_all(planned, datasets, folder, seed, holdout, epochs, torch.device(device), progress)
+
+
+def _train_all(
+    planned: list[PoolEntry],
+    datasets: list[Dataset],
+    folder: Path,
+    seed: int,
+    holdout: float,
+    epochs: int,
+    device: torch.device,
+    progress: bool,
+) -> Pool:
+    n_apis = len(planned)
 
     def train(i: int) -> PoolEntry:
         dataset = datasets[i % len(datasets)]
-        return _train_api(planned[i], dataset, folder, (seed, "pool", i), holdout, epochs, torch.device(device))
+        return _train_api(planned[i], dataset, folder, (seed, "pool", i), holdout, epochs, device)
 
     threads = torch.get_num_threads()
-    workers = min(n_apis, threads) if torch.device(device).type == "cpu" else 1
+    workers = min(n_apis, threads) if device.type == "cpu" else 1
     entries: dict[int, PoolEntry] = {}
     executor = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
@@ -113,7 +128,7 @@ def _train_api(
     if entry.architecture != "conv4":  # whose running statistics keep up with its weights
         _settle_batch_norm(module, images)
     accuracy = _accuracy(module, *(part.to(device) for part in held_out))
-    save_file({key: value.cpu().contiguous() for key, value in module.state_dict().items()}, folder / entry.file)
+    write_tensors(folder / entry.file, module.state_dict())
     return replace(entry, class_names=tuple(dataset.class_names[index] for index in classes), accuracy=accuracy)
 
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.black_box import BlackBox, OpenBox
+from bidfmkd_fast.black_box.ledger_file import LedgerRow, row_of
 from bidfmkd_fast.data import Dataset, EpisodeSampler
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files import write_text
 from bidfmkd_fast.meta import MetaModel, outer_replay_step
 from bidfmkd_fast.recovery import recover
 from bidfmkd_fast.scenarios.experiment import ExperimentConfig
 from bidfmkd_fast.scenarios.pool import Pool, load_modules, load_pool
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.training import BiDfMKD, TrainConfig
-from bidfmkd_fast.training.checkpoint import META_MODEL, SUMMARY
+from bidfmkd_fast.training.checkpoint import META_MODEL, SUMMARY, RunFolder
 from bidfmkd_fast.training.loop import initial_module
+from bidfmkd_fast.training.recovered_set import read_images_and_scores
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def best_api_distilled(contest: Contest, folder: Path) -> None:
     module = contest.fresh()
     _distil(contest, module, torch.cat(images), torch.cat(scores), api.spec.returned_kind, best)
     _clear_classifier(module)
-    _finish(folder, contest, module, api.ledger.queries, time.perf_counter() - started)
+    _finish(folder, contest, module, api.ledger.queries, time.perf_counter() - started, [row_of(best, api)])
 
 
 def distilled_average(contest: Contest, folder: Path) -> None:
@@ -129,7 +131,7 @@ def distilled_average(contest: Contest, folder: Path) -> None:
     module = contest.fresh()
     module.load_state_dict(total)
     _clear_classifier(module)
-    queries = json.loads((contest.bidf_mkd / SUMMARY).read_text(encoding="utf-8"))["queries"]
+    queries = RunFolder(contest.bidf_mkd).summary()["queries"]
     _finish(folder, contest, module, queries, time.perf_counter() - started)
 
 
@@ -183,13 +185,13 @@ METHODS: dict[str, tuple[str, Method]] = {
 def recovered_sets(folder: Path, api_index: int) -> tuple[Tensor, Tensor]:
     """Images (unit range) and scores of all sets that the run in `folder` recovered from one API.
 
-    Raises InputError if there is none.
+    Raises InputError if there is none, or one is damaged.
     """
     files = sorted((folder / "recovered").glob(f"api_{api_index:03d}_*.safetensors"))
     if not files:
         raise InputError(f"{folder} holds no recovered set of API {api_index}")
-    sets = [load_file(file) for file in files]
-    return torch.cat([one["images"] for one in sets]), torch.cat([one["scores"] for one in sets])
+    images, scores = zip(*map(read_images_and_scores, files))
+    return torch.cat(images), torch.cat(scores)
 
 
 def _fit(contest: Contest, apis: Sequence[BlackBox], config: TrainConfig, folder: Path) -> None:
@@ -219,10 +221,18 @@ def _clear_classifier(module: nn.Module) -> None:
     module.classifier.bias.zero_()
 
 
-def _finish(folder: Path, contest: Contest, module: nn.Module, queries: int, seconds: float) -> None:
+def _finish(
+    folder: Path,
+    contest: Contest,
+    module: nn.Module,
+    queries: int,
+    seconds: float,
+    ledger: Sequence[LedgerRow] = (),
+) -> None:
+    """Write a finished method; `queries` may be another method's, `ledger` is what this one has asked by itself."""
     config = contest.train
-    folder.mkdir(parents=True)
-    summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}}
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    rows = [asdict(row) for row in ledger]
+    summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}, "ledger": rows}
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     meta_model = MetaModel(module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr)
     meta_model.save(folder / META_MODEL)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
+from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files import check_writable, make_folder, write_text
+from bidfmkd_fast.folder_lock import FolderLock
 from bidfmkd_fast.machine import machine_text
 from bidfmkd_fast.meta import Evaluation, MetaModel, paired_difference
 from bidfmkd_fast.scenarios.baselines import METHODS, Contest
@@ -22,11 +25,12 @@ from bidfmkd_fast.scenarios.experiment import (
     open_folder,
     pool_of,
 )
-from bidfmkd_fast.training.checkpoint import META_MODEL, RunFolder
+from bidfmkd_fast.training.checkpoint import CONFIG, META_MODEL, RunFolder
 from bidfmkd_fast.training.report import Table, markdown_table, text_table
 from bidfmkd_fast.training.settings import plain_values
 
 CONTROL = "control"
+REPORT = "comparison.md"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +58,28 @@ def run_comparison(
 
     A folder that was cut off goes on: no API, method or evaluation that is finished is made twice. The control is
     always among the methods; with other methods or seeds the same folder grows. Raises InputError for unknown methods,
-    settings that the data sets cannot serve (before anything is trained), or a folder of another experiment.
+    settings that the data sets cannot serve (before anything is trained), a folder of another experiment, of one that
+    is under way, or that cannot be written to.
     """
     chosen = _chosen(methods)
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"compare: seeds must be one or more different numbers; got {list(seeds)}")
-    datasets = config.check()
-    folder = open_folder(out, plain_values(config.with_seed(0)))
+    with FolderLock(out):
+        datasets = config.check()
+        folder = open_folder(out, plain_values(config.with_seed(0)))
+        check_writable(folder / REPORT)
+        return _compare_in(folder, config, datasets, chosen, seeds, device, progress)
+
+
+def _compare_in(
+    folder: Path,
+    config: ExperimentConfig,
+    datasets: Sequence[Dataset],
+    chosen: Sequence[str],
+    seeds: Sequence[int],
+    device: torch.device | str,
+    progress: bool,
+) -> str:
     results: dict[str, list[Result]] = {method: [] for method in chosen}
     accuracies: list[float] = []
     for seed in seeds:
@@ -69,7 +88,7 @@ def run_comparison(
         accuracies.append(pool.accuracy)
         at = folder / f"seed_{seed}"
         contest = Contest(pool, datasets, seeded, at / "bidf_mkd", device, progress)
-        at.mkdir(exist_ok=True)
+        make_folder(at)
         # Those that use what BiDf-MKD recovered come after it.
         for method in sorted(chosen, key=lambda name: name == "average"):
             results[method].append(learn_and_judge(method, contest, at / method))
@@ -80,7 +99,7 @@ def run_comparison(
     parts = [title, *_told(results, seeds, text_table)]
     head = f"# Comparison\n\n{title}.\n\nseeds {', '.join(map(str, seeds))}; {machine_text(device)}.\n"
     report = "\n\n".join([head, *_told(results, seeds, markdown_table)])
-    (folder / "comparison.md").write_text(report + "\n", encoding="utf-8")
+    write_text(folder / REPORT, report + "\n")
     return "\n\n".join(parts)
 
 
@@ -96,7 +115,7 @@ def _chosen(methods: Sequence[str]) -> list[str]:
 def learn_and_judge(method: str, contest: Contest, folder: Path) -> Result:
     """A method's result in `folder`; what is there already is not made again."""
     _, train = METHODS[method]
-    made_once(folder, lambda partial: train(contest, partial))
+    made_once(folder, lambda partial: train(contest, partial), META_MODEL, goes_on=CONFIG)
     config = contest.config
 
     def make() -> list[Judged]:

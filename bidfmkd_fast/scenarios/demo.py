@@ -13,7 +13,8 @@ from bidfmkd_fast.scenarios.pool import load_pool
 from bidfmkd_fast.training import ReplayConfig, TrainConfig, fit_with_control
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.grids import write_grids
-from bidfmkd_fast.training.report import CONTROL, LEARNED, RANDOM, compare, cost_rows, text_table, write_report
+from bidfmkd_fast.training.report import CONTROL, LEARNED, RANDOM, compare, outcome_rows, text_table, write_report
+from bidfmkd_fast.training.spending import read_spending
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,10 @@ class DemoConfig:
     """The demo's settings.
 
     Args:
-        n_apis, n_way, api_width, api_epochs: the pool of Conv4 APIs, as for `train_pool`.
+        n_apis: Conv4 APIs to train.
+        n_way: classes per API, and per task.
+        api_width: filters of an API's Conv4.
+        api_epochs: passes over an API's images.
         n_episodes: meta-test episodes.
         train: the run on that pool.
     """
@@ -83,10 +87,10 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool =
     )
     seconds["meta-test"] = time.perf_counter() - started
     report = write_report(folder, [comparison], control=RunFolder(out / "control"), extra_seconds=seconds)
-    costs = text_table(cost_rows(folder.summary(), seconds))
+    tables = [text_table(read_spending(out).rows()), text_table(outcome_rows(folder.summary(), seconds))]
     return (
         f"{config.n_apis} APIs ({100 * pool.accuracy:.0f} % accurate on held-out images of their own classes), "
-        f"asked for scores only\n\n{comparison}\n\n{costs}\n\nreport with pictures: {report}"
+        f"asked for scores only\n\n{comparison}\n\n{tables[0]}\n\n{tables[1]}\n\nreport with pictures: {report}"
     )
 
 

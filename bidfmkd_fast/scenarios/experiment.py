@@ -14,6 +14,8 @@ import torch
 
 from bidfmkd_fast.data import SPLITS, Dataset, EpisodeSampler, load_dataset
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files import PARTIAL, cannot_write, write_text
+from bidfmkd_fast.folder_lock import LOCK
 from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate
 from bidfmkd_fast.meta.evaluate import mean_and_ci95
 from bidfmkd_fast.scenarios.api_training import ARCHITECTURES, train_pool
@@ -29,10 +31,14 @@ class PoolConfig:
     """The APIs, as for `train_pool`.
 
     Args:
-        scenario: "ss", "sh" or "mh".
-        data_sets: what they learn from, and what is meta-tested; as for `load_dataset`.
+        scenario: "ss" (one data set and architecture), "sh" (mixed architectures) or "mh" (both mixed).
+        data_sets: what the APIs learn from, and what is meta-tested: "glyphs", names in $BIDFMKD_DATA, or paths.
         inverted: those of `data_sets` whose images are inverted.
-        n_apis, n_way, width, resnet_width, epochs: as for `train_pool`.
+        n_apis: APIs to train.
+        n_way: classes per API, and per task.
+        width: filters of a Conv4.
+        resnet_width: channels of a ResNet's first stage.
+        epochs: passes over an API's images.
     """
 
     scenario: str = "ss"
@@ -62,7 +68,9 @@ class EvaluationConfig:
 
     Args:
         n_shots: support images per class; one column each.
-        n_query, n_episodes, split: as for `evaluate`.
+        n_query: query images per class.
+        n_episodes: episodes per data set and number of shots.
+        split: the classes to draw from: "meta_train", "meta_val" or "meta_test".
         adapt_lrs: learning rates of the adaptation, of which each model gets the one that is best on meta_val, for each
             data set and number of shots; none to keep the run's own. A model that never learned to adapt wants a larger
             one, so without a choice it looks weaker than it is.
@@ -92,7 +100,9 @@ class BaselineConfig:
     """Distillation of one API in the baselines that have no meta-learning: Adam on the KD loss.
 
     Args:
-        steps, batch_size, learning_rate: of that.
+        steps: optimisation steps.
+        batch_size: images per step.
+        learning_rate: Adam's learning rate.
     """
 
     steps: int = 300
@@ -154,14 +164,10 @@ def open_folder(out: str | Path, values: Mapping[str, object]) -> Path:
             raise InputError(
                 f"{folder} holds an experiment with other settings; give another --out, or its {file.name}"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(one.name != LOCK for one in folder.iterdir())):
         raise InputError(f"{folder} is there already, and is no experiment; give another --out")
     else:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+        write_text(file, text)
     return folder
 
 
@@ -172,14 +178,22 @@ def to_yaml_text(values: Mapping[str, object]) -> str:
     return yaml.safe_dump(dict(values), sort_keys=False)
 
 
-def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """`folder`, made by `make(unfinished folder)` unless it is there: what was cut off is made anew."""
+def made_once(folder: Path, make: Callable[[Path], object], last: str, goes_on: str = "") -> Path:
+    """`folder`, made by `make(unfinished folder)` unless it is there.
+
+    `last` is the file that `make` writes last: an unfinished folder with it is finished. One that was cut off before is
+    made anew, unless it holds the file `goes_on`: then `make` goes on in it.
+    """
     if not folder.exists():
-        partial = folder.with_name(folder.name + ".partial")
-        if partial.exists():
-            shutil.rmtree(partial)
-        make(partial)
-        partial.rename(folder)
+        partial = folder.with_name(folder.name + PARTIAL)
+        if not (partial / last).is_file():
+            if partial.exists() and not (goes_on and (partial / goes_on).is_file()):
+                shutil.rmtree(partial)
+            make(partial)
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            raise cannot_write(folder, error) from None
     return folder
 
 
@@ -202,7 +216,7 @@ def pool_of(out: Path, config: PoolConfig, datasets: Sequence[Dataset], seed: in
             progress=progress,
         )
 
-    return read_pool(made_once(folder, make) / LIST)
+    return read_pool(made_once(folder, make, LIST) / LIST)
 
 
 def judge(
@@ -246,9 +260,7 @@ def judged_once(folder: Path, make: Callable[[], list[Judged]]) -> list[Judged]:
             | {"per_episode": one.evaluation.per_episode.tolist()}
             for one in make()
         ]
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(records), encoding="utf-8")
-        partial.replace(file)
+        write_text(file, json.dumps(records))
     return [_judged(record) for record in json.loads(file.read_text(encoding="utf-8"))]
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files import read_tensors, write_text
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.scenarios.sources import SourceEntry, build_source, source_entry
 from bidfmkd_fast.seeds import seeded
@@ -151,10 +149,8 @@ def write_list(folder: Path, entries: list[PoolEntry]) -> None:
     listed: list[dict[str, Any]] = [asdict(entry) for entry in entries]
     for item in listed:
         item.update({key: list(value) for key, value in item.items() if isinstance(value, tuple)})  # YAML has no tuples
-    partial = folder / f"{LIST}.partial"
     content = yaml.safe_dump({"format": _FORMAT, "apis": listed}, sort_keys=False, default_flow_style=None, width=1000)
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, folder / LIST)
+    write_text(folder / LIST, content)
 
 
 def _entry(item: Any, where: str, number: int) -> PoolEntry | SourceEntry:
@@ -188,8 +184,8 @@ def _load(folder: Path, entry: PoolEntry) -> nn.Module:
     with seeded(0):  # the weights are replaced at once; the caller's random numbers stay as they were
         module = entry.build()
     try:
-        module.load_state_dict(load_file(file))
-    except (SafetensorError, RuntimeError) as error:
+        module.load_state_dict(read_tensors(file)[0])
+    except (InputError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"load_pool: the weights {file} are damaged or of another model; {reason}") from None
     return module.eval()

@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
+from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.files import check_writable, write_text
+from bidfmkd_fast.folder_lock import FolderLock
 from bidfmkd_fast.machine import machine_text
 from bidfmkd_fast.meta import Evaluation
 from bidfmkd_fast.scenarios.baselines import Contest
@@ -22,6 +25,7 @@ from bidfmkd_fast.scenarios.sweep_plot import need_matplotlib, plot_sweep
 from bidfmkd_fast.training.report import Table, markdown_table, text_table
 from bidfmkd_fast.training.settings import plain_values, settings_from_values
 
+TABLE, PLOT = "sweep.md", "sweep.png"
 _KEYS = ("experiment", "variants", "grid")
 _SHARED = ("evaluation", "pool.data_sets", "pool.inverted", "pool.n_way")  # else the episodes would differ
 
@@ -94,14 +98,29 @@ def run_sweep(
     """Train and judge every cell under every seed in the folder `out`; the table, also in `sweep.md` with `sweep.png`.
 
     A sweep that was cut off goes on with the cell it was in; one whose file has grown keeps what it has. Raises
-    InputError as `read_sweep`, before anything is trained, and for a folder of another experiment.
+    InputError as `read_sweep`, before anything is trained, and for a folder of another experiment, of one that is under
+    way, or that cannot be written to.
     """
     need_matplotlib()
     sweep = read_sweep(path)
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"sweep: seeds must be one or more different numbers; got {list(seeds)}")
-    datasets = sweep.base.check()
-    folder = open_folder(out, plain_values(sweep.base.with_seed(0)))
+    with FolderLock(out):
+        datasets = sweep.base.check()
+        folder = open_folder(out, plain_values(sweep.base.with_seed(0)))
+        check_writable(folder / TABLE, folder / PLOT)
+        return _sweep_in(folder, Path(path).name, sweep, datasets, seeds, device, progress)
+
+
+def _sweep_in(
+    folder: Path,
+    name: str,
+    sweep: Sweep,
+    datasets: Sequence[Dataset],
+    seeds: Sequence[int],
+    device: torch.device | str,
+    progress: bool,
+) -> str:
     results: list[list[Result]] = []
     for number, cell in enumerate(sweep.cells):
         results.append([])
@@ -111,15 +130,14 @@ def run_sweep(
             config = cell.config.with_seed(seed)
             pool = pool_of(folder, config.pool, datasets, seed, progress)
             at = folder / "cells" / cell.folder_name / f"seed_{seed}"
-            at.parent.mkdir(parents=True, exist_ok=True)
             contest = Contest(pool, datasets, config, at, device, progress)
             results[-1].append(learn_and_judge("bidf_mkd", contest, at))
     told = list(_tables(sweep, results, seeds))
-    plot_sweep(sweep.cells, [_by_data_set(its) for its in results], folder / "sweep.png")
-    head = f"# Sweep `{Path(path).name}`\n\nseeds {', '.join(map(str, seeds))}; {machine_text(device)}.\n"
+    plot_sweep(sweep.cells, [_by_data_set(its) for its in results], folder / PLOT)
+    head = f"# Sweep `{name}`\n\nseeds {', '.join(map(str, seeds))}; {machine_text(device)}.\n"
     report = [head, *(f"{title}\n\n{markdown_table(rows)}" for title, rows in told), "![sweep](sweep.png)"]
-    (folder / "sweep.md").write_text("\n\n".join(report) + "\n", encoding="utf-8")
-    return "\n\n".join([*(f"{title}\n\n{text_table(rows)}" for title, rows in told), f"plot: {folder / 'sweep.png'}"])
+    write_text(folder / TABLE, "\n\n".join(report) + "\n")
+    return "\n\n".join([*(f"{title}\n\n{text_table(rows)}" for title, rows in told), f"plot: {folder / PLOT}"])
 
 
 def _tables(sweep: Sweep, results: Sequence[Sequence[Result]], seeds: Sequence[int]) -> Iterator[tuple[str, Table]]:

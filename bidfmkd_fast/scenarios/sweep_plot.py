@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.extras import not_installed
+from bidfmkd_fast.files import written_whole
 from bidfmkd_fast.meta import Evaluation
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from bidfmkd_fast.scenarios.sweep import Cell
 
 
@@ -18,11 +21,21 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise InputError("sweep: the plot needs matplotlib; `pip install 'bidfmkd-fast[bench]'`") from None
+        raise not_installed("sweep", "matplotlib, which the plot needs,", "bench") from None
 
 
 def plot_sweep(cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequence[Evaluation]]], path: Path) -> None:
-    """A PNG with a panel per data set and number of shots; `evaluations` are those of each cell by data set."""
+    """Write the picture of `draw_sweep` as a PNG."""
+    figure = draw_sweep(cells, evaluations)
+    with written_whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def draw_sweep(cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequence[Evaluation]]]) -> Figure:
+    """Draw a panel per data set and number of shots; `evaluations` are those of each cell by data set.
+
+    Over a number, the ticks are the values that were tried, and the axis is logarithmic where `is_logarithmic` says so.
+    """
     from matplotlib.figure import Figure
 
     axis = numeric_axis(cells)
@@ -45,14 +58,25 @@ def plot_sweep(cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequenc
             panel.errorbar(
                 x, [means[i] for i in its], [widths[i] for i in its], fmt="o-", capsize=3, label=variant or None
             )
-        values = [cell.point[axis] for cell in cells]
-        if min(values) > 0 and max(values) >= 10 * min(values):
+        values = sorted({cell.point[axis] for cell in cells})
+        if is_logarithmic(values):
             panel.set_xscale("log")
+        panel.set_xticks(values, [f"{value:g}" for value in values])
+        panel.set_xticks([], minor=True)
         panel.set_xlabel(axis)
         panel.set_ylabel("accuracy, %")
         if any(cell.variant for cell in cells):
             panel.legend()
-    figure.savefig(path, dpi=120)
+    return figure
+
+
+def is_logarithmic(values: Sequence[float]) -> bool:
+    """Return True for values above 0 that are fractions or span a factor of 4.
+
+    Fractions are lengths of steps, learning rates and weights, of which ratios matter.
+    """
+    fractions = any(isinstance(value, float) for value in values)
+    return min(values) > 0 and (fractions or max(values) >= 4 * min(values))
 
 
 def numeric_axis(cells: Sequence[Cell]) -> str | None:

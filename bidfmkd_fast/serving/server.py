@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.extras import not_installed
 
 try:
     import uvicorn
@@ -16,7 +17,7 @@ try:
 
     from bidfmkd_fast.serving.service import ABORT, Service
 except ImportError as error:
-    raise InputError(f"serve: {error.name} is not installed; `pip install 'bidfmkd-fast[serve]'`") from None
+    raise not_installed("serve", error.name, "serve") from None
 
 __all__ = ["Service", "running", "serve_until_interrupted"]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -13,17 +12,28 @@ from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files import (
+    PARTIAL,
+    append_line,
+    check_writable,
+    read_tensors,
+    reserve,
+    write_tensors,
+    write_text,
+)
+from bidfmkd_fast.folder_lock import FolderLock
+from bidfmkd_fast.recovery.cost import measuring_cost
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.recovered_set import PARTS, bytes_of_set, least_queries, read_recovered, save_recovered
 
 if TYPE_CHECKING:
-    from bidfmkd_fast.black_box import BlackBox
+    from bidfmkd_fast.black_box import APISpec, BlackBox
     from bidfmkd_fast.meta import MetaModel, TaskMemory
     from bidfmkd_fast.training.run import RecoveredSet, Run
 
 CONFIG, METRICS, SUMMARY, LEDGER = "config.yaml", "metrics.jsonl", "summary.json", "ledger.sqlite"
+PLAN = "plan.json"  # what the run is to ask, and its cap
 META_MODEL, INITIAL_MODEL, MEMORY = "meta_model.safetensors", "initial_model.safetensors", "memory.safetensors"
-
-_RECORD = ("step", "loss", "best_loss", "matched", "queries")
 
 
 class RunFolder:
@@ -31,35 +41,76 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: FolderLock | None = None
         self._ledger: LedgerFile | None = None
+        self._config: TrainConfig | None = None
+        self._sets: dict[tuple[int, str], RecoveredSet] = {}  # those read from disk
 
     @classmethod
-    def create(cls, path: str | Path, config: TrainConfig, *, again: bool = False) -> RunFolder:
+    def create(
+        cls, path: str | Path, config: TrainConfig, *, again: bool = False, lock: FolderLock | None = None
+    ) -> RunFolder:
         """A run folder with its `config.yaml`: a new one, or one whose run was cut off, with what it recovered.
 
-        Raises InputError if it holds a finished run (unless `again`), or one of other settings: none is overwritten.
+        It is locked until `close`, with `lock` where the caller has locked it before. With `again` it may hold a
+        finished run; one that is complete is left as it is, see `complete`.
+        Raises InputError if it holds a finished run (unless `again`), one of other settings, or a run that is under
+        way, and if it cannot be written to: none is overwritten.
         """
-        folder = Path(path)
+        folder = cls(Path(path))
         if not again:
-            cls.check_new(folder)
-        if (folder / CONFIG).exists() and (held := cls(folder).config()) != config:
-            raise InputError(
-                f"run folder: {folder} holds a run of other settings ({_first_difference(held, config)}); go on with "
-                "those, or give another folder"
-            )
+            cls.check_new(path)
+        folder._lock = FolderLock(path) if lock is None else lock
         try:
-            (folder / "recovered").mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG).write_text(config.to_yaml(), encoding="utf-8")
-            (folder / METRICS).unlink(missing_ok=True)  # they are made anew, from what is recovered already
-        except OSError as error:
-            raise InputError(f"run folder: cannot write to {folder}: {error.strerror}") from None
-        return cls(folder)
+            if not again:
+                cls.check_new(path)  # it may have been finished since
+            folder._prepare(config)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    def _prepare(self, config: TrainConfig) -> None:
+        if (self.path / CONFIG).exists() and (held := self.config()) != config:
+            raise InputError(
+                f"run folder: {self.path} holds a run of other settings ({_first_difference(held, config)}); go on "
+                "with those, or give another folder"
+            )
+        self._config = config
+        if self.complete:
+            return
+        self.check_writable(self.path)
+        check_writable(self.path / "recovered" / "any")
+        self._clear()
+        write_text(self.path / CONFIG, config.to_yaml())
+        (self.path / METRICS).unlink(missing_ok=True)  # they are made anew, from what is recovered already
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        if self._lock is not None:
+            self._clear()
+            self._lock.release()
+
+    def _clear(self) -> None:
+        """Remove what was reserved for sets that were never written."""
+        for file in (self.path / "recovered").glob(f"*{PARTIAL}"):
+            file.unlink(missing_ok=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the folder holds a finished run that no budget and no service has cut short."""
+        return (self.path / META_MODEL).is_file() and self.summary().get("complete") is True
 
     @staticmethod
     def check_new(path: str | Path) -> None:
         """Raises InputError if `path` holds a finished run."""
         if (Path(path) / META_MODEL).exists():
             raise InputError(f"run folder: {path} holds a run already; give another folder or remove it")
+
+    @staticmethod
+    def check_writable(path: Path) -> None:
+        """Raises InputError unless the files of a run can be written in the folder `path`."""
+        check_writable(*(path / name for name in (CONFIG, METRICS, SUMMARY, MEMORY, INITIAL_MODEL, META_MODEL)))
 
     @property
     def ledger(self) -> LedgerFile:
@@ -69,16 +120,42 @@ class RunFolder:
 
     @contextmanager
     def counting(self, apis: Sequence[BlackBox]) -> Iterator[LedgerFile]:
-        """Inside the block the ledgers of `apis` are written to the folder's, as things are asked."""
+        """Inside the block the ledgers of `apis` are written to the folder's, as things are asked.
+
+        Raises InputError for a ledger or a recovered set that is damaged or of another pool.
+
+        Warns:
+            UserWarning: the ledger told less than the recovered sets have cost, so it was rebuilt from them.
+        """
         self._ledger = LedgerFile(self.path / LEDGER)
         try:
             with ExitStack() as stack:
                 for number, api in enumerate(apis):
                     stack.enter_context(api.ledger.written_to(self._ledger, number, api.name))
+                self._count_recovered(apis, self._ledger)
                 yield self._ledger
         finally:
             self._ledger.close()
             self._ledger = None
+
+    def _count_recovered(self, apis: Sequence[BlackBox], ledger: LedgerFile) -> None:
+        """Where the ledger was lost, or lost its end, count at least what the recovered sets have cost."""
+        told = {row.number: row.queries for row in ledger.rows()}
+        config, added = self.config(), 0
+        for number, api in enumerate(apis):
+            sets = [one for part in PARTS if (one := self.load_recovered(number, part, api)) is not None]
+            measuring = measuring_cost(api, config.recovery, config.n_per_class * api.spec.n_classes).queries
+            missing = sum(least_queries(one, measuring) for one in sets) - told.get(number, 0)
+            if missing > 0:
+                requests = sum(max(1, len(one.recovered.history)) for one in sets)
+                ledger.restore(number, missing, requests, missing * api.spec.price_per_1000 / 1000)
+                added += missing
+        if added:
+            warnings.warn(
+                f"run folder: {ledger.path} was lost, or its end: it told fewer queries than the recovered sets have "
+                f"cost; {added:,} were added, as these sets tell, and what was asked besides them is not known",
+                stacklevel=2,
+            )
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -91,34 +168,45 @@ class RunFolder:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """One more line of `metrics.jsonl`."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.path / METRICS, json.dumps(record))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`. Raises InputError if they are not readable."""
+        try:
+            return [json.loads(line) for line in (self.path / METRICS).read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise InputError(f"run folder: {self.path / METRICS} is not readable: {error}") from None
 
     def withdraw(self) -> None:
         """Undo `create` where nothing was recovered; what was spent all the same stays in the ledger."""
-        if any((self.path / "recovered").iterdir()):
-            return
-        (self.path / CONFIG).unlink()
-        if (self.path / LEDGER).exists():
-            ledger = LedgerFile(self.path / LEDGER)
-            spent = any(row.queries for row in ledger.rows())
-            ledger.close()
-            if not spent:
-                (self.path / LEDGER).unlink()
-        for folder in (self.path / "recovered", self.path):
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        self._clear()
+        recovered = self.path / "recovered"
+        if recovered.is_dir() and not any(recovered.iterdir()):
+            recovered.rmdir()
+            (self.path / CONFIG).unlink(missing_ok=True)
+            (self.path / PLAN).unlink(missing_ok=True)
+            if (self.path / LEDGER).exists():
+                ledger = LedgerFile(self.path / LEDGER)
+                spent = any(row.queries for row in ledger.rows())
+                ledger.close()
+                if not spent:
+                    (self.path / LEDGER).unlink()
+        self.close()
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def recovered_file(self, index: int, part: str) -> Path:
         """`recovered/api_003_support.safetensors`."""
         return self.path / "recovered" / f"api_{index:03d}_{part}.safetensors"
 
+    def reserve(self, index: int, part: str, spec: APISpec) -> None:
+        """Take the disk space for a set that is about to be asked for. Raises InputError if there is not as much."""
+        config = self.config()
+        reserve(self.recovered_file(index, part), bytes_of_set(spec, config.n_per_class, config.recovery.steps))
+
     def save_recovered(self, one: RecoveredSet) -> None:
         """Write a recovered set to its file, whole or not at all."""
-        file = self.recovered_file(one.api_index, one.part)
-        partial = file.with_suffix(".partial")
-        save_recovered(one, partial)
-        os.replace(partial, file)
+        save_recovered(one, self.recovered_file(one.api_index, one.part))
 
     def load_recovered(self, index: int, part: str, api: BlackBox) -> RecoveredSet | None:
         """The recovered set of API number `index`, if it is there.
@@ -127,13 +215,15 @@ class RunFolder:
             InputError: it is damaged, or of another API.
         """
         file = self.recovered_file(index, part)
-        return read_recovered(file, index, part, api) if file.is_file() else None
+        if (index, part) not in self._sets:
+            if not file.exists():
+                return None
+            self._sets[index, part] = read_recovered(file, index, part, api, self.config().n_per_class)
+        return self._sets[index, part]
 
     def finish(self, run: Run) -> None:
         """Write models, memory and summary."""
-        from safetensors.torch import save_file
-
-        save_file({key: value.contiguous() for key, value in run.memory.state_dict().items()}, self.path / MEMORY)
+        write_tensors(self.path / MEMORY, run.memory.state_dict())
         run.initial_model.save(self.path / INITIAL_MODEL)
         summary = {
             "queries": run.queries,
@@ -147,12 +237,14 @@ class RunFolder:
             "skipped": run.skipped,
             "ledger": [asdict(row) for row in run.ledger],
         }
-        (self.path / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_text(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
         run.meta_model.save(self.path / META_MODEL)  # last: a folder with it is a finished run
 
     def config(self) -> TrainConfig:
         """The run's settings."""
-        return TrainConfig.from_yaml(self.path / CONFIG)
+        if self._config is None:
+            self._config = TrainConfig.from_yaml(self.path / CONFIG)
+        return self._config
 
     def summary(self) -> dict[str, Any]:
         """Queries, requests, seconds per stage, and whether the run was complete."""
@@ -176,17 +268,14 @@ class RunFolder:
 
     def memory(self) -> TaskMemory:
         """The task memory, with images as they were recovered. Raises InputError for a damaged file."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         from bidfmkd_fast.meta import TaskMemory
 
         memory = TaskMemory()
+        state, _ = read_tensors(self.path / MEMORY)
         try:
-            state = load_file(self.path / MEMORY)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"run folder: {self.path / MEMORY} is not readable: {error}") from None
-        memory.load_state_dict(state)
+            memory.load_state_dict(state)
+        except InputError as error:
+            raise InputError(f"run folder: {self.path / MEMORY} is damaged: {error}") from None
         return memory
 
 
@@ -201,60 +290,3 @@ def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
     return flat
-
-
-def save_recovered(one: RecoveredSet, file: Path) -> None:
-    """Write a recovered set as safetensors: `images` (unit range), `labels`, `scores`, `losses` and how it was made.
-
-    `history` float64 `[steps, 5]` has the columns `step`, `loss`, `best_loss`, `matched` and `queries`; `state` is
-    `[complete, mu]`, mu NaN where no step was taken.
-    """
-    import torch
-    from safetensors.torch import save_file
-
-    tensors = {
-        "images": one.images,
-        "labels": one.recovered.labels,
-        "scores": one.recovered.scores,
-        "losses": one.recovered.losses,
-    }
-    history = [[record[name] for name in _RECORD] for record in one.recovered.history]
-    tensors["history"] = torch.tensor(history, dtype=torch.float64).reshape(-1, len(_RECORD))
-    mu = one.recovered.mu
-    tensors["state"] = torch.tensor([one.recovered.complete, math.nan if mu is None else mu], dtype=torch.float64)
-    about = {"api": one.api_name, "set": one.part, "class_names": json.dumps(one.class_names)}
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file, metadata=about)
-
-
-def read_recovered(file: Path, index: int, part: str, api: BlackBox) -> RecoveredSet:
-    """What `save_recovered` wrote. Raises InputError for a damaged file and for one of another API."""
-    from safetensors import SafetensorError, safe_open
-
-    from bidfmkd_fast.recovery import Recovered
-    from bidfmkd_fast.training.run import RecoveredSet
-
-    spec = api.spec
-    try:
-        with safe_open(file, framework="pt") as opened:
-            about = opened.metadata() or {}
-            images, labels, scores, losses, history, state = (
-                opened.get_tensor(name) for name in ("images", "labels", "scores", "losses", "history", "state")
-            )
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"run folder: {file} is damaged ({reason}); remove it to have it asked for again") from None
-    names = json.dumps(list(spec.names))
-    if (about.get("api"), about.get("set"), about.get("class_names")) != (api.name, part, names):
-        held = f"the {about.get('set')} set of {about.get('api')!r}"
-        raise InputError(f"run folder: {file} is {held}, not the {part} set of {api.name!r}; is this another pool?")
-    complete, mu = state.tolist()
-    recovered = Recovered(
-        spec.from_unit(images),
-        labels,
-        scores,
-        losses,
-        [dict(zip(_RECORD, row)) for row in history.tolist()],
-        bool(complete),
-        None if math.isnan(mu) else mu,
-    )
-    return RecoveredSet(index, api.name, spec.names, part, images, recovered)

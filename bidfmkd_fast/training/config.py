@@ -27,7 +27,8 @@ class DistillationConfig:
     """The bi-level distillation.
 
     Args:
-        inner_steps, inner_lr: gradient steps from the meta-model to an API's task model, and their size.
+        inner_steps: gradient steps from the meta-model to an API's task model.
+        inner_lr: learning rate of these steps.
         outer_lr: Adam's learning rate for the meta-model.
         first_order: drop the second derivatives (through the inner steps).
     """
@@ -51,10 +52,12 @@ class ReplayConfig:
         steps_per_round: outer steps after each group of `meta_batch_size` APIs but the last.
         patience: when above 0, a round ends early once the replay accuracy has not improved for so many steps.
         final_steps: outer steps after the last API.
-        n_shot, n_query: support and query images per class of a task.
+        n_shot: support images per class of a task.
+        n_query: query images per class of a task.
         rotations: 4 or 2 make of each class that many, turned by multiples of 90 or 180 degrees (usual on Omniglot);
             1 leaves it as it is.
-        inner_steps, inner_lr: the inner loop's.
+        inner_steps: gradient steps of the inner loop, from the meta-model to a task's model.
+        inner_lr: learning rate of these steps.
         outer_lr: Adam's learning rate for the meta-model.
         first_order: drop the second derivatives (through the inner steps).
     """
@@ -82,17 +85,22 @@ class TrainConfig:
     """A whole run of `BiDfMKD`.
 
     Args:
-        seed: of every random draw of the run.
+        seed: seed of every random draw of the run.
         n_per_class: images per class of each recovered set; every API gives a support and a boundary query set.
         meta_batch_size: tasks per outer step, and APIs per round.
         meta_model_width: filters of the default meta-model, a Conv4.
-        adapt_steps, adapt_lr: how the finished meta-model adapts to a new task unless told otherwise.
+        adapt_steps: gradient steps in which the finished meta-model adapts to a new task, unless told otherwise.
+        adapt_lr: learning rate of these steps.
         meta_model_side: side of the square images of a meta-model that takes any size; 0 for a plain Conv4, or for the
             largest side among the APIs where their images differ in shape.
         boundary_start: outer step (distillation and replay counted together) from which the boundary term is used.
-        boundary_recovery, bilevel_distillation, task_replay: False leaves that part of the method out (ablations).
+        boundary_recovery: False leaves the boundary term out, so that both sets are support sets (an ablation).
+        bilevel_distillation: False leaves the bi-level distillation out (an ablation).
+        task_replay: False leaves task memory replay out (an ablation).
         paper_compat: do as the authors' public code does where it departs from the paper (`docs/architecture.md`).
-        recovery, distillation, replay: the three stages' own settings.
+        recovery: how each set is recovered.
+        distillation: how the recovered sets are distilled.
+        replay: how the recovered images are replayed as tasks.
 
     Raises:
         InputError: a value out of its range; `InputTypeError` if it is of the wrong type.

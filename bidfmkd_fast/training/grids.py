@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bidfmkd_fast.files import written_whole
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.run import RecoveredSet, Run
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _TILE = 48  # pixels: the least side of an image in a grid
 _COLUMNS, _ROWS = 12, 20  # the most images per class and classes in a grid
-_RIGHT, _WRONG = (60, 170, 90), (215, 70, 60)
+_RIGHT, _WRONG = (0, 114, 178), (230, 120, 0)  # blue and orange, which the colour-blind tell apart
 
 
 def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
@@ -25,7 +26,6 @@ def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
     paths = []
     for index, sets in list(by_api.items())[:n_apis]:
         path = folder.path / "grids" / f"api_{index:03d}.png"
-        path.parent.mkdir(exist_ok=True)
         save_grid(sets, path)
         paths.append(path)
     return paths
@@ -34,7 +34,8 @@ def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
 def save_grid(sets: Sequence[RecoveredSet], path: Path) -> None:
     """A PNG of one API's sets side by side: a labelled row per class, images enlarged without smoothing.
 
-    The frame of an image is green where the API gives it the wanted label and red where it does not.
+    The frame of an image is blue where the API gives it the wanted label. Where it does not, the frame is orange and
+    its upper right corner is filled, so that the two differ in shape as well.
     """
     from PIL import Image
 
@@ -46,7 +47,8 @@ def save_grid(sets: Sequence[RecoveredSet], path: Path) -> None:
     for panel in panels:
         sheet.paste(panel, (left, 0))
         left += panel.width + gap
-    sheet.save(path)
+    with written_whole(path) as file:
+        sheet.save(file, format="PNG")
 
 
 def _panel(one: RecoveredSet) -> Image.Image:
@@ -78,4 +80,7 @@ def _panel(one: RecoveredSet) -> Image.Image:
             image = Image.fromarray(pixels[index, ..., 0] if pixels.shape[-1] == 1 else pixels[index])
             enlarged = image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             panel.paste(enlarged.convert("RGB"), (left + 3, top + 3))
+            if not matched[index]:
+                right, side = frame[2], cell_width // 4
+                draw.polygon([(right - side, top + 1), (right, top + 1), (right, top + 1 + side)], fill=_WRONG)
     return panel

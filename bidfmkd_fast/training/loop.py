@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from bidfmkd_fast.black_box import APISpec, BlackBox, Budget
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
+from bidfmkd_fast.folder_lock import FolderLock
 from bidfmkd_fast.meta.model import forward
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.ops.workspace import keep_freed_memory
+from bidfmkd_fast.recovery.cost import first_step_cost
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.finished_run import finished_run
+from bidfmkd_fast.training.plan import as_known, run_cost
 from bidfmkd_fast.training.run import Run
 from bidfmkd_fast.training.stages import Stages, task_shape
 
@@ -68,12 +72,13 @@ class BiDfMKD:
         self._module = module.to(self.device)
         self._check_meta_model()
 
+    def __repr__(self) -> str:
+        cap = "" if self.budget is None else f", {self.budget!r}"
+        return f"BiDfMKD({len(self.apis)} APIs, {type(self._module).__name__}, seed={self.config.seed}{cap})"
+
     def planned_queries(self) -> int:
         """How many queries `fit` asks of all APIs together if no budget ends it."""
-        recovery = self.config.recovery
-        per_image = recovery.steps * (1 + recovery.num_directions) if recovery.steps else 1
-        in_steps = 2 * per_image * self.config.n_per_class * sum(api.spec.n_classes for api in self.apis)
-        return in_steps + 2 * recovery.queries_per_set * len(self.apis)
+        return sum(run_cost(api, self.config).queries for api in self.apis)
 
     def fit(self, run_dir: str | Path | None = None, progress: bool = True) -> Run:
         """Run the whole loop, and write it to `run_dir` as it goes if one is given.
@@ -86,7 +91,8 @@ class BiDfMKD:
         warning, asked again at the end, and named in the report where that fails too.
 
         Raises:
-            InputError: `run_dir` holds a finished run, or one of other settings or another pool.
+            InputError: `run_dir` holds a finished run, one of other settings or another pool, or one that is under way;
+                or it cannot be written to.
             BudgetExhausted: no budget pays a single recovery step; nothing has been asked then.
             BadAnswer: a local API answered something that is no set of scores, or every service did; what was recovered
                 before is in `run_dir`.
@@ -97,21 +103,31 @@ class BiDfMKD:
         """
         return self._fit(run_dir, progress)
 
-    def _fit(self, run_dir: str | Path | None, progress: bool, again: bool = False) -> Run:
+    def _fit(
+        self, run_dir: str | Path | None, progress: bool, again: bool = False, lock: FolderLock | None = None
+    ) -> Run:
+        """`fit`; with `again` a finished and complete run in `run_dir` is read, not made again."""
         keep_freed_memory()
-        folder = None if run_dir is None else RunFolder.create(run_dir, self.config, again=again)
-        module = copy.deepcopy(self._module)
-        stages = Stages(self.apis, module, self.generator, self.config, self.device, folder, progress)
+        folder = None if run_dir is None else RunFolder.create(run_dir, self.config, again=again, lock=lock)
         try:
-            with ExitStack() as stack:
-                stack.enter_context(_under_budget(self.apis, self.budget))
-                if folder is not None:
-                    _restore_budgets(self.apis, stack.enter_context(folder.counting(self.apis)))
-                run = stages.run()
+            return self._fit_in(folder, progress)
         except Exception:
             if folder is not None:
                 folder.withdraw()  # if nothing came of it, the same folder serves the next attempt
             raise
+        finally:
+            if folder is not None:
+                folder.close()
+
+    def _fit_in(self, folder: RunFolder | None, progress: bool) -> Run:
+        with ExitStack() as stack:
+            stack.enter_context(_under_budget(self.apis, self.budget))
+            if folder is not None:
+                _restore_budgets(self.apis, stack.enter_context(folder.counting(self.apis)))
+                if folder.complete:
+                    return finished_run(folder, self.apis, self.device)
+            module = copy.deepcopy(self._module)
+            run = Stages(self.apis, module, self.generator, self.config, self.device, folder, progress).run()
         if folder is not None:
             folder.finish(run)
         return run
@@ -167,23 +183,35 @@ def fit_with_control(
     """A run in `run_dir` and its no-recovery control in `run_dir/control`, from the same start: (run, control).
 
     The control comes first, so that one budget serves both; its images are asked once each, for their scores. Where
-    either was cut off, nothing that was recovered is asked for again.
+    either was cut off, nothing that was recovered is asked for again, and a complete control is read, not made again.
     Raises as `BiDfMKD.fit`; BudgetExhausted also if `budget` does not reach from the control into the run.
     """
     config = TrainConfig() if config is None else config
     learner = BiDfMKD(apis, config=config, device=device, budget=budget)
     control = BiDfMKD(apis, config=config.control(), device=device, budget=budget)
     RunFolder.check_new(run_dir)
-    first_step = config.n_per_class * apis[0].spec.n_classes * (1 + config.recovery.num_directions)
-    begun = (Path(run_dir) / "control").exists()
-    needed = control.planned_queries() + first_step + config.recovery.queries_per_set
-    if budget is not None and not begun and not budget.affords(needed, 0):
+    with FolderLock(run_dir) as lock:
+        return _fit_both(learner, control, Path(run_dir), budget, progress, lock)
+
+
+def _fit_both(
+    learner: BiDfMKD, control: BiDfMKD, run_dir: Path, budget: Budget | None, progress: bool, lock: FolderLock
+) -> tuple[Run, Run]:
+    RunFolder.check_new(run_dir)  # another process may have finished it since
+    config, apis = learner.config, learner.apis
+    begun = (run_dir / "control").exists()
+    n_images = config.n_per_class * apis[0].spec.n_classes
+    first_step = first_step_cost(as_known(apis[0]), config.recovery, n_images, config.paper_compat)
+    needed = sum((run_cost(api, control.config) for api in apis), first_step)
+    if budget is not None and not begun and not budget.affords(needed.queries, needed.requests, needed.price):
         raise BudgetExhausted(
-            f"fit_with_control: the control and one recovery step ask {needed:,} queries; the budget has "
-            f"{budget.remaining_queries:,} left; raise it or take a lower n_per_class or num_directions"
+            f"fit_with_control: the control and one recovery step ask {needed.queries:,} queries in "
+            f"{needed.requests:,} requests; more than is left of {budget}; raise it or take a lower n_per_class or "
+            "num_directions"
         )
-    control_run = control._fit(Path(run_dir) / "control", progress, again=True)
-    return learner.fit(run_dir, progress), control_run
+    RunFolder.check_writable(run_dir)  # the run's own place, before the control asks anything
+    control_run = control._fit(run_dir / "control", progress, again=True)
+    return learner._fit(run_dir, progress, lock=lock), control_run
 
 
 def _usable_device(device: torch.device | str) -> torch.device:

@@ -4,44 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
 
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.probe import ProbeReport, probe
+from bidfmkd_fast.black_box.service import ServiceBlackBox
+from bidfmkd_fast.recovery.cost import Cost, set_cost
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.spending import CONTROL, PROBES, RUN, Cap, Spending, money, write_plan
 
 
 @dataclass(frozen=True)
 class PlannedAPI:
-    """One API of a run: what its probe found, and what a run with its control asks it."""
+    """One API of a run: what its probe found, and what the run and its control ask it; nothing of an unusable one."""
 
     report: ProbeReport
     is_service: bool
-    queries: int
-    cost: float
+    probe: Cost
+    run: Cost
+    control: Cost
+
+    @property
+    def usable(self) -> bool:
+        """Whether the probe found nothing against it."""
+        return self.report.problem is None
+
+    @property
+    def both(self) -> Cost:
+        """Run and control together."""
+        return self.run + self.control
 
     @property
     def seconds(self) -> float:
         """At the best speed that the probe saw; 0 where it saw none."""
         rates = self.report.images_per_second
-        return self.queries / max(rates.values()) if rates else 0.0
+        return self.both.queries / max(rates.values()) if rates else 0.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it is made, API by API; `group` of them are recovered together."""
+    """A run before it is made, API by API; `group` of them are recovered together, under `cap`."""
 
     apis: list[PlannedAPI]
     group: int
+    cap: Cap
+
+    @property
+    def total(self) -> Cost:
+        """Of all usable APIs together, control included, probes not."""
+        return sum((one.both for one in self.apis), Cost())
 
     @property
     def queries(self) -> int:
-        """Of all APIs together, control included."""
-        return sum(one.queries for one in self.apis)
+        """Of all usable APIs together, control included, probes not."""
+        return self.total.queries
 
     @property
     def cost(self) -> float:
-        """Of all APIs together."""
-        return sum(one.cost for one in self.apis)
+        """Of all usable APIs together, control included, probes not."""
+        return self.total.price
+
+    @property
+    def spending(self) -> Spending:
+        """What the probes have asked, and what control and run are to ask."""
+        parts = {PROBES: sum((one.probe for one in self.apis), Cost())}
+        if any(one.usable for one in self.apis):
+            parts[f"{CONTROL}, planned"] = sum((one.control for one in self.apis), Cost())
+            parts[f"{RUN}, planned"] = sum((one.run for one in self.apis), Cost())
+        return Spending(parts, cap=self.cap)
 
     @property
     def seconds(self) -> float:
@@ -63,20 +95,19 @@ class Plan:
             smallest = f"{steps.smallest:.3g}" if steps is not None and steps.smallest is not None else "?"
             suggested = "?" if steps is None else f"{steps.suggested:.3g}"
             rate = f"{max(rates.values()):,.0f}" if rates else "?"
+            planned = [f"{one.both.queries:,}", duration(one.seconds), money(one.both.price)]
             rows.append(
                 [
                     report.name,
-                    "yes" if report.problem is None else "no",
+                    "yes" if one.usable else "no",
                     report.scores_kind,
                     smallest,
                     suggested,
                     rate,
-                    f"{one.queries:,}",
-                    _duration(one.seconds) if rates else "?",
-                    f"{one.cost:,.2f}",
+                    *(planned if one.usable else ["-", "-", "-"]),
                 ]
             )
-        total = [f"{self.queries:,}", _duration(self.seconds), f"{self.cost:,.2f}"]
+        total = [f"{self.total.queries:,}", duration(self.seconds), money(self.total.price)]
         return [*rows, ["all", "", "", "", "", "", *total]]
 
     @property
@@ -94,17 +125,41 @@ def plan(apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0) -> Pla
     """Probe every API, for `probe.PROBE_QUERIES` queries each, and work out what `fit_with_control` would ask it."""
     planned = []
     for api in apis:
-        queries = sum(queries_of(api, one) for one in (config, config.control()))
-        cost = queries * api.spec.price_per_1000 / 1000
-        planned.append(PlannedAPI(probe(api, seed=seed), api._is_service, queries, cost))
-    return Plan(planned, config.meta_batch_size)
+        report = probe(api, seed=seed)
+        probed = Cost(report.queries, report.requests, api._price(report.queries))
+        both = [run_cost(api, one) if report.problem is None else Cost() for one in (config, config.control())]
+        planned.append(PlannedAPI(report, api._is_service, probed, *both))
+    return Plan(planned, config.meta_batch_size, Cap.of(api.budget for api in apis))
 
 
-def queries_of(api: BlackBox, config: TrainConfig) -> int:
-    """What a run asks one API if nothing goes wrong: two sets of images, and what each set costs besides."""
-    recovery = config.recovery
-    per_image = recovery.steps * (1 + recovery.num_directions) if recovery.steps else 1
-    return 2 * (per_image * config.n_per_class * api.spec.n_classes + recovery.queries_per_set)
+def run_cost(api: BlackBox, config: TrainConfig) -> Cost:
+    """Count what a run asks one API if nothing goes wrong: two sets of images. A service is not contacted for it."""
+    return set_cost(as_known(api), config.recovery, config.n_per_class, config.paper_compat) * 2
+
+
+def as_known(api: BlackBox) -> BlackBox:
+    """Return a box to count with: a service's as far as it is known so far, since a dead one is waited for."""
+    return _KnownService(api) if isinstance(api, ServiceBlackBox) else api
+
+
+class _KnownService(BlackBox):
+    """A service that is only counted with: its requests hold what its spec, or what it told before, allows."""
+
+    def __init__(self, service: ServiceBlackBox) -> None:
+        super().__init__(service.spec)
+        self._most = ServiceBlackBox._batch(service)  # not the method of a subclass, which asks the service
+
+    def _score(self, images: Tensor) -> Tensor:
+        raise AssertionError("it is never asked")
+
+    def _count_requests(self, n_images: int) -> int:
+        return -(-n_images // self._most)
+
+
+def keep_plan(folder: Path, apis: Sequence[BlackBox], config: TrainConfig) -> None:
+    """Write what a run of `apis` is to ask into its folder, with the cap on it, for whoever looks at it under way."""
+    planned = sum((run_cost(api, config) for api in apis), Cost())
+    write_plan(folder, planned, Cap.of(api.budget for api in apis), n_sets=2 * len(apis))
 
 
 def too_short(plan: Plan, config: TrainConfig) -> list[str]:
@@ -122,7 +177,8 @@ def too_short(plan: Plan, config: TrainConfig) -> list[str]:
     ]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds, minutes or hours, whatever reads best."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -159,6 +159,8 @@ class Recoveries:
             else:
                 outcome.sets.append(one)
         errors: list[Exception] = []
+        for outcome, _ in asked:
+            self._reserve(outcome.index, part)
         for i, result in recover_side_by_side(
             [self.apis[outcome.index] for outcome, _ in asked],
             self.config.n_per_class,
@@ -184,6 +186,7 @@ class Recoveries:
             outcome.sets.append(one)
             return one
         outcome.asked = True
+        self._reserve(outcome.index, part)
         recovered = recover(
             api,
             self.config.n_per_class,
@@ -219,6 +222,11 @@ class Recoveries:
         outcome.asked = True
         outcome.sets.append(one)
         return one
+
+    def _reserve(self, index: int, part: str) -> None:
+        """Take the disk space of a set before anything is asked for it."""
+        if self.folder is not None:
+            self.folder.reserve(index, part, self.apis[index].spec)
 
     def _on_disk(self, index: int, part: str) -> bool:
         return self.folder is not None and self.folder.recovered_file(index, part).is_file()

@@ -10,9 +10,12 @@ from typing import Any
 
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files import write_text
 from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate, paired_difference
 from bidfmkd_fast.training.checkpoint import CONFIG, METRICS, RunFolder
+from bidfmkd_fast.training.spending import read_spending
 
+REPORT = "report.md"
 RANDOM, CONTROL, LEARNED = "random initialisation", "no-recovery control", "BiDf-MKD"
 
 Table = list[list[str]]
@@ -124,8 +127,8 @@ def markdown_table(rows: Table) -> str:
     return "\n".join(lines)
 
 
-def cost_rows(summary: Mapping[str, Any], extra_seconds: Mapping[str, float] | None = None) -> Table:
-    """Queries, requests, images and wall time per stage, from the summary of a run."""
+def outcome_rows(summary: Mapping[str, Any], extra_seconds: Mapping[str, float] | None = None) -> Table:
+    """Return what a run came to, from its summary: APIs, images, and wall time per stage."""
     matched = [
         [f"recovered as wanted, {part} sets", f"{100 * share:.0f} %"]
         for part, share in summary["matched"].items()
@@ -133,11 +136,8 @@ def cost_rows(summary: Mapping[str, Any], extra_seconds: Mapping[str, float] | N
     ]
     seconds = {**(extra_seconds or {}), **summary["seconds"]}
     return [
-        ["cost", ""],
+        ["run", ""],
         ["APIs", f"{summary['apis']:,}"],
-        ["queries", f"{summary['queries']:,}"],
-        ["requests", f"{summary['requests']:,}"],
-        *([["cost", f"{cost:,.2f}"]] if (cost := sum(row["cost"] for row in summary["ledger"])) else []),
         ["images recovered", f"{summary['images']:,}"],
         *matched,
         *([f"seconds, {stage}", f"{value:.1f}"] for stage, value in seconds.items()),
@@ -180,22 +180,23 @@ def write_report(
             "itself. Batch norm sees a whole query set at once (transductive evaluation).",
             "",
         ]
-    lines += ["## Cost", "", markdown_table(cost_rows(summary, extra_seconds)), ""]
+    lines += ["## Spending", "", markdown_table(read_spending(folder.path).rows()), ""]
     lines += [*_asked(summary["ledger"]), ""]
-    if control is not None:
-        lines += [f"The control asked {control.summary()['queries']:,} queries more.", ""]
+    lines += ["## The run", "", markdown_table(outcome_rows(summary, extra_seconds)), ""]
     pictures = sorted((folder.path / "grids").glob("*.png"))
     if pictures:
         lines += [
             "## Recovered images",
             "",
-            "A row per class; green: the API gives the image the label that was wanted, red: another.",
+            "A row per class. Blue frame: the API gives the image the label that was wanted; orange frame with a "
+            "filled corner: another label. Recovered images need not look like anything: they are made for the API, "
+            "not for the eye, and what they are worth shows in the accuracy.",
             "",
         ]
         for picture in pictures:
             lines += [f"![{picture.stem}](grids/{picture.name})", ""]
     files = [CONFIG, METRICS, *([os.path.relpath(control.path, folder.path)] if control is not None else [])]
     lines += ["## Files", "", ", ".join(f"[{name}]({name})" for name in files), ""]
-    path = folder.path / "report.md"
-    path.write_text("\n".join(lines), encoding="utf-8")
+    path = folder.path / REPORT
+    write_text(path, "\n".join(lines))
     return path

@@ -13,7 +13,7 @@ from bidfmkd_fast.recovery import Recovered
 from bidfmkd_fast.training.config import TrainConfig
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RecoveredSet:
     """One set recovered from an API: its number in the pool, "support" or "query", and the images, in unit range.
 
@@ -32,8 +32,11 @@ class RecoveredSet:
         """Which images the API gives their wanted label, bool `[N]`."""
         return self.recovered.scores.argmax(1) == self.recovered.labels
 
+    def __repr__(self) -> str:
+        return f"RecoveredSet({self.part} set of {self.api_name!r}: {self.recovered!r})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """What `BiDfMKD.fit` gives.
 
@@ -65,6 +68,14 @@ class Run:
     budget_ended: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
     ledger: list[LedgerRow] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        n_apis = len({one.api_index for one in self.recovered})
+        missing = "" if self.complete else ", not complete"
+        return (
+            f"Run({len(self.recovered)} sets from {n_apis} APIs for {self.queries:,} queries in {self.requests:,} "
+            f"requests, {sum(self.seconds.values()):.0f} s{missing}; {self.meta_model!r})"
+        )
 
     def matched(self, part: str) -> float | None:
         """Share of the images of all "support" or "query" sets that got their wanted label; None if there is no set."""

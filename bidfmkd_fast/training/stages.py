@@ -29,6 +29,7 @@ from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.plan import keep_plan
 from bidfmkd_fast.training.recoveries import Outcome, Recoveries
 from bidfmkd_fast.training.run import RecoveredSet, Run
 
@@ -71,6 +72,8 @@ class Stages:
 
         Services that fail are left out at first and asked once more after all others.
         """
+        if self.folder is not None:
+            keep_plan(self.folder.path, self.apis, self.config)
         with (
             Recoveries(self.apis, self.generator, self.config, self.device, self.folder) as recoveries,
             tqdm(total=len(self.apis), desc="recover", unit="API", disable=None if self.progress else True) as bar,

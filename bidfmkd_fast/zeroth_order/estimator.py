@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.ops.checks import check_grid, check_integer, check_mu, check_number
 
 
 class _Surrogate(torch.autograd.Function):
@@ -26,6 +28,20 @@ class _Surrogate(torch.autograd.Function):
         return gradient * (grad / max(gradient.shape[0], 1)), None, None
 
 
+class _Pending(NamedTuple):
+    """The images of an ask that was not told yet, and the `[seed, step]` its directions were drawn from."""
+
+    x: Tensor
+    state: Tensor
+
+
+class _OfThread(threading.local):
+    """What each thread keeps by itself: its pending ask and the losses it told last."""
+
+    pending: _Pending | None = None
+    last_loss: Tensor | None = None
+
+
 class ZerothOrder:
     """Zeroth-order gradients through a function that only answers queries.
 
@@ -34,60 +50,129 @@ class ZerothOrder:
     >>> loss = zo.tell(query_losses(points))  # [1 + q, B] -> scalar
     >>> loss.backward()                       # the estimate flows into x's graph
 
-    Every `ask` draws new directions: `state` is `[seed, step]` and the step counts the asks, from 0.
+    Every `ask` draws new directions: `state` is `[seed, step]` and the step counts the asks, from 0. Every ask is told
+    once before the next one; `reset` drops an ask whose queries failed. Several threads may share an estimator: each
+    has its own pending ask and `last_loss`, and no two asks draw the same directions.
 
     Args:
         num_directions: q, random directions per image; one `ask` costs `(1 + q) * B` queries.
-        mu: L2 length of a step along a unit direction, in the units of x.
+        mu: L2 length of a step along a unit direction, in the units of x; from 1e-30 to 1e30.
         directions: `rademacher`, `sphere`, `gaussian` or `lowres`; see `ops.perturb`.
         grid: side of the `lowres` field; 0 for the others.
-        seed: of the directions, any 64-bit integer.
+        seed: of the directions, an integer from -2^63 to 2^63 - 1. None draws one from torch's CPU generator, so
+            that `torch.manual_seed` repeats it and estimators made alike differ; this moves that generator on by one
+            draw. `seed` then holds what was drawn.
 
     Attributes:
         state: int64 `[seed, step]` of the last ask, on the device of its images; None before the first.
-        last_loss: `[B]`, the objective at the images themselves, from the last `tell` or `tell_scores`.
+        last_loss: `[B]`, the objective at the images themselves, from this thread's last `tell` or `tell_scores`.
 
     Raises:
-        InputError: values out of range; `tell` without `ask`.
+        InputError: values out of range; `tell` without `ask`; a second `ask` before `tell`.
     """
 
     def __init__(
-        self, num_directions: int = 10, mu: float = 0.05, directions: str = "rademacher", grid: int = 0, seed: int = 0
+        self,
+        num_directions: int = 10,
+        mu: float = 0.05,
+        directions: str = "rademacher",
+        grid: int = 0,
+        seed: int | None = None,
     ) -> None:
-        if num_directions < 1:
-            raise InputError(f"ZerothOrder: num_directions must be at least 1; got {num_directions}")
-        if not 0 < mu < float("inf"):
-            raise InputError(f"ZerothOrder: mu, the length of a step, must be a positive number; got {mu}")
-        self.num_directions = num_directions
-        self.mu = mu
+        op = "ZerothOrder"
+        self.num_directions = check_integer(op, "num_directions", num_directions, 1)
+        self.mu = check_number(op, "mu", mu)
+        check_mu(op, self.mu)
         self.directions = directions
-        self.grid = grid
-        self.seed = seed
+        self.grid = check_integer(op, "grid", grid, 0)
+        check_grid(op, directions, self.grid)
+        self.seed = _drawn_seed() if seed is None else _checked_seed(op, seed)
         self.state: Tensor | None = None
-        self.last_loss: Tensor | None = None
-        self._asked: Tensor | None = None
+        self._lock = threading.Lock()
+        self._own = _OfThread()
 
-    def _begin(self, x: Tensor) -> Tensor:
-        if self.state is None or self.state.device != x.device:
-            step = -1 if self.state is None else int(self.state[1])
-            self.state = torch.tensor([self.seed, step], dtype=torch.int64, device=x.device)
-        # In place, so that a captured graph advances it.
-        self.state[1] += 1
-        self._asked = x
-        return self.state
+    @property
+    def last_loss(self) -> Tensor | None:
+        return self._own.last_loss
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the seed and the step of the next ask. On a GPU this waits for the device."""
+        return {"seed": self.seed, "step": 0 if self.state is None else int(self.state[1]) + 1}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where the estimator that gave `state` stood: the next ask draws what its next ask would have drawn.
+
+        A pending ask of this thread is dropped.
+
+        Raises:
+            InputError: `state` is not what `state_dict` gives.
+        """
+        op = "ZerothOrder.load_state_dict"
+        if not isinstance(state, Mapping) or set(state) != {"seed", "step"}:
+            got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
+            raise InputError(f"{op}: state must hold seed and step, as state_dict() gives them; got {got}")
+        seed, step = _checked_seed(op, state["seed"]), check_integer(op, "step", state["step"], 0, 2**63)
+        with self._lock, torch.inference_mode(False):
+            self.seed = seed
+            self.state = torch.tensor([seed, step - 1], dtype=torch.int64) if step else None
+        self.reset()
+
+    def reset(self) -> None:
+        """Drop this thread's pending ask, if there is one; the next ask draws new directions as always."""
+        self._own.pending = None
+
+    def draw(self, device: torch.device) -> Tensor:
+        """Advance to the next step and return its int64 `[seed, step]`, a tensor of its own, on `device`.
+
+        One at a time, so that no two threads get the same. Outside of inference mode, whose tensors could not be
+        changed later.
+        """
+        with self._lock, torch.inference_mode(False):
+            if self.state is None or self.state.device != device:
+                step = -1 if self.state is None else int(self.state[1])
+                self.state = torch.tensor([self.seed, step], dtype=torch.int64, device=device)
+            # In place, so that a captured graph advances it.
+            self.state[1] += 1
+            return self.state.clone()
+
+    def _check_free(self, op: str) -> None:
+        if self._own.pending is not None:
+            raise InputError(
+                f"ZerothOrder.{op}: the ask before has not been told yet, and its losses would go to other directions; "
+                "tell them first, or call reset() to drop that ask"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but what belongs to this process and its threads: a copy starts without a pending ask."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_own")}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+        self._lock, self._own = threading.Lock(), _OfThread()
+
+    def __repr__(self) -> str:
+        grid = f", grid={self.grid}" if self.grid else ""
+        told = f"num_directions={self.num_directions}, mu={self.mu:g}, directions={self.directions!r}{grid}"
+        return f"ZerothOrder({told}, seed={self.seed})"
 
     def ask(self, x: Tensor) -> Tensor:
-        """The points to query: images `[B, *S]` -> `[1 + q, B, *S]` without a graph; `points[0]` is x."""
-        state = self._begin(x)
-        return ops.perturb(x.detach(), state, self.num_directions, self.mu, self.directions, self.grid)
+        """Return the points to query: images `[B, *S]` -> `[1 + q, B, *S]` without a graph; `points[0]` is x."""
+        self._check_free("ask")
+        state = self.draw(x.device)
+        points = ops.perturb(x.detach(), state, self.num_directions, self.mu, self.directions, self.grid)
+        self._own.pending = _Pending(x, state)
+        return points
 
     def ask_chunks(self, x: Tensor, max_images: int = 4096) -> Iterator[Tensor]:
-        """The same points in chunks `[r, B, *S]`, whose concatenation over dim 0 is `ask(x)` bit for bit.
+        """Return the same points in chunks `[r, B, *S]`, whose concatenation over dim 0 is `ask(x)` bit for bit.
 
         A chunk holds as many whole rows of B images as fit in `max_images`, and at least one. A chunk that is dropped
         before the next is asked for gives it its memory.
         """
-        state = self._begin(x)
+        max_images = check_integer("ZerothOrder.ask_chunks", "max_images", max_images, 1)
+        self._check_free("ask_chunks")
+        state = self.draw(x.device)
+        self._own.pending = _Pending(x, state)
         rows = max(1, max_images // max(x.shape[0], 1))
         return self._chunks(x.detach(), state, rows)
 
@@ -102,7 +187,7 @@ class ZerothOrder:
 
     def tell(self, losses: Tensor) -> Tensor:
         """Losses `[1 + q, B]` of the points -> `mean(losses[0])`; its backward sends estimate / B into x's graph."""
-        x, state = self._take()
+        x, state = self._pending("tell")
         wanted = [1 + self.num_directions, x.shape[0]]
         if list(losses.shape) != wanted:
             raise InputError(f"ZerothOrder.tell: losses must be [1 + q, B] = {wanted}; got {list(losses.shape)}")
@@ -120,7 +205,7 @@ class ZerothOrder:
         divergence: str = "l1",
     ) -> Tensor:
         """Scores `[1 + q, B, n_classes]` of the points -> mean recovery objective; see `ops.zo_kd_gradient`."""
-        x, state = self._take()
+        x, state = self._pending("tell_scores")
         if scores.dim() != 3 or scores.shape[0] != 1 + self.num_directions:
             raise InputError(
                 f"ZerothOrder.tell_scores: scores must be [1 + q, B, n_classes] with q = {self.num_directions}; "
@@ -141,12 +226,24 @@ class ZerothOrder:
         )
         return self._finish(x, gradient, loss)
 
-    def _take(self) -> tuple[Tensor, Tensor]:
-        if self._asked is None or self.state is None:
-            raise InputError("ZerothOrder: tell needs the points of an ask; call ask(x) first, and tell once per ask")
-        return self._asked, self.state
+    def _pending(self, op: str) -> _Pending:
+        if self._own.pending is None:
+            raise InputError(
+                f"ZerothOrder.{op}: tell needs the points of an ask made in the same thread; "
+                "call ask(x) first, and tell once per ask"
+            )
+        return self._own.pending
 
     def _finish(self, x: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
-        self._asked = None
-        self.last_loss = loss
+        self._own.pending = None
+        self._own.last_loss = loss
         return _Surrogate.apply(x, gradient.to(x.dtype), loss)
+
+
+def _drawn_seed() -> int:
+    return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
+
+
+def _checked_seed(op: str, seed: object) -> int:
+    """Return `seed`, which goes into an int64 tensor, as an int."""
+    return check_integer(op, "seed", seed, -(2**63), 2**63)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast import ops
-from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.ops.checks import check_integer
 from bidfmkd_fast.zeroth_order.estimator import ZerothOrder
 
 
@@ -35,11 +36,16 @@ class _Query(torch.autograd.Function):
 class DifferentiableBlackBox(nn.Module):
     """What `as_differentiable` returns."""
 
+    query: Callable[[Tensor], Tensor]
+
     def __init__(self, query: Callable[[Tensor], Tensor], estimator: ZerothOrder, max_images: int) -> None:
         super().__init__()
-        self.query = query
+        # Past nn.Module's own __setattr__, which would take a module in as a part of this one: its parameters would
+        # show up here, and train() would switch its batch norms.
+        object.__setattr__(self, "query", query)
         self.estimator = estimator
         self.max_images = max_images
+        self.register_load_state_dict_pre_hook(_keep_position_if_none_came)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `[N, *S]` -> scores `[N, n_classes]`."""
@@ -48,8 +54,7 @@ class DifferentiableBlackBox(nn.Module):
     def gradient(self, x: Tensor, scores: Tensor, grad: Tensor) -> Tensor:
         """`s / (q mu) * sum_k <grad, A(x + mu u_k) - A(x)> u_k`: the estimate of `grad` times A's Jacobian."""
         zo = self.estimator
-        state = zo._begin(x)
-        zo._asked = None
+        state = zo.draw(x.device)
         rows = max(1, self.max_images // max(x.shape[0], 1))
         differences = []
         for first in range(0, zo.num_directions, rows):
@@ -60,9 +65,30 @@ class DifferentiableBlackBox(nn.Module):
             del points
         return ops.estimate_gradient(torch.cat(differences), state, x.shape, zo.mu, zo.directions, zo.grid)
 
+    def get_extra_state(self) -> Tensor:
+        """Return the estimator's position, int64 `[seed, step]`: a tensor, which every format of checkpoints holds."""
+        position = self.estimator.state_dict()
+        return torch.tensor([position["seed"], position["step"]], dtype=torch.int64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from a position that `get_extra_state` gave.
+
+        Raises:
+            InputError: `state` is no int64 tensor `[seed, step]`.
+        """
+        if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.shape != (2,):
+            raise InputError(f"as_differentiable: the extra state must be int64 [seed, step]; got {state!r}")
+        seed, step = state.tolist()
+        self.estimator.load_state_dict({"seed": seed, "step": step})
+
     def extra_repr(self) -> str:
         zo = self.estimator
         return f"num_directions={zo.num_directions}, mu={zo.mu}, directions={zo.directions!r}"
+
+
+def _keep_position_if_none_came(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let a strict checkpoint of a model that held another teacher load: the estimator stays where it is."""
+    state_dict.setdefault(prefix + "_extra_state", module.get_extra_state())
 
 
 def as_differentiable(
@@ -71,10 +97,10 @@ def as_differentiable(
     mu: float = 0.05,
     directions: str = "rademacher",
     grid: int = 0,
-    seed: int = 0,
+    seed: int | None = None,
     max_images: int = 4096,
 ) -> DifferentiableBlackBox:
-    """Wraps a black box so that code written for white boxes can train through it.
+    """Wrap a black box so that code written for white boxes can train through it.
 
     Args:
         query: images `[N, *S]` -> scores `[N, n_classes]`; a black box of this package or any function. It is asked
@@ -83,6 +109,14 @@ def as_differentiable(
         max_images: the most images handed to `query` at once in the backward pass (at least one row of N).
 
     Returns:
-        An `nn.Module` without parameters: scores forward, zeroth-order gradient backward, for any loss put on top.
+        An `nn.Module` without parameters, buffers or submodules: scores forward, zeroth-order gradient backward, for
+        any loss put on top. If `query` is a module, it stays outside: `parameters`, `train` and `state_dict` do not
+        reach it. `state_dict` holds the position in the random directions; a checkpoint without one loads as well.
+
+    Raises:
+        InputError: values out of range, as for `ZerothOrder`.
     """
+    if not callable(query):
+        raise InputTypeError(f"as_differentiable: query must be callable on images; got {type(query).__name__}")
+    max_images = check_integer("as_differentiable", "max_images", max_images, 1)
     return DifferentiableBlackBox(query, ZerothOrder(num_directions, mu, directions, grid, seed), max_images)

@@ -22,7 +22,7 @@ struct SoftRow {
 
   BIDFMKD_BOTH double tempered(std::int64_t c) const {
     const double s = scores[c];
-    return inverse_temperature * (take_log ? log(s > kLowestProbability ? s : kLowestProbability) : s);
+    return inverse_temperature * (take_log ? log(s < kLowestProbability ? kLowestProbability : s) : s);
   }
 
   BIDFMKD_BOTH double log_probability(std::int64_t c) const { return tempered(c) - log_normaliser; }
@@ -52,8 +52,8 @@ BIDFMKD_BOTH double kd_image(const float* student, const float* teacher, const K
   for (std::int64_t c = 0; c < kd.n_classes; ++c) {
     const double p = t.probability(c);
     sum += kd.divergence == Divergence::kL1Probabilities ? fabs(s.probability(c) - p)
-           : p > 0.0                                     ? p * (t.log_probability(c) - s.log_probability(c))
-                                                         : 0.0;
+           : p == 0.0                                    ? 0.0  // 0 log 0 is 0
+                                                         : p * (t.log_probability(c) - s.log_probability(c));
   }
   return kd.temperature * kd.temperature * sum;
 }

@@ -39,7 +39,7 @@ struct ScoreRow {
 
   BIDFMKD_BOTH double log_probability(std::int64_t c) const {
     const double s = scores[c];
-    if (kind == ScoresKind::kProbabilities) return log(s > kLowestProbability ? s : kLowestProbability);
+    if (kind == ScoresKind::kProbabilities) return log(s < kLowestProbability ? kLowestProbability : s);  // NaN stays
     return s - log_normaliser;
   }
 
@@ -48,10 +48,18 @@ struct ScoreRow {
     return kind == ScoresKind::kProbabilities ? s : exp(s - log_normaliser);
   }
 
+  // The first of the highest scores; as in torch, NaN counts as higher than every number.
   BIDFMKD_BOTH std::int64_t argmax() const {
     std::int64_t best = 0;
+    double top = scores[0];
     BIDFMKD_ROLLED
-    for (std::int64_t c = 1; c < n_classes; ++c) best = scores[c] > scores[best] ? c : best;
+    for (std::int64_t c = 1; c < n_classes; ++c) {
+      const double s = scores[c];
+      if (s > top || (s != s && top == top)) {
+        best = c;
+        top = s;
+      }
+    }
     return best;
   }
 };
@@ -80,8 +88,8 @@ BIDFMKD_BOTH double point_objective(const Score* scores, std::int64_t label, con
       distance += fabs(static_cast<double>(scores[c]) - student[c]);
     } else if (settings.divergence == Divergence::kL1Probabilities) {
       distance += fabs(api.probability(c) - model.probability(c));
-    } else {
-      distance += api.probability(c) * (api.log_probability(c) - model.log_probability(c));
+    } else if (const double p = api.probability(c); p != 0.0) {  // 0 log 0 is 0
+      distance += p * (api.log_probability(c) - model.log_probability(c));
     }
   }
   return loss - settings.boundary_weight * distance;

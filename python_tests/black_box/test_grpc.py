@@ -136,5 +136,5 @@ def test_bad_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="a token is sent encrypted only"):
         GrpcBlackBox("grpc://example.test:1", "m", SPEC, token_variable="CATS_TOKEN")
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
-    with pytest.raises(InputError, match=r"pip install 'bidfmkd-fast\[grpc\]'"):
+    with pytest.raises(InputError, match=r"`pip install 'tritonclient\[grpc\]>=2.40'`"):
         GrpcBlackBox("grpc://host:1", "m", SPEC)

@@ -132,7 +132,7 @@ def test_no_file_a_damaged_one_and_no_onnxruntime(tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match="cannot be loaded"):
         OnnxBlackBox(tmp_path / "text.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"pip install 'bidfmkd-fast\[onnx\]'"):
+    with pytest.raises(InputError, match=r"`pip install 'onnxruntime>=1.17'`"):
         OnnxBlackBox(tmp_path / "text.onnx")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -283,11 +284,11 @@ def test_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "size must be in 1..1024; got 0" in refused("animals", size=0)
     assert "layout must be one of auto, class_folders" in refused("animals", layout="folders")
     Path("file").touch()
-    assert "cannot write file/x.npz" in refused("animals", "file/x.npz")
+    assert "cannot write to file/x.npz" in refused("animals", "file/x.npz")
 
-    def full(path: Path, **_: object) -> None:
-        path.write_bytes(b"the beginning")
+    def full(file: IO[bytes], **_: object) -> None:
+        file.write(b"the beginning")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full)
-    assert "cannot write y.npz: No space left on device" in refused("animals", "y.npz")
+    assert "cannot write to y.npz: No space left on device" in refused("animals", "y.npz")

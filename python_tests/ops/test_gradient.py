@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -160,6 +162,59 @@ def test_rounded_probabilities_stay_finite(cpu_level: str) -> None:
     )
     assert gradient.isfinite().all()
     torch.testing.assert_close(loss, torch.tensor([16.118096]))  # -log(1e-7)
+
+
+def _with_holes(scores: torch.Tensor, kind: str, hole: float) -> torch.Tensor:
+    """Scores `[..., 5]` of which class 2 is `hole` in half of the rows; in a kind that has no -inf, 0 in its place."""
+    scores = scores.clone()
+    scores[::2, ..., 2] = 0.0 if kind == "probabilities" and hole == -math.inf else hole
+    return scores
+
+
+@pytest.mark.parametrize("hole", [-math.inf, math.inf, math.nan])
+@pytest.mark.parametrize("kind", SCORES_KINDS)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_scores_that_are_not_finite(cpu_level: str, kind: str, divergence: str, hole: float, seed: int) -> None:
+    """Both backends give the same numbers, the same NaN and the same infinities, whether the gate is open or shut."""
+    labels, state, shape = torch.arange(6) % 2, torch.tensor([seed, 0]), (6, 1, 3, 3)
+    scores = _with_holes(make_scores(kind, 4, 6, 5, seed=seed), kind, hole)
+    for student in (
+        make_scores(kind, 6, 5, seed=seed + 1),
+        _with_holes(make_scores(kind, 6, 5, seed=seed + 1), kind, hole),
+        scores[0],
+    ):
+        arguments = (scores, labels, state, shape, 0.1, student, 0.5, kind, divergence)
+        gradient, loss = ops.zo_kd_gradient(*arguments)
+        with ops.use_backend("reference"):
+            wanted_gradient, wanted_loss = ops.zo_kd_gradient(*arguments)
+        torch.testing.assert_close(loss, wanted_loss, rtol=1e-5, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_shut_gate_keeps_masked_classes_out(backend: str, divergence: str) -> None:
+    """Logits of -inf (a masked class): where API and student part, the objective is the cross entropy alone."""
+    api = torch.tensor([[3.0, 1.0, -math.inf]]).expand(3, 1, 3)
+    student = torch.tensor([[0.0, 1.0, 0.5]])
+    with ops.use_backend(backend):
+        gradient, loss = ops.zo_kd_gradient(
+            api, torch.tensor([0]), torch.tensor([0, 0]), (1, 4), 0.1, student, 1.0, "logits", divergence
+        )
+    torch.testing.assert_close(loss, F.cross_entropy(api[0], torch.tensor([0]), reduction="none"))
+    assert torch.equal(gradient, torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_class_without_probability_adds_nothing_to_kl(backend: str) -> None:
+    """0 log 0 is 0: a class that both sides mask leaves the divergence that of the others."""
+    api = torch.tensor([[3.0, 1.0, -math.inf]]).expand(3, 1, 3)
+    student = torch.tensor([[2.0, 1.0, -math.inf]])
+    arguments = (torch.tensor([0]), torch.tensor([0, 0]), (1, 4), 0.1)
+    with ops.use_backend(backend):
+        _, masked = ops.zo_kd_gradient(api, *arguments, student, 1.0, "logits", "kl")
+        _, without = ops.zo_kd_gradient(api[..., :2], *arguments, student[:, :2], 1.0, "logits", "kl")
+    torch.testing.assert_close(masked, without)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

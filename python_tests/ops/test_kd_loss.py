@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -153,3 +155,31 @@ BAD = [
 def test_bad_input(tensors: tuple, keywords: dict, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(InputError, match="kd_loss: .*" + message):
         ops.kd_loss(*tensors, **keywords)
+
+
+@pytest.mark.parametrize("hole", [-math.inf, math.inf, math.nan])
+@pytest.mark.parametrize(("divergence", "kind"), CASES)
+def test_scores_that_are_not_finite(divergence: str, kind: str, hole: float, seed: int) -> None:
+    """Both backends give the same numbers, NaN and infinities, with a hole in student, teacher or both."""
+    for place in ("student", "teacher", "both"):
+        student, teacher = make(4, 5, seed=seed), make(4, 5, seed=seed + 1, kind=kind)
+        if place != "teacher":
+            student[1, 2] = hole
+        if place != "student":
+            teacher[1, 2] = 0.0 if kind == "probabilities" and hole == -math.inf else hole
+        results = []
+        for backend in ("native", "reference"):
+            with ops.use_backend(backend):
+                inputs = student.clone().requires_grad_()
+                loss = ops.kd_loss(inputs, teacher, 2.0, divergence, kind)
+                (grad,) = torch.autograd.grad(loss, inputs)
+                results.append((loss.detach(), grad))
+        for ours, wanted in zip(*results):
+            torch.testing.assert_close(ours, wanted, rtol=RTOL, atol=ATOL, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_class_that_both_mask_adds_nothing(backend: str) -> None:
+    student, teacher = torch.tensor([[1.0, 2.0, -math.inf]]), torch.tensor([[2.0, 0.0, -math.inf]])
+    with ops.use_backend(backend):
+        torch.testing.assert_close(ops.kd_loss(student, teacher), ops.kd_loss(student[:, :2], teacher[:, :2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
@@ -151,6 +152,41 @@ def test_out_and_strides(cpu_level: str, seed: int) -> None:
     assert torch.equal(ops.estimate_gradient(differences, column, x.shape, 0.1), gradient)
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_out_over_the_images_is_refused(backend: str, seed: int) -> None:
+    """Images inside `out` would be overwritten while they are read; nothing is written before the refusal."""
+    state = torch.tensor([seed, 0])
+    buffer = images((6, 2, 3, 8, 8), seed)
+    before, flat = buffer.clone(), buffer.flatten()
+    shape = (2, 3, 8, 8)
+    n = math.prod(shape)
+    inside = {
+        "row 2": buffer[2],
+        "half a row off": flat[n // 2 : n // 2 + n].view(shape),
+        "the end": flat[-n:].view(shape),
+        "one image for all": buffer[0, :1].expand(shape),
+        "row 0 in another order": buffer[0].transpose(2, 3),
+    }
+    with ops.use_backend(backend):
+        for name, x in inside.items():
+            with pytest.raises(InputError, match=r"perturb: x must not lie in the memory of out, .* x\.clone\(\)"):
+                ops.perturb(x, state, 5, 0.1, out=buffer)
+            assert torch.equal(buffer, before), name
+        with pytest.raises(InputError, match="the elements of out must not share memory"):
+            ops.perturb(images(shape, seed), state, 5, 0.1, out=buffer[:1].expand(6, *shape))
+        with pytest.raises(InputError, match="perturb: state must not lie in the memory of out"):
+            ops.perturb(images(shape, seed), buffer.flatten()[:4].view(torch.int64), 5, 0.1, out=buffer)
+
+
+@pytest.mark.parametrize("row", [0, 6])
+def test_out_may_hold_the_images_in_row_0_or_beside_it(cpu_level: str, row: int, seed: int) -> None:
+    state, block = torch.tensor([seed, 0]), images((7, 2, 3, 8, 8), seed)
+    x = block[row]  # in out, or right behind it in the same block
+    wanted = ops.perturb(x.clone(), state, 5, 0.1)
+    assert torch.equal(ops.perturb(x, state, 5, 0.1, out=block[:6]), wanted)
+    assert torch.equal(block[:6], wanted)
+
+
 def test_memory_is_kept_warm_and_never_shared() -> None:
     workspace.release()
     x, state = torch.zeros(8, 3, 64, 64), torch.tensor([0, 0])
@@ -216,6 +252,8 @@ BAD = [
     ({"num_directions": -1}, "num_directions must not be negative; got -1"),
     ({"mu": 0.0}, "mu, the length of a step, must be a positive number; got 0.0"),
     ({"mu": float("nan")}, "must be a positive number; got nan"),
+    ({"mu": 1e300}, "must be from 1e-30 to 1e[+]30, which float32 holds; got 1e[+]300"),
+    ({"mu": 1e-300}, "must be from 1e-30 to 1e[+]30, which float32 holds; got 1e-300"),
     ({"directions": "normal"}, "directions must be one of rademacher, sphere, gaussian, lowres; got 'normal'"),
     ({"directions": "lowres"}, "grid must be from 1 to 4, the image's smaller side; got 0"),
     ({"directions": "lowres", "grid": 5}, "grid must be from 1 to 4, the image's smaller side; got 5"),

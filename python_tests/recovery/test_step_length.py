@@ -66,16 +66,32 @@ def descent(recovered: Recovered) -> float:
     return losses[0] - sum(losses[-5:]) / 5
 
 
+def mean_descent(api_fields: dict[str, Any], config: RecoveryConfig) -> float:
+    """Return the mean over three seeds.
+
+    A step that the API does not resolve estimates noise, and the loss then walks at random, by about 0.4 in either
+    direction. Where one walk ends hangs on the processor, since 8 bits and two decimals make a whole unit of the last
+    bit in which processors differ; so one walk proves nothing. The mean of three lies below 0.4 with 3 standard errors
+    to spare; the descent of a step that is resolved is above 1 in the mean, and its own spread is 0.2.
+    """
+    sets = [recover(api(**api_fields), N_PER_CLASS, config=config, seed=seed) for seed in range(3)]
+    assert config.mu != "auto" or all(one.mu is not None and one.mu > 0.1 for one in sets)
+    return sum(descent(one) for one in sets) / len(sets)
+
+
 @pytest.mark.parametrize("fields", COARSE)
 def test_auto_descends_on_a_coarse_api_where_the_papers_step_does_not(fields: dict[str, Any]) -> None:
-    chosen = recover(api(**fields), N_PER_CLASS, config=AUTO)
+    auto = replace(AUTO, num_directions=16)
+    chosen = mean_descent(fields, auto)
     with pytest.warns(PrecisionWarning, match=r"coarse.*take a longer one or mu='auto'"):
-        papers = recover(api(**fields), N_PER_CLASS, config=replace(AUTO, mu=0.005))
-    assert chosen.mu is not None and chosen.mu > 0.1
-    assert descent(chosen) > 0.7
-    assert descent(papers) < 0.2
-    exact = recover(api(), N_PER_CLASS, config=replace(AUTO, mu=0.005))  # it is not the step, but what it meets
-    assert descent(exact) > 0.7
+        papers = mean_descent(fields, replace(auto, mu=0.005))
+    assert chosen > 0.7
+    assert papers < 0.3 * chosen
+
+
+def test_the_papers_step_descends_on_an_exact_api() -> None:
+    """It is not the step that fails above, but what it meets."""
+    assert mean_descent({}, replace(AUTO, mu=0.005)) > 0.7
 
 
 def test_no_warning_where_the_step_is_resolved() -> None:

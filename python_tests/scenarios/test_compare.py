@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.machine import machine_text
@@ -15,6 +16,8 @@ from bidfmkd_fast.meta.evaluate import mean_and_ci95
 from bidfmkd_fast.scenarios import baselines
 from bidfmkd_fast.scenarios.compare import Result, run_comparison, tables
 from bidfmkd_fast.scenarios.experiment import ExperimentConfig, Judged
+from bidfmkd_fast.training.checkpoint import META_MODEL, RunFolder
+from bidfmkd_fast.training.run import RecoveredSet
 
 
 def judged(values: list[float], n_shot: int, seed: int, rate: float) -> Judged:
@@ -105,6 +108,32 @@ def test_a_method_that_was_cut_off_is_made_anew(
     assert not (tmp_path / "out" / "seed_0" / "random").exists()
     monkeypatch.setitem(baselines.METHODS, "random", (label, plain))
     assert label in run_comparison(tiny, tmp_path / "out", methods=["random"], progress=False)
+
+
+def test_a_run_that_was_cut_off_keeps_its_sets(
+    tiny: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, kept = RunFolder.save_recovered, []
+
+    def cut_off(self: RunFolder, one: RecoveredSet) -> None:
+        if len(kept) == 9:  # six of the control, three of the run
+            raise KeyboardInterrupt
+        kept.append((self.path, one.api_index, one.part))
+        save(self, one)
+
+    monkeypatch.setattr(RunFolder, "save_recovered", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run_comparison(tiny, tmp_path / "out", methods=["bidf_mkd"], progress=False)
+    monkeypatch.setattr(RunFolder, "save_recovered", lambda self, one: (kept.append(one.part), save(self, one)))
+    run_comparison(tiny, tmp_path / "out", methods=["bidf_mkd"], progress=False)
+    assert len(kept) == 12
+    assert not list((tmp_path / "out").rglob("run.lock"))
+    # The same, bit for bit, as without a break.
+    monkeypatch.undo()
+    run_comparison(tiny, tmp_path / "whole", methods=["bidf_mkd"], progress=False)
+    for name in ("control", "bidf_mkd"):
+        ours, theirs = (load_file(tmp_path / one / "seed_0" / name / META_MODEL) for one in ("out", "whole"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_several_data_sets(tiny: ExperimentConfig, tmp_path: Path) -> None:

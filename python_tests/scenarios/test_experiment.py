@@ -113,12 +113,27 @@ def test_what_was_cut_off_is_made_anew(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made_once(tmp_path / "it", cut_off)
+        made_once(tmp_path / "it", cut_off, "whole")
     assert not (tmp_path / "it").exists()
-    made = made_once(tmp_path / "it", lambda folder: (folder.mkdir(), (folder / "whole").touch()))
+    made = made_once(tmp_path / "it", lambda folder: (folder.mkdir(), (folder / "whole").touch()), "whole")
     assert [file.name for file in made.iterdir()] == ["whole"]
     assert [file.name for file in tmp_path.iterdir()] == ["it"]
-    assert made_once(made, cut_off) == made
+    assert made_once(made, cut_off, "whole") == made
+
+
+def test_what_was_finished_or_can_go_on_is_not_made_anew(tmp_path: Path) -> None:
+    def make(folder: Path) -> None:
+        made.append(sorted(file.name for file in folder.iterdir()) if folder.exists() else [])
+
+    made: list[list[str]] = []
+    (tmp_path / "it.partial").mkdir()
+    (tmp_path / "it.partial" / "config").touch()
+    (tmp_path / "it.partial" / "paid for").touch()
+    made_once(tmp_path / "it", make, "last", goes_on="config")
+    assert made == [["config", "paid for"]]
+    (tmp_path / "other.partial").mkdir()
+    (tmp_path / "other.partial" / "last").touch()  # cut off just before it was moved to its place
+    assert made_once(tmp_path / "other", make, "last") == tmp_path / "other" and len(made) == 1
 
 
 def test_a_folder_holds_one_experiment(tmp_path: Path) -> None:

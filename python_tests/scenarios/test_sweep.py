@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta import Evaluation
 from bidfmkd_fast.scenarios import baselines
 from bidfmkd_fast.scenarios.sweep import read_sweep, run_sweep
-from bidfmkd_fast.scenarios.sweep_plot import numeric_axis
+from bidfmkd_fast.scenarios.sweep_plot import draw_sweep, numeric_axis
 
 
 def write(folder: Path, **content: Any) -> Path:
@@ -98,6 +100,29 @@ def test_when_there_is_one_number_to_plot_over(experiment_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "values", "scale"),
+    [
+        ("train.recovery.mu", [0.1, 0.025], "log"),  # lengths of steps, though they span a factor of 4 only
+        ("train.recovery.num_directions", [1, 2, 4], "log"),
+        ("pool.n_apis", [1, 2, 3], "linear"),
+        ("train.recovery.boundary_weight", [0.0, 0.5], "linear"),
+    ],
+)
+def test_ticks_are_at_the_values_that_were_tried(
+    experiment_file: Path, key: str, values: list[float], scale: str
+) -> None:
+    cells = read_sweep(write(experiment_file.parent, grid={key: values})).cells
+    one = Evaluation(0.5, 0.1, torch.rand(4), "made up", "meta_test", 5, 1, 15, 0, 10)
+    figure = draw_sweep(cells, [{"made up": [one]} for _ in cells])
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    assert axis.get_xscale() == scale
+    assert sorted(values) == list(axis.get_xticks())
+    assert [f"{value:g}" for value in sorted(values)] == [tick.get_text() for tick in axis.get_xticklabels()]
+    assert not len(axis.get_xticks(minor=True))
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         ({"experiment": "nowhere.yaml"}, "cannot read .*nowhere.yaml"),
@@ -134,6 +159,6 @@ def test_without_matplotlib_nothing_is_trained(
     experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"bidfmkd-fast\[bench\]"):
+    with pytest.raises(InputError, match="matplotlib, .*`pip install 'matplotlib>=3.7'`"):
         run_sweep(write(experiment_file.parent), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()

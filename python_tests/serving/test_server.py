@@ -219,7 +219,7 @@ def test_bad_services(seed: int) -> None:
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "bidfmkd_fast.serving.server")
-    with pytest.raises(InputError, match=r"uvicorn is not installed; `pip install 'bidfmkd-fast\[serve\]'`"):
+    with pytest.raises(InputError, match=r"uvicorn is not installed; `pip install 'starlette>=0.40' 'uvicorn>=0.30'`"):
         importlib.import_module("bidfmkd_fast.serving.server")
 
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -57,15 +64,26 @@ def test_chunks_are_the_whole(kind: str, grid: int, seed: int) -> None:
             chunks = list(parts.ask_chunks(x, max_images))  # all kept: none may overwrite another
             assert max(len(chunk) for chunk in chunks) == max(1, min(71, max_images // 5))
             assert torch.equal(torch.cat(chunks), whole.ask(x))
+            parts.reset()
+            whole.reset()
+
+
+def draws(zo: bf.ZerothOrder, x: Tensor, n: int) -> list[Tensor]:
+    """The points of the next `n` asks, each dropped before the next."""
+    points = []
+    for _ in range(n):
+        points.append(zo.ask(x))
+        zo.reset()
+    return points
 
 
 def test_every_ask_draws_anew_and_a_seed_repeats(seed: int) -> None:
     x = leaf(2, 3, 8, 8, seed=seed)
     one, other = bf.ZerothOrder(4, 0.1, seed=seed), bf.ZerothOrder(4, 0.1, seed=seed)
-    first, second = one.ask(x), one.ask(x)
+    first, second = draws(one, x, 2)
     assert not torch.equal(first, second)
-    assert torch.equal(first, other.ask(x))
-    assert torch.equal(second, other.ask(x))
+    for mine, wanted in zip(draws(other, x, 2), (first, second)):
+        assert torch.equal(mine, wanted)
     assert torch.equal(one.state, torch.tensor([seed, 1]))
     assert torch.equal(first, bf.ops.perturb(x.detach(), torch.tensor([seed, 0]), 4, 0.1))
     assert not torch.equal(first, bf.ZerothOrder(4, 0.1, seed=seed + 1).ask(x))
@@ -100,15 +118,156 @@ def test_the_boundary_term_needs_a_weight_and_scores(seed: int) -> None:
     torch.testing.assert_close(plain - pushed, torch.tensor(0.5 * 5))  # five classes, each 1 apart
 
 
+def test_a_second_ask_before_tell_is_refused(seed: int) -> None:
+    """Losses of the first ask would go to the directions of the second; `reset` drops a query that failed."""
+    x = leaf(2, 3, seed=seed)
+    zo, wanted = bf.ZerothOrder(4, 0.1, seed=seed), bf.ZerothOrder(4, 0.1, seed=seed)
+    losses = zo.ask(x).square().sum(-1)
+    for again in (zo.ask, zo.ask_chunks):
+        with pytest.raises(InputError, match=r"has not been told yet.*call reset\(\) to drop"):
+            again(x)
+    (gradient,) = torch.autograd.grad(zo.tell(losses), x)  # the refusal left the first as it was
+    (expected,) = torch.autograd.grad(wanted.tell(wanted.ask(x).square().sum(-1)), x)
+    assert torch.equal(gradient, expected)
+
+    zo.ask(x)
+    zo.reset()
+    with pytest.raises(InputError, match="tell needs the points of an ask"):
+        zo.tell(losses)
+    zo.tell(zo.ask(x).square().sum(-1))
+    assert torch.equal(zo.state, torch.tensor([seed, 2]))  # what was dropped is not drawn again
+    with pytest.raises(InputError, match="x must be float32 or float64"):
+        zo.ask(x.half())
+    zo.ask(x)  # an ask that failed is not pending
+
+
+def test_threads_share_an_estimator(seed: int) -> None:
+    """No two asks draw the same directions, and each thread tells its own."""
+    n_threads, n_asks = 4, 40
+    zo = bf.ZerothOrder(2, 0.1, seed=seed)
+    start, seen, wrong = threading.Barrier(n_threads), [], []
+
+    def work(number: int) -> None:
+        x = leaf(2, 16, seed=seed + number)
+        start.wait()
+        for _ in range(n_asks):
+            points = zo.ask(x)
+            losses = points.square().sum(-1)
+            (gradient,) = torch.autograd.grad(zo.tell(losses), x)
+            if not torch.equal(zo.last_loss, losses[0]):
+                wrong.append(f"thread {number} has the losses of another")
+            # The step is the one whose points these are.
+            states = [torch.tensor([seed, step]) for step in range(n_threads * n_asks)]
+            steps = [s for s in states if torch.equal(bf.ops.perturb(x.detach(), s, 2, 0.1), points)]
+            seen.extend(int(state[1]) for state in steps)
+            estimate = bf.ops.estimate_gradient(losses[1:] - losses[:1], steps[0], x.shape, 0.1)
+            if not torch.equal(gradient, estimate / 2):
+                wrong.append(f"thread {number} has the gradient of other directions")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(work, range(n_threads)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []
+    assert sorted(seen) == list(range(n_threads * n_asks))
+
+
+def test_an_ask_belongs_to_its_thread(seed: int) -> None:
+    x, zo = leaf(2, 3, seed=seed), bf.ZerothOrder(4, 0.1, seed=seed)
+    zo.ask(x)
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(InputError, match="an ask made in the same thread"):
+            pool.submit(zo.tell, torch.zeros(5, 2)).result()
+        pool.submit(zo.ask, x).result()
+    zo.tell(torch.zeros(5, 2))
+
+
+def test_without_a_seed_torch_gives_one() -> None:
+    torch.manual_seed(5)
+    one, other = bf.ZerothOrder(), bf.ZerothOrder()
+    behind = torch.rand(())
+    assert one.seed != other.seed
+    torch.manual_seed(5)
+    assert [bf.ZerothOrder().seed, bf.ZerothOrder().seed] == [one.seed, other.seed]
+    assert torch.equal(torch.rand(()), behind)
+    before = torch.get_rng_state()
+    assert bf.ZerothOrder(seed=7).seed == 7
+    assert torch.equal(torch.get_rng_state(), before)  # a fixed seed leaves torch's stream alone
+
+
+def test_state_dict_keeps_the_position(seed: int) -> None:
+    x = leaf(2, 3, seed=seed)
+    one = bf.ZerothOrder(4, 0.1, seed=seed)
+    assert one.state_dict() == {"seed": seed, "step": 0}
+    draws(one, x, 3)
+    saved = one.state_dict()
+    assert saved == {"seed": seed, "step": 3}
+    wanted = draws(one, x, 2)
+    other = bf.ZerothOrder(4, 0.1, seed=seed + 1)
+    other.ask(x)
+    other.load_state_dict(saved)
+    for mine, theirs in zip(draws(other, x, 2), wanted):
+        assert torch.equal(mine, theirs)
+    other.load_state_dict({"seed": seed, "step": 0})
+    assert other.state is None
+    for bad in ({"seed": 1}, {"seed": 1, "step": -1}, {"seed": 2**63, "step": 0}, {"seed": 1.5, "step": 0}, None):
+        with pytest.raises(InputError, match=r"ZerothOrder.load_state_dict: "):
+            other.load_state_dict(bad)
+    assert other.state_dict() == {"seed": seed, "step": 0}
+
+
+def test_a_copy_goes_on_by_itself(seed: int) -> None:
+    x = leaf(2, 3, seed=seed)
+    one = bf.ZerothOrder(4, 0.1, seed=seed)
+    one.ask(x)
+    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        points = other.ask(x)  # nothing is pending in it
+        assert torch.equal(points, bf.ops.perturb(x.detach(), torch.tensor([seed, 1]), 4, 0.1))
+    assert one.state_dict()["step"] == 1
+
+
+def test_inference_mode_leaves_it_usable(seed: int) -> None:
+    x, zo = leaf(2, 3, seed=seed), bf.ZerothOrder(4, 0.1, seed=seed)
+    with torch.inference_mode():
+        points = zo.ask(x)
+    (gradient,) = torch.autograd.grad(zo.tell(points.square().sum(-1).clone()), x)
+    assert gradient.abs().sum() > 0
+    zo.tell(zo.ask(x).square().sum(-1)).backward()
+    with torch.inference_mode():
+        zo.load_state_dict(zo.state_dict())
+    zo.ask(x)
+
+
 def test_bad_input() -> None:
     for keywords, message in (
         ({"num_directions": 0}, "num_directions must be at least 1; got 0"),
         ({"mu": 0.0}, "must be a positive number; got 0.0"),
         ({"mu": float("inf")}, "must be a positive number; got inf"),
+        ({"mu": 1e300}, "must be from 1e-30 to 1e[+]30, which float32 holds; got 1e[+]300"),
+        ({"mu": True}, "mu must be a number; got True"),
+        ({"mu": "0.1"}, "mu must be a number; got '0.1'"),
+        ({"num_directions": True}, "num_directions must be an integer; got True"),
+        ({"num_directions": 2.0}, "num_directions must be an integer; got 2.0"),
+        ({"seed": 1.5}, "seed must be an integer; got 1.5"),
+        ({"seed": True}, "seed must be an integer; got True"),
+        ({"seed": 2**63}, "seed must be below 9223372036854775808; got 9223372036854775808"),
+        ({"seed": -(2**63) - 1}, "seed must be at least -9223372036854775808; got -9223372036854775809"),
+        ({"directions": "normal"}, "directions must be one of rademacher, sphere, gaussian, lowres; got 'normal'"),
+        ({"grid": 2}, "grid goes with directions 'lowres' only; got grid=2"),
+        ({"directions": "lowres"}, "grid must be from 1 to the image's smaller side with directions 'lowres'; got 0"),
     ):
         with pytest.raises(InputError, match=message):
             bf.ZerothOrder(**keywords)
+        with pytest.raises(InputError, match=message):
+            bf.as_differentiable(torch.nn.Identity(), **keywords)
+    assert bf.ZerothOrder(np.int64(3), np.float32(0.5), seed=np.int64(-(2**63))).ask(torch.zeros(2, 3)).shape[0] == 4
     zo = bf.ZerothOrder(3, 0.1)
+    for max_images in (0, 2.5, True):
+        with pytest.raises(InputError, match="ask_chunks: max_images must be a"):
+            zo.ask_chunks(torch.zeros(2, 3), max_images)
     with pytest.raises(InputError, match="tell needs the points of an ask"):
         zo.tell(torch.zeros(4, 2))
     zo.ask(torch.zeros(2, 3))

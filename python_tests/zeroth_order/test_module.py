@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from pathlib import Path
+
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -62,3 +67,91 @@ def test_trains_a_generator_through_a_black_box(seed: int) -> None:
 def test_bad_answer() -> None:
     with pytest.raises(InputError, match=r"query must answer \[N, n_classes\] with N = 2; got \[8\]"):
         bf.as_differentiable(lambda images: images.flatten())(torch.zeros(2, 4))
+    with pytest.raises(InputError, match="query must be callable on images; got str"):
+        bf.as_differentiable("teacher")
+    with pytest.raises(InputError, match="as_differentiable: max_images must be at least 1; got 0"):
+        bf.as_differentiable(nn.Identity(), max_images=0)
+
+
+def test_a_module_that_is_asked_stays_outside(seed: int) -> None:
+    """Its parameters, batch norms and mode are not those of the teacher, and training leaves them as they were."""
+    torch.manual_seed(seed)
+    victim = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).eval()
+    before = {name: value.clone() for name, value in victim.state_dict().items()}
+    teacher = bf.as_differentiable(victim, num_directions=4, mu=0.1, seed=seed)
+    assert list(teacher.parameters()) == list(teacher.buffers()) == list(teacher.children()) == []
+    assert set(teacher.state_dict()) == {"_extra_state"}
+    student = nn.ModuleDict({"teacher": teacher, "generator": nn.Linear(4, 16)})
+    student.train()
+    assert not any(module.training for module in victim.modules())
+    student.double()
+    assert all(parameter.dtype == torch.float32 for parameter in victim.parameters())
+    student.float()
+    x = student["generator"](torch.randn(5, 4)).view(5, 1, 4, 4)
+    F.cross_entropy(teacher(x), torch.arange(5) % 3).backward()
+    assert student["generator"].weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in victim.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in victim.state_dict().items())
+
+
+class Project(nn.Module):
+    """What a peer's training script holds: a network of its own, and a teacher, if there is one."""
+
+    def __init__(self, teacher: nn.Module | None = None) -> None:
+        super().__init__()
+        self.network = nn.Linear(4, 3)
+        self.teacher = teacher
+
+
+def teacher_of(seed: int) -> nn.Module:
+    return bf.as_differentiable(lambda images: images[:, :3], num_directions=4, mu=0.1, seed=seed)
+
+
+def test_strict_checkpoints_keep_the_position(tmp_path: Path, seed: int) -> None:
+    x = torch.randn(2, 4, requires_grad=True)
+
+    def gradients(project: Project, n: int) -> list[torch.Tensor]:
+        return [torch.autograd.grad(project.teacher(x).square().sum(), x)[0] for _ in range(n)]
+
+    first = Project(teacher_of(seed))
+    gradients(first, 2)
+    torch.save(first.state_dict(), tmp_path / "a.pt")
+    safetensors.torch.save_file(first.state_dict(), tmp_path / "a.safetensors")
+    wanted = gradients(first, 2)
+    for state in (torch.load(tmp_path / "a.pt"), safetensors.torch.load_file(tmp_path / "a.safetensors")):
+        second = Project(teacher_of(seed + 1))
+        assert not torch.equal(gradients(second, 1)[0], wanted[0])
+        second.load_state_dict(state, strict=True)
+        assert all(torch.equal(*pair) for pair in zip(gradients(second, 2), wanted))
+
+    without = Project().state_dict()  # of a run that had no such teacher
+    third = Project(teacher_of(seed))
+    gradients(third, 2)
+    third.load_state_dict(without, strict=True)
+    assert all(torch.equal(*pair) for pair in zip(gradients(third, 2), wanted))
+    with pytest.raises(RuntimeError, match="network.weight"):  # strict remains strict about the rest
+        third.load_state_dict({"teacher._extra_state": torch.tensor([0, 0])}, strict=True)
+    with pytest.raises(InputError, match=r"the extra state must be int64 \[seed, step\]"):
+        third.teacher.set_extra_state({"seed": 1})
+
+
+def test_copies_and_seeds(seed: int) -> None:
+    victim = nn.Linear(4, 3)
+    teacher = bf.as_differentiable(victim, num_directions=4, mu=0.1, seed=seed)
+    x = torch.randn(2, 4, requires_grad=True)
+    for other in (copy.deepcopy(teacher), pickle.loads(pickle.dumps(teacher))):
+        pair = [torch.autograd.grad(one(x).sum(), x)[0] for one in (teacher, other)]
+        assert torch.equal(*pair)
+        teacher.load_state_dict({}, strict=True)
+        teacher.set_extra_state(torch.tensor([seed, 0]))
+    torch.manual_seed(seed)
+    several = [bf.as_differentiable(victim).estimator.seed for _ in range(3)]
+    assert len(set(several)) == 3  # teachers made alike share no directions
+
+
+def test_an_ask_of_the_users_own_is_not_lost(seed: int) -> None:
+    teacher = teacher_of(seed)
+    x = torch.randn(2, 4, requires_grad=True)
+    losses = teacher.estimator.ask(x).square().sum(-1)
+    teacher(x).sum().backward()
+    teacher.estimator.tell(losses)

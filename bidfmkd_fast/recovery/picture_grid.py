@@ -1,0 +1,67 @@
+"""A grid of recovered images for notebooks: one PNG inside a piece of HTML."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+
+import torch
+from torch import Tensor
+
+_COLUMNS, _ROWS = 12, 20  # the most images per class and classes in a grid
+_TILE = 48  # pixels: the least side of an image as shown
+_GAP = 2  # pixels of the grid, white
+
+
+def grid_html(title: str, images: Tensor, labels: Tensor) -> str:
+    """Return HTML that shows `images` `[N, C, H, W]`: a row for each of the first classes in `labels` `[N]`.
+
+    The images come in the input range of an API, which they do not tell: where it is not [0, 1], all are stretched to
+    that alike. Other channels than 1 or 3 are shown as their mean.
+    """
+    heading = f"<div>{html.escape(title)}</div>"
+    classes = labels.unique()[:_ROWS].tolist()
+    if not classes:
+        return heading
+    sheet, width = _sheet(_shown(images), labels.cpu(), classes)
+    picture = base64.b64encode(_png(sheet)).decode()
+    note = "One row per wanted class. Recovered images need not look like anything."
+    return (
+        f'{heading}<img alt="recovered images" style="width: {width}px; max-width: 100%; image-rendering: pixelated" '
+        f'src="data:image/png;base64,{picture}"><div><small>{note}</small></div>'
+    )
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Return uint8 `[N, H, W, 1 or 3]`."""
+    images = images.detach().float().cpu().nan_to_num()
+    if images.shape[1] not in (1, 3):
+        images = images.mean(1, keepdim=True)
+    low, high = images.aminmax()
+    if low < 0 or high > 1:
+        images = (images - low) / (high - low).clamp_min(1e-12)
+    return images.mul(255).round().byte().permute(0, 2, 3, 1)
+
+
+def _sheet(pixels: Tensor, labels: Tensor, classes: list[int]) -> tuple[Tensor, int]:
+    """Return the sheet, uint8 `[H, W, 1 or 3]`, and the width at which it is shown."""
+    rows = [(labels == label).nonzero().flatten()[:_COLUMNS].tolist() for label in classes]
+    columns = max(len(row) for row in rows)
+    _, height, width, channels = pixels.shape
+    sheet = torch.full((len(rows) * (height + _GAP), columns * (width + _GAP), channels), 255, dtype=torch.uint8)
+    for top, row in enumerate(rows):
+        for left, index in enumerate(row):
+            y, x = top * (height + _GAP), left * (width + _GAP)
+            sheet[y : y + height, x : x + width] = pixels[index]
+    zoom = max(1, -(-_TILE // max(height, width)))
+    return sheet, sheet.shape[1] * zoom
+
+
+def _png(sheet: Tensor) -> bytes:
+    from PIL import Image
+
+    array = sheet.numpy()
+    file = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(file, "PNG")
+    return file.getvalue()

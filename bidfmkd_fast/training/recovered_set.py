@@ -1,0 +1,137 @@
+"""The file of a recovered set: how it is written, and what must hold of it when it is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from bidfmkd_fast.black_box import APISpec, BlackBox
+    from bidfmkd_fast.training.run import RecoveredSet
+
+PARTS = ("support", "query")
+_RECORD = ("step", "loss", "best_loss", "matched", "queries")
+_TENSORS = ("images", "labels", "scores", "losses", "history", "state")
+_HEADER = 4096  # bytes: more than names, shapes and the checksum take; class names come on top
+
+
+def save_recovered(one: RecoveredSet, file: Path) -> None:
+    """Write a recovered set as safetensors: `images` (unit range), `labels`, `scores`, `losses` and how it was made.
+
+    `history` float64 `[steps, 5]` has the columns `step`, `loss`, `best_loss`, `matched` and `queries`; `state` is
+    `[complete, mu]`, mu NaN where no step was taken. Raises InputError where the file cannot be written.
+    """
+    recovered = one.recovered
+    history = [[record[name] for name in _RECORD] for record in recovered.history]
+    mu = math.nan if recovered.mu is None else recovered.mu
+    tensors = {
+        "images": one.images,
+        "labels": recovered.labels,
+        "scores": recovered.scores,
+        "losses": recovered.losses,
+        "history": torch.tensor(history, dtype=torch.float64).reshape(-1, len(_RECORD)),
+        "state": torch.tensor([recovered.complete, mu], dtype=torch.float64),
+    }
+    write_tensors(file, tensors, {"api": one.api_name, "set": one.part, "class_names": json.dumps(one.class_names)})
+
+
+def read_recovered(file: Path, index: int, part: str, api: BlackBox, n_per_class: int) -> RecoveredSet:
+    """Read what `save_recovered` wrote.
+
+    Raises:
+        InputError: the file is damaged, holds what cannot be a set of `n_per_class` images for each class of `api`, or
+            is the set of another API. The message names the file.
+    """
+    from bidfmkd_fast.recovery import Recovered
+    from bidfmkd_fast.training.run import RecoveredSet
+
+    spec = api.spec
+    tensors, about = _read(file)
+    names = json.dumps(list(spec.names))
+    if (about.get("api"), about.get("set"), about.get("class_names")) != (api.name, part, names):
+        held = f"the {about.get('set')} set of {about.get('api')!r}"
+        raise InputError(f"run folder: {file} is {held}, not the {part} set of {api.name!r}; is this another pool?")
+    if (problem := _problem(tensors, spec, n_per_class)) is not None:
+        raise _damaged(file, problem)
+    complete, mu = tensors["state"].tolist()
+    recovered = Recovered(
+        spec.from_unit(tensors["images"]),
+        tensors["labels"],
+        tensors["scores"],
+        tensors["losses"],
+        [dict(zip(_RECORD, row)) for row in tensors["history"].tolist()],
+        bool(complete),
+        None if math.isnan(mu) else mu,
+    )
+    return RecoveredSet(index, api.name, spec.names, part, tensors["images"], recovered)
+
+
+def read_images_and_scores(file: Path) -> tuple[Tensor, Tensor]:
+    """Read only the images (unit range) and the scores of a recovered set. Raises InputError for a damaged file."""
+    tensors, _ = _read(file)
+    for name in ("images", "scores"):
+        if not tensors[name].isfinite().all():
+            raise _damaged(file, f"its {name} are not finite")
+    return tensors["images"], tensors["scores"]
+
+
+def least_queries(one: RecoveredSet, measuring: int) -> int:
+    """Return how many queries a set has cost at least: those of its steps and, with steps, those of the set."""
+    history = one.recovered.history
+    if not history:
+        return len(one.images)
+    return int(history[-1]["queries"]) + (measuring if one.recovered.mu is not None else 0)
+
+
+def bytes_of_set(spec: APISpec, n_per_class: int, steps: int) -> int:
+    """Return the size that the file of a set has at most."""
+    per_image = 4 * (math.prod(spec.image_shape) + spec.n_classes + 1) + 8  # float32 and an int64 label
+    names = 4 * len(json.dumps([spec.name, *spec.names]))  # in JSON inside JSON a quote or a backslash is four
+    return per_image * n_per_class * spec.n_classes + 8 * len(_RECORD) * steps + names + _HEADER
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        tensors, about = read_tensors(file)
+    except InputError as error:
+        raise _damaged(file, str(error)) from None
+    if missing := [name for name in _TENSORS if name not in tensors]:
+        raise _damaged(file, f"it lacks {', '.join(missing)}")
+    if tensors["history"].shape[1:] != (len(_RECORD),) or tensors["state"].shape != (2,):
+        raise _damaged(file, "its history is not one of steps")
+    return tensors, about
+
+
+def _problem(tensors: dict[str, Tensor], spec: APISpec, n_per_class: int) -> str | None:
+    """Return what keeps the tensors from being a set of `n_per_class` images for each class of an API of this spec."""
+    labels = torch.arange(spec.n_classes).repeat_interleave(n_per_class)
+    wanted = {
+        "images": [len(labels), *spec.image_shape],
+        "labels": [len(labels)],
+        "scores": [len(labels), spec.n_classes],
+        "losses": [len(labels)],
+    }
+    for name, shape in wanted.items():
+        if list(tensors[name].shape) != shape:
+            return f"its {name} must be {shape}; got {list(tensors[name].shape)}"
+        kind = torch.int64 if name == "labels" else torch.float32
+        if tensors[name].dtype != kind:
+            return f"its {name} must be {kind}; got {tensors[name].dtype}"
+        if name != "losses" and not tensors[name].isfinite().all():
+            return f"its {name} must be finite; got NaN or infinity"
+    if not torch.equal(tensors["labels"], labels):
+        low, high = tensors["labels"].aminmax()
+        return f"its labels must be 0..{spec.n_classes - 1} in order, {n_per_class} of each; got {low}..{high}"
+    return None
+
+
+def _damaged(file: Path, reason: str) -> InputError:
+    return InputError(f"run folder: {file} is damaged ({reason}); remove it to have it asked for again")

@@ -1,0 +1,99 @@
+"""`bidfmkd status`: how far the runs in a folder are and what they have spent, read while they work or afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.folder_lock import LOCK
+from bidfmkd_fast.recovery.cost import Cost
+from bidfmkd_fast.training.checkpoint import CONFIG, LEDGER, META_MODEL, SUMMARY, RunFolder
+from bidfmkd_fast.training.report import text_table
+from bidfmkd_fast.training.spending import Cap, Spending, read_plan, read_spending, read_spent
+
+FINISHED, CUT_OFF, BEGUN = "finished", "cut off", "the control is made first, the run has not begun"
+
+
+def status_text(path: str | Path) -> str:
+    """Describe the run in a folder, or every run below it: a run, a comparison, a sweep, or a folder of several.
+
+    Nothing is written and no lock is taken, so it may be asked at any time.
+
+    Raises:
+        InputError: there is no run, or a file of one is damaged.
+    """
+    folder = Path(path)
+    if is_run(folder) or is_run(folder / "control"):
+        return f"{folder}: {state_of(folder)}\n\n{text_table(read_spending(folder).rows())}"
+    runs = list(_runs_below(folder))
+    if not runs:
+        holder = _holder(folder)
+        raise InputError(
+            f"status: {holder} works in {folder} and has asked nothing yet"
+            if holder
+            else f"status: {folder} holds no run; give a folder of `bidfmkd train`, `demo`, `compare` or `sweep`"
+        )
+    names = {run: str(run.relative_to(folder)).removesuffix(".partial") for run in runs}
+    states = [["run", "state"], *([name, state_of(run)] for run, name in names.items())]
+    parts = {name: spent for run, name in names.items() if (spent := read_spent(run)) is not None}
+    plans = [plan for run in runs if (plan := read_plan(run)) is not None]
+    planned = sum((Cost(**plan["planned"]) for plan in plans), Cost()) if len(plans) == len(parts) else None
+    return f"{text_table(states)}\n\n{text_table(Spending(parts, planned, Cap()).rows())}"
+
+
+def is_run(folder: Path) -> bool:
+    """Return True if a run has begun in `folder`."""
+    return (folder / CONFIG).is_file() or (folder / LEDGER).is_file()
+
+
+def state_of(folder: Path) -> str:
+    """Return "finished", "under way" with its process, or "cut off", and how many sets there are of how many."""
+    if (folder / META_MODEL).is_file():
+        return FINISHED + _shortcoming(folder)
+    holder = _holder(folder)
+    state = f"under way ({holder})" if holder else CUT_OFF
+    if not is_run(folder):
+        return f"{state}; {BEGUN}" if is_run(folder / "control") else state
+    n_sets = len(list((folder / "recovered").glob("*.safetensors")))
+    plan = read_plan(folder)
+    of = "" if plan is None else f" of {plan['sets']}"
+    return f"{state}, {n_sets}{of} sets recovered"
+
+
+def _shortcoming(folder: Path) -> str:
+    summary = RunFolder(folder).summary() if (folder / SUMMARY).is_file() else {}
+    told = ["a budget ended it early"] if summary.get("budget_ended") else []
+    told += [f"{name} was left out" for name in summary.get("skipped", ())]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    """Yield every folder below `folder` in which a run has begun or a method was finished, in order of their names."""
+    yield from sorted({file.parent for name in (LEDGER, SUMMARY) for file in folder.rglob(name)})
+
+
+def _holder(folder: Path) -> str | None:
+    """Return what the lock of a folder, or of one that it lies in, says of its process, if that is alive."""
+    for place in (folder, *folder.resolve().parents[:4]):
+        try:
+            holder = (place / LOCK).read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+        match = re.fullmatch(r"process (\d+) on (.*)", holder)
+        if match is None or match[2] != socket.gethostname() or _is_alive(int(match[1])):
+            return holder or "another process"
+    return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 is none: it only looks
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
