@@ -17,8 +17,13 @@ from bidfmkd_fast.errors import InputError
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.base import BlackBox
 
-_SESSION = uuid.uuid4().hex  # this process
+_SESSION = uuid.uuid4().hex  # this process and those that are forked from it
 _COUNTS = "queries, requests, answered_queries, answered_requests, cost"
+
+
+def _session() -> str:
+    """Name this process: a forked one is another, which may go on where the first was killed."""
+    return f"{_SESSION}-{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class LedgerFile:
                 told = f"API {number} of {self.path} is {names[0][0]!r}"
                 raise InputError(f"ledger: {told}; got {name!r}; is this another pool?")
             connection.execute(
-                "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)", (number, _SESSION, name)
+                "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)", (number, _session(), name)
             )
 
     def add(
@@ -112,7 +117,7 @@ class LedgerFile:
                 "UPDATE apis SET queries = queries + ?, requests = requests + ?, answered_queries = answered_queries + "
                 "?, answered_requests = answered_requests + ?, cost = cost + ? WHERE number = ? AND "
                 "session = ?",
-                (queries, requests, answered_queries, answered_requests, cost, number, _SESSION),
+                (queries, requests, answered_queries, answered_requests, cost, number, _session()),
             )
 
     def restore(self, number: int, queries: int, requests: int, cost: float) -> None:
@@ -133,7 +138,7 @@ class LedgerFile:
 
     def earlier(self) -> dict[int, LedgerRow]:
         """What other processes, all gone by now, have counted, by number."""
-        return {row.number: row for row in self._rows(f"WHERE session != '{_SESSION}'")}
+        return {row.number: row for row in self._rows(f"WHERE session != '{_session()}'")}
 
     def _rows(self, where: str) -> list[LedgerRow]:
         sums = ", ".join(f"sum({count})" for count in _COUNTS.split(", "))

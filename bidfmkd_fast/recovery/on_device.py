@@ -27,7 +27,8 @@ from bidfmkd_fast.seeds import derive_seed
 from bidfmkd_fast.zeroth_order import ZerothOrder
 
 if TYPE_CHECKING:
-    from bidfmkd_fast.recovery.recover import Record, Recovered, RecoveryConfig, _ImageMaker
+    from bidfmkd_fast.recovery.image_maker import ImageMaker
+    from bidfmkd_fast.recovery.recover import Record, Recovered, RecoveryConfig
 
 AT_ONCE = 8  # torch has 32 streams, and here two are taken for each
 
@@ -55,7 +56,7 @@ class DeviceRecovery:
     def __init__(
         self,
         api: BlackBox,
-        maker: _ImageMaker,
+        maker: ImageMaker,
         objective: Objective,
         config: RecoveryConfig,
         seed: int,

@@ -23,6 +23,7 @@ from bidfmkd_fast.files import (
 )
 from bidfmkd_fast.folder_lock import FolderLock
 from bidfmkd_fast.recovery.cost import measuring_cost
+from bidfmkd_fast.recovery.journal import Journal
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.recovered_set import PARTS, bytes_of_set, least_queries, read_recovered, save_recovered
 
@@ -139,15 +140,23 @@ class RunFolder:
             self._ledger = None
 
     def _count_recovered(self, apis: Sequence[BlackBox], ledger: LedgerFile) -> None:
-        """Where the ledger was lost, or lost its end, count at least what the recovered sets have cost."""
+        """Where the ledger was lost, or lost its end, count at least what whole and half-made sets have cost."""
         told = {row.number: row.queries for row in ledger.rows()}
         config, added = self.config(), 0
         for number, api in enumerate(apis):
-            sets = [one for part in PARTS if (one := self.load_recovered(number, part, api)) is not None]
             measuring = measuring_cost(api, config.recovery, config.n_per_class * api.spec.n_classes).queries
-            missing = sum(least_queries(one, measuring) for one in sets) - told.get(number, 0)
+            queries = requests = 0
+            for part in PARTS:
+                one = self.load_recovered(number, part, api)
+                if one is not None:
+                    queries += least_queries(one, measuring)
+                    requests += max(1, len(one.recovered.history))
+                elif self.journal(number, part).exists():
+                    begun = Journal(self.journal(number, part))
+                    queries += begun.queries + (0 if begun.mu is None else measuring)
+                    requests += begun.steps
+            missing = queries - told.get(number, 0)
             if missing > 0:
-                requests = sum(max(1, len(one.recovered.history)) for one in sets)
                 ledger.restore(number, missing, requests, missing * api.spec.price_per_1000 / 1000)
                 added += missing
         if added:
@@ -203,6 +212,10 @@ class RunFolder:
         """Take the disk space for a set that is about to be asked for. Raises InputError if there is not as much."""
         config = self.config()
         reserve(self.recovered_file(index, part), bytes_of_set(spec, config.n_per_class, config.recovery.steps))
+
+    def journal(self, index: int, part: str) -> Path:
+        """`recovered/api_003_support.journal`, the folder in which that set is kept while it is made."""
+        return self.recovered_file(index, part).with_suffix(".journal")
 
     def save_recovered(self, one: RecoveredSet) -> None:
         """Write a recovered set to its file, whole or not at all."""

@@ -84,8 +84,9 @@ class BiDfMKD:
         """Run the whole loop, and write it to `run_dir` as it goes if one is given.
 
         Every call starts anew, but for a `run_dir` that holds a run of the same settings that was cut off: what that
-        recovered is not asked for again, and what it spent counts. With equal APIs the same seed gives the same run,
-        bit for bit (on a CPU with the same number of threads). Progress bars show on a terminal only.
+        recovered is not asked for again, sets under way go on where they were, and what it spent counts. With equal
+        APIs the same seed gives the same run, bit for bit (on a CPU with the same number of threads). Progress bars
+        show on a terminal only.
 
         Services are recovered several at once. One that does not answer, or answers no scores, is skipped with a
         warning, asked again at the end, and named in the report where that fails too.
