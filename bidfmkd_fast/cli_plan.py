@@ -15,7 +15,7 @@ def tell_probe(api: BlackBox, config: TrainConfig, budget: Budget | None) -> boo
     """Print what one API can give, and what a run of it would ask; whether it can be used."""
     made = _plan([api], config, budget)
     print(f"{text_table(made.apis[0].report.rows())}\n")
-    _tell_spending(made)
+    _tell_spending(made, *made.notes)
     return not made.problems
 
 
@@ -23,7 +23,7 @@ def tell_plan(apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | No
     """Print what every API can give, and what a run of all would ask; whether all can be used."""
     made = _plan(apis, config, budget)
     print(f"{text_table(made.rows())}\n")
-    _tell_spending(made, *made.problems, *too_short(made, config))
+    _tell_spending(made, *made.problems, *made.notes, *too_short(made, config))
     return not made.problems
 
 

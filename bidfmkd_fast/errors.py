@@ -24,8 +24,8 @@ class APIUnavailable(RuntimeError):
 
 
 class PrecisionWarning(UserWarning):
-    """A step is too short for what an API's input or scores resolve: the gradient estimate may be noise."""
+    """An API's input or scores do not resolve a step, or no step at all: the gradient estimate may be noise."""
 
 
 class ServiceWarning(UserWarning):
-    """A service was skipped, or served in a slower way than wanted."""
+    """A service was skipped or served in a slower way than wanted, or an API does not look like what its spec says."""

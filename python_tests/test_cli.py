@@ -146,6 +146,7 @@ def test_probe_and_dry_run(pool: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["train", "--dry-run", "--pool", str(pool), *RUN]) == 0
     told = capsys.readouterr().out
     assert [line.split()[0] for line in told.splitlines()[2:5]] == ["api_000", "api_001", "all"]
+    assert "api_001: its scores hardly change" in told  # learned for one epoch, in which it learns nothing
     assert str(2 * (2 * 2 * 9 + 2 * 9)) in told
     assert not Path("runs").exists()
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box.spec import APISpec
 
+_PROBABILITY_FLOOR = 1e-7  # as in the losses
+
 
 def usable(answer: Tensor, spec: APISpec) -> Tensor:
     """An API's scores `[N, n_classes]` as scores of `spec.returned_kind` that the losses can take.
@@ -41,3 +43,10 @@ def as_told(scores: Tensor, spec: APISpec) -> Tensor:
         best = scores.topk(spec.top_k, dim=1).indices  # before rounding, which makes ties
         told = torch.zeros_like(told).scatter(1, best, told.gather(1, best))
     return told
+
+
+def log_probabilities(scores: Tensor, spec: APISpec) -> Tensor:
+    """An API's scores `[..., n_classes]` as log-probabilities, floored as in the losses."""
+    if spec.returned_kind == "probabilities":
+        return scores.clamp(min=_PROBABILITY_FLOOR).log()
+    return scores.log_softmax(-1) if spec.returned_kind == "logits" else scores

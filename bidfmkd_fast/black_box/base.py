@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -9,15 +11,17 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box.answers import usable
+from bidfmkd_fast.black_box.first_answers import FirstAnswers, check_range
 from bidfmkd_fast.black_box.ledger import Budget, Ledger
 from bidfmkd_fast.black_box.spec import APISpec
-from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
+from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError, ServiceWarning
 
-_BEYOND = 1e-2  # how far rounding may carry a probability out of [0, 1]
+# Widths of the input range that images may leave it by: steps lead a little out of it, 0..255 and normalised ones far.
+_OUTSIDE = 0.5
 
 
 class BlackBox(ABC):
-    """An API of which only the scores are seen. Subclasses define `_score`, and `_count_requests` if they split calls.
+    """An API of which only the scores are seen. Subclasses define `_score`, which gets `max_batch` images at most.
 
     `api.ledger` counts what it was asked. Safe under threads, as far as `_score` is.
 
@@ -36,6 +40,8 @@ class BlackBox(ABC):
             raise InputTypeError(f"{type(self).__name__}: spec must be an APISpec; got {type(spec).__name__}")
         self._spec = spec
         self._ledger = Ledger(spec.price_per_1000)
+        self._first_answers = FirstAnswers(spec)
+        self._warned_of_range = False
         self.budget = budget
 
     @property
@@ -68,7 +74,7 @@ class BlackBox(ABC):
         """The scores of a batch of images.
 
         Args:
-            images: `[N, C, H, W]` float32 in `spec.input_range` (values a little outside are passed on as they are).
+            images: `[N, C, H, W]` float32 in `spec.input_range` (values outside are passed on as they are).
 
         Returns:
             scores `[N, n_classes]` float32 of `spec.returned_kind`, on the images' device, without a graph. Rounded
@@ -78,8 +84,13 @@ class BlackBox(ABC):
         Raises:
             InputError: the images are not what the API takes (InputTypeError: no float32 tensor); nothing was sent.
             BudgetExhausted: the call would overrun the budget; nothing was sent, counted or spent.
-            BadAnswer: the API answered something else than finite scores; the call is counted.
+            BadAnswer: the API answered something else than finite scores, or the first ones cannot be of its
+                `scores_kind`; the call is counted.
             APIUnavailable: a service did not answer, whatever was tried; every attempt is counted.
+
+        Warns:
+            ServiceWarning, PrecisionWarning: once each, of images more than half the width of `input_range` outside of
+                it, and of first answers that look wrong (see `first_answers`).
         """
         self._check_images(images)
         n_images = images.shape[0]
@@ -87,6 +98,7 @@ class BlackBox(ABC):
         self._reserve(n_images, n_requests)
         with torch.no_grad():
             answer = self._ask(images.detach(), n_requests)
+        self._first_answers.warn(images, answer, stacklevel=2)
         # A copy made outside inference mode: usable in a later graph, and no view of anything inside the box.
         return usable(answer.detach().to(device=images.device, dtype=torch.float32, copy=True).contiguous(), self._spec)
 
@@ -108,10 +120,12 @@ class BlackBox(ABC):
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
         """The checked answer to a call that is paid for, every request of it counted."""
         self._ledger.record(len(images), n_requests)
-        answer = self._score(images)
-        self._check_answer(answer, len(images))
+        answers = []
+        for part in images.split(self._spec.max_batch or len(images)):
+            answers.append(self._score(part))
+            self._check_answer(answers[-1], len(part))
         self._ledger.record_answered(len(images), n_requests)
-        return answer
+        return answers[0] if len(answers) == 1 else torch.cat(answers)
 
     def _reserve(self, n_images: int, n_requests: int) -> None:
         if self._budget is not None:
@@ -125,8 +139,8 @@ class BlackBox(ABC):
         """Scores `[N, n_classes]` of checked images `[N, C, H, W]`, which must be left as they are."""
 
     def _count_requests(self, n_images: int) -> int:
-        """How many requests a call with `n_images` images sends."""
-        return 1
+        """How many requests a call with `n_images` images sends: one, or as many as `max_batch` makes of it."""
+        return 1 if self._spec.max_batch is None else -(-n_images // self._spec.max_batch)
 
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
@@ -136,8 +150,22 @@ class BlackBox(ABC):
         if images.dim() != 4 or tuple(images.shape[1:]) != self._spec.image_shape or images.shape[0] < 1:
             wanted = ", ".join(map(str, self._spec.image_shape))
             raise InputError(f"{self.name}: images must be [N, {wanted}] with N >= 1; got {list(images.shape)}")
-        if not _all_finite(images.detach()):
+        low, high = torch.stack(images.detach().aminmax()).tolist()
+        if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is the lowest and the highest
             raise InputError(f"{self.name}: images must be finite; got NaN or infinity")
+        self._warn_of_range(low, high)
+
+    def _warn_of_range(self, low: float, high: float) -> None:
+        lowest, highest = self._spec.input_range
+        most = _OUTSIDE * (highest - lowest)
+        if self._warned_of_range or (low >= lowest - most and high <= highest + most):
+            return
+        self._warned_of_range = True
+        message = (
+            f"{self.name}: images of {low:.4g} to {high:.4g} are far outside of its input_range, {lowest:g} to "
+            f"{highest:g}; are they 0 to 255, or normalised? Bring them to input_range, or set it in the spec"
+        )
+        warnings.warn(message, ServiceWarning, stacklevel=4)
 
     def _check_answer(self, answer: object, n_images: int) -> None:
         wanted = f"{self.name}: the API must answer finite scores [{n_images}, {self._spec.n_classes}]"
@@ -149,18 +177,10 @@ class BlackBox(ABC):
             raise BadAnswer(f"{wanted}; it answered {answer.dtype}")
         if not _all_finite(answer):
             raise BadAnswer(f"{wanted}; it answered NaN or infinity")
-        if self._spec.returned_kind == "probabilities":
-            low, high = answer.aminmax()
+        if self._spec.returned_kind != "logits":
+            low, high = answer.detach().aminmax()
             check_range(self._spec, low.item(), high.item())
-
-
-def check_range(spec: APISpec, low: float, high: float) -> None:
-    """Raises BadAnswer unless scores from `low` to `high` can be of the kind that the API says."""
-    if spec.returned_kind == "probabilities" and (low < -_BEYOND or high > 1 + _BEYOND):
-        raise BadAnswer(
-            f"{spec.name}: its scores_kind is {spec.scores_kind!r}, so they must be from 0 to 1; it answered "
-            f"{low:.4g} to {high:.4g}; does it give logits?"
-        )
+        self._first_answers.check(answer)
 
 
 def _all_finite(tensor: Tensor) -> bool:

@@ -43,18 +43,38 @@ class LocalBlackBox(BlackBox):
 
     def __init__(self, spec: APISpec, *, budget: Budget | None = None) -> None:
         super().__init__(spec, budget=budget)
-        if spec.server_shape not in (None, spec.image_shape) or spec.layout != "NCHW" or spec.mean:
-            raise InputError(
-                f"{self.name}: server_shape, layout, mean and std are for services; a local API gets images "
-                "[N, *image_shape] in input_range; convert them in the module"
-            )
+        refuse_wire_fields(spec)
 
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
         return as_told(super()._ask(through_wire(images, self._spec), n_requests), self._spec)
 
 
+def refuse_wire_fields(spec: APISpec) -> None:
+    """Raise InputError where the spec asks for another size, layout or normalisation than a box in this process has."""
+    if spec.server_shape not in (None, spec.image_shape) or spec.layout != "NCHW" or spec.mean:
+        raise InputError(
+            f"{spec.name}: server_shape, layout, mean and std are for services; a local API gets images "
+            "[N, *image_shape] in input_range; convert them in the module"
+        )
+
+
+def refuse_split(module: nn.Module, name: str, **sizes: int | None) -> None:
+    """Raise InputError where a batch size of `sizes` would split what the module's batch norms see together."""
+    for argument, size in sizes.items():
+        if size is not None and uses_batch_statistics(module):
+            raise InputError(
+                f"{name}: {argument}={size} would change the scores, since the module's batch norm uses batch "
+                "statistics; leave it None"
+            )
+
+
+def uses_batch_statistics(module: nn.Module) -> bool:
+    """Return whether a batch norm of the module has no running statistics, so that images depend on one another."""
+    return any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in module.modules())
+
+
 class FunctionBlackBox(LocalBlackBox):
-    """An API behind any function. Each call costs one request.
+    """An API behind any function. Each call costs one request, or one for every `spec.max_batch` images.
 
     Args:
         function: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]`, a floating tensor of
@@ -78,7 +98,7 @@ class FunctionBlackBox(LocalBlackBox):
 
 
 class TorchBlackBox(LocalBlackBox):
-    """A torch module served as an API: only its scores come out. Each call costs one request.
+    """A torch module served as an API: only its scores come out. A call costs one request, or one per `max_batch`.
 
     The module is copied and put in evaluation mode. Batch norms are folded into the convolutions before them; the
     memory format is channels-last (on a GPU whichever is faster there); on the CPU 2x2 max pools become elementwise
@@ -97,7 +117,7 @@ class TorchBlackBox(LocalBlackBox):
 
     Raises:
         InputError: the module does not map `[N, *image_shape]` to `[N, n_classes]`, cannot be copied, or
-            `micro_batch` does not suit it (InputTypeError: a wrong type).
+            `micro_batch` or `max_batch` does not suit it (InputTypeError: a wrong type).
     """
 
     def __init__(
@@ -135,15 +155,8 @@ def _serve(
         raise InputError(f"{spec.name}: module cannot be copied to {device}: {error}") from error
 
     served, memory_format, image_bytes = _fastest_equal(plain, spec, device)
-    if any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in plain.modules()):
-        if micro_batch is not None:
-            raise InputError(
-                f"{spec.name}: micro_batch={micro_batch} would change the scores, since the module's batch norm uses "
-                "batch statistics; leave it None"
-            )
-        sized = False
-    else:
-        sized = micro_batch is None
+    refuse_split(plain, spec.name, micro_batch=micro_batch, max_batch=spec.max_batch)
+    sized = micro_batch is None and not uses_batch_statistics(plain)
 
     def answer(images: Tensor) -> Tensor:
         size = _cache_sized(image_bytes, device) if sized else micro_batch or len(images)

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bidfmkd_fast.black_box.base import BlackBox
-from bidfmkd_fast.black_box.resolution import QUERIES, StepChoice, log_probabilities, measure_steps
+from bidfmkd_fast.black_box.first_answers import FirstAnswers, decimals_of, is_one_hot, kind_of
+from bidfmkd_fast.black_box.resolution import QUERIES, StepChoice, measure_steps
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.seeds import torch_generator
 
 BATCHES = (1, 8, 32)  # images per call whose speed is measured
-PROBE_QUERIES = 1 + sum(BATCHES) + 3 * 4 + QUERIES  # of one probe
-_MOST_DECIMALS = 6  # float32 holds no more of a probability
-_SHIFT = 0.3  # of a level of 8 bits: lost in 8 bits, kept in float32
+_N_SHIFTED, _SHIFTS = 8, (0.05, 0.45, 2.05)  # images; in levels of 8 bits: the second is the first there
+PROBE_QUERIES = 1 + sum(BATCHES) + len(_SHIFTS) * _N_SHIFTED + QUERIES  # of one probe
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ProbeReport:
         latency: seconds for one image.
         images_per_second: by the number of images in a call.
         steps: what steps of several lengths tell; None when nothing did.
+        notes: what looks wrong in the answers of an API that can be used; it may be right all the same.
         queries, requests: what the probe cost.
     """
 
@@ -49,6 +50,7 @@ class ProbeReport:
     latency: float | None = None
     images_per_second: dict[int, float] | None = None
     steps: StepChoice | None = None
+    notes: tuple[str, ...] = ()
     queries: int = 0
     requests: int = 0
 
@@ -90,10 +92,13 @@ def probe(api: BlackBox, *, seed: int = 0) -> ProbeReport:
     queries, requests = api.ledger.queries, api.ledger.requests
     found: dict[str, object] = {}
     problem = None
+    api._first_answers, kept = FirstAnswers(api.spec, silent=True), api._first_answers  # the report tells instead
     try:
         problem = _ask(api, seed, found)
     except (APIUnavailable, BadAnswer) as error:
         problem = str(error)
+    finally:
+        api._first_answers = kept
     spent = {"queries": api.ledger.queries - queries, "requests": api.ledger.requests - requests}
     return ProbeReport(api.name, problem, stated_kind=api.spec.scores_kind, **found, **spent)  # type: ignore[arg-type]
 
@@ -114,13 +119,19 @@ def _ask(api: BlackBox, seed: int, found: dict[str, object]) -> str | None:
     found["scores_kind"] = spec.scores_kind if spec.scores_kind == "top_k" else kind_of(scores)
     found["decimals"] = spec.decimals if spec.scores_kind == "top_k" else decimals_of(scores)
     found["deterministic"] = torch.allclose(first, scores[:1], rtol=1e-5, atol=1e-6)
-    found["input_bits"] = _input_bits(api, images[:4])
-    if found["scores_kind"] == "labels":
+    noise = (first - scores[:1]).abs().max().item()
+    found["input_bits"] = _input_bits(api, images[:_N_SHIFTED], decimals_of(scores), noise)
+    if found["scores_kind"] == "labels" or is_one_hot(scores, spec):
         return "it answers labels without scores; a label alone gives no gradient"
     steps = measure_steps(api, images[:4], seed=seed)
     found["steps"] = steps
     if found["scores_kind"] not in (spec.scores_kind, "?"):
         return f"its scores look like {found['scores_kind']}; set scores_kind in its spec"
+    notes = list(api._first_answers.told)
+    if len(set(scores.argmax(1).tolist())) == 1:
+        name = spec.names[int(scores[0].argmax())]
+        notes.append(f"all {n_most} random patterns get the same class, {name!r}; try it on real images")
+    found["notes"] = tuple(notes)
     return None
 
 
@@ -133,37 +144,21 @@ def sample_images(api: BlackBox, n_images: int, seed: int) -> Tensor:
     return api.spec.from_unit((soft * 255).round() / 255)
 
 
-def kind_of(scores: Tensor) -> str:
-    """What scores `[N, n_classes]` look like."""
-    zero_or_one = ((scores == 0) | (scores == 1)).all() and bool((scores.sum(1) == 1).all())
-    if zero_or_one:
-        return "labels"
-    if (scores >= 0).all() and (scores.sum(1) - 1).abs().max() < 0.05:
-        return "probabilities"
-    if (scores <= 1e-6).all() and scores.double().logsumexp(1).abs().max() < 0.05:
-        return "log_probabilities"
-    return "logits"
+def _input_bits(api: BlackBox, images: Tensor, decimals: int | None, noise: float) -> int | None:
+    """Shift images off the grid of 8-bit values, first by less than half a level, then by two levels and as much.
 
-
-def decimals_of(scores: Tensor) -> int | None:
-    """The fewest decimals that hold all of the scores; None when float32 is needed."""
-    values = scores.double()
-    for decimals in range(1, _MOST_DECIMALS + 1):
-        rounded = values.round(decimals=decimals)
-        # A rounded number is off by float32's own rounding at most; half a unit of the last place is our floor for 0.
-        at_floor = (values - 0.5 * 10.0**-decimals).abs() < 1e-9
-        if (((values - rounded).abs() <= 1e-7 * values.abs().clamp(min=1e-3)) | at_floor).all():
-            return decimals
-    return None
-
-
-def _input_bits(api: BlackBox, images: Tensor) -> int | None:
-    """Shift images on the grid of 8-bit values by less than half a level, and by two levels."""
+    An API of 8 bits, whether it rounds or cuts off, answers the small shifts alike. One of float32 that is nearly flat
+    answers them with a change that its scores do not resolve, which must not be taken for none: None then. What scores
+    resolve is a unit of their last place, the rounding of float32, or twice the `noise` between two answers.
+    """
     low, high = api.spec.input_range
     level = (high - low) / 255
     inside = images * 0.9 + 0.05 * (low + high)  # off the ends of the range, where a shift would be cut
     inside = ((inside - low) / level).round() * level + low
-    answers = [log_probabilities(api(inside + shift * level), api.spec) for shift in (0.0, _SHIFT, 2.0)]
-    if torch.allclose(answers[0], answers[2], rtol=1e-5, atol=1e-5):
+    first, same_byte, two_on = (api(inside + shift * level).double() for shift in _SHIFTS)
+    rounding = 1e-5 * first.abs().max().item() if decimals is None else 10.0**-decimals
+    resolved = max(rounding, 2 * noise)
+    little, much = ((one - first).square().mean().sqrt().item() for one in (same_byte, two_on))
+    if much < 0.7 * resolved:
         return None
-    return 8 if torch.allclose(answers[0], answers[1], rtol=1e-5, atol=1e-5) else 32
+    return 8 if little <= max(0.1 * resolved, 0.02 * much) else 32

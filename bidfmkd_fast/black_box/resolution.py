@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast import ops
+from bidfmkd_fast.black_box.answers import log_probabilities
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.seeds import derive_seed
@@ -18,7 +19,6 @@ USUAL = 0.025  # mu, in widths of the input range: below it nothing is gained ev
 USABLE = 0.3  # agreement with a longer step from which a step tells more than noise; twice such a step is suggested
 N_IMAGES, N_DIRECTIONS = 4, 2
 QUERIES = 2 * N_IMAGES * N_DIRECTIONS * len(STEPS)  # of one measurement
-_PROBABILITY_FLOOR = 1e-7  # as in the losses
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,6 @@ def choose(agreement: dict[float, float], longest: float, usual: float) -> StepC
 def _explained(a: Tensor, b: Tensor) -> float:
     size = b.square().sum().item()
     return 1 - (a - b).square().sum().item() / size if size > 0 else 0.0
-
-
-def log_probabilities(scores: Tensor, spec: APISpec) -> Tensor:
-    """An API's scores `[..., n_classes]` as log-probabilities, floored as in the losses."""
-    if spec.returned_kind == "probabilities":
-        return scores.clamp(min=_PROBABILITY_FLOOR).log()
-    return scores.log_softmax(-1) if spec.returned_kind == "logits" else scores
 
 
 def too_short(spec: APISpec, mu: float) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from bidfmkd_fast.data.dataset import Dataset
 from bidfmkd_fast.data.episodes import Episode, EpisodeSampler
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta.checks import check_images
 from bidfmkd_fast.meta.model import MetaModel, adapt_parameters
 from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters, stacks_of, task_losses
 from bidfmkd_fast.ops.workspace import keep_freed_memory
@@ -73,7 +74,7 @@ def evaluate(
 
     Episode i is a pure function of `seed` and i, so any two models are compared on the same episodes. `transductive` is
     as in `MetaModel.adapt`: by default batch norm sees a whole query set at once, as the paper does. Raises InputError
-    for settings that the data set cannot serve.
+    for settings that the data set cannot serve, and for a data set whose images are not what the module takes.
     """
     from tqdm import tqdm
 
@@ -81,6 +82,8 @@ def evaluate(
     if n_episodes < 1:
         raise InputError(f"evaluate: n_episodes must be 1 or more; got {n_episodes}")
     sampler = EpisodeSampler(dataset, split, n_way, n_shot, n_query, seed)
+    first = sampler.episode(0).support_images.to(_device(meta_model))
+    check_images("evaluate", f"the images of {dataset.name}", first, meta_model.module)
     if transductive and can_stack(meta_model.module, n_way):
         stacks = stacks_of(meta_model.module, (sampler.episode(index) for index in range(n_episodes)))
         accuracies = (_stacked_accuracies(meta_model, stack, steps) for stack in stacks)
@@ -97,9 +100,13 @@ def evaluate(
     return Evaluation(mean, ci95, per_episode, dataset.name, split, n_way, n_shot, n_query, seed, steps)
 
 
+def _device(meta_model: MetaModel) -> torch.device:
+    return next((parameter.device for parameter in meta_model.module.parameters()), torch.device("cpu"))
+
+
 def _accuracy(meta_model: MetaModel, episode: Episode, steps: int | None, transductive: bool) -> Tensor:
     """float64 `[1]`."""
-    device = next(meta_model.module.parameters()).device
+    device = _device(meta_model)
     classifier = meta_model.adapt(
         episode.support_images.to(device), episode.support_labels.to(device), steps, transductive=transductive
     )
@@ -110,7 +117,7 @@ def _accuracy(meta_model: MetaModel, episode: Episode, steps: int | None, transd
 def _stacked_accuracies(meta_model: MetaModel, episodes: list[Episode], steps: int | None) -> Tensor:
     """The same for several episodes at once, float64 `[E]`."""
     module = meta_model.module
-    device = next(module.parameters()).device
+    device = _device(meta_model)
     support_labels = torch.stack([episode.support_labels for episode in episodes]).to(device)
     adapted = adapt_parameters(
         module,

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files import read_tensors, write_tensors
+from bidfmkd_fast.meta.checks import check_images, check_labels, failures_told
 from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters
-from bidfmkd_fast.models import AnySizeConv4, build_model, model_arguments, model_summary
+from bidfmkd_fast.models import build_model, model_arguments, model_summary
 
 _METADATA_KEY = "bidfmkd_meta_model"
 Task = TypeVar("Task")
@@ -123,9 +124,13 @@ class Classifier:
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
-        """Logits `[N, n_classes]` of `images` `[N, C, H, W]` in unit range. Raises InputError for other images."""
-        _check_images("scores", "images", images, self._module)
-        return self._module(images)
+        """Logits `[N, n_classes]` of `images` `[N, C, H, W]` in unit range. Raises InputError for other images.
+
+        A little outside of the range is taken, as augmented images are; below -0.5 or above 1.5 is not.
+        """
+        check_images("scores", "images", images, self._module)
+        with failures_told("scores", images):
+            return self._module(images)
 
     def predict(self, images: Tensor) -> Tensor:
         """The label of the highest score, int64 `[N]`, of `images` `[N, C, H, W]` in unit range."""
@@ -177,24 +182,22 @@ class MetaModel:
 
         Raises InputError (InputTypeError) for images or labels of the wrong kind, rank, length, range or device.
         """
-        parameters = dict(self.module.named_parameters())
-        if not parameters:
-            raise InputError("adapt: the module has no parameters")
-        _check_images("adapt", "support_images", support_images, self.module)
-        _check_labels(support_labels, support_images)
-        adapted = adapt_parameters(
-            self.module,
-            parameters,
-            cross_entropy_with(support_labels),
-            support_images,
-            steps=self.adapt_steps if steps is None else steps,
-            learning_rate=self.adapt_learning_rate if learning_rate is None else learning_rate,
-            create_graph=False,
-        )
-        module = copy.deepcopy(self.module)
-        module.load_state_dict(adapted, strict=False)
-        if not transductive:
-            _fix_statistics(module, support_images)
+        check_images("adapt", "support_images", support_images, self.module)
+        check_labels(support_labels, support_images)
+        with failures_told("adapt", support_images):
+            adapted = adapt_parameters(
+                self.module,
+                dict(self.module.named_parameters()),
+                cross_entropy_with(support_labels),
+                support_images,
+                steps=self.adapt_steps if steps is None else steps,
+                learning_rate=self.adapt_learning_rate if learning_rate is None else learning_rate,
+                create_graph=False,
+            )
+            module = copy.deepcopy(self.module)
+            module.load_state_dict(adapted, strict=False)
+            if not transductive:
+                _fix_statistics(module, support_images)
         return Classifier(module)
 
     def save(self, path: str | Path) -> None:
@@ -265,34 +268,3 @@ def _fix_statistics(module: nn.Module, images: Tensor) -> None:
     with torch.no_grad():
         module(images)
     module.eval()
-
-
-def _check_images(operation: str, name: str, images: Tensor, module: nn.Module) -> None:
-    parameter = next(module.parameters())
-    if not isinstance(images, Tensor) or images.dtype != parameter.dtype:
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise InputTypeError(f"{operation}: {name} must be a {parameter.dtype} tensor in unit range; got {got}")
-    if images.ndim != 4 or len(images) == 0:
-        raise InputError(f"{operation}: {name} must be [N, C, H, W] with N >= 1; got {list(images.shape)}")
-    known = None if isinstance(module, AnySizeConv4) else model_arguments(module)
-    if known is not None and images.shape[1:] != (known["in_channels"], *known["image_size"]):
-        wanted = f"[N, {known['in_channels']}, {known['image_size'][0]}, {known['image_size'][1]}]"
-        raise InputError(f"{operation}: {name} must be {wanted}, as the module takes; got {list(images.shape)}")
-    if images.device != parameter.device:
-        raise InputError(f"{operation}: {name} must be on the module's device, {parameter.device}; got {images.device}")
-    if not images.isfinite().all():
-        raise InputError(f"{operation}: {name} must be finite; got NaN or infinity")
-
-
-def _check_labels(labels: Tensor, images: Tensor) -> None:
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise InputTypeError(f"adapt: support_labels must be an int64 tensor; got {got}")
-    if labels.shape != images.shape[:1]:
-        raise InputError(
-            f"adapt: support_labels must be [N] with N = {len(images)}, one per support image; got {list(labels.shape)}"
-        )
-    if labels.device != images.device:
-        raise InputError(f"adapt: support_labels must be on the images' device, {images.device}; got {labels.device}")
-    if labels.min() < 0:
-        raise InputError(f"adapt: support_labels must be 0 or more; got {int(labels.min())}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bidfmkd_fast.black_box import BlackBox, TorchBlackBox
-from bidfmkd_fast.black_box.base import check_range
+from bidfmkd_fast.black_box.first_answers import check_range
 from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError
 from bidfmkd_fast.ops import native
 from bidfmkd_fast.recovery.cost import step_cost
@@ -36,14 +36,15 @@ AT_ONCE = 8  # torch has 32 streams, and here two are taken for each
 def serves(api: BlackBox, config: RecoveryConfig, labels: Tensor) -> bool:
     """Whether a recovery of `labels` can stay where they are: on the CUDA device of a local module that it can pay.
 
-    The module has to answer in full: what 8 bits, rounding or top-k take away is taken outside of it.
+    The module has to answer in full, all images at once: what 8 bits, rounding or top-k take away is taken outside of
+    it, and so are calls cut into batches of `max_batch`.
     """
     spec = api.spec
     if not labels.is_cuda or not isinstance(api, TorchBlackBox) or api._device != labels.device:
         return False
     if not native.selects("recover", labels):  # the plain ops look at the state on the host
         return False
-    if spec.is_8_bit or spec.decimals is not None or spec.top_k is not None:
+    if spec.is_8_bit or not (spec.decimals is spec.top_k is spec.max_batch is None):
         return False
     cost = step_cost(api, config, len(labels)) * config.steps
     return api.budget is None or api.budget.affords(cost.queries, cost.requests, cost.price)
@@ -93,6 +94,15 @@ class DeviceRecovery:
         self.api.ledger.record_answered(queries, requests)
         self._repeated(self._step)
         self.done += 1
+        if self.done == 1 and not self.api._first_answers.done:
+            self._look_at_first()
+
+    def _look_at_first(self) -> None:
+        """As a call to the API does, with the one wait for the device that this takes, once for an API."""
+        if self._finite[1]:  # else `result` tells
+            check_range(self.api.spec, *self._range.tolist())
+            self.api._first_answers.check(self._first.flatten(0, 1))
+            self.api._first_answers.warn(self._images, self._scores, stacklevel=3)
 
     def run(self, progress: bool = False, callback: Callable[[Record], None] | None = None) -> Recovered:
         """All steps, or as many as a budget shared with others still pays, then `result`."""
@@ -125,6 +135,7 @@ class DeviceRecovery:
         if self._warn:
             warn_if_unmoved(self._first, self._objective.labels, self.api.spec, float(self.config.mu))
         history = [self._record(step, values) for step, values in enumerate(self._records[: self.done].tolist())]
+        self.api._first_answers.warn_of_one_class([record["matched"] for record in history], stacklevel=3)
         images, labels, scores, losses = self._images, self._objective.labels, self._scores, self._losses
         complete = self.done == self.config.steps
         return Recovered(images, labels, scores, losses, history, complete, mu=float(self.config.mu))
@@ -154,7 +165,7 @@ class DeviceRecovery:
         matched = (scores[0].argmax(1) == self._objective.labels).float().mean()
         self._records.index_copy_(0, self._index, torch.stack([losses.mean(), self._losses.mean(), matched])[None])
         self._finite[1:] &= scores.isfinite().all()
-        if self.api.spec.returned_kind == "probabilities":
+        if self.api.spec.returned_kind != "logits":
             low, high = scores.aminmax()
             self._range.copy_(torch.stack([low.minimum(self._range[0]), high.maximum(self._range[1])]))
         if student_scores is not None:

@@ -291,6 +291,7 @@ def _optimise(
         mean, best_mean, share = torch.stack([losses.mean(), best[2].mean(), matched]).tolist()
         queries = (step + 1) * queries_of_step
         history.append({"step": step, "loss": mean, "best_loss": best_mean, "matched": share, "queries": queries})
+        api._first_answers.warn_of_one_class([record["matched"] for record in history], stacklevel=4)
         if journal is not None and maker.can_restore:
             journal.keep_state(maker.state, best, history)
         if callback is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box import APISpec, BlackBox
+from bidfmkd_fast.black_box.first_answers import is_one_hot
 from bidfmkd_fast.black_box.resolution import N_IMAGES, measure_steps, too_short, unmoved
 from bidfmkd_fast.errors import InputTypeError, PrecisionWarning
 
@@ -46,6 +47,8 @@ def choose_mu(
 
 def warn_if_unmoved(scores: Tensor, labels: Tensor, spec: APISpec, mu: float) -> None:
     """Warn where the answers `[1+q, B, n_classes]` for most images are the same wherever steps of length `mu` lead."""
+    if is_one_hot(scores.flatten(0, 1), spec):
+        return  # no step is long enough; the black box has said so
     share = unmoved(scores, labels, spec)
     if share > _UNMOVED:
         told = f"what {spec.name} answers hardly moves for {100 * share:.0f} % of the images"

@@ -115,6 +115,11 @@ class Plan:
         """Why the APIs that cannot be used cannot."""
         return [f"{one.report.name}: {one.report.problem}" for one in self.apis if one.report.problem is not None]
 
+    @property
+    def notes(self) -> list[str]:
+        """What looks wrong in the answers of the APIs that can be used."""
+        return [f"{one.report.name}: {note}" for one in self.apis for note in one.report.notes]
+
 
 def plan(apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0) -> Plan:
     """Probe every API, for `probe.PROBE_QUERIES` queries each, and work out what `fit_with_control` would ask it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from bidfmkd_fast.black_box import APISpec, Budget, OnnxBlackBox
-from bidfmkd_fast.errors import BudgetExhausted, InputError
+from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError, ServiceWarning
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -133,3 +134,109 @@ def test_no_file_a_damaged_one_and_no_onnxruntime(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"`pip install 'onnxruntime>=1.17'`"):
         OnnxBlackBox(tmp_path / "text.onnx")
+
+
+def save_baked(path: Path, target: list[int], *, data_file: str | None = None) -> Path:
+    """A file that says it takes any number of images, with a Reshape to `target` in it."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.repeat(WEIGHT, 64, axis=0) / 64  # [192, 4]: what the channel means times WEIGHT are
+    graph = helper.make_graph(
+        [
+            helper.make_node("Reshape", ["images", "target"], ["rows"]),
+            helper.make_node("MatMul", ["rows", "weight"], ["scores"]),
+        ],
+        "baked",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 4])],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.array(target), "target")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    options = {} if data_file is None else {"save_as_external_data": True, "location": data_file, "size_threshold": 100}
+    onnx.save(model, path, **options)
+    return path
+
+
+@pytest.mark.parametrize(("target", "batch"), [([1, 192], 1), ([2, 192], 2), ([4, 192], 4), ([4, -1], 4)])
+def test_an_axis_that_claims_to_be_dynamic(
+    tmp_path: Path, seed: int, target: list[int], batch: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = save_baked(tmp_path / "baked.onnx", target)
+    with pytest.warns(ServiceWarning, match=f"takes exactly {batch} at once"):
+        api = OnnxBlackBox(path)
+    images = images_of(7, seed)
+    torch.testing.assert_close(api(images), wanted(images), rtol=1e-4, atol=1e-5)
+    assert (api.ledger.queries, api.ledger.requests) == (7, 1)
+    assert capfd.readouterr() == ("", "")  # onnxruntime's own lines
+    if batch == 4:
+        with pytest.raises(InputError, match="takes exactly 4 images at once; got max_batch=2"):
+            OnnxBlackBox(path, {"max_batch": 2})
+
+
+def test_an_axis_that_is_dynamic_is_not_warned_of(tmp_path: Path, seed: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        api = OnnxBlackBox(save_baked(tmp_path / "free.onnx", [-1, 192]))
+    images = images_of(7, seed)
+    torch.testing.assert_close(api(images), wanted(images), rtol=1e-4, atol=1e-5)
+
+
+def save_reading_a_table(path: Path, length: int) -> Path:
+    """Adds the number at place `10 * brightest pixel` of a table of zeros, which fails beyond its end."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("ReduceMax", ["images"], ["brightest"], keepdims=0),
+        helper.make_node("Mul", ["brightest", "ten"], ["number"]),
+        helper.make_node("Cast", ["number"], ["place"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "place"], ["found"]),
+        helper.make_node("ReduceMean", ["images", "axes"], ["means"], keepdims=0),
+        helper.make_node("MatMul", ["means", "weight"], ["products"]),
+        helper.make_node("Add", ["products", "found"], ["scores"]),
+    ]
+    constants = {"ten": np.float32(10), "table": np.zeros(length, np.float32), "axes": [2, 3], "weight": WEIGHT}
+    graph = helper.make_graph(
+        nodes,
+        "table",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 4])],
+        [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+def test_a_file_that_does_not_run_is_refused_when_it_is_opened(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="broken.onnx does not run: broken: onnxruntime failed on 1 images") as told:
+        OnnxBlackBox(save_reading_a_table(tmp_path / "broken.onnx", 3))
+    assert not any(part in str(told.value) for part in ("\n", "\x1b", "onnxruntime_src", "[ONNXRuntimeError]"))
+    with pytest.raises(InputError, match=r"must answer scores \[1, 5\]; it answered \[1, 4\]"):
+        OnnxBlackBox(save_baked(tmp_path / "free.onnx", [-1, 192]), APISpec(5, (3, 8, 8)))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_of_onnxruntime_is_ours(tmp_path: Path, seed: int, capfd: pytest.CaptureFixture[str]) -> None:
+    api = OnnxBlackBox(save_reading_a_table(tmp_path / "fails.onnx", 8))
+    dark = images_of(3, seed) * 0.7
+    torch.testing.assert_close(api(dark), wanted(dark), rtol=1e-4, atol=1e-5)
+    with pytest.raises(BadAnswer, match="^fails: onnxruntime failed on 3 images: ") as told:
+        api(torch.full((3, 3, 8, 8), 0.95))
+    assert "\n" not in str(told.value) and "\x1b" not in str(told.value)
+    assert (api.ledger.queries, api.ledger.answered_queries) == (6, 3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_in_a_file_of_their_own(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    save_baked(tmp_path / "a" / "m.onnx", [-1, 192], data_file="m.weights")
+    images = images_of(3, seed)
+    torch.testing.assert_close(OnnxBlackBox(tmp_path / "a" / "m.onnx")(images), wanted(images), rtol=1e-4, atol=1e-5)
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    for path in ("b/m.onnx", tmp_path / "b" / "m.onnx"):
+        torch.testing.assert_close(OnnxBlackBox(path)(images), wanted(images), rtol=1e-4, atol=1e-5)
+    (tmp_path / "b" / "m.weights").rename(tmp_path / "m.weights")
+    with pytest.raises(InputError, match=r"b/m.onnx keeps its weights in .*b/m\.weights, which is not there"):
+        OnnxBlackBox("b/m.onnx")

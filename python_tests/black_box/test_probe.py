@@ -99,7 +99,7 @@ def test_what_cannot_be_used_is_said_why(seed: int) -> None:
 def test_a_budget_stops_a_probe() -> None:
     box = api()
     box.budget = Budget(max_queries=20)
-    with pytest.raises(BudgetExhausted, match="probe: it asks probed 166 queries, more than is left"):
+    with pytest.raises(BudgetExhausted, match="probe: it asks probed 178 queries, more than is left"):
         probe(box)
     assert box.ledger.queries == 0
 
@@ -187,3 +187,27 @@ def test_unmoved_answers() -> None:
 def test_bad_answers_are_not_swallowed_by_steps() -> None:
     with pytest.raises(BadAnswer):
         measure_steps(api(lambda images: logits_of(images) * float("nan")), torch.rand(2, *SHAPE))
+
+
+@pytest.mark.parametrize("flatness", [1.0, 1e-2, 4e-3, 2e-3, 1e-3, 1e-4, 1e-5, 0.0])
+def test_a_flat_api_is_not_one_of_8_bits(flatness: float, seed: int) -> None:
+    def flat(images: Tensor) -> Tensor:
+        return (logits_of(images) * flatness).softmax(1)
+
+    assert probe(api(flat, scores_kind="probabilities"), seed=seed).input_bits in (32, None)
+
+
+@pytest.mark.parametrize("to_bytes", [torch.round, torch.floor])
+@pytest.mark.parametrize("flatness", [1.0, 4e-3])
+def test_a_flat_api_of_8_bits_is_one(to_bytes: Callable[[Tensor], Tensor], flatness: float, seed: int) -> None:
+    def flat(images: Tensor) -> Tensor:
+        return logits_of(to_bytes(images * 255) / 255) * flatness
+
+    assert probe(api(flat), seed=seed).input_bits == 8
+
+
+def test_rounded_scores_of_a_float32_api_are_not_taken_for_8_bits(seed: int) -> None:
+    def rounded(images: Tensor) -> Tensor:
+        return probabilities_of(images).double().round(decimals=3).float()
+
+    assert probe(api(rounded, scores_kind="probabilities"), seed=seed).input_bits in (32, None)

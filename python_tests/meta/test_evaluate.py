@@ -128,3 +128,38 @@ def test_settings_that_cannot_be_served_are_refused(seed: int) -> None:
     with pytest.raises(InputError, match="labels must be below 3"):
         evaluate(model, dataset, **SIZES | {"n_way": 4})
     assert math.isnan(evaluate(model, dataset, **SIZES | {"n_episodes": 1}).ci95)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 28, 28), (1, 17, 17)])
+@pytest.mark.parametrize("transductive", [True, False])
+@pytest.mark.parametrize("n_episodes", [1, 6])
+def test_images_of_another_size_or_colour_are_refused(
+    shape: tuple[int, int, int], transductive: bool, n_episodes: int, seed: int
+) -> None:
+    """However the episodes are grouped; 17 pixels give as many features as 16, and would run."""
+    dataset = noisy_patterns(seed, 0.5)
+    other = dataclasses.replace(dataset, images=dataset.images[:, :1, :1, :1].expand(-1, *shape).contiguous())
+    sizes = SIZES | {"n_episodes": n_episodes}
+    wanted = rf"^evaluate: the images of patterns must be \[N, 1, 16, 16\], as the module takes; got .*, {shape[1]}\]"
+    with pytest.raises(InputError, match=wanted):
+        evaluate(meta_model(seed), other, **sizes, transductive=transductive)
+    own = MetaModel(nn.Sequential(nn.Flatten(), nn.Linear(256, 3)))
+    with pytest.raises(InputError, match=r"the module fails on images \[6, "):
+        evaluate(own, other, **sizes, transductive=transductive)
+
+
+def test_an_any_size_model_takes_other_sizes_and_tells_other_colours(seed: int) -> None:
+    dataset = noisy_patterns(seed, 0.5)
+    with seeded(seed, "model"):
+        module = build_model(
+            "conv4_any_size", in_channels=3, n_classes=3, image_size=(16, 16), width=4, batch_statistics=True
+        )
+    large = dataclasses.replace(dataset, images=dataset.images.repeat(1, 1, 2, 2))
+    assert 0 <= evaluate(MetaModel(module), large, **SIZES).mean <= 1
+    with seeded(seed, "model"):
+        module = build_model(
+            "conv4_any_size", in_channels=1, n_classes=3, image_size=(16, 16), width=4, batch_statistics=True
+        )
+    coloured = dataclasses.replace(dataset, images=dataset.images.repeat(1, 3, 1, 1))
+    with pytest.raises(InputError, match="must have 1 channel; got"):
+        evaluate(MetaModel(module), coloured, **SIZES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -310,3 +311,44 @@ def test_files_that_are_no_meta_model_are_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="not a saved meta-model"):
         MetaModel.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "came"),
+    [
+        (lambda images: images * 255, "got 0 to 255"),
+        (lambda images: (images - 0.5) / 0.2, "got -2.5 to 2.5"),
+        (lambda images: images - 0.6, "got -0.6 to 0.4"),
+        (lambda images: images + 0.6, "got 0.6 to 1.6"),
+    ],
+)
+def test_images_in_another_range_are_refused_with_the_likely_causes(
+    change: Callable[[Tensor], Tensor], came: str, seed: int
+) -> None:
+    _, labels, _, _ = task(seed, 16, torch.float32)
+    images = torch.linspace(0, 1, len(labels) * 256).view(-1, 1, 16, 16)
+    meta_model = MetaModel(conv4(seed))
+    classifier = meta_model.adapt(images * 1.9 - 0.45, labels)  # a little outside, as augmented ones are
+    wrong = change(images)
+    for operation, call in (
+        ("adapt", lambda: meta_model.adapt(wrong, labels)),
+        ("scores", lambda: classifier.scores(wrong)),
+        ("scores", lambda: classifier.predict(wrong)),
+    ):
+        message = f"^{operation}: .*images must be in unit range, 0 to 1; {came}; divide by 255 .* normalised"
+        with pytest.raises(InputError, match=message) as told:
+            call()
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 20, 20), (1, 15, 16)])
+def test_any_module_that_cannot_take_the_images_is_told_in_our_words(shape: tuple[int, int, int], seed: int) -> None:
+    _, labels, _, _ = task(seed, 16, torch.float32)
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 14 * 14, N_CLASSES))
+    meta_model = MetaModel(module)
+    with pytest.raises(InputError, match=r"^adapt: the module fails on images \[") as told:
+        meta_model.adapt(torch.rand(len(labels), *shape), labels)
+    assert "\n" not in str(told.value)
+    classifier = meta_model.adapt(torch.rand(len(labels), 1, 16, 16), labels)
+    with pytest.raises(InputError, match=r"^scores: the module fails on images \[2, "):
+        classifier.predict(torch.rand(2, *shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from looks import NoLooks
 from tolerances import TOLERANCES
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, TorchBlackBox
-from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError, PrecisionWarning
+from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError, PrecisionWarning, ServiceWarning
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.recovery import Generator, Objective, Recovered, RecoveryConfig, recover
 from bidfmkd_fast.recovery.image_maker import ImageMaker
@@ -250,3 +251,22 @@ def test_bfloat16_generator(seed: int) -> None:
     torch.testing.assert_close(recovered.history[0]["loss"], full.history[0]["loss"], rtol=0.05, atol=0.05)
     with pytest.raises(InputError, match="generator_precision must be one of tf32, float32, bfloat16; got 'fp8'"):
         RecoveryConfig(generator_precision="fp8")
+
+
+def test_the_first_answers_are_looked_at_once_for_an_api(seed: int) -> None:
+    class Wrong(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((1, 2, 3))[:, None] / 255 + torch.tensor([0.0, 1.0, 2.0])
+
+    api = TorchBlackBox(Wrong(), APISpec(N_CLASSES, SHAPE, name="dark"))
+    with pytest.warns(ServiceWarning, match="dark: its scores hardly change"):
+        make_recovery(api, CONFIG).run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ServiceWarning)
+        make_recovery(api, CONFIG, seed=1).run()
+
+    spec = APISpec(N_CLASSES, SHAPE, scores_kind="log_probabilities", name="scores")
+    refused = make_recovery(TorchBlackBox(Wrong(), spec), CONFIG)
+    with pytest.raises(BadAnswer, match="scores: its scores_kind is 'log_probabilities', so none may be above 0"):
+        refused.run()
+    assert refused.done == 1  # nothing is spent on further steps

@@ -1,0 +1,68 @@
+"""What a meta-model and its classifiers take: images in unit range of the module's size, labels from 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.models import AnySizeConv4, model_arguments
+
+_OUTSIDE = 0.5  # how far images may leave the unit range
+
+
+@contextmanager
+def failures_told(operation: str, images: Tensor) -> Iterator[None]:
+    """Turn what torch raises inside the block, for images that the module cannot take, into an InputError."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{operation}: the module fails on images {list(images.shape)}: {reason}") from error
+
+
+def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -> None:
+    """Raise InputError (InputTypeError) unless `images` are `[N, C, H, W]` in unit range, as `module` takes them."""
+    parameter = next(module.parameters(), None)
+    if parameter is None:
+        raise InputError(f"{operation}: the module has no parameters")
+    if not isinstance(images, Tensor) or images.dtype != parameter.dtype:
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise InputTypeError(f"{operation}: {name} must be a {parameter.dtype} tensor in unit range; got {got}")
+    if images.ndim != 4 or len(images) == 0:
+        raise InputError(f"{operation}: {name} must be [N, C, H, W] with N >= 1; got {list(images.shape)}")
+    known = None if isinstance(module, AnySizeConv4) else model_arguments(module)
+    if known is not None and images.shape[1:] != (known["in_channels"], *known["image_size"]):
+        wanted = f"[N, {known['in_channels']}, {known['image_size'][0]}, {known['image_size'][1]}]"
+        raise InputError(f"{operation}: {name} must be {wanted}, as the module takes; got {list(images.shape)}")
+    if images.device != parameter.device:
+        raise InputError(f"{operation}: {name} must be on the module's device, {parameter.device}; got {images.device}")
+    low, high = torch.stack(images.detach().aminmax()).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is the lowest and the highest
+        raise InputError(f"{operation}: {name} must be finite; got NaN or infinity")
+    if low < -_OUTSIDE or high > 1 + _OUTSIDE:
+        raise InputError(
+            f"{operation}: {name} must be in unit range, 0 to 1; got {low:.4g} to {high:.4g}; divide by 255 if they "
+            "are 0 to 255, and undo the normalisation if they are normalised"
+        )
+
+
+def check_labels(labels: Tensor, images: Tensor) -> None:
+    """Raise InputError (InputTypeError) unless `labels` are int64 `[N]`, one per image, from 0, on their device."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputTypeError(f"adapt: support_labels must be an int64 tensor; got {got}")
+    if labels.shape != images.shape[:1]:
+        raise InputError(
+            f"adapt: support_labels must be [N] with N = {len(images)}, one per support image; got {list(labels.shape)}"
+        )
+    if labels.device != images.device:
+        raise InputError(f"adapt: support_labels must be on the images' device, {images.device}; got {labels.device}")
+    if labels.min() < 0:
+        raise InputError(f"adapt: support_labels must be 0 or more; got {int(labels.min())}")
