@@ -107,6 +107,7 @@ class ScrubFilter(logging.Filter):
 logging.getLogger("bidfmkd_fast").addFilter(ScrubFilter())
 
 
+@cache
 def _pattern(secret: str) -> re.Pattern[str]:
     spellings = ["".join(map(_spellings, secret))]
     edge = "[A-Za-z0-9+/_-]{0,3}"  # the characters at both ends hold bits of the secret and of its neighbours
@@ -132,11 +133,11 @@ def _base64_cores(secret: str, encoding: str) -> list[str]:
 
 @cache
 def _spellings(character: str) -> str:
-    """Return a pattern of all spellings of one character."""
+    """Return a pattern of all spellings of one character; repetitions are bounded, so that no text takes long."""
     code = ord(character)
     units = [f"{code:04x}"] if code < 2**16 else [f"{0xD7C0 + (code >> 10):04x}", f"{0xDC00 + (code & 0x3FF):04x}"]
-    ways = [rf"\\*{re.escape(character)}", "".join(rf"(?:\\+u{_hex(unit)})" for unit in units), rf"&\#0*{code};"]
-    ways.append(rf"&\#[xX]0*{_hex(f'{code:x}')};")
+    ways = ["".join(rf"\\{{1,8}}u{_hex(unit)}" for unit in units)]
+    ways += [rf"&\#0{{0,4}}{code};", rf"&\#[xX]0{{0,4}}{_hex(f'{code:x}')};"]
     if character in _NAMED:
         ways.append(f"&{_NAMED[character]};")
     if character == " ":
@@ -148,10 +149,11 @@ def _spellings(character: str) -> str:
             content = character.encode(encoding)
         except UnicodeEncodeError:
             continue
-        ways.append("".join(rf"%(?:25)*{_hex(f'{byte:02x}')}" for byte in content))
-        ways.append("".join(rf"\\+x{_hex(f'{byte:02x}')}" for byte in content))
+        ways.append("".join(rf"%(?:25){{0,4}}{_hex(f'{byte:02x}')}" for byte in content))
+        ways.append("".join(rf"\\{{1,8}}x{_hex(f'{byte:02x}')}" for byte in content))
         if code > 127:  # decoded by another encoding than it was written in
             ways += [re.escape(content.decode("latin-1")), re.escape(content.decode("utf-8", "replace"))]
+    ways.append(rf"\\{{0,8}}{re.escape(character)}")  # last: the u of \u0041 is not the letter u
     return f"(?:{'|'.join(dict.fromkeys(ways))})"
 
 

@@ -22,6 +22,7 @@ from bidfmkd_fast.scenarios.experiment import (
     open_folder,
     pool_of,
 )
+from bidfmkd_fast.secrets import write_text
 from bidfmkd_fast.training.checkpoint import META_MODEL, RunFolder
 from bidfmkd_fast.training.report import Table, markdown_table, text_table
 from bidfmkd_fast.training.settings import plain_values
@@ -80,7 +81,7 @@ def run_comparison(
     parts = [title, *_told(results, seeds, text_table)]
     head = f"# Comparison\n\n{title}.\n\nseeds {', '.join(map(str, seeds))}; {machine_text(device)}.\n"
     report = "\n\n".join([head, *_told(results, seeds, markdown_table)])
-    (folder / "comparison.md").write_text(report + "\n", encoding="utf-8")
+    write_text(folder / "comparison.md", report + "\n")
     return "\n\n".join(parts)
 
 

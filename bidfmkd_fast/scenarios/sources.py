@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.secrets import register_headers, register_url
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.base import BlackBox
@@ -64,6 +65,8 @@ class SourceEntry:
 def source_entry(item: Mapping[str, Any], where: str, number: int) -> SourceEntry:
     """The entry in `item`, a mapping with a `kind`. Raises InputError where something is missing or of a wrong type."""
     kind = item["kind"]
+    register_url(item.get("url"))
+    register_headers(item.get("headers"))
     if kind not in _NEEDED:
         raise InputError(f"load_pool: {where}: kind must be one of {', '.join(_NEEDED)} (or absent); got {kind!r}")
     if missing := [key for key in _NEEDED[kind] if key not in item]:

@@ -19,6 +19,7 @@ from bidfmkd_fast.scenarios.baselines import Contest
 from bidfmkd_fast.scenarios.compare import Result, difference_text, learn_and_judge, rates_text
 from bidfmkd_fast.scenarios.experiment import ExperimentConfig, merged, open_folder, pool_of
 from bidfmkd_fast.scenarios.sweep_plot import need_matplotlib, plot_sweep
+from bidfmkd_fast.secrets import write_text
 from bidfmkd_fast.training.report import Table, markdown_table, text_table
 from bidfmkd_fast.training.settings import plain_values, settings_from_values
 
@@ -118,7 +119,7 @@ def run_sweep(
     plot_sweep(sweep.cells, [_by_data_set(its) for its in results], folder / "sweep.png")
     head = f"# Sweep `{Path(path).name}`\n\nseeds {', '.join(map(str, seeds))}; {machine_text(device)}.\n"
     report = [head, *(f"{title}\n\n{markdown_table(rows)}" for title, rows in told), "![sweep](sweep.png)"]
-    (folder / "sweep.md").write_text("\n\n".join(report) + "\n", encoding="utf-8")
+    write_text(folder / "sweep.md", "\n\n".join(report) + "\n")
     return "\n\n".join([*(f"{title}\n\n{text_table(rows)}" for title, rows in told), f"plot: {folder / 'sweep.png'}"])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate, paired_difference
+from bidfmkd_fast.secrets import write_text
 from bidfmkd_fast.training.checkpoint import CONFIG, METRICS, RunFolder
 
 RANDOM, CONTROL, LEARNED = "random initialisation", "no-recovery control", "BiDf-MKD"
@@ -197,5 +198,5 @@ def write_report(
     files = [CONFIG, METRICS, *([os.path.relpath(control.path, folder.path)] if control is not None else [])]
     lines += ["## Files", "", ", ".join(f"[{name}]({name})" for name in files), ""]
     path = folder.path / "report.md"
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_text(path, "\n".join(lines))
     return path
