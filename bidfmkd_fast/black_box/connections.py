@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 from typing import Any
@@ -11,7 +12,11 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from bidfmkd_fast.secrets import ScrubFilter
+
 _local = threading.local()
+for _module in ("connection", "connectionpool"):  # they log URLs, with the query string
+    logging.getLogger(f"urllib3.{_module}").addFilter(ScrubFilter())
 
 
 class Line:
@@ -84,8 +89,16 @@ class _HTTPSPool(HTTPSConnectionPool):
     ConnectionCls = _HTTPSConnection
 
 
-def connection_pools(**options: Any) -> urllib3.PoolManager:
-    """Return urllib3's pools of connections that a `Line` can cut; options as for `PoolManager`."""
-    pools = urllib3.PoolManager(**options)
+def connection_pools(proxy: tuple[str, dict[str, str]] | None, **options: Any) -> urllib3.PoolManager:
+    """Return urllib3's pools of connections that a `Line` can cut.
+
+    Args:
+        proxy: URL of the proxy to go through and the headers for it; None for direct connections.
+        options: as for `PoolManager`.
+    """
+    if proxy is None:
+        pools = urllib3.PoolManager(**options)
+    else:
+        pools = urllib3.ProxyManager(proxy[0], proxy_headers=proxy[1], **options)
     pools.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
     return pools

@@ -15,17 +15,19 @@ from bidfmkd_fast import secrets
 from bidfmkd_fast.black_box.http_client import bearer, check_token, checked_timeout, split_url
 from bidfmkd_fast.black_box.interrupt import DeadlinePassed, wait_for
 from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.proxies import is_loopback
+from bidfmkd_fast.black_box.reading import reading, short
 from bidfmkd_fast.black_box.retries import retry_policy
 from bidfmkd_fast.black_box.service import Attempt, BatchTooLarge
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.black_box.v2 import V2Model
 from bidfmkd_fast.black_box.v2_service import V2BlackBox
 from bidfmkd_fast.black_box.wire import wire_array, wire_files
-from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
+from bidfmkd_fast.errors import APIUnavailable, InputError
 
 _AGAIN = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL")
 _GRACE = 1.0  # seconds after its own time-out in which the client tells of it
-_UNLIMITED = ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)
+_LIMITS = ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", 2**28)  # bytes
 
 
 class GrpcBlackBox(V2BlackBox):
@@ -72,7 +74,9 @@ class GrpcBlackBox(V2BlackBox):
             raise InputError(f"{name}: url must be {wanted}; got {secrets.shown_url(url)!r}")
         check_token(name, url, parts.scheme == "grpcs", token_variable)
         # Repetitions by the channel itself would go uncounted.
-        channel = [*_UNLIMITED, ("grpc.enable_retries", 0)]
+        channel = [*_LIMITS, ("grpc.enable_retries", 0)]
+        if is_loopback(parts.hostname):  # gRPC reads the environment's proxies by itself
+            channel.append(("grpc.enable_http_proxy", 0))
         self._triton, self._label, self._model_name, self._version = triton, name, model, version
         self._client = triton.InferenceServerClient(
             parts.netloc, ssl=parts.scheme == "grpcs", root_certificates=ca_file, channel_args=channel
@@ -94,7 +98,8 @@ class GrpcBlackBox(V2BlackBox):
 
         metadata = ask(self._client.get_model_metadata)
         try:
-            config = ask(self._client.get_model_config).get("config")
+            answer = ask(self._client.get_model_config)
+            config = answer.get("config") if isinstance(answer, dict) else None
         except _Unimplemented:
             config = None
         return V2Model.read(self._label, metadata, config)
@@ -118,16 +123,17 @@ class GrpcBlackBox(V2BlackBox):
             )
 
         answer = self._call(infer, attempt, limit_told=model.max_batch is not None)
-        arrays = {name: answer.as_numpy(name) for name in outputs}
-        found = {name: array for name, array in arrays.items() if array is not None}
-        return self._scores({name: _text(array) for name, array in found.items()}, outputs)
+        with reading(self.name, "the server's answer is none of the v2 protocol"):
+            arrays = {name: answer.as_numpy(name) for name in outputs}
+            found = {name: _text(array) for name, array in arrays.items() if array is not None}
+        return self._scores(found, outputs)
 
     def _call(self, call: Any, attempt: Attempt = lambda: None, limit_told: bool = True) -> Any:
         """`call` with its repetitions, whose number and pauses are urllib3's."""
         retry = self._retry
         while True:
             attempt()
-            headers = {key.lower(): value for key, value in bearer(self._label, self._token_variable).items()}
+            headers = {key.lower(): value for key, value in bearer(self._label, self._token_variable, "ASCII").items()}
             options = {"headers": headers or None, "client_timeout": self._timeout}
             try:
                 return wait_for(partial(call, options), self._timeout + _GRACE)
@@ -135,7 +141,7 @@ class GrpcBlackBox(V2BlackBox):
                 status, said = "DEADLINE_EXCEEDED", f"no whole answer within {self._timeout:g} s"
             except self._triton.InferenceServerException as error:
                 status = str(error.status()).removeprefix("StatusCode.")
-                said = " ".join(str(error.message()).split())[:200]
+                said = short(str(error.message()))
             message = f"{self._label}: the server answered {status}: {said}"
             if status == "UNIMPLEMENTED":
                 raise _Unimplemented(message)
@@ -157,7 +163,4 @@ class _Unimplemented(APIUnavailable):
 
 def _text(array: Any) -> Any:
     """BYTES as strings."""
-    try:
-        return np.vectorize(bytes.decode, otypes=[str])(array) if array.dtype == np.object_ else array
-    except (UnicodeDecodeError, TypeError) as error:
-        raise BadAnswer(f"the server's labels are no UTF-8: {error}") from None
+    return np.vectorize(bytes.decode, otypes=[str])(array) if array.dtype == np.object_ else array

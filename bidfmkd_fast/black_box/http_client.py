@@ -24,16 +24,17 @@ from urllib3.util import Timeout
 from bidfmkd_fast import secrets
 from bidfmkd_fast.black_box.connections import Line, connection_pools
 from bidfmkd_fast.black_box.interrupt import DeadlinePassed, wait_for
+from bidfmkd_fast.black_box.proxies import is_loopback, proxy_of
 from bidfmkd_fast.black_box.reading import parse_json, said, short
 from bidfmkd_fast.black_box.retries import retry_policy
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
 
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that may be gone at the next attempt
-MOST_BYTES = 2**24  # of an answer, decompressed, before the scores that it may hold are counted
+MOST_BYTES = 2**24  # of an answer, decompressed
 _PASSING = (NewConnectionError, ProtocolError, ProxyError, SSLError, TimeoutError)
 _SENDABLE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Answer(NamedTuple):
@@ -87,6 +88,7 @@ class HTTPClient:
         self._headers = checked_headers(name, headers)
         self._retry = retry_policy(name, retries, backoff, longest_wait)
         self._pools = connection_pools(
+            proxy_of(name, parts),
             maxsize=connections,
             block=True,
             cert_reqs="CERT_REQUIRED",
@@ -127,7 +129,10 @@ class HTTPClient:
     def check_status(self, answer: Answer) -> None:
         """Raise APIUnavailable, with what the service says, unless the status is 200."""
         if answer.status != 200:
-            raise APIUnavailable(f"{self.name}: the service answered {answer.status}: {said(answer.data)}")
+            told = f"{self.name}: the service answered {answer.status}"
+            if 300 <= answer.status < 400 and (target := answer.headers.get("Location")):
+                told += f" and names {secrets.shown_url(short(target))!r} instead; redirects are not followed"
+            raise APIUnavailable(f"{told}: {said(answer.data)}")
 
     def _send(
         self,
@@ -244,21 +249,29 @@ def checked_timeout(name: str, timeout: float) -> float:
 def check_token(name: str, url: str, secure: bool, variable: str | None) -> None:
     """Raise InputError for a token that is not in the environment, or would leave this machine unencrypted."""
     bearer(name, variable)
-    if variable is not None and not secure and urlsplit(url).hostname not in _LOOPBACK:
+    if variable is not None and not secure and not is_loopback(urlsplit(url).hostname):
         raise InputError(f"{name}: a token is sent encrypted only (or to loopback); got {secrets.shown_url(url)!r}")
 
 
-def bearer(name: str, variable: str | None) -> dict[str, str]:
-    """Return the header with the token in an environment variable; none without a variable."""
+def bearer(name: str, variable: str | None, letters: str = "Latin-1") -> dict[str, str]:
+    """Return the header with the token in an environment variable; none without a variable.
+
+    Raises:
+        InputError: the token is not there, or cannot be sent in these letters; it is not shown.
+    """
     if variable is None:
         return {}
+    if not isinstance(variable, str):
+        raise InputError(f"{name}: token_variable must name an environment variable; got a {type(variable).__name__}")
     token = os.environ.get(variable, "").strip()
     if not token:
-        raise InputError(f"{name}: the environment variable {variable} must hold the token; it is not set")
+        # Whoever wrote the token itself there must not read it in an error.
+        shown = variable if _VARIABLE.fullmatch(variable) else "that token_variable names (not shown, may be a token)"
+        raise InputError(f"{name}: the environment variable {shown} must hold the token; it is not set")
     secrets.register(token, "token")
-    if not _SENDABLE.fullmatch(token):
+    if not _SENDABLE.fullmatch(token) or (letters == "ASCII" and not token.isascii()):
         raise InputError(
             f"{name}: the token in the environment variable {variable} holds a character that no header can carry, "
-            "such as a line break or a letter outside Latin-1; set it again"
+            f"such as a line break or a letter outside {letters}; set it again"
         )
     return {"Authorization": f"Bearer {token}"}

@@ -122,7 +122,9 @@ class RemoteBlackBox(V2BlackBox):
         spec, identity, outputs = self._spec, uuid.uuid4().hex, model.wanted_outputs(self._spec)
         content = wire_files(images, spec) if spec.encoding != "raw" else wire_array(images, spec)
         body, headers = infer_request(identity, model, content, outputs, binary)
-        response = self._client.post(f"{self._path}/infer", body, headers, attempt, final=final)
+        response = self._client.post(
+            f"{self._path}/infer", body, headers, attempt, final=final, most_bytes=self._most_bytes(len(images))
+        )
         if response.status in final:
             message = said(response.data)
             raise _Refused(f"{self.name}: the server answered {response.status} to binary tensors: {message}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box.base import BlackBox
+from bidfmkd_fast.black_box.http_client import MOST_BYTES
 from bidfmkd_fast.black_box.interrupt import Interrupted, Stop, check, current
 from bidfmkd_fast.black_box.ledger import Budget
 from bidfmkd_fast.black_box.rate_limit import RateLimit
@@ -19,6 +20,7 @@ from bidfmkd_fast.errors import APIUnavailable, InputError
 Attempt = Callable[[], None]
 
 _BATCH = 256  # images per request where nothing is known: large enough that the transport is not what one waits for
+_BYTES_PER_SCORE = 256  # that an answer may hold, with the name of its class
 
 
 class BatchTooLarge(APIUnavailable):
@@ -89,6 +91,10 @@ class ServiceBlackBox(BlackBox):
         if errors:
             raise errors[0]
         return torch.cat([request.result() for request in requests])
+
+    def _most_bytes(self, n_images: int) -> int:
+        """Return how large an answer may be: names and digits of all scores at their longest, and more than that."""
+        return MOST_BYTES + _BYTES_PER_SCORE * n_images * self._spec.n_classes
 
     def _release(self, n_images: int, n_requests: int) -> None:
         if self._budget is not None:
