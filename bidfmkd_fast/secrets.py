@@ -85,6 +85,8 @@ def scrub(text: str) -> str:
 def shown_url(url: str) -> str:
     """Return a URL for an error: without user, password, query string and fragment."""
     hidden = re.sub(r"^([a-zA-Z0-9+.-]*:?/+)?.*@", lambda found: (found[1] or "") + "<secret>@", url, flags=re.DOTALL)
+    # What stands in the place of the port may be the password of a URL that lacks its host.
+    hidden = re.sub(r"^([a-zA-Z0-9+.-]*:/+[^/?#:[\]]*):(?!\d*(?:[/?#]|$))[^/?#]*", r"\1:<secret>", hidden)
     address, mark, _ = hidden.partition("?")
     return scrub(f"{address}?<secret>" if mark else hidden.partition("#")[0])
 
