@@ -72,7 +72,7 @@ class GrpcBlackBox(V2BlackBox):
         parts = split_url(name, url, ("grpc", "grpcs"), wanted)
         if not parts.port:
             raise InputError(f"{name}: url must be {wanted}; got {secrets.shown_url(url)!r}")
-        check_token(name, url, parts.scheme == "grpcs", token_variable)
+        check_token(name, url, parts.scheme == "grpcs", token_variable, "ASCII")
         # Repetitions by the channel itself would go uncounted.
         channel = [*_LIMITS, ("grpc.enable_retries", 0)]
         if is_loopback(parts.hostname):  # gRPC reads the environment's proxies by itself

@@ -246,9 +246,9 @@ def checked_timeout(name: str, timeout: float) -> float:
     return timeout
 
 
-def check_token(name: str, url: str, secure: bool, variable: str | None) -> None:
+def check_token(name: str, url: str, secure: bool, variable: str | None, letters: str = "Latin-1") -> None:
     """Raise InputError for a token that is not in the environment, or would leave this machine unencrypted."""
-    bearer(name, variable)
+    bearer(name, variable, letters)
     if variable is not None and not secure and not is_loopback(urlsplit(url).hostname):
         raise InputError(f"{name}: a token is sent encrypted only (or to loopback); got {secrets.shown_url(url)!r}")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bidfmkd_fast.black_box.reading import reading, shown
+from bidfmkd_fast.black_box.reading import reading, short, shown
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import BadAnswer, InputError
 
@@ -86,12 +86,14 @@ class V2Model:
         sent = "BYTES" if spec.encoding != "raw" else "UINT8" if spec.dtype == "uint8" else "FP32"
         if self.datatype != sent:
             advice = wanted.get(self.datatype, "a model that takes one of FP32, UINT8 and BYTES")
-            raise ServerMismatch(f"{spec.name}: the server takes {self.datatype}, the spec sends {sent}; use {advice}")
+            raise ServerMismatch(
+                f"{spec.name}: the server takes {short(self.datatype)}, the spec sends {sent}; use {advice}"
+            )
         channels, height, width = spec.wire_shape
         ours = (height, width, channels) if spec.layout == "NHWC" else (channels, height, width)
         if sent != "BYTES" and any(size > 0 and size != our for size, our in zip(self.shape[-3:], ours)):
             raise ServerMismatch(
-                f"{spec.name}: the server takes images {list(self.shape[-3:])}, the spec sends {list(ours)} "
+                f"{spec.name}: the server takes images {shown(list(self.shape[-3:]))}, the spec sends {list(ours)} "
                 f"({spec.layout}); set server_shape=(C, H, W) and layout"
             )
 
@@ -101,7 +103,7 @@ class V2Model:
         labels = [name for name, datatype, _ in self.outputs if datatype not in _FLOATS]
         if len(scores) > 1:
             scores = [name for name, _, shape in self.outputs if name in scores and _width(shape) == spec.n_classes]
-        told = ", ".join(f"{name} {datatype} {list(shape)}" for name, datatype, shape in self.outputs)
+        told = short(", ".join(f"{name} {datatype} {list(shape)}" for name, datatype, shape in self.outputs))
         if not scores and labels:
             raise ServerMismatch(
                 f"{spec.name}: the model answers labels only ({told}); a label alone gives no gradient"

@@ -100,43 +100,63 @@ def test_odd_bodies(server: Any, form: str, body: bytes) -> None:
     assert api.ledger.answered_requests == 0
 
 
+odd_value = (
+    st.none() | st.booleans() | st.integers() | st.integers(10**400, 10**401) | st.floats() | st.text(max_size=5)
+)
 odd_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.integers(10**400, 10**401) | st.floats() | st.text(max_size=5),
+    odd_value,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=8,
 )
-FIELDS = ("name", "datatype", "shape", "data", "parameters")
+odd_data = st.lists(odd_value | odd_json, min_size=6, max_size=6) | odd_json
+WHATEVER = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(value=odd_json, field=st.sampled_from((*FIELDS, "output", "outputs", "id", "all")), headers=st.booleans())
+@WHATEVER
+@given(value=odd_json, data=odd_data, field=st.sampled_from(("name", "datatype", "shape", "parameters", "data")))
 @pytest.mark.parametrize("form", FORMS[::2])
-def test_any_value_anywhere(server: Any, form: str, value: Any, field: str, headers: bool) -> None:
+def test_any_value_in_a_tensor_or_a_list(server: Any, form: str, value: Any, data: Any, field: str) -> None:
     one: Any = {"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [0.0] * 6}
-    answer: Any = {"outputs": [one], "predictions": [[0.0] * 3] * 2}
-    if field in FIELDS:
-        one[field] = value
-    elif field == "output":
-        answer["outputs"], answer["predictions"] = [value], [value, value]
-    elif field == "all":
-        answer = value
-    else:
-        answer[field] = answer["predictions"] = value
-    body = json.dumps(answer).encode()
+    one[field] = data if field == "data" else value
+    predictions = [data[:3], data[3:]] if isinstance(data, list) else data
     api = box(form, server)
-    server.post = lambda sent: (200, {"Inference-Header-Content-Length": str(value)[:50]} if headers else {}, body)
-    if "\n" not in str(value) and str(value).isascii():  # else this server cannot send it as a header
-        outcome(api)
+    server.post = lambda sent: (200, {}, json.dumps({"outputs": [one], "predictions": predictions}).encode())
+    outcome(api)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(metadata=odd_json, config=odd_json, shape=odd_json)
-def test_any_metadata(server: Any, metadata: Any, config: Any, shape: Any) -> None:
+@WHATEVER
+@given(value=odd_json, field=st.sampled_from(("output", "outputs", "id", "all")), length=st.integers(-(10**6), 10**6))
+@pytest.mark.parametrize("form", FORMS[::2])
+def test_any_value_as_the_answer(server: Any, form: str, value: Any, field: str, length: int) -> None:
+    answer: Any = {"outputs": [value]} if field == "output" else {"outputs": [], field: value}
+    body = json.dumps(value if field == "all" else answer).encode()
+    api = box(form, server)
+    server.post = lambda sent: (200, {v2.HEADER_LENGTH: str(length)}, body)
+    assert isinstance(outcome(api), str)
+
+
+@WHATEVER
+@given(
+    value=odd_json | st.lists(odd_value, max_size=4),
+    limit=odd_value,
+    field=st.sampled_from(("name", "datatype", "shape", "input", "inputs", "outputs", "all")),
+)
+def test_any_metadata(server: Any, value: Any, limit: Any, field: str) -> None:
     """They may even change while a run is under way."""
-    for told in (metadata, {"inputs": [{"name": "x", "datatype": "FP32", "shape": shape}], "outputs": metadata}):
-        api = box("v2 json", server)
-        server.get["/v2/models/m"], server.get["/v2/models/m/config"] = told, config
-        assert isinstance(outcome(api), str)
+    api = box("v2 json", server)
+    told = server.get["/v2/models/m"]
+    if field in ("name", "datatype", "shape"):
+        for tensors in (told["inputs"], told["outputs"]):
+            tensors[0][field] = value
+    elif field == "input":
+        told["inputs"] = [value]
+    elif field == "all":
+        server.get["/v2/models/m"] = value
+    else:
+        told[field] = value
+    server.get["/v2/models/m/config"] = {"max_batch_size": limit}
+    server.post = lambda sent: (200, {}, b"")
+    assert isinstance(outcome(api), str)
 
 
 @pytest.mark.parametrize("retry_after", ["0.5", "", "-5", " 0 ", "nonsense", "1,2", "nan", "0x10", "Mon, 99 Foo"])
