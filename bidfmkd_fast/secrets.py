@@ -12,7 +12,7 @@ import re
 import threading
 import traceback
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from urllib.parse import unquote, unquote_plus
 
@@ -30,7 +30,12 @@ _patterns: tuple[tuple[re.Pattern[str], str], ...] = ()
 
 
 def register(secret: str, label: str = "secret") -> None:
-    """Let `scrub` replace `secret` by `<label>` from now on; nothing shorter than four characters."""
+    """Let `scrub` replace `secret` from now on, unless it is shorter than four characters.
+
+    Args:
+        secret: what must not be shown.
+        label: "secret" or "token"; what stands in its place, in angle brackets.
+    """
     global _patterns
     if len(secret) < _LEAST or secret in _labels:
         return
@@ -78,7 +83,7 @@ def scrub(text: str) -> str:
     (also several times over), and in base64, alone or within a longer text such as `user:password`.
     """
     for pattern, replacement in _patterns:
-        text = pattern.sub(replacement, text)
+        text = pattern.sub(partial(_replaced, replacement), text)
     return text
 
 
@@ -115,7 +120,12 @@ def _pattern(secret: str) -> re.Pattern[str]:
     edge = "[A-Za-z0-9+/_-]{0,3}"  # the characters at both ends hold bits of the secret and of its neighbours
     for core in {core for encoding in ("utf-8", "latin-1") for core in _base64_cores(secret, encoding)}:
         spellings.append(edge + "".join(map(_spellings, core)) + edge + "(?:=|%3[dD]){0,2}")
-    return re.compile("|".join(spellings))
+    # What stands for a secret stays as it is, even where a secret is the word "secret".
+    return re.compile(f"<secret>|<token>|({'|'.join(spellings)})")
+
+
+def _replaced(replacement: str, found: re.Match[str]) -> str:
+    return replacement if found[1] else found[0]
 
 
 def _base64_cores(secret: str, encoding: str) -> list[str]:

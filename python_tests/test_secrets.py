@@ -94,6 +94,14 @@ def test_base64_leaves_no_part_of_the_secret() -> None:
         assert len(left[0]) <= 12 and len(left[2]) <= 12  # of "Bearer " and "@h"
 
 
+def test_what_was_scrubbed_may_be_scrubbed_again() -> None:
+    for secret in ("secret", "token", "<tok"):
+        secrets.register(secret)
+    secrets.register("s3cr3t", "token")
+    once = secrets.scrub("secret token s3cr3t")
+    assert once == "<secret> <secret> <token>" and secrets.scrub(once) == once
+
+
 def test_a_secret_inside_another_one_and_one_that_is_too_short() -> None:
     for secret in ("abcd", "abcd-efgh", "abc"):
         secrets.register(secret)
