@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.secrets import scrub
 
 PARTIAL = ".partial"
 _CHECKSUM = "checksum"
@@ -103,16 +104,16 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to the file `path`; every text file but those of lines that are appended comes by here."""
+    """Write `text` without any secret, as UTF-8, to the file `path`; every text file of the package comes by here."""
     with written_whole(path) as file:
-        file.write(text.encode())
+        file.write(scrub(text).encode())
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append `line` and an end of line to the text file `path`. Raises InputError where that fails."""
+    """Append `line`, without any secret, to the text file `path`. Raises InputError where that fails."""
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(scrub(line) + "\n")
     except OSError as error:
         raise cannot_write(path, error) from None
 

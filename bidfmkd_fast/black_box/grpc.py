@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from urllib3.exceptions import MaxRetryError, ProtocolError
 
-from bidfmkd_fast.black_box.http_client import bearer, check_timeout, check_token, retry_policy, split_url
+from bidfmkd_fast import secrets
+from bidfmkd_fast.black_box.http_client import bearer, check_token, checked_timeout, split_url
+from bidfmkd_fast.black_box.interrupt import DeadlinePassed, wait_for
 from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.proxies import is_loopback
+from bidfmkd_fast.black_box.reading import reading, short
+from bidfmkd_fast.black_box.retries import retry_policy
 from bidfmkd_fast.black_box.service import Attempt, BatchTooLarge
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.black_box.v2 import V2Model
 from bidfmkd_fast.black_box.v2_service import V2BlackBox
 from bidfmkd_fast.black_box.wire import wire_array, wire_files
-from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
+from bidfmkd_fast.errors import APIUnavailable, InputError
 from bidfmkd_fast.extras import not_installed
 
 _AGAIN = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL")
-_UNLIMITED = ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)
+_GRACE = 1.0  # seconds after its own time-out in which the client tells of it
+_LIMITS = ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", 2**28)  # bytes
 
 
 class GrpcBlackBox(V2BlackBox):
@@ -60,18 +67,22 @@ class GrpcBlackBox(V2BlackBox):
         except ImportError as error:
             raise not_installed("GrpcBlackBox", error.name, "grpc") from None
         name = spec.name if isinstance(spec, APISpec) else model
-        parts = split_url(name, url)
-        check_timeout(name, timeout)
-        if parts.scheme not in ("grpc", "grpcs") or not parts.port or parts.username or parts.password:
-            raise InputError(f"{name}: url must be grpc://host:port or grpcs://host:port; got {url!r}")
-        check_token(name, url, parts.scheme == "grpcs", token_variable)
+        secrets.register_url(url)
+        wanted = "grpc://host:port or grpcs://host:port"
+        parts = split_url(name, url, ("grpc", "grpcs"), wanted)
+        checked_timeout(name, timeout)
+        if not parts.port:
+            raise InputError(f"{name}: url must be {wanted}; got {secrets.shown_url(url)!r}")
+        check_token(name, url, parts.scheme == "grpcs", token_variable, "ASCII")
         # Repetitions by the channel itself would go uncounted.
-        channel = [*_UNLIMITED, ("grpc.enable_retries", 0)]
+        channel = [*_LIMITS, ("grpc.enable_retries", 0)]
+        if is_loopback(parts.hostname):  # gRPC reads the environment's proxies by itself
+            channel.append(("grpc.enable_http_proxy", 0))
         self._triton, self._label, self._model_name, self._version = triton, name, model, version
         self._client = triton.InferenceServerClient(
             parts.netloc, ssl=parts.scheme == "grpcs", root_certificates=ca_file, channel_args=channel
         )
-        self._token_variable, self._timeout = token_variable, timeout
+        self._token_variable, self._timeout = token_variable, checked_timeout(name, timeout)
         self._retry = retry_policy(name, retries, backoff, 60.0)
         self._start(
             model,
@@ -88,7 +99,8 @@ class GrpcBlackBox(V2BlackBox):
 
         metadata = ask(self._client.get_model_metadata)
         try:
-            config = ask(self._client.get_model_config).get("config")
+            answer = ask(self._client.get_model_config)
+            config = answer.get("config") if isinstance(answer, dict) else None
         except _Unimplemented:
             config = None
         return V2Model.read(self._label, metadata, config)
@@ -112,22 +124,25 @@ class GrpcBlackBox(V2BlackBox):
             )
 
         answer = self._call(infer, attempt, limit_told=model.max_batch is not None)
-        arrays = {name: answer.as_numpy(name) for name in outputs}
-        found = {name: array for name, array in arrays.items() if array is not None}
-        return self._scores({name: _text(array) for name, array in found.items()}, outputs)
+        with reading(self.name, "the server's answer is none of the v2 protocol"):
+            arrays = {name: answer.as_numpy(name) for name in outputs}
+            found = {name: _text(array) for name, array in arrays.items() if array is not None}
+        return self._scores(found, outputs)
 
     def _call(self, call: Any, attempt: Attempt = lambda: None, limit_told: bool = True) -> Any:
         """`call` with its repetitions, whose number and pauses are urllib3's."""
-        retry = self._retry.new()
-        retry.attempt = attempt
-        attempt()
+        retry = self._retry
         while True:
-            headers = {key.lower(): value for key, value in bearer(self._label, self._token_variable).items()}
+            attempt()
+            headers = {key.lower(): value for key, value in bearer(self._label, self._token_variable, "ASCII").items()}
+            options = {"headers": headers or None, "client_timeout": self._timeout}
             try:
-                return call({"headers": headers or None, "client_timeout": self._timeout})
+                return wait_for(partial(call, options), self._timeout + _GRACE)
+            except DeadlinePassed:
+                status, said = "DEADLINE_EXCEEDED", f"no whole answer within {self._timeout:g} s"
             except self._triton.InferenceServerException as error:
                 status = str(error.status()).removeprefix("StatusCode.")
-                said = " ".join(str(error.message()).split())[:200]
+                said = short(str(error.message()))
             message = f"{self._label}: the server answered {status}: {said}"
             if status == "UNIMPLEMENTED":
                 raise _Unimplemented(message)
@@ -136,11 +151,11 @@ class GrpcBlackBox(V2BlackBox):
             if status not in _AGAIN:
                 raise APIUnavailable(message)
             try:
-                retry = retry.increment("POST", self._model_name, error=ProtocolError(status))
+                retry = retry.after(ProtocolError(status))
             except MaxRetryError:
                 tried = 1 + int(self._retry.total or 0)
                 raise APIUnavailable(f"{message} (the last of {tried} attempts)") from None
-            retry.sleep()
+            retry.wait()
 
 
 class _Unimplemented(APIUnavailable):
@@ -149,7 +164,4 @@ class _Unimplemented(APIUnavailable):
 
 def _text(array: Any) -> Any:
     """BYTES as strings."""
-    try:
-        return np.vectorize(bytes.decode, otypes=[str])(array) if array.dtype == np.object_ else array
-    except (UnicodeDecodeError, TypeError) as error:
-        raise BadAnswer(f"the server's labels are no UTF-8: {error}") from None
+    return np.vectorize(bytes.decode, otypes=[str])(array) if array.dtype == np.object_ else array

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box.http_client import HTTPClient
 from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.reading import float32_array, parse_json, reading, said, shown
 from bidfmkd_fast.black_box.service import Attempt, BatchTooLarge, ServiceBlackBox
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.black_box.v2_service import place_labels
@@ -75,9 +76,11 @@ class JSONMapping:
             raise InputTypeError(f"JSONMapping: scores and labels must be paths; got {self.scores!r}, {self.labels!r}")
         single, many = _count(self.body, IMAGE), _count(self.body, IMAGES)
         if single + many != 1:
-            raise InputError(f"JSONMapping: body must hold either {IMAGES!r} or {IMAGE!r}, once; got {self.body!r}")
+            raise InputError(
+                f"JSONMapping: body must hold either {IMAGES!r} or {IMAGE!r}, once; it holds {single + many}"
+            )
         if _count(self.item, IMAGE) != 1:
-            raise InputError(f"JSONMapping: item must hold {IMAGE!r} once; got {self.item!r}")
+            raise InputError(f"JSONMapping: item must hold {IMAGE!r} once; it holds {_count(self.item, IMAGE)}")
 
     @property
     def single(self) -> bool:
@@ -146,34 +149,37 @@ class JSONBlackBox(ServiceBlackBox):
         else:
             content = [base64.b64encode(file).decode() for file in wire_files(images, spec)]
         body = json.dumps(self._mapping.request(content)).encode()
-        response = client.post("", body, {"Content-Type": "application/json"}, attempt)
+        response = client.post(
+            "", body, {"Content-Type": "application/json"}, attempt, most_bytes=self._most_bytes(len(images))
+        )
         if response.status in (400, 413):
-            raise BatchTooLarge(f"{self.name}: the service answered {response.status}: {client.said(response.data)}")
+            raise BatchTooLarge(f"{self.name}: the service answered {response.status}: {said(response.data)}")
         client.check_status(response)
-        answer = client.read_json(response.data)
-        scores = torch.from_numpy(self._numbers(self._find(answer, self._mapping.scores)))
-        if self._mapping.labels is None:
-            return scores
-        labels = np.array(self._find(answer, self._mapping.labels))
-        return place_labels(self.name, spec, scores, labels[None] if labels.ndim == 1 else labels)
+        answer = parse_json(self.name, response.data)
+        with reading(self.name, "the answer holds no scores that can be read", response.data):
+            scores = torch.from_numpy(self._numbers(self._find(answer, self._mapping.scores)))
+            if self._mapping.labels is None:
+                return scores
+            labels = np.array(self._find(answer, self._mapping.labels))
+            return place_labels(self.name, spec, scores, labels[None] if labels.ndim == 1 else labels)
 
     def _numbers(self, found: Any) -> np.ndarray[Any, Any]:
         try:
-            scores = np.array(found, dtype=np.float32)
-        except (TypeError, ValueError):
+            scores = float32_array(found)
+        except (OverflowError, RecursionError, TypeError, ValueError):
             scores = np.empty(0, np.float32)
         if scores.ndim == 1 and scores.size:
             scores = scores[None]  # of a single image
         if scores.ndim != 2:
-            told = " ".join(repr(found).split())[:200]
-            raise BadAnswer(f"{self.name}: {self._mapping.scores!r} must lead to lists of numbers; it leads to {told}")
+            where = repr(self._mapping.scores)
+            raise BadAnswer(f"{self.name}: {where} must lead to lists of numbers; it leads to {shown(found)}")
         return scores
 
     def _find(self, answer: Any, path: str) -> Any:
         try:
             return _follow(answer, path.split(".") if path else [])
         except (KeyError, IndexError, TypeError, ValueError):
-            told = json.dumps(answer)[:200]
+            told = shown(answer)
             raise BadAnswer(f"{self.name}: there is no {path!r} in what the service answered: {told}") from None
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.secrets import scrub
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.base import BlackBox
@@ -93,6 +94,7 @@ class LedgerFile:
         Raises:
             InputError: the row is of an API of another name.
         """
+        name = scrub(name)
         with self._used() as connection:
             names = connection.execute("SELECT name FROM apis WHERE number = ?", (number,)).fetchall()
             if not {held for (held,) in names} <= {name}:

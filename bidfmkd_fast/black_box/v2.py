@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bidfmkd_fast.black_box.reading import reading, short, shown
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import BadAnswer, InputError
 
@@ -21,6 +22,15 @@ _DTYPES = {
     "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "i1", "INT16": "<i2",
     "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
+
+
+_FLOATS = ("FP16", "FP32", "FP64", "BF16")
+
+
+class ServerMismatch(InputError, BadAnswer):
+    """The server describes a model that the spec does not fit: bad input to whoever asks it, and in a run, which may
+    be under way for hours when a server changes, a reason to skip the API.
+    """
 
 
 @dataclass(frozen=True)
@@ -40,21 +50,12 @@ class V2Model:
         Raises:
             BadAnswer: the metadata are not those of a model. InputError: the model takes more than one input.
         """
-        try:
-            inputs = [
-                (str(one["name"]), str(one["datatype"]), tuple(map(int, one["shape"]))) for one in metadata["inputs"]
-            ]
-            outputs = [
-                (str(one["name"]), str(one["datatype"]), tuple(map(int, one["shape"]))) for one in metadata["outputs"]
-            ]
-            limit = int((config or {}).get("max_batch_size", 0))
-        except (KeyError, TypeError, ValueError, AttributeError):
-            what = " ".join(repr(metadata).split())[:200]
-            raise BadAnswer(
-                f"{name}: the server must describe the model's inputs and outputs; it told {what}"
-            ) from None
+        with reading(name, f"the server must describe the model's inputs and outputs; it told {shown(metadata)}"):
+            inputs = [_described(one) for one in metadata["inputs"]]
+            outputs = [_described(one) for one in metadata["outputs"]]
+            limit = max(0, int((config or {}).get("max_batch_size", 0)))
         if len(inputs) != 1:
-            raise InputError(f"{name}: the model must take one input, the images; it takes {len(inputs)}")
+            raise ServerMismatch(f"{name}: the model must take one input, the images; it takes {len(inputs)}")
         return cls(*inputs[0], tuple(outputs), limit or None)
 
     @property
@@ -75,7 +76,7 @@ class V2Model:
                 fields["image_shape"] = (last, *self.image_shape[:2])
             else:
                 fields["image_shape"] = self.image_shape
-        if len(self.outputs) == 1 and self.outputs[0][2] and (width := self.outputs[0][2][-1]) > 1:
+        if len(self.outputs) == 1 and (width := _width(self.outputs[0][2])):
             fields["n_classes"] = width
         return fields
 
@@ -85,26 +86,30 @@ class V2Model:
         sent = "BYTES" if spec.encoding != "raw" else "UINT8" if spec.dtype == "uint8" else "FP32"
         if self.datatype != sent:
             advice = wanted.get(self.datatype, "a model that takes one of FP32, UINT8 and BYTES")
-            raise InputError(f"{spec.name}: the server takes {self.datatype}, the spec sends {sent}; use {advice}")
+            raise ServerMismatch(
+                f"{spec.name}: the server takes {short(self.datatype)}, the spec sends {sent}; use {advice}"
+            )
         channels, height, width = spec.wire_shape
         ours = (height, width, channels) if spec.layout == "NHWC" else (channels, height, width)
         if sent != "BYTES" and any(size > 0 and size != our for size, our in zip(self.shape[-3:], ours)):
-            raise InputError(
-                f"{spec.name}: the server takes images {list(self.shape[-3:])}, the spec sends {list(ours)} "
+            raise ServerMismatch(
+                f"{spec.name}: the server takes images {shown(list(self.shape[-3:]))}, the spec sends {list(ours)} "
                 f"({spec.layout}); set server_shape=(C, H, W) and layout"
             )
 
     def wanted_outputs(self, spec: APISpec) -> tuple[str, ...]:
         """The names of the outputs to ask for: the scores; for top-k answers the scores and the labels."""
-        scores = [name for name, datatype, _ in self.outputs if datatype.startswith("FP")]
-        labels = [name for name, datatype, _ in self.outputs if not datatype.startswith("FP")]
+        scores = [name for name, datatype, _ in self.outputs if datatype in _FLOATS]
+        labels = [name for name, datatype, _ in self.outputs if datatype not in _FLOATS]
         if len(scores) > 1:
-            scores = [name for name, _, shape in self.outputs if name in scores and shape[-1:] == (spec.n_classes,)]
-        told = ", ".join(f"{name} {datatype} {list(shape)}" for name, datatype, shape in self.outputs)
+            scores = [name for name, _, shape in self.outputs if name in scores and _width(shape) == spec.n_classes]
+        told = short(", ".join(f"{name} {datatype} {list(shape)}" for name, datatype, shape in self.outputs))
         if not scores and labels:
-            raise InputError(f"{spec.name}: the model answers labels only ({told}); a label alone gives no gradient")
+            raise ServerMismatch(
+                f"{spec.name}: the model answers labels only ({told}); a label alone gives no gradient"
+            )
         if len(scores) != 1:
-            raise InputError(f"{spec.name}: the model must have one output of scores; it has {told}")
+            raise ServerMismatch(f"{spec.name}: the model must have one output of scores; it has {told}")
         return (scores[0], labels[0]) if spec.scores_kind == "top_k" and len(labels) == 1 else (scores[0],)
 
 
@@ -138,26 +143,51 @@ def infer_response(name: str, identity: str, headers: Mapping[str, str], body: b
     Raises:
         BadAnswer: it is no answer of the protocol, or one to another request.
     """
-    try:
+    with reading(name, "the server's answer is none of the v2 protocol", body):
         length = int(headers.get(HEADER_LENGTH, len(body)))
+        if not 0 <= length <= len(body):
+            raise ValueError(f"{HEADER_LENGTH} is {length} of {len(body)} bytes")
         answer = json.loads(body[:length])
         if answer.get("id", identity) not in (identity, ""):
-            raise BadAnswer(f"{name}: the server answered request {answer['id']!r}; asked was {identity!r}")
+            raise BadAnswer(f"{name}: the server answered request {shown(answer['id'])}; asked was {identity!r}")
         tensors, at = {}, length
         for one in answer["outputs"]:
             size = one.get("parameters", {}).get("binary_data_size")
             if size is None:
                 values = np.array(one["data"])
             else:
-                if at + size > len(body):
+                if not 0 <= size <= len(body) - at:
                     raise ValueError(f"{size} bytes announced, {len(body) - at} came")
                 raw, at = body[at : at + size], at + size
-                values = _strings(raw) if one["datatype"] == "BYTES" else np.frombuffer(raw, _DTYPES[one["datatype"]])
+                values = _decoded(raw, one["datatype"])
             tensors[str(one["name"])] = values.reshape([int(n) for n in one["shape"]])
-    except (KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise BadAnswer(f"{name}: the server's answer is none of the v2 protocol: {reason}") from None
     return tensors
+
+
+def per_image(values: Array) -> Array:
+    """Return an output `[N, ..., n, ...]` with only one axis of more than 1 after the first as `[N, n]`."""
+    wide = [size for size in values.shape[1:] if size != 1]
+    return values.reshape(len(values), *wide) if values.ndim > 2 and len(wide) == 1 else values
+
+
+def _described(tensor: Any) -> tuple[str, str, tuple[int, ...]]:
+    """Return name, datatype and shape of a tensor that metadata describe."""
+    return str(tensor["name"]), str(tensor["datatype"]), tuple(map(int, tensor["shape"]))
+
+
+def _width(shape: Sequence[int]) -> int:
+    """Return how many numbers an output of `shape` holds per image; 0 where that is not one axis of known size."""
+    wide = [size for size in shape[1:] or shape if size > 1]
+    return wide[0] if len(wide) == 1 else 0
+
+
+def _decoded(raw: bytes, datatype: str) -> Array:
+    """Return the numbers or strings of a binary tensor."""
+    if datatype == "BYTES":
+        return _strings(raw)
+    if datatype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(raw, _DTYPES[datatype])
 
 
 def _strings(raw: bytes) -> Array:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box.answers import place
+from bidfmkd_fast.black_box.reading import float32_array, reading, short
 from bidfmkd_fast.black_box.service import ServiceBlackBox
 from bidfmkd_fast.black_box.spec import APISpec
-from bidfmkd_fast.black_box.v2 import Array, V2Model
+from bidfmkd_fast.black_box.v2 import Array, V2Model, per_image
 from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
 
 
@@ -71,11 +72,13 @@ class V2BlackBox(ServiceBlackBox):
         """The scores `[N, n_classes]` among the tensors of an answer."""
         missing = [name for name in outputs if name not in tensors]
         if missing:
-            raise BadAnswer(f"{self.name}: the answer must hold {', '.join(outputs)}; it holds {', '.join(tensors)}")
-        scores = torch.from_numpy(np.array(tensors[outputs[0]], dtype=np.float32))
-        if len(outputs) == 1:
-            return scores
-        return place_labels(self.name, self._spec, scores, tensors[outputs[1]])
+            held = short(", ".join(tensors))
+            raise BadAnswer(f"{self.name}: the answer must hold {', '.join(outputs)}; it holds {held}")
+        with reading(self.name, f"{outputs[0]} must be scores [N, n_classes]"):
+            scores = torch.from_numpy(float32_array(per_image(tensors[outputs[0]])))
+            if len(outputs) == 1:
+                return scores
+            return place_labels(self.name, self._spec, scores, per_image(tensors[outputs[1]]))
 
 
 def check_fields(name: str, known: object) -> None:
@@ -108,7 +111,7 @@ def place_labels(name: str, spec: APISpec, scores: Tensor, labels: Any) -> Tenso
         index = {label: number for number, label in enumerate(spec.names)}
         unknown = sorted({str(label) for label in labels.ravel()} - set(index))
         if unknown:
-            raise BadAnswer(f"{name}: labels must be among the spec's class_names; got {', '.join(unknown)[:200]}")
+            raise BadAnswer(f"{name}: labels must be among the spec's class_names; got {short(', '.join(unknown))}")
         numbers = np.vectorize(index.__getitem__, otypes=[np.int64])(labels.astype(str))
     if numbers.size and not (numbers.min() >= 0 and numbers.max() < spec.n_classes):
         raise BadAnswer(

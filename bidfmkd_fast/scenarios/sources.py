@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.secrets import register_headers, register_url
 from bidfmkd_fast.training.settings import closest, fits
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class SourceEntry:
 def source_entry(item: Mapping[str, Any], where: str, number: int) -> SourceEntry:
     """The entry in `item`, a mapping with a `kind`. Raises InputError where something is missing or of a wrong type."""
     kind = item["kind"]
+    register_url(item.get("url"))
+    register_headers(item.get("headers"))
     if kind not in _NEEDED:
         raise InputError(f"load_pool: {where}: kind must be one of {', '.join(_NEEDED)} (or absent); got {kind!r}")
     if unreadable := [key for key in item if not isinstance(key, str)]:

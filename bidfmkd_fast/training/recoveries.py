@@ -6,7 +6,6 @@ import copy
 import itertools
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.black_box.interrupt import Stop, current
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.meta import DistillationTask, adapt_to_api
 from bidfmkd_fast.meta.model import forward
@@ -76,8 +76,9 @@ class Recoveries:
         folder: RunFolder | None,
     ) -> None:
         self.apis, self.generator, self.config, self.device, self.folder = apis, generator, config, device, folder
-        self._stop = threading.Event()
-        self._threads = ThreadPoolExecutor(max(1, sum(api._is_service for api in apis)), "recovery")
+        self._stop = Stop(current())
+        n_services = sum(api._is_service for api in apis)
+        self._threads = ThreadPoolExecutor(max(1, n_services), "recovery", initializer=self._stop.adopt)
         # Without a run folder the journals serve the next attempt at a service that failed.
         self._scratch = None if folder else tempfile.TemporaryDirectory(prefix="bidfmkd-")
         self._late: list[Future[Outcome]] = []

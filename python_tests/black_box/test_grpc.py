@@ -26,16 +26,21 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     max_batch = 4
     faults: list[Any]
     metadata: list[Any]
+    datatype: str
+    axes: tuple[int, ...]
+    odd: Any  # shape and bytes of an answer
 
     def __init__(self) -> None:
         self.faults, self.metadata, self.spoil = [], [], False
+        self.datatype, self.axes = "FP32", ()
+        self.odd = None
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:
         tensor = service_pb2.ModelMetadataResponse.TensorMetadata
         return service_pb2.ModelMetadataResponse(
             name=request.name,
             inputs=[tensor(name="x", datatype="FP32", shape=[-1, 1, 4, 4])],
-            outputs=[tensor(name="y", datatype="FP32", shape=[-1, 3])],
+            outputs=[tensor(name="y", datatype=self.datatype, shape=[-1, 3, *self.axes])],
         )
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
@@ -57,9 +62,13 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         if self.spoil:
             scores[0, 0] = np.nan
         answer = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
-        output = service_pb2.ModelInferResponse.InferOutputTensor(name="y", datatype="FP32", shape=scores.shape)
+        shape, raw = (*scores.shape, *self.axes), scores.tobytes()
+        if self.datatype == "BF16":
+            raw = torch.from_numpy(scores).to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+        shape, raw = self.odd or (shape, raw)
+        output = service_pb2.ModelInferResponse.InferOutputTensor(name="y", datatype=self.datatype, shape=shape)
         answer.outputs.append(output)
-        answer.raw_output_contents.append(scores.tobytes())
+        answer.raw_output_contents.append(raw)
         return answer
 
 
@@ -127,6 +136,43 @@ def test_bad_answers_tokens_and_a_dead_server(served: tuple[str, Servicer], monk
     assert servicer.metadata[0]["authorization"] == "Bearer s3cret"
     with pytest.raises(APIUnavailable, match="cats: the server answered UNAVAILABLE"):
         GrpcBlackBox("grpc://127.0.0.1:9", "m", SPEC, **QUICK)(images_of(1, 0))
+
+
+def test_this_machine_is_asked_directly(
+    served: tuple[str, Servicer], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there
+    images = images_of(2, seed)
+    assert torch.equal(GrpcBlackBox(served[0], "m", SPEC, **QUICK)(images), images.flatten(1)[:, :3])
+
+
+def test_bf16_and_axes_of_one(served: tuple[str, Servicer], seed: int) -> None:
+    url, servicer = served
+    servicer.datatype, servicer.axes = "BF16", (1, 1)
+    api, images = GrpcBlackBox(url, "m", **QUICK), images_of(2, seed)
+    assert api.spec.n_classes == 3
+    assert torch.equal(api(images), images.flatten(1)[:, :3].to(torch.bfloat16).float())
+
+
+@pytest.mark.parametrize(("shape", "raw"), [((2, 3), b"1234567"), ((2, 5), b"\0" * 24)])
+def test_odd_answers(served: tuple[str, Servicer], shape: tuple[int, ...], raw: bytes) -> None:
+    url, servicer = served
+    servicer.odd = shape, raw
+    with pytest.raises(BadAnswer, match="cats: "):
+        GrpcBlackBox(url, "m", SPEC, **QUICK)(images_of(2, 0))
+
+
+def test_urls_and_tokens_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("grpcx://me:PASSWORD@host:1", "grpc://me:PASSWORD@host:1", "grpc://me:PASSWORD@[::1", "grpc://host"):
+        with pytest.raises(InputError, match="cats: url must ") as raised:
+            GrpcBlackBox(url, "m", SPEC)
+        assert "PASSWORD" not in str(raised.value)
+    for token in ("s3cret\ns3cret", "s3crét"):
+        monkeypatch.setenv("CATS_TOKEN", token)
+        with pytest.raises(InputError, match="holds a character that no header can carry") as raised:
+            GrpcBlackBox("grpc://127.0.0.1:9", "m", SPEC, token_variable="CATS_TOKEN", **QUICK)(images_of(1, 0))
+        assert "s3cr" not in str(raised.value)
 
 
 def test_bad_arguments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import socket
 import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, RemoteBlackBox
+from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, JSONBlackBox, RemoteBlackBox
 from bidfmkd_fast.black_box.service import ServiceBlackBox
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, ServiceWarning
 from bidfmkd_fast.recovery import RecoveryConfig
@@ -58,6 +64,32 @@ class Scripted(ServiceBlackBox):
         self.calls += 1
         self.before(self.calls)
         return self.answer(images)
+
+
+@contextmanager
+def answering(status: int, headers: dict[str, str], body: str) -> Iterator[str]:
+    """The URL of a server on loopback that gives one answer to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_GET = do_POST
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads = True
+    threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_address[1]}"
+    httpd.shutdown()
+    httpd.server_close()
 
 
 def same(a: Run, b: Run) -> bool:
@@ -163,6 +195,50 @@ def test_a_service_that_never_answers_is_left_out_and_named(tmp_path: Path, erro
     assert list(run.skipped) == ["api_1"] and message in run.skipped["api_1"]
     report = write_report(RunFolder.open(tmp_path / "run")).read_text()
     assert "api_1" in report and message in report and "budget ended" not in report
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "must answer JSON"),
+        ('{"predictions": [[1, 2, 1' + "0" * 400 + "]]}", "must lead to lists of numbers"),
+        ('{"error": "quota used up"}', "quota used up"),
+    ],
+)
+def test_a_service_that_answers_nonsense_is_skipped(body: str, message: str) -> None:
+    with answering(200, {}, body) as url, pytest.warns(ServiceWarning):
+        apis = [local(0), JSONBlackBox(url, spec_of(1), "tf_serving"), local(2)]
+        run = BiDfMKD(apis, config=TINY).fit()
+    assert list(run.skipped) == ["api_1"] and message in run.skipped["api_1"]
+    assert {one.api_index for one in run.recovered} == {0, 2}
+
+
+@pytest.mark.parametrize("wait", ["Fri, 01 Jan 2099 00:00:00 GMT", "1e300"])
+def test_a_service_that_asks_for_an_endless_wait_is_skipped(wait: str) -> None:
+    with answering(429, {"Retry-After": wait}, "") as url, pytest.warns(ServiceWarning):
+        run = BiDfMKD([local(0), JSONBlackBox(url, spec_of(1), "tf_serving")], config=TINY).fit()
+    assert list(run.skipped) == ["api_1"] and "Retry-After" in run.skipped["api_1"]
+
+
+def test_a_server_with_another_model_than_it_had_is_skipped() -> None:
+    model = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3, 99, 99]}], "outputs": []}
+    with answering(200, {}, json.dumps(model)) as url, pytest.warns(ServiceWarning):
+        apis = [local(0), RemoteBlackBox(url, "m", spec_of(1), transport="binary")]
+        run = BiDfMKD(apis, config=TINY).fit()
+    assert "the server takes images [3, 99, 99]" in run.skipped["api_1"]
+
+
+def test_ctrl_c_ends_a_run_that_waits_for_a_silent_service() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        apis = [local(0), *(JSONBlackBox(url, spec_of(number), "tf_serving", timeout=300) for number in (1, 2))]
+        timer = threading.Timer(1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+        at = time.monotonic()
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            BiDfMKD(apis, config=TINY).fit()
+        assert time.monotonic() - at < 1 + 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("recovery")]
 
 
 def test_no_service_answers(tmp_path: Path) -> None:
