@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from bidfmkd_fast.black_box import BlackBox, OpenBox
 from bidfmkd_fast.errors import BudgetExhausted, InputTypeError
 from bidfmkd_fast.ops.workspace import keep_freed_memory
+from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.recovery.config import RecoveryConfig, check_integer
 from bidfmkd_fast.recovery.generator import Generator, check_images, generator_precision, renewed
 from bidfmkd_fast.recovery.objective import Objective, Student, augment
@@ -77,7 +77,7 @@ def recover(
         seed: of every random draw.
         device: where generator and points live; the CPU when None.
         paper_compat: with the slips of the authors' code (`bidfmkd_fast.recovery.paper_compat`).
-        progress: a progress bar, if the output is a terminal.
+        progress: a bar in a terminal or a notebook, one line a minute on stderr elsewhere.
         callback: called after every step with its record.
 
     Raises:
@@ -92,7 +92,29 @@ def recover(
     """
     config = RecoveryConfig() if config is None else config
     started = _start(api, n_per_class, student, config, generator, seed, device, paper_compat)
-    return started.run(progress, callback)
+    return _run_with_bar(started, callback) if progress else started.run(callback)
+
+
+def _run_with_bar(started: DeviceRecovery | _LoopedRecovery, callback: Callable[[Record], None] | None) -> Recovered:
+    """Run it with a bar of the queries that are answered, which shows the loss of the last step."""
+    api, config = started.api, started.config
+    per_image = 1 if config.steps == 0 or isinstance(api, OpenBox) else 1 + config.num_directions
+    n_queries = max(1, config.steps) * per_image * len(started.objective.labels)
+    answered = api.ledger.answered_queries
+
+    def after_step(record: Record) -> None:
+        bar.show(loss=record["loss"], matched=record["matched"])
+        if callback is not None:
+            callback(record)
+
+    with Bar(
+        f"recover {api.name}",
+        n_queries,
+        "queries",
+        progress=True,
+        position=lambda: api.ledger.answered_queries - answered,
+    ) as bar:
+        return started.run(after_step)
 
 
 def recover_side_by_side(
@@ -171,7 +193,7 @@ class _LoopedRecovery:
     paper_compat: bool
     warn: bool
 
-    def run(self, progress: bool = False, callback: Callable[[Record], None] | None = None) -> Recovered:
+    def run(self, callback: Callable[[Record], None] | None = None) -> Recovered:
         if self.config.steps == 0:
             images = self.maker.images(0).detach()
             student_scores = self.objective.student_scores(images, self.api.spec.n_classes)
@@ -185,7 +207,6 @@ class _LoopedRecovery:
             self.config,
             self.seed,
             self.paper_compat,
-            progress,
             callback,
             self.warn,
         )
@@ -249,7 +270,6 @@ def _optimise(
     config: RecoveryConfig,
     seed: int,
     paper_compat: bool,
-    progress: bool,
     callback: Callable[[Record], None] | None,
     warn: bool,
 ) -> Recovered:
@@ -268,7 +288,7 @@ def _optimise(
     best: list[torch.Tensor] = []  # images, scores, losses, and what the choice goes by
     history: list[Record] = []
     queries, complete = 0, True
-    for step in tqdm(range(config.steps), desc=f"recover {api.name}", disable=None if progress else True):
+    for step in range(config.steps):
         answers: list[torch.Tensor] = []  # each [some directions, B, n_classes]
         try:
             _check_budget(api, config, len(labels))

@@ -80,7 +80,8 @@ class BiDfMKD:
 
         Every call starts anew, but for a `run_dir` that holds a run of the same settings that was cut off: what that
         recovered is not asked for again, and what it spent counts. With equal APIs the same seed gives the same run,
-        bit for bit (on a CPU with the same number of threads). Progress bars show on a terminal only.
+        bit for bit (on a CPU with the same number of threads). With `progress`, a terminal or a notebook shows bars;
+        elsewhere stderr gets one line a minute.
 
         Services are recovered several at once. One that does not answer, or answers no scores, is skipped with a
         warning, asked again at the end, and named in the report where that fails too.
@@ -97,11 +98,11 @@ class BiDfMKD:
         """
         return self._fit(run_dir, progress)
 
-    def _fit(self, run_dir: str | Path | None, progress: bool, again: bool = False) -> Run:
+    def _fit(self, run_dir: str | Path | None, progress: bool, again: bool = False, label: str = "run") -> Run:
         keep_freed_memory()
         folder = None if run_dir is None else RunFolder.create(run_dir, self.config, again=again)
         module = copy.deepcopy(self._module)
-        stages = Stages(self.apis, module, self.generator, self.config, self.device, folder, progress)
+        stages = Stages(self.apis, module, self.generator, self.config, self.device, folder, progress, label)
         try:
             with ExitStack() as stack:
                 stack.enter_context(_under_budget(self.apis, self.budget))
@@ -182,7 +183,7 @@ def fit_with_control(
             f"fit_with_control: the control and one recovery step ask {needed:,} queries; the budget has "
             f"{budget.remaining_queries:,} left; raise it or take a lower n_per_class or num_directions"
         )
-    control_run = control._fit(Path(run_dir) / "control", progress, again=True)
+    control_run = control._fit(Path(run_dir) / "control", progress, again=True, label="control")
     return learner.fit(run_dir, progress), control_run
 
 

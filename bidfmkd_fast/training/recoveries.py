@@ -18,11 +18,13 @@ from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.meta import DistillationTask, adapt_to_api
 from bidfmkd_fast.meta.model import forward
+from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.recovery.objective import Student
 from bidfmkd_fast.recovery.recover import Recovered, recover, recover_side_by_side
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.plan import queries_of
 from bidfmkd_fast.training.run import RecoveredSet
 
 # A group goes on without a service that takes so many times as long as any before it, and so many seconds at least.
@@ -68,7 +70,9 @@ class Recoveries:
         config: TrainConfig,
         device: torch.device,
         folder: RunFolder | None,
+        bar: Bar | None = None,
     ) -> None:
+        self._bar = bar or Bar("recover", 0, "queries", progress=False)
         self.apis, self.generator, self.config, self.device, self.folder = apis, generator, config, device, folder
         self._stop = threading.Event()
         self._threads = ThreadPoolExecutor(max(1, sum(api._is_service for api in apis)), "recovery")
@@ -193,7 +197,8 @@ class Recoveries:
             seed=self._seed(outcome.index, part),
             device=self.device,
             paper_compat=self.config.paper_compat,
-            callback=self._check_stop if api._is_service else None,  # others run in turn, and none is to wait
+            # On a GPU the look at every step would wait for the device.
+            callback=self._after_step if api._is_service or self.device.type != "cuda" else None,
         )
         return self._keep(outcome, part, recovered)
 
@@ -205,6 +210,8 @@ class Recoveries:
         one = self._made.get((index, part))
         if one is None and self.folder is not None:
             one = self.folder.load_recovered(index, part, self.apis[index])
+            if one is not None:
+                self._bar.skip(queries_of(self.apis[index], self.config) // 2)
         if one is not None:
             self._made[index, part] = one
         return one
@@ -223,9 +230,10 @@ class Recoveries:
     def _on_disk(self, index: int, part: str) -> bool:
         return self.folder is not None and self.folder.recovered_file(index, part).is_file()
 
-    def _check_stop(self, record: dict[str, Any]) -> None:
+    def _after_step(self, record: dict[str, Any]) -> None:
         if self._stop.is_set():
             raise Stopped
+        self._bar.show(loss=record["loss"])
 
     def _student(self, index: int, module: nn.Module, support: RecoveredSet, outer_step: int) -> Student | None:
         """The task model theta_A as a function from images in the API's input range to logits; None without a use."""

@@ -11,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from bidfmkd_fast.data.readers.tree import Tree
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.progress import Bar
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # none of them can start a program, as EPS does
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp")
@@ -58,8 +58,7 @@ def decode_all(
     row_of = {name: row for row, name in enumerate(names)}
     images: np.ndarray | None = None
     first = ""
-    bar = tqdm(total=len(names), desc="convert", unit="image", disable=None if progress else True)
-    with bar, warnings.catch_warnings():
+    with Bar("convert", len(names), "images", progress) as bar, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for name, image in _in_threads(tree, names, size, resample, mode):
             if images is None:
@@ -70,7 +69,7 @@ def decode_all(
             if image.ndim > images.ndim - 1:
                 images = np.repeat(images[..., None], 3, axis=3)
             images[row_of[name]] = image if image.ndim == images.ndim - 1 else image[..., None]
-            bar.update()
+            bar.advance()
     assert images is not None  # the caller has checked that there are some
     return images
 
