@@ -6,12 +6,19 @@ BiDf-MKD (Hu et al., ICML 2023, arXiv 2305.18413).
 from __future__ import annotations
 
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
+
+from bidfmkd_fast.interruption import end_at_once_while_loading
 
 # Before torch loads OpenMP, unless it has already or the user has chosen: threads that spin long at the end of every
 # operation make a machine that does anything else beside up to 70 times slower (docs/architecture.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+# The command too may be interrupted before torch is there. Who uses the library handles signals by rules of their own.
+if os.path.basename((getattr(sys, "argv", None) or [""])[0]) == "bidfmkd":
+    end_at_once_while_loading()
 
 from bidfmkd_fast import errors, ops
 from bidfmkd_fast.black_box import (
