@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bidfmkd_fast.cli_ending import last_line
 from bidfmkd_fast.cli_options import build_parser, plain_error
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError
-from bidfmkd_fast.interruption import ended_by_signals
+from bidfmkd_fast.interruption import Terminated, ended_by_signals
 from bidfmkd_fast.streams import Output, guarded_stdout, open_missing, say
 
 if TYPE_CHECKING:
@@ -274,9 +274,10 @@ def serve(options: Any) -> None:
     service = Service(apis, behaviours_of([api.name for api in apis], common, options.per_model), options.seed)
     try:
         serve_until_interrupted(service, options.port, announce=lambda line: print(line, flush=True))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(text_table(service.rows()))
-        raise
+        if isinstance(stop, Terminated):
+            raise  # whereas Ctrl-C is how a server is ended
 
 
 def convert(options: Any) -> None:

@@ -25,13 +25,15 @@ def last_line(command: str, arguments: Sequence[str], options: Any, number: int)
     name = f"bidfmkd {command}".strip()
     out = getattr(options, "out", None)
     folder = Path(out) if out is not None else None
-    parts = [f"{name}: ended by {by}", _kept(command, folder), _asked(folder)]
-    return "; ".join(part for part in [*parts, _next(command, arguments, folder)] if part)
+    if command in ("", "serve"):  # nothing to keep, and nothing to go on with
+        return f"{name}: ended by {by}"
+    parts = [f"{name}: ended by {by}", _kept(command, folder), _asked(folder), _next(command, arguments, folder)]
+    return "; ".join(parts)
 
 
 def _kept(command: str, folder: Path | None) -> str:
     if folder is None or not folder.is_dir():
-        return "" if command in ("serve", "") else "nothing to keep"
+        return "nothing to keep"
     if command == "pool":
         n_trained = len(list(folder.glob(_FILES[command])))
         return f"kept in {folder}: {n_trained} trained APIs, which are no whole pool"
@@ -70,8 +72,6 @@ def _ledgers(folder: Path) -> tuple[int, int, float]:
 
 
 def _next(command: str, arguments: Sequence[str], folder: Path | None) -> str:
-    if command in ("", "serve"):
-        return ""
     typed = list(arguments)
     given = any(argument == "--out" or argument.startswith("--out=") for argument in typed)
     begun = folder is not None and folder.exists()

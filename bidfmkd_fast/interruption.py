@@ -21,14 +21,18 @@ _GRACE = 0.3  # more, for whoever is writing the last line already
 _DOUBLE = 0.2  # two signals within this time are one: a shell and its terminal may both send it
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM; like Ctrl-C, no handler of ordinary errors takes it."""
+
+
 @contextlib.contextmanager
 def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
     """End the process with `last_line(signal number)` on stderr and exit code 128 + number when a signal comes.
 
-    The first signal raises KeyboardInterrupt in the main thread, and makes every request that waits for a service end,
-    so that the block can keep what it has. Once it is left, or after `_SECONDS` where it is not, the process ends:
-    threads that still wait are not joined. A second signal ends it at once. A signal that the process was started to
-    ignore (`nohup`, a job in the background) stays ignored. To be used in the main thread.
+    The first signal raises KeyboardInterrupt in the main thread (`Terminated` for SIGTERM), and makes every request
+    that waits for a service end, so that the block can keep what it has. Once it is left, or after `_SECONDS` where it
+    is not, the process ends: threads that still wait are not joined. A second signal ends it at once. A signal that
+    the process was started to ignore (`nohup`, a job in the background) stays ignored. To be used in the main thread.
     """
     from bidfmkd_fast.black_box.interrupt import interrupt_all
 
@@ -77,7 +81,7 @@ class _Ending:
     def raise_in_main_thread(self, number: int, frame: FrameType | None) -> None:
         if self.number is None:
             self.number, self._since = number, time.monotonic()
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
         if time.monotonic() - self._since > _DOUBLE:
             os._exit(128 + self.number)
 
