@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from torch import Tensor
 from urllib3.exceptions import MaxRetryError, ProtocolError
 
-from bidfmkd_fast.black_box.http_client import bearer, check_token, retry_policy
+from bidfmkd_fast import secrets
+from bidfmkd_fast.black_box.http_client import bearer, check_token, checked_timeout, split_url
+from bidfmkd_fast.black_box.interrupt import DeadlinePassed, wait_for
 from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.retries import retry_policy
 from bidfmkd_fast.black_box.service import Attempt, BatchTooLarge
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.black_box.v2 import V2Model
@@ -21,6 +24,7 @@ from bidfmkd_fast.black_box.wire import wire_array, wire_files
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
 
 _AGAIN = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL")
+_GRACE = 1.0  # seconds after its own time-out in which the client tells of it
 _UNLIMITED = ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)
 
 
@@ -61,9 +65,11 @@ class GrpcBlackBox(V2BlackBox):
             message = f"GrpcBlackBox: {error.name} is not installed; `pip install 'bidfmkd-fast[grpc]'`"
             raise InputError(message) from None
         name = spec.name if isinstance(spec, APISpec) else model
-        parts = urlsplit(url)
-        if parts.scheme not in ("grpc", "grpcs") or not parts.port or parts.username or parts.password:
-            raise InputError(f"{name}: url must be grpc://host:port or grpcs://host:port; got {url!r}")
+        secrets.register_url(url)
+        wanted = "grpc://host:port or grpcs://host:port"
+        parts = split_url(name, url, ("grpc", "grpcs"), wanted)
+        if not parts.port:
+            raise InputError(f"{name}: url must be {wanted}; got {secrets.shown_url(url)!r}")
         check_token(name, url, parts.scheme == "grpcs", token_variable)
         # Repetitions by the channel itself would go uncounted.
         channel = [*_UNLIMITED, ("grpc.enable_retries", 0)]
@@ -71,7 +77,7 @@ class GrpcBlackBox(V2BlackBox):
         self._client = triton.InferenceServerClient(
             parts.netloc, ssl=parts.scheme == "grpcs", root_certificates=ca_file, channel_args=channel
         )
-        self._token_variable, self._timeout = token_variable, timeout
+        self._token_variable, self._timeout = token_variable, checked_timeout(name, timeout)
         self._retry = retry_policy(name, retries, backoff, 60.0)
         self._start(
             model,
@@ -118,13 +124,15 @@ class GrpcBlackBox(V2BlackBox):
 
     def _call(self, call: Any, attempt: Attempt = lambda: None, limit_told: bool = True) -> Any:
         """`call` with its repetitions, whose number and pauses are urllib3's."""
-        retry = self._retry.new()
-        retry.attempt = attempt
-        attempt()
+        retry = self._retry
         while True:
+            attempt()
             headers = {key.lower(): value for key, value in bearer(self._label, self._token_variable).items()}
+            options = {"headers": headers or None, "client_timeout": self._timeout}
             try:
-                return call({"headers": headers or None, "client_timeout": self._timeout})
+                return wait_for(partial(call, options), self._timeout + _GRACE)
+            except DeadlinePassed:
+                status, said = "DEADLINE_EXCEEDED", f"no whole answer within {self._timeout:g} s"
             except self._triton.InferenceServerException as error:
                 status = str(error.status()).removeprefix("StatusCode.")
                 said = " ".join(str(error.message()).split())[:200]
@@ -136,11 +144,11 @@ class GrpcBlackBox(V2BlackBox):
             if status not in _AGAIN:
                 raise APIUnavailable(message)
             try:
-                retry = retry.increment("POST", self._model_name, error=ProtocolError(status))
+                retry = retry.after(ProtocolError(status))
             except MaxRetryError:
                 tried = 1 + int(self._retry.total or 0)
                 raise APIUnavailable(f"{message} (the last of {tried} attempts)") from None
-            retry.sleep()
+            retry.wait()
 
 
 class _Unimplemented(APIUnavailable):

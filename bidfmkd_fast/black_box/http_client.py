@@ -1,41 +1,47 @@
-"""HTTP by urllib3: pooled connections, its own retries with every attempt announced, tokens from the environment."""
+"""HTTP by urllib3: pooled connections, tokens from the environment, every attempt announced and limited."""
 
 from __future__ import annotations
 
-import json
+import math
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import SplitResult, urlsplit
 
-import urllib3
-from urllib3.exceptions import HTTPError, MaxRetryError
-from urllib3.response import BaseHTTPResponse
-from urllib3.util import Retry, Timeout
+from urllib3.exceptions import (
+    DecodeError,
+    HTTPError,
+    MaxRetryError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    SSLError,
+    TimeoutError,
+)
+from urllib3.util import Timeout
 
+from bidfmkd_fast import secrets
+from bidfmkd_fast.black_box.connections import Line, connection_pools
+from bidfmkd_fast.black_box.interrupt import DeadlinePassed, wait_for
+from bidfmkd_fast.black_box.reading import parse_json, said, short
+from bidfmkd_fast.black_box.retries import retry_policy
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
 
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that may be gone at the next attempt
+MOST_BYTES = 2**24  # of an answer, decompressed, before the scores that it may hold are counted
+_PASSING = (NewConnectionError, ProtocolError, ProxyError, SSLError, TimeoutError)
+_SENDABLE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-class CountedRetry(Retry):
-    """urllib3's `Retry` that announces each repeated attempt, and gives up where a service asks for a long wait."""
+class Answer(NamedTuple):
+    """A whole answer: status, headers (by names in any case) and decompressed body."""
 
-    attempt: Callable[[], None] = staticmethod(lambda: None)
-    longest_wait = 60.0
-
-    def new(self, **kw: Any) -> CountedRetry:
-        following = super().new(**kw)
-        following.attempt, following.longest_wait = self.attempt, self.longest_wait
-        return following
-
-    def sleep(self, response: BaseHTTPResponse | None = None) -> None:
-        asked = self.get_retry_after(response) if response is not None else None
-        if asked is not None and asked > self.longest_wait:
-            raise APIUnavailable(f"it asks to wait {asked:.0f} s (Retry-After), longer than {self.longest_wait:g} s")
-        super().sleep(response)
-        self.attempt()
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
 
 
 class HTTPClient:
@@ -46,7 +52,8 @@ class HTTPClient:
         url: `http://` or `https://`, without user and password. TLS certificates are verified.
         token_variable: environment variable that holds a bearer token; it is read for each request and never stored.
         headers: more headers, nothing secret.
-        timeout: seconds to wait for an answer (to connect, at most 10).
+        timeout: seconds until a whole answer must be there, from the moment that the connection is begun (to connect,
+            at most 10).
         retries: how often a request is repeated after 408, 425, 429, 5xx, a dropped connection or a time-out.
         backoff: seconds before the second repetition, doubled for each one after it up to 30, with as much jitter.
         longest_wait: the longest `Retry-After` that is waited for, in seconds; a longer one ends the request.
@@ -71,18 +78,15 @@ class HTTPClient:
         connections: int = 4,
         ca_file: str | None = None,
     ) -> None:
-        parts = urlsplit(url) if isinstance(url, str) else None
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"{name}: url must be http://host... or https://host...; got {url!r}")
-        if parts.username or parts.password:
-            raise InputError(f"{name}: url must hold no user or password; put a token into the environment")
+        secrets.register_url(url)
+        secrets.register_headers(headers)
+        parts = split_url(name, url, ("http", "https"), "http://host... or https://host...")
         check_token(name, url, parts.scheme == "https", token_variable)
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-            raise InputError(f"{name}: timeout must be a number of seconds above 0; got {timeout!r}")
         self.name, self.url, self._token_variable = name, url.rstrip("/"), token_variable
-        self._headers = dict(headers or {})
+        self._timeout = checked_timeout(name, timeout)
+        self._headers = checked_headers(name, headers)
         self._retry = retry_policy(name, retries, backoff, longest_wait)
-        self._pool = urllib3.PoolManager(
+        self._pools = connection_pools(
             maxsize=connections,
             block=True,
             cert_reqs="CERT_REQUIRED",
@@ -98,37 +102,32 @@ class HTTPClient:
         attempt: Callable[[], None],
         *,
         final: Collection[int] = (),
-    ) -> BaseHTTPResponse:
-        """The answer to a POST, whatever its status; one of `final` is not asked again.
+        most_bytes: int = MOST_BYTES,
+    ) -> Answer:
+        """Return the answer to a POST, whatever its status; one of `final` is not asked again.
 
         Raises:
             APIUnavailable: no answer came, or only ones that ask to come again later.
+            BadAnswer: it is larger than `most_bytes`, or cannot be decompressed.
         """
-        return self._send("POST", path, body, headers, attempt, final)
+        return self._send("POST", path, body, headers, attempt, final, most_bytes)
 
     def get_json(self, path: str) -> Any:
-        """The JSON answer to a GET; None where there is nothing (404, 405, 501).
+        """Return the JSON answer to a GET; None where there is nothing (404, 405, 501).
 
         Raises:
             APIUnavailable: no answer came. BadAnswer: it is no JSON.
         """
-        response = self._send("GET", path, None, {}, lambda: None)
-        if response.status in (404, 405, 501):
+        answer = self._send("GET", path, None, {}, lambda: None)
+        if answer.status in (404, 405, 501):
             return None
-        self.check_status(response)
-        return self.read_json(response.data)
+        self.check_status(answer)
+        return parse_json(self.name, answer.data)
 
-    def check_status(self, response: BaseHTTPResponse) -> None:
-        """Raises APIUnavailable, with what the service says, unless the status is 200."""
-        if response.status != 200:
-            raise APIUnavailable(f"{self.name}: the service answered {response.status}: {self.said(response.data)}")
-
-    def read_json(self, data: bytes) -> Any:
-        """`data` as JSON; BadAnswer if it is none."""
-        try:
-            return json.loads(data)
-        except ValueError:
-            raise BadAnswer(f"{self.name}: the service must answer JSON; it answered {self.said(data)}") from None
+    def check_status(self, answer: Answer) -> None:
+        """Raise APIUnavailable, with what the service says, unless the status is 200."""
+        if answer.status != 200:
+            raise APIUnavailable(f"{self.name}: the service answered {answer.status}: {said(answer.data)}")
 
     def _send(
         self,
@@ -138,81 +137,128 @@ class HTTPClient:
         headers: Mapping[str, str],
         attempt: Callable[[], None],
         final: Collection[int] = (),
-    ) -> BaseHTTPResponse:
-        again = AGAIN - set(final)
-        retry = self._retry.new(status_forcelist=again)
-        retry.attempt = attempt
-        tried = 1 + int(self._retry.total or 0)
-        attempt()
-        try:
-            response = self._pool.request(
+        most_bytes: int = MOST_BYTES,
+    ) -> Answer:
+        retry, tried = self._retry, 1 + int(self._retry.total or 0)
+        while True:
+            attempt()
+            sent = {**self._headers, **headers, **bearer(self.name, self._token_variable)}
+            retry_after = None
+            try:
+                answer = self._exchange(method, path, body, sent, most_bytes)
+                if answer.status not in AGAIN or answer.status in final:
+                    return answer
+                retry_after = answer.headers.get("Retry-After")
+                failure: HTTPError = ProtocolError(str(answer.status))
+                message = f"the service answered {answer.status} to the last of {tried} attempts: {said(answer.data)}"
+            except _PASSING as error:
+                failure, message = error, f"no answer in {tried} attempts: {short(str(error))}"
+            except HTTPError as error:
+                raise APIUnavailable(f"{self.name}: no answer: {short(str(error))}") from None
+            try:
+                retry = retry.after(failure)
+            except MaxRetryError:
+                raise APIUnavailable(f"{self.name}: {message}") from None
+            try:
+                retry.wait(retry_after)
+            except APIUnavailable as error:
+                raise APIUnavailable(f"{self.name}: {error}") from None
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], most_bytes: int
+    ) -> Answer:
+        """One attempt, limited in time and size."""
+        line = Line()
+
+        def exchange() -> Answer:
+            line.use()
+            response = self._pools.request(
                 method,
                 self.url + path,
                 body=body,
-                headers={**self._headers, **headers, **self._authorization()},
-                retries=retry,
+                headers=headers,
+                retries=False,
                 redirect=False,
+                preload_content=False,
             )
-        except MaxRetryError as error:
-            raise APIUnavailable(f"{self.name}: no answer in {tried} attempts: {_reason(error)}") from None
-        except HTTPError as error:
-            raise APIUnavailable(f"{self.name}: no answer: {_reason(error)}") from None
-        except APIUnavailable as error:
-            raise APIUnavailable(f"{self.name}: {error}") from None
-        if response.status in again:
-            message = f"{self.name}: the service answered {response.status} to the last of {tried} attempts"
-            raise APIUnavailable(f"{message}: {self.said(response.data)}")
-        return response
+            with response:
+                data = bytearray()
+                for part in response.stream(2**16):
+                    data += part
+                    if len(data) > most_bytes:
+                        raise BadAnswer(f"{self.name}: the service answered more than {most_bytes / 2**20:.0f} MiB")
+                response.release_conn()
+            return Answer(response.status, response.headers, bytes(data))
 
-    def said(self, data: bytes, most: int = 200) -> str:
-        """What the service said, in one short line, without our token."""
-        text = " ".join(data[: 4 * most].decode("utf-8", "replace").split())
-        token = os.environ.get(self._token_variable or "", "").strip()
-        text = text.replace(token, "<token>") if token else text
-        return repr(text[:most]) if text else "nothing more"
+        try:
+            return wait_for(exchange, self._timeout, line.cut)
+        except DeadlinePassed:
+            raise TimeoutError(f"no whole answer within {self._timeout:g} s") from None
+        except DecodeError as error:
+            raise BadAnswer(f"{self.name}: the service's answer cannot be decompressed: {short(str(error))}") from None
 
-    def _authorization(self) -> dict[str, str]:
-        return bearer(self.name, self._token_variable)
+
+def split_url(name: str, url: object, schemes: Collection[str], wanted: str) -> SplitResult:
+    """Return the parts of a URL of one of these schemes, which holds a host and no secret.
+
+    Raises:
+        InputError: it is none; what it may hold of a secret is not shown.
+    """
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        usable = parts is not None and parts.scheme in schemes and parts.hostname and parts.port != 0
+    except ValueError:  # brackets without an end, a port that is no number
+        parts, usable = None, False
+    if parts is None or not usable:
+        came = repr(secrets.shown_url(url)) if isinstance(url, str) else f"a {type(url).__name__}"
+        raise InputError(f"{name}: url must be {wanted}; got {came}")
+    if parts.username is not None or parts.password is not None:
+        raise InputError(f"{name}: url must hold no user or password; put a token into the environment")
+    return parts
+
+
+def checked_headers(name: str, headers: object) -> dict[str, str]:
+    """Return the headers as strings; raise InputError, which shows no value, where HTTP cannot carry one."""
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise InputError(f"{name}: headers must map names to values; got a {type(headers).__name__}")
+    for header, value in headers.items():
+        if not isinstance(header, str) or not _HEADER_NAME.fullmatch(header):
+            raise InputError(f"{name}: headers must have names of letters, digits and -; one has not")
+        if not isinstance(value, str) or not _SENDABLE.fullmatch(value):
+            raise InputError(
+                f"{name}: the value of the header {header} must be a string in one line of Latin-1 (in YAML: in "
+                "quotes, if it looks like a number)"
+            )
+    return dict(headers)
+
+
+def checked_timeout(name: str, timeout: float) -> float:
+    """Return `timeout`; raise InputError unless it is a number of seconds above 0."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+        raise InputError(f"{name}: timeout must be a number of seconds above 0; got {timeout!r}")
+    return timeout
 
 
 def check_token(name: str, url: str, secure: bool, variable: str | None) -> None:
-    """Raises InputError for a token that is not in the environment, or would leave this machine unencrypted."""
+    """Raise InputError for a token that is not in the environment, or would leave this machine unencrypted."""
     bearer(name, variable)
     if variable is not None and not secure and urlsplit(url).hostname not in _LOOPBACK:
-        raise InputError(f"{name}: a token is sent encrypted only (or to loopback); got {url!r}")
+        raise InputError(f"{name}: a token is sent encrypted only (or to loopback); got {secrets.shown_url(url)!r}")
 
 
 def bearer(name: str, variable: str | None) -> dict[str, str]:
-    """The header with the token in an environment variable; none without a variable."""
+    """Return the header with the token in an environment variable; none without a variable."""
     if variable is None:
         return {}
     token = os.environ.get(variable, "").strip()
     if not token:
         raise InputError(f"{name}: the environment variable {variable} must hold the token; it is not set")
+    secrets.register(token, "token")
+    if not _SENDABLE.fullmatch(token):
+        raise InputError(
+            f"{name}: the token in the environment variable {variable} holds a character that no header can carry, "
+            "such as a line break or a letter outside Latin-1; set it again"
+        )
     return {"Authorization": f"Bearer {token}"}
-
-
-def retry_policy(name: str, retries: int, backoff: float, longest_wait: float) -> CountedRetry:
-    """How often and after what pauses a request is repeated; see `HTTPClient`. Raises InputError for bad numbers."""
-    for what, value in (("backoff", backoff), ("longest_wait", longest_wait)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-            raise InputError(f"{name}: {what} must be a number of seconds, at least 0; got {value!r}")
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise InputError(f"{name}: retries must be an integer of at least 0; got {retries!r}")
-    policy = CountedRetry(
-        total=retries,
-        allowed_methods=None,  # POST too: asking twice for scores changes nothing but the bill, which is counted
-        status_forcelist=AGAIN,
-        backoff_factor=backoff,
-        backoff_max=30,
-        backoff_jitter=backoff,
-        raise_on_status=False,
-        redirect=False,
-    )
-    policy.longest_wait = longest_wait
-    return policy
-
-
-def _reason(error: HTTPError) -> str:
-    cause = error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error
-    return " ".join(str(cause).split())[:200]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box.http_client import HTTPClient
 from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.reading import parse_json, said
 from bidfmkd_fast.black_box.service import Attempt, BatchTooLarge, ServiceBlackBox
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.black_box.v2_service import place_labels
@@ -148,9 +149,9 @@ class JSONBlackBox(ServiceBlackBox):
         body = json.dumps(self._mapping.request(content)).encode()
         response = client.post("", body, {"Content-Type": "application/json"}, attempt)
         if response.status in (400, 413):
-            raise BatchTooLarge(f"{self.name}: the service answered {response.status}: {client.said(response.data)}")
+            raise BatchTooLarge(f"{self.name}: the service answered {response.status}: {said(response.data)}")
         client.check_status(response)
-        answer = client.read_json(response.data)
+        answer = parse_json(self.name, response.data)
         scores = torch.from_numpy(self._numbers(self._find(answer, self._mapping.scores)))
         if self._mapping.labels is None:
             return scores

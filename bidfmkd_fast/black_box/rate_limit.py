@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from bidfmkd_fast.black_box.interrupt import pause
 from bidfmkd_fast.errors import InputError
 
 
@@ -26,7 +27,7 @@ class RateLimit:
         requests_per_second: float | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = pause,
     ) -> None:
         for name, rate in (("images_per_second", images_per_second), ("requests_per_second", requests_per_second)):
             if rate is not None and not rate > 0:

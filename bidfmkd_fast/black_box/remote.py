@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box.http_client import HTTPClient
 from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.reading import said
 from bidfmkd_fast.black_box.service import Attempt, BatchTooLarge
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.black_box.v2 import V2Model, infer_request, infer_response
@@ -123,10 +124,10 @@ class RemoteBlackBox(V2BlackBox):
         body, headers = infer_request(identity, model, content, outputs, binary)
         response = self._client.post(f"{self._path}/infer", body, headers, attempt, final=final)
         if response.status in final:
-            message = self._client.said(response.data)
+            message = said(response.data)
             raise _Refused(f"{self.name}: the server answered {response.status} to binary tensors: {message}")
         if response.status in (400, 413) and model.max_batch is None:  # perhaps a batch limit that it does not tell
-            message = self._client.said(response.data)
+            message = said(response.data)
             raise BatchTooLarge(f"{self.name}: the server answered {response.status}: {message}")
         self._client.check_status(response)
         return self._scores(infer_response(self.name, identity, response.headers, response.data), outputs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box.base import BlackBox
+from bidfmkd_fast.black_box.interrupt import Interrupted, Stop, check, current
 from bidfmkd_fast.black_box.ledger import Budget
 from bidfmkd_fast.black_box.rate_limit import RateLimit
 from bidfmkd_fast.black_box.spec import APISpec
@@ -73,19 +74,25 @@ class ServiceBlackBox(BlackBox):
 
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
         batches = images.cpu().tensor_split(n_requests)  # as many as are paid for, of near-equal size
-        with ThreadPoolExecutor(min(self._in_flight, len(batches))) as pool:
+        stop = Stop(current())
+        with ThreadPoolExecutor(min(self._in_flight, len(batches)), initializer=stop.adopt) as pool:
             requests = [pool.submit(self._send, batch, True) for batch in batches]
             try:
                 wait(requests, return_when=FIRST_EXCEPTION)
+            except BaseException:  # Ctrl-C here: leaving the block waits for the requests, so they must end
+                stop.set()
+                raise
             finally:
                 unsent = [batch for batch, request in zip(batches, requests) if request.cancel()]
-        if unsent and self._budget is not None:
-            n_unsent = sum(map(len, unsent))
-            self._budget.release(n_unsent, len(unsent), self._price(n_unsent))
+        self._release(sum(map(len, unsent)), len(unsent))
         errors = [error for request in requests if not request.cancelled() and (error := request.exception())]
         if errors:
             raise errors[0]
         return torch.cat([request.result() for request in requests])
+
+    def _release(self, n_images: int, n_requests: int) -> None:
+        if self._budget is not None:
+            self._budget.release(n_images, n_requests, self._price(n_images))
 
     def _send(self, images: Tensor, paid: bool) -> Tensor:
         """One request; `paid` says that its first attempt is reserved in the budget already."""
@@ -96,7 +103,12 @@ class ServiceBlackBox(BlackBox):
             if not paid:
                 self._reserve(n_images, 1)
             paid = False
-            self._rate.wait(n_images)
+            try:
+                check()
+                self._rate.wait(n_images)
+            except Interrupted:
+                self._release(n_images, 1)
+                raise
             self._ledger.record(n_images, 1)
 
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.black_box.interrupt import Stop, current
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.meta import DistillationTask, adapt_to_api
 from bidfmkd_fast.meta.model import forward
@@ -74,8 +74,9 @@ class Recoveries:
     ) -> None:
         self._bar = bar or Bar("recover", 0, "queries", progress=False)
         self.apis, self.generator, self.config, self.device, self.folder = apis, generator, config, device, folder
-        self._stop = threading.Event()
-        self._threads = ThreadPoolExecutor(max(1, sum(api._is_service for api in apis)), "recovery")
+        self._stop = Stop(current())
+        n_services = sum(api._is_service for api in apis)
+        self._threads = ThreadPoolExecutor(max(1, n_services), "recovery", initializer=self._stop.adopt)
         self._late: list[Future[Outcome]] = []
         self._made: dict[tuple[int, str], RecoveredSet] = {}
         self._longest: float | None = None

@@ -130,7 +130,7 @@ def test_a_long_retry_after_is_not_waited_for(server: Any) -> None:
 
 def test_a_short_retry_after_is_waited_for(server: Any, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("urllib3.util.retry.time.sleep", waits.append)
+    monkeypatch.setattr("bidfmkd_fast.black_box.retries.pause", waits.append)
     fault = lambda number, sent: (429, {"Retry-After": "7"}, b"") if number == 0 else None  # noqa: E731
     server.serve_v2(score, list(SHAPE), N, fault=fault)
     images = images_of(1, seed)

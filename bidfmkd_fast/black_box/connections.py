@@ -1,0 +1,91 @@
+"""Pooled connections by urllib3 that can be cut from another thread at any moment, however silent the other end is."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+_local = threading.local()
+
+
+class Line:
+    """The connection that one request uses, so that another thread can cut it."""
+
+    def __init__(self) -> None:
+        self._handle: socket.socket | None = None
+        self._is_cut = False
+
+    def use(self) -> None:
+        """Follow the request that the current thread is about to send."""
+        _local.line = self
+
+    def hold(self, handle: socket.socket | None) -> None:
+        """Note the connection in use; cut it at once if the request was given up before it was there."""
+        self._handle = handle
+        if self._is_cut:
+            self.cut()
+
+    def cut(self) -> None:
+        """Shut the connection down: whatever waits on it fails or ends at once."""
+        self._is_cut = True
+        if self._handle is not None:
+            with contextlib.suppress(OSError):  # the other end was faster
+                self._handle.shutdown(socket.SHUT_RDWR)
+
+
+class _Cuttable:
+    """Mixin for urllib3's connections: tells the current thread's `Line` which socket is in use.
+
+    The handle is a duplicate, because TLS replaces the connection's own socket object while it shakes hands.
+    """
+
+    _handle: socket.socket | None = None
+
+    def _new_conn(self) -> socket.socket:
+        made: socket.socket = super()._new_conn()  # type: ignore[misc]
+        self._handle = made.dup()
+        self._tell()
+        return made
+
+    def request(self, *arguments: Any, **options: Any) -> None:
+        self._tell()
+        super().request(*arguments, **options)  # type: ignore[misc]
+
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]
+        if self._handle is not None:
+            self._handle.close()
+
+    def _tell(self) -> None:
+        line: Line | None = getattr(_local, "line", None)
+        if line is not None:
+            line.hold(self._handle)
+
+
+class _HTTPConnection(_Cuttable, HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_Cuttable, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
+def connection_pools(**options: Any) -> urllib3.PoolManager:
+    """Return urllib3's pools of connections that a `Line` can cut; options as for `PoolManager`."""
+    pools = urllib3.PoolManager(**options)
+    pools.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+    return pools

@@ -1,0 +1,75 @@
+"""Reading what a service answers: whatever it is, it ends as scores or as one `BadAnswer` that names the API."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
+from bidfmkd_fast.secrets import scrub
+
+# What reading foreign data raises: a missing key or item, a wrong type or value, a number too large, lists too deep.
+_UNREADABLE = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError, struct.error,
+)  # fmt: skip
+_MOST_LOOKED_AT = 2**16  # characters of an answer that are searched for something to show
+
+
+@contextmanager
+def reading(name: str, what: str, data: bytes | None = None) -> Iterator[None]:
+    """Turn whatever the block raises over foreign data into a `BadAnswer`, with what the service said in `data`.
+
+    Args:
+        name: of the API.
+        what: the sentence that the error opens with, after the name.
+        data: the answer itself, where it may hold words that explain it.
+    """
+    try:
+        yield
+    except (APIUnavailable, BadAnswer, InputError):
+        raise
+    except _UNREADABLE as error:
+        reason = short(f"{type(error).__name__}: {error}")
+        words = "" if data is None else f"; it answered {said(data)}"
+        raise BadAnswer(f"{name}: {what}: {reason}{words}") from None
+
+
+def parse_json(name: str, data: bytes) -> Any:
+    """Return `data` as JSON; raise BadAnswer if it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise BadAnswer(f"{name}: the service must answer JSON; it answered {said(data)}") from None
+
+
+def float32_array(values: Any) -> np.ndarray[Any, Any]:
+    """Return numbers as float32; what is too large for it becomes infinity, which no answer may hold."""
+    with np.errstate(over="ignore"):
+        return np.array(values, dtype=np.float32)
+
+
+def said(data: bytes, most: int = 200) -> str:
+    """Return what a service said in one short line."""
+    text = data[: 4 * _MOST_LOOKED_AT].decode("utf-8", "replace")
+    return repr(short(text, most)) if text.strip() else "nothing more"
+
+
+def shown(value: Any, most: int = 200) -> str:
+    """Return a value that was read, as one short line; its type where it is nested too deep to be shown."""
+    try:
+        return short(repr(value), most)
+    except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
+        return f"a {type(value).__name__}"
+
+
+def short(text: str, most: int = 200) -> str:
+    """Return the text in one line of at most `most` characters, without secrets: half of one is one, too."""
+    words = text[:_MOST_LOOKED_AT].split()
+    if len(text) > _MOST_LOOKED_AT and len(words) > 1:
+        del words[-1]  # it may be the first half of a secret
+    return scrub(" ".join(words))[:most]
