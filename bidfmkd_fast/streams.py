@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from bidfmkd_fast.secrets import scrub
+
 _PLAIN = {"±": "+-", "\N{MULTIPLICATION SIGN}": "x", "\N{EN DASH}": "-", "…": "...", "µ": "u"}
 _ERRORS = "bidfmkd_fast.plain"
 
@@ -32,7 +34,7 @@ class Output:
         self._written = True
         if self._stream is not None and self.error is None:
             try:
-                self._stream.write(text)
+                self._stream.write(scrub(text))
             except OSError as error:
                 self._fail(error)
         return len(text)
@@ -89,7 +91,7 @@ def say(line: str) -> None:
     """Write a line to stderr, if anybody takes it."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
+            print(scrub(line), file=sys.stderr, flush=True)
 
 
 def open_missing() -> None:
