@@ -40,8 +40,8 @@ from bidfmkd_fast.meta import TaskMemory  # noqa: E402
 from bidfmkd_fast.meta.on_device import DeviceReplay  # noqa: E402
 from bidfmkd_fast.models import Conv4  # noqa: E402
 from bidfmkd_fast.recovery import Objective  # noqa: E402
+from bidfmkd_fast.recovery.image_maker import ImageMaker  # noqa: E402
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side  # noqa: E402
-from bidfmkd_fast.recovery.recover import _ImageMaker  # noqa: E402
 
 B, SHAPE, Q, N_CLASSES, MU = 150, (3, 32, 32), 100, 5, 0.05
 CALLS_IN_A_GRAPH = 10
@@ -160,7 +160,7 @@ def _api(seed: int = 0) -> tuple[nn.Module, bf.TorchBlackBox]:
 def _recovery(config: bf.RecoveryConfig, seed: int = 0) -> DeviceRecovery:
     _, api = _api(seed)
     labels = torch.arange(N_CLASSES, device="cuda").repeat_interleave(B // N_CLASSES)
-    maker = _ImageMaker(api, B, config, None, seed, "cuda")
+    maker = ImageMaker(api, B, config, None, seed, "cuda")
     return DeviceRecovery(api, maker, Objective(labels, "logits", None, 0.0, "l1"), config, seed)
 
 

@@ -170,12 +170,13 @@ def sweep(options: Any) -> None:
 
 
 def recover(options: Any) -> None:
-    """Recover one set of images from one API of a pool."""
+    """Recover one set of images from one API of a pool; the same --out goes on after a kill."""
     from bidfmkd_fast.recovery import RecoveryConfig
     from bidfmkd_fast.recovery import recover as recover_images
     from bidfmkd_fast.scenarios import load_pool
     from bidfmkd_fast.training.checkpoint import save_recovered
     from bidfmkd_fast.training.grids import save_grid
+    from bidfmkd_fast.training.kept_set import kept_set
     from bidfmkd_fast.training.run import RecoveredSet
 
     apis = load_pool(options.pool)
@@ -187,23 +188,26 @@ def recover(options: Any) -> None:
         raise InputError(f"{file} is there already; give another --out")
     api = apis[options.api]
     api.budget = _budget(options)
-    recovered = recover_images(
-        api,
-        options.n_per_class,
-        config=RecoveryConfig(**_plain_values(options.config.as_dict())),
-        seed=options.seed,
-        device=options.device,
-        progress=True,
-    )
-    images = api.spec.to_unit(recovered.images)
-    one = RecoveredSet(options.api, api.name, api.spec.names, "support", images, recovered)
-    out.mkdir(parents=True, exist_ok=True)
-    save_recovered(one, file)
-    save_grid([one], file.with_suffix(".png"))
+    config = RecoveryConfig(**_plain_values(options.config.as_dict()))
+    with kept_set(file, options.api, api) as (journal, ledger):
+        recovered = recover_images(
+            api,
+            options.n_per_class,
+            config=config,
+            seed=options.seed,
+            device=options.device,
+            progress=True,
+            journal=journal,
+        )
+        images = api.spec.to_unit(recovered.images)
+        one = RecoveredSet(options.api, api.name, api.spec.names, "support", images, recovered)
+        save_recovered(one, file)
+        save_grid([one], file.with_suffix(".png"))
+        queries = sum(row.queries for row in ledger.rows())
     state = "" if recovered.complete else " (the budget ended before the last step)"
     print(
         f"{len(images)} images from {api.name}, {100 * one.matched.float().mean():.0f} % as wanted, "
-        f"{api.ledger.queries:,} queries{state}: {file} and .png"
+        f"{queries:,} queries{state}: {file} and .png"
     )
 
 

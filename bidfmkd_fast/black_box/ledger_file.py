@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import uuid
@@ -14,8 +15,13 @@ from bidfmkd_fast.errors import InputError
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.base import BlackBox
 
-_SESSION = uuid.uuid4().hex  # this process
+_SESSION = uuid.uuid4().hex  # this process and those that are forked from it
 _COUNTS = "queries, requests, answered_queries, answered_requests, cost"
+
+
+def _session() -> str:
+    """Name this process: a forked one is another, which may go on where the first was killed."""
+    return f"{_SESSION}-{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class LedgerFile:
                 told = f"API {number} of {self.path} is {names[0][0]!r}"
                 raise InputError(f"ledger: {told}; got {name!r}; is this another pool?")
             self._connection.execute(
-                "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)", (number, _SESSION, name)
+                "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)", (number, _session(), name)
             )
 
     def add(
@@ -102,7 +108,7 @@ class LedgerFile:
                 "UPDATE apis SET queries = queries + ?, requests = requests + ?, answered_queries = answered_queries + "
                 "?, answered_requests = answered_requests + ?, cost = cost + ? WHERE number = ? AND "
                 "session = ?",
-                (queries, requests, answered_queries, answered_requests, cost, number, _SESSION),
+                (queries, requests, answered_queries, answered_requests, cost, number, _session()),
             )
 
     def rows(self) -> list[LedgerRow]:
@@ -111,7 +117,7 @@ class LedgerFile:
 
     def earlier(self) -> dict[int, LedgerRow]:
         """What other processes, all gone by now, have counted, by number."""
-        return {row.number: row for row in self._rows(f"WHERE session != '{_SESSION}'")}
+        return {row.number: row for row in self._rows(f"WHERE session != '{_session()}'")}
 
     def _rows(self, where: str) -> list[LedgerRow]:
         sums = ", ".join(f"sum({count})" for count in _COUNTS.split(", "))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bidfmkd_fast.black_box.resolution import QUERIES
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
 from bidfmkd_fast.recovery.generator import PRECISIONS
@@ -33,7 +32,7 @@ class RecoveryConfig:
         augment: one random crop and horizontal flip per step before the API sees the images.
         max_images: images held in memory and sent per call, rounded to whole sets of n_classes * n_per_class.
 
-    A step costs `(1 + num_directions) * n_classes * n_per_class` queries.
+    A step costs `(1 + num_directions) * n_classes * n_per_class` queries; `recovery.cost` counts all that is asked.
 
     Raises:
         InputError: a value out of its range; `InputTypeError` if it is of the wrong type.
@@ -82,11 +81,6 @@ class RecoveryConfig:
             raise InputError(f"RecoveryConfig: betas must be two numbers in [0, 1); got {self.betas!r}")
         if not isinstance(self.augment, bool):
             raise InputTypeError(f"RecoveryConfig: augment must be True or False; got {self.augment!r}")
-
-    @property
-    def queries_per_set(self) -> int:
-        """Queries that a set costs besides those of its steps."""
-        return QUERIES if self.mu == AUTO and self.steps else 0
 
 
 def check_integer(name: str, value: object, low: int) -> None:

@@ -18,6 +18,7 @@ from bidfmkd_fast.black_box import BlackBox, TorchBlackBox
 from bidfmkd_fast.black_box.base import check_range
 from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError
 from bidfmkd_fast.ops import native
+from bidfmkd_fast.recovery.cost import step_cost
 from bidfmkd_fast.recovery.objective import Objective, augment_at, crop_of
 from bidfmkd_fast.recovery.step_length import warn_if_unmoved
 from bidfmkd_fast.repeated import RepeatedStep
@@ -25,7 +26,8 @@ from bidfmkd_fast.seeds import derive_seed
 from bidfmkd_fast.zeroth_order import ZerothOrder
 
 if TYPE_CHECKING:
-    from bidfmkd_fast.recovery.recover import Record, Recovered, RecoveryConfig, _ImageMaker
+    from bidfmkd_fast.recovery.image_maker import ImageMaker
+    from bidfmkd_fast.recovery.recover import Record, Recovered, RecoveryConfig
 
 AT_ONCE = 8  # torch has 32 streams, and here two are taken for each
 
@@ -42,9 +44,8 @@ def serves(api: BlackBox, config: RecoveryConfig, labels: Tensor) -> bool:
         return False
     if spec.is_8_bit or spec.decimals is not None or spec.top_k is not None:
         return False
-    n_queries = config.steps * (1 + config.num_directions) * len(labels)
-    n_requests = config.steps * len(_chunk_rows(config, len(labels)))
-    return api.budget is None or api.budget.affords(n_queries, n_requests, api._price(n_queries))
+    cost = step_cost(api, config, len(labels)) * config.steps
+    return api.budget is None or api.budget.affords(cost.queries, cost.requests, cost.price)
 
 
 class DeviceRecovery:
@@ -53,7 +54,7 @@ class DeviceRecovery:
     def __init__(
         self,
         api: BlackBox,
-        maker: _ImageMaker,
+        maker: ImageMaker,
         objective: Objective,
         config: RecoveryConfig,
         seed: int,
@@ -61,6 +62,7 @@ class DeviceRecovery:
     ) -> None:
         self.api, self.config, self.done, self._warn = api, config, 0, warn
         self._maker, self.objective = maker, objective
+        self._cost = step_cost(api, config, len(objective.labels))
         self._zeroth_order = ZerothOrder(
             num_directions=config.num_directions,
             mu=float(config.mu),  # chosen by now
@@ -84,12 +86,10 @@ class DeviceRecovery:
 
     def step(self) -> None:
         """One step; the host only counts its cost. Raises BudgetExhausted, with nothing done, if that is too much."""
-        n_images = (1 + self.config.num_directions) * len(self._losses)
-        chunks = [n_rows * len(self._losses) for n_rows in _chunk_rows(self.config, len(self._losses))]
-        n_requests = sum(self.api._count_requests(n) for n in chunks)
-        self.api._reserve(n_images, n_requests)
-        self.api.ledger.record(n_images, n_requests)
-        self.api.ledger.record_answered(n_images, n_requests)
+        queries, requests = self._cost.queries, self._cost.requests
+        self.api._reserve(queries, requests)
+        self.api.ledger.record(queries, requests)
+        self.api.ledger.record_answered(queries, requests)
         self._repeated(self._step)
         self.done += 1
 
@@ -128,7 +128,7 @@ class DeviceRecovery:
         return Recovered(images, labels, scores, losses, history, complete, mu=float(self.config.mu))
 
     def _record(self, step: int, values: list[float]) -> Record:
-        queries = (step + 1) * (1 + self.config.num_directions) * len(self._losses)
+        queries = (step + 1) * self._cost.queries
         return {"step": step, **dict(zip(("loss", "best_loss", "matched"), values)), "queries": queries}
 
     def _step(self) -> None:
@@ -199,9 +199,3 @@ def _result_or_error(one: DeviceRecovery) -> Recovered | Exception:
         return one.result()
     except Exception as error:
         return error
-
-
-def _chunk_rows(config: RecoveryConfig, n_images: int) -> list[int]:
-    """Rows of points in each call to the API in one step, as `ZerothOrder.ask_chunks` makes them."""
-    rows, every = 1 + config.num_directions, max(1, config.max_images // n_images)
-    return [min(every, rows - first) for first in range(0, rows, every)]

@@ -13,12 +13,14 @@ from bidfmkd_fast.errors import BudgetExhausted, InputTypeError
 from bidfmkd_fast.ops.workspace import keep_freed_memory
 from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.recovery.config import RecoveryConfig, check_integer
-from bidfmkd_fast.recovery.generator import Generator, check_images, generator_precision, renewed
-from bidfmkd_fast.recovery.objective import Objective, Student, augment
+from bidfmkd_fast.recovery.cost import check_budget, first_step_cost, step_cost, takes_directions
+from bidfmkd_fast.recovery.image_maker import ImageMaker
+from bidfmkd_fast.recovery.journal import Journal, settings_of
+from bidfmkd_fast.recovery.objective import Objective, Student
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
 from bidfmkd_fast.recovery.paper_compat import directions_left, surrogate
 from bidfmkd_fast.recovery.step_length import AUTO, choose_mu, warn_if_unmoved
-from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
+from bidfmkd_fast.seeds import derive_seed
 from bidfmkd_fast.zeroth_order import ZerothOrder
 
 Record = dict[str, float]
@@ -60,6 +62,7 @@ def recover(
     paper_compat: bool = False,
     progress: bool = False,
     callback: Callable[[Record], None] | None = None,
+    journal: Journal | None = None,
 ) -> Recovered:
     """Recovers `n_per_class` images for every class of `api`, from its answers alone.
 
@@ -79,9 +82,14 @@ def recover(
         paper_compat: with the slips of the authors' code (`bidfmkd_fast.recovery.paper_compat`).
         progress: a bar in a terminal or a notebook, one line a minute on stderr elsewhere.
         callback: called after every step with its record.
+        journal: keeps what the API answers as it comes. With the journal of a recovery that ended midway, however it
+            did, the same arguments go on from there: what was answered is not asked for again, and the result is the
+            same bit for bit (on a CPU with the same number of threads). With an open box, without steps, and where the
+            whole recovery stays on a GPU, nothing is kept.
 
     Raises:
-        InputError: bad arguments, a generator or student of the wrong shape; nothing has been asked of the API then.
+        InputError: bad arguments, a generator or student of the wrong shape, a journal of another recovery; nothing
+            has been asked of the API then.
         BudgetExhausted: the budget cannot pay the first step; nothing has been asked. When it ends later, the images so
             far are returned with `complete=False`.
         BadAnswer: the API answered something that is no set of scores.
@@ -91,16 +99,21 @@ def recover(
         PrecisionWarning: steps of this `mu` are lost in what the API's input or scores resolve.
     """
     config = RecoveryConfig() if config is None else config
-    started = _start(api, n_per_class, student, config, generator, seed, device, paper_compat)
-    return _run_with_bar(started, callback) if progress else started.run(callback)
+    started = _start(api, n_per_class, student, config, generator, seed, device, paper_compat, journal)
+    if not progress:
+        return started.run(callback)
+    n_queries = max(1, config.steps) * step_cost(api, config, len(started.objective.labels), paper_compat).queries
+    return _run_with_bar(started, n_queries, journal, callback)
 
 
-def _run_with_bar(started: DeviceRecovery | _LoopedRecovery, callback: Callable[[Record], None] | None) -> Recovered:
+def _run_with_bar(
+    started: DeviceRecovery | _LoopedRecovery,
+    n_queries: int,
+    journal: Journal | None,
+    callback: Callable[[Record], None] | None,
+) -> Recovered:
     """Run it with a bar of the queries that are answered, which shows the loss of the last step."""
-    api, config = started.api, started.config
-    per_image = 1 if config.steps == 0 or isinstance(api, OpenBox) else 1 + config.num_directions
-    n_queries = max(1, config.steps) * per_image * len(started.objective.labels)
-    answered = api.ledger.answered_queries
+    api, answered = started.api, started.api.ledger.answered_queries
 
     def after_step(record: Record) -> None:
         bar.show(loss=record["loss"], matched=record["matched"])
@@ -114,6 +127,7 @@ def _run_with_bar(started: DeviceRecovery | _LoopedRecovery, callback: Callable[
         progress=True,
         position=lambda: api.ledger.answered_queries - answered,
     ) as bar:
+        bar.skip(0 if journal is None else journal.queries)
         return started.run(after_step)
 
 
@@ -125,6 +139,7 @@ def recover_side_by_side(
     *,
     seeds: Sequence[int],
     device: torch.device | str | None = None,
+    journals: Sequence[Journal | None] | None = None,
 ) -> Iterator[tuple[int, Recovered | Exception]]:
     """`recover` for several APIs at once; those whose recovery stays on one CUDA device share it step by step.
 
@@ -132,9 +147,10 @@ def recover_side_by_side(
     rounding. An API whose recovery fails has the error in its place, and the others are none the worse for it.
     """
     together: dict[int, DeviceRecovery] = {}
-    for i, (api, student, seed) in enumerate(zip(apis, students, seeds, strict=True)):
+    kept = [None for _ in apis] if journals is None else journals
+    for i, (api, student, seed, journal) in enumerate(zip(apis, students, seeds, kept, strict=True)):
         try:
-            started = _start(api, n_per_class, student, config, None, seed, device, paper_compat=False)
+            started = _start(api, n_per_class, student, config, None, seed, device, False, journal)
             if isinstance(started, DeviceRecovery):
                 together[i] = started
                 continue
@@ -154,6 +170,7 @@ def _start(
     seed: int,
     device: torch.device | str | None,
     paper_compat: bool,
+    journal: Journal | None,
 ) -> DeviceRecovery | _LoopedRecovery:
     """The arguments of `recover`, checked and ready to run."""
     if not isinstance(api, BlackBox):
@@ -167,18 +184,24 @@ def _start(
         directions_left(config.num_directions)
     spec = api.spec
     labels = torch.arange(spec.n_classes).repeat_interleave(n_per_class).to(device)  # [B]
-    maker = _ImageMaker(api, len(labels), config, generator, seed, device)
+    maker = ImageMaker(api, len(labels), config, generator, seed, device)
     objective = Objective(labels, spec.returned_kind, student, config.boundary_weight, config.divergence)
-    _check_budget(api, config, len(labels))
+    takes_steps = takes_directions(api, config)
+    if not takes_steps:
+        journal = None  # there is one answer only, or one with a graph
+    if journal is not None:
+        journal.begin(settings_of(api, n_per_class, config, generator, seed, paper_compat))
+    if journal is None or not journal.steps:  # what is held counts, even where the budget pays no further step
+        cost = first_step_cost if journal is None or journal.mu is None else step_cost
+        check_budget(api, cost(api, config, len(labels), paper_compat))
     keep_freed_memory()
-    # Neither a recovery without steps nor an open box takes steps to estimate from.
-    if config.steps and not isinstance(api, OpenBox):
-        mu = choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed)
-        warn, config = config.mu != AUTO, replace(config, mu=mu)
-        if generator is None and not paper_compat and serves(api, config, labels):
+    warn = takes_steps and config.mu != AUTO
+    if takes_steps:
+        config = replace(config, mu=choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed, journal))
+        begun = journal is not None and journal.steps > 0  # which only the loop can go on with
+        if generator is None and not paper_compat and not begun and serves(api, config, labels):
             return DeviceRecovery(api, maker, objective, config, seed, warn)
-        return _LoopedRecovery(api, maker, objective, config, seed, paper_compat, warn)
-    return _LoopedRecovery(api, maker, objective, config, seed, paper_compat, warn=False)
+    return _LoopedRecovery(api, maker, objective, config, seed, paper_compat, warn, journal)
 
 
 @dataclass
@@ -186,12 +209,13 @@ class _LoopedRecovery:
     """A recovery that looks at every answer; `config.mu` is a number, and `warn` where the caller gave it."""
 
     api: BlackBox
-    maker: _ImageMaker
+    maker: ImageMaker
     objective: Objective
     config: RecoveryConfig
     seed: int
     paper_compat: bool
     warn: bool
+    journal: Journal | None
 
     def run(self, callback: Callable[[Record], None] | None = None) -> Recovered:
         if self.config.steps == 0:
@@ -200,80 +224,25 @@ class _LoopedRecovery:
             scores = self.api(images)
             losses = self.objective.losses(scores, student_scores)
             return Recovered(images, self.objective.labels, scores, losses, [], complete=True)
-        return _optimise(
-            self.api,
-            self.maker,
-            self.objective,
-            self.config,
-            self.seed,
-            self.paper_compat,
-            callback,
-            self.warn,
-        )
-
-
-class _ImageMaker:
-    """The generator and the latents of one set, and the optimiser of both."""
-
-    def __init__(
-        self,
-        api: BlackBox,
-        n_images: int,
-        config: RecoveryConfig,
-        generator: nn.Module | None,
-        seed: int,
-        device: torch.device | str | None,
-    ) -> None:
-        self.spec, self.seed, self.augment = api.spec, seed, config.augment
-        self.precision = config.generator_precision
-        with seeded(seed, "recovery", "generator"):
-            if generator is None:
-                self.generator: nn.Module = Generator(api.spec.image_shape, config.latent_dim, config.generator_width)
-            else:
-                self.generator = renewed(generator)
-        self.generator.to(device).train()
-        draws = torch_generator(seed, "recovery", "latents")
-        latents = torch.randn(n_images, config.latent_dim, generator=draws)
-        self.latents = nn.Parameter(latents.to(device))
-        trained = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            [self.latents, *trained], lr=config.learning_rate, betas=config.betas, capturable=self.latents.is_cuda
-        )
-
-    def images(self, step: int) -> torch.Tensor:
-        """`x = T(G(z))`, `[B, C, H, W]` in the API's input range, with the graph to generator and latents."""
-        with seeded(self.seed, "recovery", "forward", step):  # a user's generator may draw noise
-            images = self.generate()
-        if step == 0:
-            check_images(images, [len(self.latents), *self.spec.image_shape])
-        return self.spec.from_unit(augment(images, self.seed, step) if self.augment else images)
-
-    def generate(self) -> torch.Tensor:
-        """`G(z)`, `[B, C, H, W]` in the unit range, in the generator's precision."""
-        with generator_precision(self.precision, self.latents.device):
-            images: torch.Tensor = self.generator(self.latents)
-        return images.float() if self.precision == "bfloat16" else images
-
-    def step(self, loss: torch.Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        # Autocast is for the way forward; backward then follows the types it left.
-        precision = "tf32" if self.precision == "bfloat16" else self.precision
-        with generator_precision(precision, self.latents.device):
-            loss.backward()
-        self.optimizer.step()
+        options = (callback, self.warn, self.journal)
+        return _optimise(self.api, self.maker, self.objective, self.config, self.seed, self.paper_compat, *options)
 
 
 def _optimise(
     api: BlackBox,
-    maker: _ImageMaker,
+    maker: ImageMaker,
     objective: Objective,
     config: RecoveryConfig,
     seed: int,
     paper_compat: bool,
     callback: Callable[[Record], None] | None,
     warn: bool,
+    journal: Journal | None,
 ) -> Recovered:
-    """The steps of one set; `warn` where `config.mu`, a number by now, was the caller's."""
+    """The steps of one set; `warn` where `config.mu`, a number by now, was the caller's.
+
+    Steps up to the journal's snapshot are taken from there, those after it are made again from recorded answers.
+    """
     labels = objective.labels
     num_directions = directions_left(config.num_directions) if paper_compat else config.num_directions
     zeroth_order = None
@@ -287,16 +256,27 @@ def _optimise(
         )
     best: list[torch.Tensor] = []  # images, scores, losses, and what the choice goes by
     history: list[Record] = []
-    queries, complete = 0, True
-    for step in range(config.steps):
-        answers: list[torch.Tensor] = []  # each [some directions, B, n_classes]
+    if journal is not None and journal.state and zeroth_order is not None:
+        maker.restore(journal.state)
+        best, history = [tensor.to(labels.device) for tensor in journal.best], list(journal.history)
+        zeroth_order.state = torch.tensor([zeroth_order.seed, len(history) - 1], device=labels.device)
+    queries_of_step = step_cost(api, config, len(labels), paper_compat).queries
+    complete = True
+    for step in range(len(history), config.steps):
+        # The student's scores, and those of each call, [some directions, B, n_classes].
+        student_scores, answers = (None, []) if journal is None else journal.answers(step, labels.device)
+        x, n_held = maker.images(step), len(answers)
         try:
-            _check_budget(api, config, len(labels))
-            x = maker.images(step)
-            student_scores = objective.student_scores(x.detach(), api.spec.n_classes)
+            check_budget(api, step_cost(api, config, len(labels), paper_compat, rows_held=sum(map(len, answers))))
+            if not n_held:
+                student_scores = objective.student_scores(x.detach(), api.spec.n_classes)
             asked = [x[None]] if zeroth_order is None else zeroth_order.ask_chunks(x, max_images=config.max_images)
-            for points in asked:
+            for number, points in enumerate(asked):
+                if number < n_held:
+                    continue
                 answers.append(api(points.flatten(0, 1)).unflatten(0, points.shape[:2]))
+                if journal is not None:
+                    journal.add_answers(step, answers[-1], student_scores)
         except BudgetExhausted:
             # The images themselves are asked first: what was paid for them still counts.
             if answers and not (paper_compat and best):
@@ -319,10 +299,12 @@ def _optimise(
             loss = loss * (num_directions / config.num_directions)
         best = _better(best, [x.detach(), scores[0], losses, surrogate(loss, x) if paper_compat else losses])
         maker.step(loss)
-        queries += scores.shape[0] * scores.shape[1]
         matched = (scores[0].argmax(1) == labels).float().mean()
         mean, best_mean, share = torch.stack([losses.mean(), best[2].mean(), matched]).tolist()
+        queries = (step + 1) * queries_of_step
         history.append({"step": step, "loss": mean, "best_loss": best_mean, "matched": share, "queries": queries})
+        if journal is not None and maker.can_restore:
+            journal.keep_state(maker.state, best, history)
         if callback is not None:
             callback(history[-1])
     images, best_scores, best_losses, _ = best
@@ -336,21 +318,3 @@ def _better(old: list[torch.Tensor], new: list[torch.Tensor]) -> list[torch.Tens
         return new
     wins = new[-1] < old[-1]  # [B]
     return [torch.where(wins.view(-1, *[1] * (b.ndim - 1)), b, a) for a, b in zip(old, new, strict=True)]
-
-
-def _check_budget(api: BlackBox, config: RecoveryConfig, n_images: int) -> None:
-    """Raises BudgetExhausted unless the budget pays one step (without steps: one look at the images)."""
-    if api.budget is None:
-        return
-    opened = isinstance(api, OpenBox)
-    rows = 1 + config.num_directions if config.steps and not opened else 1  # each of n_images
-    more = 0 if opened else config.queries_per_set
-    per_call = max(1, config.max_images // n_images)
-    requests = sum(api._count_requests(min(per_call, rows - first) * n_images) for first in range(0, rows, per_call))
-    requests += api._count_requests(more) if more else 0
-    n_queries = rows * n_images + more
-    if not api.budget.affords(n_queries, requests, api._price(n_queries)):
-        raise BudgetExhausted(
-            f"recover: one step asks {api.name} {n_queries:,} queries in {requests:,} requests, more than "
-            f"is left of {api.budget}; raise the budget or take a lower n_per_class or num_directions"
-        )

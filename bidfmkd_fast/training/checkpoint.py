@@ -113,6 +113,10 @@ class RunFolder:
         """`recovered/api_003_support.safetensors`."""
         return self.path / "recovered" / f"api_{index:03d}_{part}.safetensors"
 
+    def journal(self, index: int, part: str) -> Path:
+        """`recovered/api_003_support.journal`, the folder in which that set is kept while it is made."""
+        return self.recovered_file(index, part).with_suffix(".journal")
+
     def save_recovered(self, one: RecoveredSet) -> None:
         """Write a recovered set to its file, whole or not at all."""
         file = self.recovered_file(one.api_index, one.part)

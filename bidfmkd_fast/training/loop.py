@@ -16,9 +16,11 @@ from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.meta.model import forward
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.ops.workspace import keep_freed_memory
+from bidfmkd_fast.recovery.cost import first_step_cost
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.plan import run_cost
 from bidfmkd_fast.training.run import Run
 from bidfmkd_fast.training.stages import Stages, task_shape
 
@@ -70,10 +72,7 @@ class BiDfMKD:
 
     def planned_queries(self) -> int:
         """How many queries `fit` asks of all APIs together if no budget ends it."""
-        recovery = self.config.recovery
-        per_image = recovery.steps * (1 + recovery.num_directions) if recovery.steps else 1
-        in_steps = 2 * per_image * self.config.n_per_class * sum(api.spec.n_classes for api in self.apis)
-        return in_steps + 2 * recovery.queries_per_set * len(self.apis)
+        return sum(run_cost(api, self.config).queries for api in self.apis)
 
     def fit(self, run_dir: str | Path | None = None, progress: bool = True) -> Run:
         """Run the whole loop, and write it to `run_dir` as it goes if one is given.
@@ -175,13 +174,15 @@ def fit_with_control(
     learner = BiDfMKD(apis, config=config, device=device, budget=budget)
     control = BiDfMKD(apis, config=config.control(), device=device, budget=budget)
     RunFolder.check_new(run_dir)
-    first_step = config.n_per_class * apis[0].spec.n_classes * (1 + config.recovery.num_directions)
     begun = (Path(run_dir) / "control").exists()
-    needed = control.planned_queries() + first_step + config.recovery.queries_per_set
-    if budget is not None and not begun and not budget.affords(needed, 0):
+    n_images = config.n_per_class * apis[0].spec.n_classes
+    first_step = first_step_cost(apis[0], config.recovery, n_images, config.paper_compat)
+    needed = sum((run_cost(api, control.config) for api in apis), first_step)
+    if budget is not None and not begun and not budget.affords(needed.queries, needed.requests, needed.price):
         raise BudgetExhausted(
-            f"fit_with_control: the control and one recovery step ask {needed:,} queries; the budget has "
-            f"{budget.remaining_queries:,} left; raise it or take a lower n_per_class or num_directions"
+            f"fit_with_control: the control and one recovery step ask {needed.queries:,} queries in "
+            f"{needed.requests:,} requests; more than is left of {budget}; raise it or take a lower n_per_class or "
+            "num_directions"
         )
     control_run = control._fit(Path(run_dir) / "control", progress, again=True, label="control")
     return learner.fit(run_dir, progress), control_run

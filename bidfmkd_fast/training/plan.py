@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.probe import ProbeReport, probe
+from bidfmkd_fast.recovery.cost import Cost, set_cost
 from bidfmkd_fast.training.config import TrainConfig
 
 
@@ -89,17 +90,14 @@ def plan(apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0) -> Pla
     """Probe every API, for `probe.PROBE_QUERIES` queries each, and work out what `fit_with_control` would ask it."""
     planned = []
     for api in apis:
-        queries = sum(queries_of(api, one) for one in (config, config.control()))
-        cost = queries * api.spec.price_per_1000 / 1000
-        planned.append(PlannedAPI(probe(api, seed=seed), api._is_service, queries, cost))
+        cost = run_cost(api, config) + run_cost(api, config.control())
+        planned.append(PlannedAPI(probe(api, seed=seed), api._is_service, cost.queries, cost.price))
     return Plan(planned, config.meta_batch_size)
 
 
-def queries_of(api: BlackBox, config: TrainConfig) -> int:
-    """What a run asks one API if nothing goes wrong: two sets of images, and what each set costs besides."""
-    recovery = config.recovery
-    per_image = recovery.steps * (1 + recovery.num_directions) if recovery.steps else 1
-    return 2 * (per_image * config.n_per_class * api.spec.n_classes + recovery.queries_per_set)
+def run_cost(api: BlackBox, config: TrainConfig) -> Cost:
+    """Count what a run asks one API if nothing goes wrong: two sets of images."""
+    return set_cost(api, config.recovery, config.n_per_class, config.paper_compat) * 2
 
 
 def too_short(plan: Plan, config: TrainConfig) -> list[str]:

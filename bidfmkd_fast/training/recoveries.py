@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +23,13 @@ from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.meta import DistillationTask, adapt_to_api
 from bidfmkd_fast.meta.model import forward
 from bidfmkd_fast.progress import Bar
+from bidfmkd_fast.recovery.cost import set_queries
+from bidfmkd_fast.recovery.journal import Journal
 from bidfmkd_fast.recovery.objective import Student
 from bidfmkd_fast.recovery.recover import Recovered, recover, recover_side_by_side
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
-from bidfmkd_fast.training.plan import queries_of
 from bidfmkd_fast.training.run import RecoveredSet
 
 # A group goes on without a service that takes so many times as long as any before it, and so many seconds at least.
@@ -60,7 +65,8 @@ class Recoveries:
     without a budget, side by side on a GPU.
 
     What is recovered does not depend on that, as far as the APIs' answers do not: seeds go by API and set, and the task
-    models of a group start from the same meta-model. To be used in a `with` block, which stops what is under way.
+    models of a group start from the same meta-model. A set under way has a journal, from which the next attempt or the
+    next process goes on. To be used in a `with` block, which stops what is under way.
     """
 
     def __init__(
@@ -77,6 +83,9 @@ class Recoveries:
         self._stop = Stop(current())
         n_services = sum(api._is_service for api in apis)
         self._threads = ThreadPoolExecutor(max(1, n_services), "recovery", initializer=self._stop.adopt)
+        # Without a run folder the journals serve the next attempt at a service that failed.
+        self._scratch = None if folder else tempfile.TemporaryDirectory(prefix="bidfmkd-")
+        self._begun: set[tuple[int, str]] = set()  # sets whose recovery this process has begun
         self._late: list[Future[Outcome]] = []
         self._made: dict[tuple[int, str], RecoveredSet] = {}
         self._longest: float | None = None
@@ -87,6 +96,8 @@ class Recoveries:
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def group(self, indices: Sequence[int], module: nn.Module, outer_step: int) -> list[Outcome]:
         """Both sets of these APIs, by number, and of earlier ones that were late; less those that are late now.
@@ -134,8 +145,8 @@ class Recoveries:
         if api._is_service:
             errors += (APIUnavailable, BadAnswer)
         try:
-            support = self._set(outcome, "support", None)
-            self._set(outcome, "query", self._student(index, module, support, outer_step))
+            support = self._set(outcome, "support", lambda step: None)
+            self._set(outcome, "query", lambda step: self._student(index, module, support, outer_step, step))
         except errors as error:
             outcome.error = error
         outcome.seconds = time.monotonic() - started
@@ -148,60 +159,79 @@ class Recoveries:
     def _side_by_side(self, indices: Sequence[int], module: nn.Module, outer_step: int) -> list[Outcome]:
         """All support sets at once, then all query sets. Raises what ended one, once all others are kept."""
         outcomes = [Outcome(index) for index in indices]
-        self._sets(outcomes, "support", [None for _ in outcomes])
+        self._sets(outcomes, "support", lambda outcome, step: None)
         left = [outcome for outcome in outcomes if outcome.error is None]
-        own = [copy.deepcopy(module) for _ in left]  # each task model lives until its set is done
-        students = [self._student(outcome.index, its, outcome.sets[0], outer_step) for outcome, its in zip(left, own)]
-        self._sets(left, "query", students)
+
+        def student(outcome: Outcome, step: int) -> Student | None:
+            own = copy.deepcopy(module)  # each task model lives until its set is done
+            return self._student(outcome.index, own, outcome.sets[0], outer_step, step)
+
+        self._sets(left, "query", student)
         return outcomes
 
-    def _sets(self, outcomes: Sequence[Outcome], part: str, students: Sequence[Student | None]) -> None:
+    def _sets(
+        self, outcomes: Sequence[Outcome], part: str, student_of: Callable[[Outcome, int], Student | None]
+    ) -> None:
         asked = []
-        for outcome, student in zip(outcomes, students, strict=True):
+        for outcome in outcomes:
             one = self._held(outcome.index, part)
             if one is None:
-                asked.append((outcome, student))
+                asked.append(outcome)
             else:
                 outcome.sets.append(one)
         errors: list[Exception] = []
-        for i, result in recover_side_by_side(
-            [self.apis[outcome.index] for outcome, _ in asked],
-            self.config.n_per_class,
-            [student for _, student in asked],
-            self.config.recovery,
-            seeds=[self._seed(outcome.index, part) for outcome, _ in asked],
-            device=self.device,
-        ):
-            outcome = asked[i][0]
-            if isinstance(result, BudgetExhausted):
-                outcome.asked, outcome.error = True, result
-            elif isinstance(result, Exception):
-                errors.append(result)
-            else:
-                self._keep(outcome, part, result)
+        with ExitStack() as stack:
+            journals = [stack.enter_context(self._journal(outcome.index, part)) for outcome in asked]
+            for i, result in recover_side_by_side(
+                [self.apis[outcome.index] for outcome in asked],
+                self.config.n_per_class,
+                [student_of(outcome, journal.steps) for outcome, journal in zip(asked, journals)],
+                self.config.recovery,
+                seeds=[self._seed(outcome.index, part) for outcome in asked],
+                device=self.device,
+                journals=journals,
+            ):
+                if isinstance(result, BudgetExhausted):
+                    asked[i].asked, asked[i].error = True, result
+                elif isinstance(result, Exception):
+                    errors.append(result)
+                else:
+                    self._keep(asked[i], part, result, journals[i])
         if errors:
             raise errors[0]
 
-    def _set(self, outcome: Outcome, part: str, student: Student | None) -> RecoveredSet:
+    def _set(self, outcome: Outcome, part: str, student_from: Callable[[int], Student | None]) -> RecoveredSet:
+        """A set, from disk or recovered; `student_from` makes the student that is asked from a step on."""
         api = self.apis[outcome.index]
         one = self._held(outcome.index, part)
         if one is not None:
             outcome.sets.append(one)
             return one
         outcome.asked = True
-        recovered = recover(
-            api,
-            self.config.n_per_class,
-            student,
-            self.config.recovery,
-            generator=self.generator,
-            seed=self._seed(outcome.index, part),
-            device=self.device,
-            paper_compat=self.config.paper_compat,
-            # On a GPU the look at every step would wait for the device.
-            callback=self._after_step if api._is_service or self.device.type != "cuda" else None,
-        )
-        return self._keep(outcome, part, recovered)
+        with self._journal(outcome.index, part) as journal:
+            if (outcome.index, part) not in self._begun:
+                self._begun.add((outcome.index, part))
+                self._bar.skip(journal.queries)  # what an earlier process was answered
+            recovered = recover(
+                api,
+                self.config.n_per_class,
+                student_from(journal.steps),
+                self.config.recovery,
+                generator=self.generator,
+                seed=self._seed(outcome.index, part),
+                device=self.device,
+                paper_compat=self.config.paper_compat,
+                # On a GPU the look at every step would wait for the device.
+                callback=self._after_step if api._is_service or self.device.type != "cuda" else None,
+                journal=journal,
+            )
+            return self._keep(outcome, part, recovered, journal)
+
+    def _journal(self, index: int, part: str) -> Journal:
+        if self.folder is not None:
+            return Journal(self.folder.journal(index, part))
+        assert self._scratch is not None
+        return Journal(Path(self._scratch.name) / f"{index}_{part}")
 
     def _seed(self, index: int, part: str) -> int:
         return derive_seed(self.config.seed, "api", index, part)
@@ -211,38 +241,40 @@ class Recoveries:
         one = self._made.get((index, part))
         if one is None and self.folder is not None:
             one = self.folder.load_recovered(index, part, self.apis[index])
-            if one is not None:
-                self._bar.skip(queries_of(self.apis[index], self.config) // 2)
+            if one is not None:  # the process may have ended between the set and the end of its journal
+                shutil.rmtree(self.folder.journal(index, part), ignore_errors=True)
+                config = self.config
+                n_queries = set_queries(self.apis[index], config.recovery, config.n_per_class, config.paper_compat)
+                self._bar.skip(n_queries)
         if one is not None:
             self._made[index, part] = one
         return one
 
-    def _keep(self, outcome: Outcome, part: str, recovered: Recovered) -> RecoveredSet:
+    def _keep(self, outcome: Outcome, part: str, recovered: Recovered, journal: Journal) -> RecoveredSet:
         api = self.apis[outcome.index]
         images = api.spec.to_unit(recovered.images)
         one = RecoveredSet(outcome.index, api.name, api.spec.names, part, images, recovered)
         if self.folder is not None:
             self.folder.save_recovered(one)
+        journal.remove()
         self._made[outcome.index, part] = one
         outcome.asked = True
         outcome.sets.append(one)
         return one
-
-    def _on_disk(self, index: int, part: str) -> bool:
-        return self.folder is not None and self.folder.recovered_file(index, part).is_file()
 
     def _after_step(self, record: dict[str, Any]) -> None:
         if self._stop.is_set():
             raise Stopped
         self._bar.show(loss=record["loss"])
 
-    def _student(self, index: int, module: nn.Module, support: RecoveredSet, outer_step: int) -> Student | None:
-        """The task model theta_A as a function from images in the API's input range to logits; None without a use."""
-        if (
-            not self.config.boundary_recovery
-            or outer_step < self.config.boundary_start
-            or self._on_disk(index, "query")
-        ):
+    def _student(
+        self, index: int, module: nn.Module, support: RecoveredSet, outer_step: int, first_step: int
+    ) -> Student | None:
+        """The task model theta_A as a function from images in the API's input range to logits; None without a use.
+
+        It is asked once in every step from `first_step` on.
+        """
+        if not self.config.boundary_recovery or outer_step < self.config.boundary_start:
             return None
         seed, api = self.config.seed, self.apis[index]
         with seeded(seed, "student", outer_step):
@@ -258,10 +290,10 @@ class Recoveries:
                 paper_compat=self.config.paper_compat,
             )
         parameters = {name: value.detach() for name, value in adapted.items()}
-        calls = itertools.count()
+        steps = itertools.count(first_step)
 
         def student(points: Tensor) -> Tensor:
-            with seeded(seed, "task model", support.api_index, next(calls)):  # dropout draws from the global generator
+            with seeded(seed, "task model", support.api_index, next(steps)):  # dropout draws from the global generator
                 return forward(module, parameters, api.spec.to_unit(points))
 
         return student

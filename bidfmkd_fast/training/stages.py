@@ -26,10 +26,10 @@ from bidfmkd_fast.meta import (
 from bidfmkd_fast.meta.on_device import DeviceReplay
 from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.progress import Bar
+from bidfmkd_fast.recovery.cost import set_queries
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
-from bidfmkd_fast.training.plan import queries_of
 from bidfmkd_fast.training.recoveries import Outcome, Recoveries
 from bidfmkd_fast.training.run import RecoveredSet, Run
 
@@ -103,10 +103,10 @@ class Stages:
 
     def _recovery_bar(self) -> Bar:
         """The queries that are answered of those that the run asks if nothing goes wrong."""
-        answered = sum(api.ledger.answered_queries for api in self.apis)
+        config, answered = self.config, sum(api.ledger.answered_queries for api in self.apis)
         return Bar(
             f"{self.label}: recover",
-            sum(queries_of(api, self.config) for api in self.apis),
+            sum(2 * set_queries(api, config.recovery, config.n_per_class, config.paper_compat) for api in self.apis),
             "queries",
             self.progress,
             position=lambda: sum(api.ledger.answered_queries for api in self.apis) - answered,

@@ -20,8 +20,8 @@ from bidfmkd_fast.meta import TaskMemory, outer_replay_step
 from bidfmkd_fast.meta.on_device import DeviceReplay
 from bidfmkd_fast.models import Conv4
 from bidfmkd_fast.recovery import Objective
+from bidfmkd_fast.recovery.image_maker import ImageMaker
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
-from bidfmkd_fast.recovery.recover import _ImageMaker
 from bidfmkd_fast.seeds import seeded
 
 SHAPE, N_CLASSES, N_PER_CLASS = (3, 32, 32), 5, 6
@@ -54,7 +54,7 @@ def make_recovery(
 ) -> DeviceRecovery:
     api = api or make_api(seed, device)
     labels = torch.arange(N_CLASSES, device=device).repeat_interleave(N_PER_CLASS)
-    maker = _ImageMaker(api, len(labels), CONFIG, None, seed, device)
+    maker = ImageMaker(api, len(labels), CONFIG, None, seed, device)
     objective = Objective(labels, "logits", student, 0.3, "l1_prob")  # type: ignore[arg-type]
     assert serves(api, CONFIG, labels)
     return DeviceRecovery(api, maker, objective, CONFIG, seed)

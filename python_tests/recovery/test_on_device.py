@@ -17,9 +17,10 @@ from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, TorchBlack
 from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError, PrecisionWarning
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.recovery import Generator, Objective, Recovered, RecoveryConfig, recover
+from bidfmkd_fast.recovery.image_maker import ImageMaker
 from bidfmkd_fast.recovery.objective import augment, augment_at, crop_of
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
-from bidfmkd_fast.recovery.recover import _ImageMaker, recover_side_by_side
+from bidfmkd_fast.recovery.recover import recover_side_by_side
 from bidfmkd_fast.seeds import seeded
 
 SHAPE, N_CLASSES, N_PER_CLASS = (1, 16, 16), 3, 4
@@ -39,7 +40,7 @@ def make_api(seed: int, budget: Budget | None = None) -> TorchBlackBox:
 
 def make_recovery(api: TorchBlackBox, config: RecoveryConfig, student: object = None, seed: int = 0) -> DeviceRecovery:
     labels = torch.arange(N_CLASSES).repeat_interleave(N_PER_CLASS)
-    maker = _ImageMaker(api, len(labels), config, None, seed, "cpu")
+    maker = ImageMaker(api, len(labels), config, None, seed, "cpu")
     objective = Objective(labels, "logits", student, config.boundary_weight, config.divergence)  # type: ignore[arg-type]
     return DeviceRecovery(api, maker, objective, config, seed)
 

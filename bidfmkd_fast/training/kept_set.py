@@ -1,0 +1,47 @@
+"""A set that is recovered by itself, outside of a run: kept as it is made, and what it spends counted across kills."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.black_box.ledger_file import LedgerFile
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.recovery.journal import Journal
+from bidfmkd_fast.training.checkpoint import LEDGER
+
+
+@contextmanager
+def kept_set(file: Path, number: int, api: BlackBox) -> Iterator[tuple[Journal, LedgerFile]]:
+    """Give the journal and the ledger of the set that the block recovers from `api` and saves to `file`.
+
+    They are in a folder beside `file`, which is removed at the end of the block. If the block fails, or the process is
+    killed, it stays, unless nothing was asked; the same call then goes on from there. What was spent before counts
+    against the budget of `api`.
+
+    Raises:
+        InputError: the folder cannot be written to, or is of another API.
+    """
+    folder = file.with_suffix(".journal")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"recover: cannot write to {folder}: {error.strerror}; give another place") from None
+    journal, ledger, spent = Journal(folder), LedgerFile(folder / LEDGER), True
+    try:
+        with journal, api.ledger.written_to(ledger, number, api.name):
+            earlier = ledger.earlier().get(number)
+            if api.budget is not None and earlier is not None:
+                api.budget.restore(earlier.queries, earlier.requests, earlier.cost)
+            try:
+                yield journal, ledger
+            except BaseException:
+                spent = any(row.queries for row in ledger.rows())
+                raise
+            spent = False
+    finally:
+        ledger.close()
+        if not spent:
+            journal.remove()

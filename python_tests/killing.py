@@ -1,0 +1,178 @@
+"""Runs in processes of their own that are killed at a chosen moment; the functions here are what such a process does.
+
+Processes are forked from one that has imported the package and done nothing else, which takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, RemoteBlackBox, TorchBlackBox
+from bidfmkd_fast.recovery import RecoveryConfig, journal
+from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig
+
+N_CLASSES, SHAPE, N_PER_CLASS, STEPS, DIRECTIONS = 3, (1, 16, 16), 3, 8, 2
+B = N_CLASSES * N_PER_CLASS
+SET = STEPS * (1 + DIRECTIONS) * B  # queries of a set
+CONFIG = TrainConfig(
+    n_per_class=N_PER_CLASS,
+    meta_batch_size=3,
+    meta_model_width=4,
+    recovery=RecoveryConfig(steps=STEPS, num_directions=DIRECTIONS, generator_width=4, latent_dim=8),
+    distillation=DistillationConfig(inner_steps=2),
+    replay=ReplayConfig(final_steps=2, n_query=2, inner_steps=1),
+)
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["bidfmkd_fast.cli", "bidfmkd_fast.training", "bidfmkd_fast.scenarios"])
+
+
+def process(target: Callable[..., None], *arguments: Any) -> Any:
+    """A process that was started with `target(*arguments)`."""
+    made = _context.Process(target=target, args=arguments)  # type: ignore[attr-defined]
+    made.start()
+    return made
+
+
+def exit_code(target: Callable[..., None], *arguments: Any) -> int:
+    made = process(target, *arguments)
+    made.join(120)
+    assert made.exitcode is not None, "it hangs"
+    return int(made.exitcode)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def spec_of(number: int) -> APISpec:
+    names = tuple(f"class {number + k}" for k in range(N_CLASSES))
+    return APISpec(N_CLASSES, SHAPE, class_names=names, data_set="made up", name=f"api_{number}", price_per_1000=1.0)
+
+
+def answers_of(number: int) -> Callable[[Tensor], Tensor]:
+    """In double and without a matrix product: the same in batches of any size."""
+    weight = torch.randn(N_CLASSES, 256, generator=torch.Generator().manual_seed(number)).double() / 4
+    return lambda images: (images.flatten(1).double()[:, None] * weight).sum(-1).float()
+
+
+class Watched(torch.nn.Module):
+    """An API that notes each call in `log`, and kills its process in call `kill_at` of all, from 1."""
+
+    calls = 0
+
+    def __init__(self, number: int, log: Path, kill_at: int | None) -> None:
+        super().__init__()
+        self.number, self.log, self.kill_at, self.answer = number, log, kill_at, answers_of(number)
+
+    def forward(self, images: Tensor) -> Tensor:
+        Watched.calls += 1
+        note(self.log, self.number, images)
+        if Watched.calls == self.kill_at:
+            die()
+        return self.answer(images)
+
+    def __deepcopy__(self, memo: Any) -> Watched:
+        return self
+
+
+def note(log: Path, number: int, images: Tensor) -> None:
+    digest = hashlib.blake2b(images.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
+    with log.open("a") as file:
+        file.write(f"{number} {digest} {len(images)}\n")
+
+
+def asked(log: Path) -> Counter[str]:
+    """How often each call was made."""
+    return Counter(log.read_text().splitlines())
+
+
+def queries(log: Path) -> int:
+    return sum(int(line.split()[2]) * times for line, times in asked(log).items())
+
+
+def local(log: Path, kill_at: int | None) -> list[BlackBox]:
+    """A function and a torch module."""
+    kept = log.read_text() if log.exists() else ""  # a module is asked a little when it is made
+    watched = [Watched(number, log, None) for number in range(2)]
+    apis = [FunctionBlackBox(watched[0], spec_of(0)), TorchBlackBox(watched[1], spec_of(1), micro_batch=10**6)]
+    log.write_text(kept)
+    Watched.calls = 0
+    for one in watched:
+        one.kill_at = kill_at
+    return apis
+
+
+def fit_local(folder: Path, log: Path, moment: tuple[str, int] | None, max_queries: int | None = None) -> None:
+    """A run on local APIs that is killed in call number n, half way through record n, or before snapshot n is named."""
+    _begin()
+    what, number = moment or ("", 0)
+    apis = local(log, number if what == "call" else None)
+    if what == "record":
+        journal.FileIO = _dying_file(number)  # type: ignore[misc]
+    if what == "snapshot":
+        _die_in_snapshot(number)
+    budget = None if max_queries is None else Budget(max_queries=max_queries)
+    run = BiDfMKD(apis, config=CONFIG, budget=budget).fit(folder, progress=False)
+    assert run.complete
+    assert run.queries == queries(log) and (budget is None or budget.remaining_queries == 0)
+
+
+def fit_remote(folder: Path, url: str) -> None:
+    _begin()
+    apis = [RemoteBlackBox(url, f"api_{number}", spec_of(number)) for number in range(3)]
+    assert BiDfMKD(apis, config=CONFIG).fit(folder, progress=False).complete
+
+
+def command(arguments: list[str], kill_at: int | None, log: Path) -> None:
+    """`bidfmkd` with the local APIs in the place of the pool's."""
+    _begin()
+    from bidfmkd_fast import scenarios
+    from bidfmkd_fast.cli import main
+
+    def load_pool(path: object) -> list[BlackBox]:
+        return [FunctionBlackBox(Watched(0, log, kill_at), spec_of(0))]
+
+    scenarios.load_pool = load_pool  # type: ignore[assignment]
+    raise SystemExit(main(arguments))
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    journal.SNAPSHOT_STEPS, journal.SNAPSHOT_SECONDS = 3, 0.0  # type: ignore[misc]
+
+
+def _dying_file(number: int) -> type[FileIO]:
+    class Dying(FileIO):
+        written = 0
+
+        def write(self, data: Any) -> int:
+            Dying.written += 1
+            if Dying.written == number:
+                super().write(data[: len(data) // 2])
+                die()
+            return super().write(data)
+
+    return Dying
+
+
+def _die_in_snapshot(number: int) -> None:
+    replace, seen = os.replace, iter(range(1, 10**6))
+
+    def replacing(source: Any, target: Any) -> None:
+        if Path(target).name == journal.SNAPSHOT and next(seen) == number:
+            die()
+        replace(source, target)
+
+    os.replace = replacing  # type: ignore[assignment]

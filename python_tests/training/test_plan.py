@@ -1,0 +1,98 @@
+"""What a run plans to ask is what it asks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, OpenBox
+from bidfmkd_fast.black_box.probe import PROBE_QUERIES
+from bidfmkd_fast.errors import BudgetExhausted
+from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig, fit_with_control
+from bidfmkd_fast.training.plan import plan
+
+N_CLASSES = 3
+TINY = TrainConfig(
+    n_per_class=3,
+    meta_batch_size=2,
+    meta_model_width=4,
+    recovery=RecoveryConfig(steps=2, num_directions=2, generator_width=4, latent_dim=8),
+    distillation=DistillationConfig(inner_steps=1),
+    replay=ReplayConfig(final_steps=1, n_query=2, inner_steps=1),
+)
+
+
+def weight(number: int) -> Tensor:
+    return torch.randn(256, N_CLASSES, generator=torch.Generator().manual_seed(number)) / 8
+
+
+def spec(number: int, **fields: Any) -> APISpec:
+    return APISpec(N_CLASSES, (1, 16, 16), name=f"api {number}", price_per_1000=1.0, **fields)
+
+
+def local(number: int) -> BlackBox:
+    return FunctionBlackBox(lambda images: images.flatten(1) @ weight(number), spec(number))
+
+
+def top_k(number: int) -> BlackBox:
+    fields = {"scores_kind": "top_k", "top_k": 2}
+    return FunctionBlackBox(lambda images: (images.flatten(1) @ weight(number)).softmax(1), spec(number, **fields))
+
+
+def opened(number: int) -> BlackBox:
+    linear = nn.Linear(256, N_CLASSES, bias=False)
+    linear.weight.data = weight(number).T.contiguous()
+    return OpenBox(nn.Sequential(nn.Flatten(), linear), spec(number))
+
+
+CASES: dict[str, tuple[Any, dict[str, Any], bool]] = {
+    "plain": (local, {}, False),
+    "open boxes": (opened, {"num_directions": 7}, False),
+    "open boxes, auto": (opened, {"mu": "auto"}, False),
+    "paper_compat, q=12": (local, {"num_directions": 12}, True),
+    "auto": (local, {"mu": "auto"}, False),
+    "no steps": (local, {"steps": 0, "mu": "auto"}, False),
+    "top-k, chunks": (top_k, {"max_images": 9}, False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_planned_queries_are_those_that_are_asked(name: str) -> None:
+    make, settings, paper_compat = CASES[name]
+    config = replace(TINY, recovery=replace(TINY.recovery, **settings), paper_compat=paper_compat)
+    apis = [make(number) for number in range(2)]
+    learner = BiDfMKD(apis, config=config)
+    run = learner.fit()
+    assert learner.planned_queries() == run.queries == sum(api.ledger.queries for api in apis)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_is_what_a_run_and_its_control_ask(name: str, tmp_path: Path) -> None:
+    make, settings, paper_compat = CASES[name]
+    config = replace(TINY, recovery=replace(TINY.recovery, **settings), paper_compat=paper_compat)
+    planned = plan([make(0)], config)
+    run, control = fit_with_control([make(0)], tmp_path / "run", config)
+    assert planned.queries == run.queries + control.queries != PROBE_QUERIES
+    assert planned.cost == pytest.approx(sum(row.cost for row in (*run.ledger, *control.ledger)))
+
+
+@pytest.mark.parametrize(("make", "first_step"), [(local, 11 * 9), (opened, 9)])
+def test_a_budget_must_reach_from_the_control_into_the_run(make: Any, first_step: int, tmp_path: Path) -> None:
+    recovery = replace(TINY.recovery, num_directions=12)
+    config = replace(TINY, recovery=recovery, paper_compat=True)  # 10 of the 12 directions are drawn
+    for left_over in (-1, 0):
+        apis = [make(number) for number in range(2)]
+        budget = Budget(max_queries=2 * 2 * 9 + first_step + left_over)
+        if left_over < 0:
+            with pytest.raises(BudgetExhausted, match=f"the control and one recovery step ask {36 + first_step} quer"):
+                fit_with_control(apis, tmp_path / "run", config, budget=budget)
+            assert not any(api.ledger.requests for api in apis)
+        else:
+            run, control = fit_with_control(apis, tmp_path / "run", config, budget=budget)
+            assert control.complete and run.budget_ended and budget.remaining_queries == 0
