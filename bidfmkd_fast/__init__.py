@@ -5,6 +5,7 @@ BiDf-MKD (Hu et al., ICML 2023, arXiv 2305.18413).
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,8 @@ from bidfmkd_fast.interruption import end_at_once_while_loading
 # operation make a machine that does anything else beside up to 70 times slower (docs/architecture.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+logging.getLogger("bidfmkd_fast").addHandler(logging.NullHandler())  # what happens is told to whoever asks for it
 
 # The command too may be interrupted before torch is there. Who uses the library handles signals by rules of their own.
 if os.path.basename((getattr(sys, "argv", None) or [""])[0]) == "bidfmkd":

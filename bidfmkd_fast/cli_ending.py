@@ -12,8 +12,7 @@ from bidfmkd_fast.black_box.ledger import asked_by_this_process
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
 
-_GO_ON = ("train", "compare", "sweep")  # in the same folder, with what is there
-_FILES = {"pool": "api_*.safetensors", "recover": "*_support.safetensors", "bench": "*.json"}
+_GO_ON = ("train", "compare", "sweep", "recover")  # in the same folder, with what is there
 
 
 def last_line(command: str, arguments: Sequence[str], options: Any, number: int) -> str:
@@ -35,13 +34,15 @@ def _kept(command: str, folder: Path | None) -> str:
     if folder is None or not folder.is_dir():
         return "nothing to keep"
     if command == "pool":
-        n_trained = len(list(folder.glob(_FILES[command])))
+        n_trained = len(list(folder.glob("api_*.safetensors")))
         return f"kept in {folder}: {n_trained} trained APIs, which are no whole pool"
-    if command in _FILES:
-        files = [file.name for file in folder.glob(_FILES[command])]
+    if command == "bench":
+        files = [file.name for file in folder.glob("*.json")]
         return f"kept in {folder}: {', '.join(files)}" if files else "nothing to keep"
     n_sets = len(list(folder.rglob("recovered/*.safetensors")))
-    return f"kept in {folder}: {n_sets} recovered set{'' if n_sets == 1 else 's'}"
+    n_begun = len(list(folder.rglob("*.journal/records")))
+    begun = f" and the answers to {n_begun} under way" if n_begun else ""
+    return f"kept in {folder}: {n_sets} recovered set{'' if n_sets == 1 else 's'}{begun}"
 
 
 def _asked(folder: Path | None) -> str:

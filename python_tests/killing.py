@@ -35,7 +35,7 @@ CONFIG = TrainConfig(
 )
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["bidfmkd_fast.cli", "bidfmkd_fast.training", "bidfmkd_fast.scenarios"])
+_context.set_forkserver_preload(["bidfmkd_fast.cli", "bidfmkd_fast.scenarios", "torch._dynamo"])
 
 
 def process(target: Callable[..., None], *arguments: Any) -> Any:

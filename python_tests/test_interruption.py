@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from bidfmkd_fast import cli_ending
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 
 MAIN = "from bidfmkd_fast.cli import main; raise SystemExit(main())"
@@ -134,7 +136,7 @@ def test_train_on_a_silent_service(number: int, code: int, by: str, silent: Sile
     ledger.close()
 
 
-@pytest.mark.parametrize("command", ["recover", "probe", "train --dry-run"])
+@pytest.mark.parametrize("command", ["probe", "train --dry-run"])
 def test_commands_without_a_run_folder(command: str, silent: Silent, pool: str, tmp_path: Path) -> None:
     process = started(MAIN, *command.split(), "--pool", pool, folder=tmp_path)
     assert silent.asked.wait(60), process.communicate()
@@ -142,6 +144,16 @@ def test_commands_without_a_run_folder(command: str, silent: Silent, pool: str, 
     assert (returned, out) == (130, "")
     assert err.startswith(f"bidfmkd {command.split()[0]}: ended by Ctrl-C; nothing to keep; asked ")
     assert err.endswith(f"; start again with: bidfmkd {command} --pool {pool}\n") and err.count("\n") == 1
+
+
+def test_recover_goes_on_in_its_folder(silent: Silent, pool: str, tmp_path: Path) -> None:
+    process = started(MAIN, "recover", "--pool", pool, "--n-per-class=2", "--config.mu=0.1", folder=tmp_path)
+    assert silent.asked.wait(60), process.communicate()
+    returned, out, err = ended(process, signal.SIGINT)
+    assert (returned, out) == (130, "")
+    assert err.startswith("bidfmkd recover: ended by Ctrl-C; kept in runs/recover: 0 recovered sets; asked ")
+    go_on = f"bidfmkd recover --pool {pool} --n-per-class=2 --config.mu=0.1 --out runs/recover"
+    assert err.endswith(f"; go on with: {go_on}\n") and err.count("\n") == 1
 
 
 def test_a_command_that_asks_nobody(tmp_path: Path) -> None:
@@ -158,6 +170,25 @@ def test_a_command_that_asks_nobody(tmp_path: Path) -> None:
     assert err == (
         "bidfmkd pool: ended by Ctrl-C; kept in new: 0 trained APIs, which are no whole pool; nothing was asked; "
         "remove new and start again with: bidfmkd pool --n-apis 2 --n-way 3 --epochs 100000 --out new\n"
+    )
+
+
+def test_what_is_under_way_is_told_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_ending, "asked_by_this_process", lambda: (5, 1, 0.0))
+    recovered = tmp_path / "control" / "recovered"
+    (recovered / "api_001_support.journal").mkdir(parents=True)
+    (recovered / "api_001_support.journal" / "records").write_bytes(b"")
+    (recovered / "api_000_support.safetensors").write_bytes(b"")
+    ledger = LedgerFile(tmp_path / "control" / "ledger.sqlite")
+    ledger.begin(0, "api")
+    ledger.add(0, queries=1234, requests=3, cost=0.5)
+    ledger.close()
+    options = SimpleNamespace(out=str(tmp_path))
+    line = cli_ending.last_line("train", ["train", "--pool", "a b", "--out", str(tmp_path)], options, signal.SIGTERM)
+    assert line == (
+        f"bidfmkd train: ended by SIGTERM; kept in {tmp_path}: 1 recovered set and the answers to 1 under way; asked 5 "
+        "queries in 1 requests this time, 1,234 queries in 3 requests at a cost of 0.50 in all; go on with: bidfmkd "
+        f"train --pool 'a b' --out {tmp_path}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pty
 import subprocess
@@ -174,6 +175,28 @@ def test_a_run_and_its_control_are_told_apart(
     told = capsys.readouterr().err
     assert "control: recover: " in told and " of 18 queries" in told
     assert "run: recover: " in told and " of 108 queries" in told
+
+
+def test_a_logger_tells_what_happens_and_is_quiet_by_itself(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = bf.TrainConfig(
+        n_per_class=3,
+        meta_model_width=4,
+        recovery=bf.RecoveryConfig(steps=1, num_directions=1, generator_width=4, latent_dim=8),
+        replay=bf.ReplayConfig(final_steps=1, n_query=2, inner_steps=1),
+    )
+    handlers = logging.getLogger("bidfmkd_fast").handlers
+    assert [type(handler) for handler in handlers] == [logging.NullHandler]
+    with caplog.at_level(logging.INFO, "bidfmkd_fast"):
+        bf.BiDfMKD([slow_api()], config=config).fit(progress=False)
+    assert caplog.messages == [
+        "slow: recovering the support set",
+        "slow: recovering the query set",
+        "slow: support set of 9 images kept",
+        "slow: query set of 9 images kept",
+    ]
+    assert capsys.readouterr().err == ""
 
 
 def test_bars_are_made_in_one_place() -> None:

@@ -44,7 +44,7 @@ def measuring_cost(api: BlackBox, config: RecoveryConfig, n_images: int) -> Cost
     """Count what `mu="auto"` asks before the first step; nothing where no step needs a length."""
     if config.mu != AUTO or not takes_directions(api, config):
         return Cost()
-    return _call_cost(api, _measuring_queries(n_images))
+    return _call_cost(api, QUERIES // N_IMAGES * min(N_IMAGES, n_images))
 
 
 def first_step_cost(api: BlackBox, config: RecoveryConfig, n_images: int, paper_compat: bool = False) -> Cost:
@@ -57,14 +57,6 @@ def set_cost(api: BlackBox, config: RecoveryConfig, n_per_class: int, paper_comp
     n_images = n_per_class * api.spec.n_classes
     step = step_cost(api, config, n_images, paper_compat)
     return measuring_cost(api, config, n_images) + step * max(1, config.steps)
-
-
-def set_queries(api: BlackBox, config: RecoveryConfig, n_per_class: int, paper_compat: bool = False) -> int:
-    """Count the queries of `set_cost` alone: unlike requests, they are known before a service has been reached."""
-    n_images = n_per_class * api.spec.n_classes
-    measuring = config.mu == AUTO and takes_directions(api, config)
-    in_steps = max(1, config.steps) * sum(_chunk_rows(api, config, n_images, paper_compat)) * n_images
-    return in_steps + (_measuring_queries(n_images) if measuring else 0)
 
 
 def takes_directions(api: BlackBox, config: RecoveryConfig) -> bool:
@@ -88,10 +80,6 @@ def _chunk_rows(api: BlackBox, config: RecoveryConfig, n_images: int, paper_comp
     rows = 1 + (directions_left(config.num_directions) if paper_compat else config.num_directions)
     every = max(1, config.max_images // n_images)
     return [min(every, rows - first) for first in range(0, rows, every)]
-
-
-def _measuring_queries(n_images: int) -> int:
-    return QUERIES // N_IMAGES * min(N_IMAGES, n_images)
 
 
 def _call_cost(api: BlackBox, n_images: int) -> Cost:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bidfmkd_fast.black_box import BlackBox
@@ -25,6 +25,7 @@ def kept_set(file: Path, number: int, api: BlackBox) -> Iterator[tuple[Journal, 
         InputError: the folder cannot be written to, or is of another API.
     """
     folder = file.with_suffix(".journal")
+    above = [path for path in folder.parents if not path.exists()]  # made here, innermost first
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,3 +46,6 @@ def kept_set(file: Path, number: int, api: BlackBox) -> Iterator[tuple[Journal, 
         ledger.close()
         if not spent:
             journal.remove()
+            with suppress(OSError):  # they hold the saved set
+                for path in above:
+                    path.rmdir()

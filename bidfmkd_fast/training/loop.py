@@ -20,7 +20,7 @@ from bidfmkd_fast.recovery.cost import first_step_cost
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
-from bidfmkd_fast.training.plan import run_cost
+from bidfmkd_fast.training.plan import as_known, run_cost
 from bidfmkd_fast.training.run import Run
 from bidfmkd_fast.training.stages import Stages, task_shape
 
@@ -78,9 +78,9 @@ class BiDfMKD:
         """Run the whole loop, and write it to `run_dir` as it goes if one is given.
 
         Every call starts anew, but for a `run_dir` that holds a run of the same settings that was cut off: what that
-        recovered is not asked for again, and what it spent counts. With equal APIs the same seed gives the same run,
-        bit for bit (on a CPU with the same number of threads). With `progress`, a terminal or a notebook shows bars;
-        elsewhere stderr gets one line a minute.
+        recovered is not asked for again, sets under way go on where they were, and what it spent counts. With equal
+        APIs the same seed gives the same run, bit for bit (on a CPU with the same number of threads). With `progress`,
+        a terminal or a notebook shows bars; elsewhere stderr gets one line a minute.
 
         Services are recovered several at once. One that does not answer, or answers no scores, is skipped with a
         warning, asked again at the end, and named in the report where that fails too.
@@ -176,7 +176,7 @@ def fit_with_control(
     RunFolder.check_new(run_dir)
     begun = (Path(run_dir) / "control").exists()
     n_images = config.n_per_class * apis[0].spec.n_classes
-    first_step = first_step_cost(apis[0], config.recovery, n_images, config.paper_compat)
+    first_step = first_step_cost(as_known(apis[0]), config.recovery, n_images, config.paper_compat)
     needed = sum((run_cost(api, control.config) for api in apis), first_step)
     if budget is not None and not begun and not budget.affords(needed.queries, needed.requests, needed.price):
         raise BudgetExhausted(

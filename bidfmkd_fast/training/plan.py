@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.probe import ProbeReport, probe
+from bidfmkd_fast.black_box.service import ServiceBlackBox
 from bidfmkd_fast.recovery.cost import Cost, set_cost
 from bidfmkd_fast.training.config import TrainConfig
 
@@ -96,8 +99,27 @@ def plan(apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0) -> Pla
 
 
 def run_cost(api: BlackBox, config: TrainConfig) -> Cost:
-    """Count what a run asks one API if nothing goes wrong: two sets of images."""
-    return set_cost(api, config.recovery, config.n_per_class, config.paper_compat) * 2
+    """Count what a run asks one API if nothing goes wrong: two sets of images. A service is not contacted for it."""
+    return set_cost(as_known(api), config.recovery, config.n_per_class, config.paper_compat) * 2
+
+
+def as_known(api: BlackBox) -> BlackBox:
+    """Return a box to count with: a service's as far as it is known so far, since a dead one is waited for."""
+    return _KnownService(api) if isinstance(api, ServiceBlackBox) else api
+
+
+class _KnownService(BlackBox):
+    """A service that is only counted with: its requests hold what its spec, or what it told before, allows."""
+
+    def __init__(self, service: ServiceBlackBox) -> None:
+        super().__init__(service.spec)
+        self._most = ServiceBlackBox._batch(service)  # not the method of a subclass, which asks the service
+
+    def _score(self, images: Tensor) -> Tensor:
+        raise AssertionError("it is never asked")
+
+    def _count_requests(self, n_images: int) -> int:
+        return -(-n_images // self._most)
 
 
 def too_short(plan: Plan, config: TrainConfig) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import shutil
 import tempfile
 import time
@@ -23,14 +24,16 @@ from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.meta import DistillationTask, adapt_to_api
 from bidfmkd_fast.meta.model import forward
 from bidfmkd_fast.progress import Bar
-from bidfmkd_fast.recovery.cost import set_queries
 from bidfmkd_fast.recovery.journal import Journal
 from bidfmkd_fast.recovery.objective import Student
 from bidfmkd_fast.recovery.recover import Recovered, recover, recover_side_by_side
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.plan import run_cost
 from bidfmkd_fast.training.run import RecoveredSet
+
+_log = logging.getLogger(__name__)
 
 # A group goes on without a service that takes so many times as long as any before it, and so many seconds at least.
 _PATIENCE, _LEAST_SECONDS = 3.0, 60.0
@@ -209,6 +212,8 @@ class Recoveries:
             return one
         outcome.asked = True
         with self._journal(outcome.index, part) as journal:
+            how = f", {journal.queries:,} queries are answered already" if journal.queries else ""
+            _log.info("%s: recovering the %s set%s", api.name, part, how)
             if (outcome.index, part) not in self._begun:
                 self._begun.add((outcome.index, part))
                 self._bar.skip(journal.queries)  # what an earlier process was answered
@@ -243,9 +248,8 @@ class Recoveries:
             one = self.folder.load_recovered(index, part, self.apis[index])
             if one is not None:  # the process may have ended between the set and the end of its journal
                 shutil.rmtree(self.folder.journal(index, part), ignore_errors=True)
-                config = self.config
-                n_queries = set_queries(self.apis[index], config.recovery, config.n_per_class, config.paper_compat)
-                self._bar.skip(n_queries)
+                _log.info("%s: the %s set is in %s already", self.apis[index].name, part, self.folder.path)
+                self._bar.skip(run_cost(self.apis[index], self.config).queries // 2)
         if one is not None:
             self._made[index, part] = one
         return one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +27,14 @@ from bidfmkd_fast.meta import (
 from bidfmkd_fast.meta.on_device import DeviceReplay
 from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.progress import Bar
-from bidfmkd_fast.recovery.cost import set_queries
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.plan import run_cost
 from bidfmkd_fast.training.recoveries import Outcome, Recoveries
 from bidfmkd_fast.training.run import RecoveredSet, Run
 
+_log = logging.getLogger(__name__)
 _REPLAY_RECORD_STEPS = 25  # replay steps whose mean makes one record of the history
 
 
@@ -103,10 +105,10 @@ class Stages:
 
     def _recovery_bar(self) -> Bar:
         """The queries that are answered of those that the run asks if nothing goes wrong."""
-        config, answered = self.config, sum(api.ledger.answered_queries for api in self.apis)
+        answered = sum(api.ledger.answered_queries for api in self.apis)
         return Bar(
             f"{self.label}: recover",
-            sum(2 * set_queries(api, config.recovery, config.n_per_class, config.paper_compat) for api in self.apis),
+            sum(run_cost(api, self.config).queries for api in self.apis),
             "queries",
             self.progress,
             position=lambda: sum(api.ledger.answered_queries for api in self.apis) - answered,
@@ -145,6 +147,7 @@ class Stages:
         name, reason = self.apis[index].name, " ".join(str(error).split())
         again = "it is left out" if index in self._failed_before else "it is skipped and asked again at the end"
         warnings.warn(f"{name}: {again}: {reason}", ServiceWarning, stacklevel=2)
+        _log.info("%s: %s: %s", name, again, reason)
         self._failed_before.add(index)
         self.skipped[index] = reason
 
@@ -156,6 +159,7 @@ class Stages:
         self.recovered.append(one)
         self.memory.add(one.images, [_class_key(api, one.api_index, label) for label in one.recovered.labels.tolist()])
         self.budget_ended |= not one.recovered.complete
+        _log.info("%s: %s set of %s images kept", api.name, one.part, len(one.images))
         self._record(
             "recovery",
             api=api.name,

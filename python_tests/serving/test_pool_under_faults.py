@@ -120,7 +120,9 @@ def test_killed_and_started_again(tmp_path: Path, seed: int) -> None:
     for number, name in enumerate(HEALTHY):
         control, run = kept[number]
         scored = after[name]["inference_count"] - before[name]["inference_count"]
-        assert scored == (2 - control) * IMAGES + (2 - run) * QUERIES  # nothing that was kept is asked for again
+        assert scored <= (2 - control) * IMAGES + (2 - run) * QUERIES  # nothing that was kept is asked for again
+        # Of the set that was under way one step at most.
+        assert 0 <= after[name]["inference_count"] - 2 * IMAGES - 2 * QUERIES <= QUERIES // STEPS
         assert sets_of(out, number) == (2, 2)
         queries, requests, answered = spent[name]
         received, fates = after[name]["received"], after[name]["fates"]

@@ -120,6 +120,29 @@ def test_a_set_that_was_recovered_before_the_failure_is_not_asked_for_again() ->
     assert api.calls == 5 and run.complete
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("failing", [2, 5])
+def test_a_set_that_failed_midway_is_not_asked_for_from_the_start(failing: int, kept: bool, tmp_path: Path) -> None:
+    """The second step of the support set, or of the query set, in a run that is written to a folder or to none."""
+    fails_once = iter([True])
+
+    def before(call: int) -> None:
+        if call == failing and next(fails_once, False):
+            raise APIUnavailable("down")
+
+    config = replace(TINY, meta_batch_size=2, recovery=replace(TINY.recovery, steps=3))
+    api = Scripted(1, before)
+    with pytest.warns(ServiceWarning, match="down"):
+        run = BiDfMKD([local(0), api, local(2)], config=config).fit(tmp_path / "run" if kept else None)
+    assert run.complete and api.calls == 6 + 1
+    assert all([record["step"] for record in one.recovered.history] == [0, 1, 2] for one in run.recovered)
+    if failing == 2:  # no task model had its say before
+        assert torch.equal(
+            run.recovered[-2].images, BiDfMKD([local(0), local(1)], config=config).fit().recovered[2].images
+        )
+    assert not list(tmp_path.rglob("*.journal"))
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
