@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -248,7 +249,7 @@ def _plan(apis: Any, config: Any, budget: Any) -> Any:
 
     for api in apis:
         api.budget = budget
-    return plan(apis, config, seed=config.seed)
+    return plan(apis, config, seed=config.seed, progress=True)
 
 
 def bench(options: Any) -> None:
@@ -362,7 +363,7 @@ def _run(arguments: Sequence[str], command: str, name: str, parsed: dict[str, An
     try:
         options = build_parser(arguments, COMMANDS).parse_args(list(arguments))
         parsed["options"] = options[options.subcommand]
-        with _one_line_warnings(name):
+        with _one_line_warnings(name), _log_lines(name):
             COMMANDS[options.subcommand][0](options[options.subcommand])
     except ArgumentError as error:
         say(f"{name}: {plain_error(str(error), command)}")
@@ -385,6 +386,27 @@ def _one_line_warnings(name: str) -> Iterator[None]:
     finally:
         warnings.formatwarning = before
         urllib3.setLevel(level)
+
+
+@contextlib.contextmanager
+def _log_lines(name: str) -> Iterator[None]:
+    """Show what the library logs, from the level on that the environment variable BIDFMKD_LOG names; else nothing."""
+    wanted = os.environ.get("BIDFMKD_LOG", "").upper()
+    if not wanted:
+        yield
+        return
+    if not isinstance(logging.getLevelName(wanted), int):
+        raise InputError(f"the environment variable BIDFMKD_LOG must be a level such as info; got {wanted.lower()!r}")
+    logger, handler = logging.getLogger("bidfmkd_fast"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {name}: %(message)s", "%H:%M:%S"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(wanted)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _plain_values(values: Any) -> Any:

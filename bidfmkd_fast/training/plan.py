@@ -10,6 +10,7 @@ from torch import Tensor
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.probe import ProbeReport, probe
 from bidfmkd_fast.black_box.service import ServiceBlackBox
+from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.recovery.cost import Cost, set_cost
 from bidfmkd_fast.training.config import TrainConfig
 
@@ -89,12 +90,13 @@ class Plan:
         return [f"{one.report.name}: {one.report.problem}" for one in self.apis if one.report.problem is not None]
 
 
-def plan(apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0) -> Plan:
+def plan(apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0, progress: bool = False) -> Plan:
     """Probe every API, for `probe.PROBE_QUERIES` queries each, and work out what `fit_with_control` would ask it."""
     planned = []
-    for api in apis:
-        cost = run_cost(api, config) + run_cost(api, config.control())
-        planned.append(PlannedAPI(probe(api, seed=seed), api._is_service, cost.queries, cost.price))
+    with Bar("probe", len(apis), "APIs", progress) as bar:
+        for api in bar.over(apis):
+            cost = run_cost(api, config) + run_cost(api, config.control())
+            planned.append(PlannedAPI(probe(api, seed=seed), api._is_service, cost.queries, cost.price))
     return Plan(planned, config.meta_batch_size)
 
 
