@@ -1,8 +1,9 @@
 """Runs the benchmark cases: `python benchmarks/bench.py --cases 'perturb/*' --threads 1 2`, or `bidfmkd bench`.
 
-Prints one aligned table, and writes `<device>.json`, `.csv` and `.png` into `--out` (`benchmarks/results` holds the
-committed ones). With `--compare FILE` ours is put
-beside what it was, both in units of the slowest contender of the case, so that a busy machine is no regression.
+Prints the rows of each case as it ends, and writes them to `<device>.json` and `.csv` in `--out` at once, so that a run
+that is cut off keeps what it has; `<device>.png` comes at the end. `benchmarks/results` holds the committed ones. With
+`--compare FILE` ours is put beside what it was, both in units of the slowest contender of the case, so that a busy
+machine is no regression.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -38,22 +39,24 @@ def device_name() -> str:
 
 def run(patterns: list[str], threads: list[int], runs: int) -> Iterator[list[Any]]:
     """Every matching case at every number of threads: the rows of each as it ends."""
-    from tqdm import tqdm
-
     import benchmarks.cases  # noqa: F401  (registers them)
     from benchmarks.harness import CASES, run_case
+    from bidfmkd_fast.progress import Bar
 
     chosen = [one for name, one in CASES.items() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not chosen:
         raise SystemExit(f"bench: no case matches {' '.join(patterns)}; there are: {', '.join(CASES)}")
-    for count in threads:
-        for one in tqdm(chosen, desc=f"{count} threads", disable=None):
+    with Bar("bench", len(threads) * len(chosen), "cases", True) as bar:
+        for count, one in bar.over([(count, one) for count in threads for one in chosen]):
             yield run_case(one, runs, count)
 
 
-def table(rows: list[Any]) -> str:
-    """An aligned text table; a ratio above 1 means slower than ours."""
-    head = ["case", "contender", "threads", "ms", "± IQR", "x ours", "GB/s", "x limit", "extra MB"]
+_HEAD = ["case", "contender", "threads", "ms", "± IQR", "x ours", "GB/s", "x limit", "extra MB"]
+_WIDTHS = (34, 26, 7, 9, 8, 7, 6, 7, 8)  # of rows that are printed case by case, so that they stand in columns
+
+
+def table(rows: list[Any], head: bool = True, least: Sequence[int] = (0,) * len(_HEAD)) -> str:
+    """An aligned text table with columns of `least` letters or more; a ratio above 1 means slower than ours."""
     body = [
         [
             row.case,
@@ -68,12 +71,13 @@ def table(rows: list[Any]) -> str:
         ]
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    body = [_HEAD, *body] if head else body
+    widths = [max(least[i], *(len(line[i]) for line in body)) for i in range(len(_HEAD))]
     lines = [
         "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
-        for line in [head, *body]
+        for line in body
     ]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]] if head else lines)
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -81,7 +85,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def write(rows: list[Any], out: Path, runs: int) -> Path:
-    """JSON, CSV and a plot, named by the device; cases that were not run now stay as they are in the files."""
+    """JSON and CSV, named by the device; cases that were not run now stay as they are in the files."""
     import torch
 
     import bidfmkd_fast
@@ -102,17 +106,23 @@ def write(rows: list[Any], out: Path, runs: int) -> Path:
         "runs": runs,
     }
     text = json.dumps({"meta": meta, "rows": [asdict(row) for row in rows]}, indent=1)
-    file.write_text(text + "\n", encoding="utf-8")
+    partial = file.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(file)
     with base.with_suffix(".csv").open("w", newline="", encoding="utf-8") as table_file:
         writer = csv.DictWriter(table_file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    _plot(rows, base.with_suffix(".png"))
     return file
 
 
-def _plot(rows: list[Any], file: Path) -> None:
+def plot(results: Path) -> None:
+    """A picture beside a file of results: every baseline in units of ours."""
     import matplotlib
+
+    from benchmarks.harness import Row
+
+    rows = [Row(**row) for row in json.loads(results.read_text())["rows"]]
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -134,7 +144,7 @@ def _plot(rows: list[Any], file: Path) -> None:
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=8)
     figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    figure.savefig(results.with_suffix(".png"), dpi=110)
 
 
 def compare(rows: list[Any], file: Path) -> tuple[str, bool]:
@@ -164,14 +174,13 @@ def bench(cases: list[str], threads: list[int], runs: int, out: Path, against: P
     import torch
 
     torch.manual_seed(seed)
-    rows = []
-    try:
-        for some in run(cases, threads, runs):
-            rows += some
-    finally:  # a case that fails or is interrupted loses nothing of those before it
-        if rows:
-            print(table(rows))
-            print(f"\nwritten: {write(rows, out, runs)}")
+    rows: list[Any] = []
+    for some in run(cases, threads, runs):
+        print(table(some, head=not rows, least=_WIDTHS), flush=True)
+        rows += some
+        file = write(rows, out, runs)  # a case that fails or is interrupted loses nothing of those before it
+    plot(file)
+    print(f"\nwritten: {file}")
     if against is None:
         return 0
     text, bad = compare(rows, against)

@@ -3,14 +3,24 @@
 BiDf-MKD (Hu et al., ICML 2023, arXiv 2305.18413).
 """
 
+import logging as _logging
 import os as _os
+import sys as _sys
 from importlib.metadata import PackageNotFoundError as _NotInstalled
 from importlib.metadata import version as _version
+
+from bidfmkd_fast.interruption import end_at_once_while_loading as _end_at_once_while_loading
 
 # Before torch loads OpenMP, unless it has already or the user has chosen: threads that spin long at the end of every
 # operation make a machine that does anything else beside up to 70 times slower (docs/architecture.md).
 if "OMP_WAIT_POLICY" not in _os.environ:
     _os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+_logging.getLogger("bidfmkd_fast").addHandler(_logging.NullHandler())  # what happens is told to whoever asks for it
+
+# The command too may be interrupted before torch is there. Who uses the library handles signals by rules of their own.
+if _os.path.basename((getattr(_sys, "argv", None) or [""])[0]) == "bidfmkd":
+    _end_at_once_while_loading()
 
 from bidfmkd_fast import errors, ops
 from bidfmkd_fast.black_box import (

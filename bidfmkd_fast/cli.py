@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidfmkd_fast.cli_ending import last_line
 from bidfmkd_fast.cli_options import build_parser, check_seeds, plain_error
 from bidfmkd_fast.cli_settings import merge, take_settings
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError
+from bidfmkd_fast.interruption import Terminated, ended_by_signals
+from bidfmkd_fast.streams import Output, guarded_stdout, open_missing, say
 
 if TYPE_CHECKING:
     from bidfmkd_fast.data import Dataset
@@ -258,7 +262,8 @@ def bench(options: Any) -> None:
     sys.path.append(str(Path.cwd()))
     suite = importlib.import_module("benchmarks.bench")
     against = None if options.compare is None else Path(options.compare)
-    out = Path(options.out or "runs/bench")
+    options.out = options.out or "runs/bench"
+    out = Path(options.out)
     check_writable(out / "any")
     if suite.bench(options.cases, options.threads, options.runs, out, against, options.seed):
         sys.exit(1)
@@ -274,9 +279,12 @@ def serve(options: Any) -> None:
     apis = load_pool(options.pool)
     common = Behaviour(**_plain_values(options.config.as_dict()))
     service = Service(apis, behaviours_of([api.name for api in apis], common, options.per_model), options.seed)
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         serve_until_interrupted(service, options.port, announce=lambda line: print(line, flush=True))
-    print(text_table(service.rows()))
+    except KeyboardInterrupt as stop:
+        print(text_table(service.rows()))
+        if isinstance(stop, Terminated):
+            raise  # whereas Ctrl-C is how a server is ended
 
 
 def convert(options: Any) -> None:
@@ -318,30 +326,62 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0, or 2 after one line on stderr when the input is bad."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = next((argument for argument in arguments if argument in COMMANDS), "")
+    """Run one command: 0; 2 after one line on stderr for bad input; 141 or 1 where its output could not be written.
+
+    Without `arguments` those of the process are taken, and the process is the command's: Ctrl-C ends it with one line
+    and exit code 130, SIGTERM with 143 (`interruption.ended_by_signals`).
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((argument for argument in given if argument in COMMANDS), "")
     name = f"bidfmkd {command}".strip()
+    parsed: dict[str, Any] = {}  # filled by the command, read by the last line when a signal ends it
+
+    def ended(number: int) -> str:
+        return last_line(command, given, parsed.get("options"), number)
+
+    if arguments is None:
+        open_missing()
+    with guarded_stdout() as output:
+        try:
+            with ended_by_signals(ended) if arguments is None else contextlib.nullcontext():
+                code = _run(given, command, name, parsed)
+        except SystemExit as stop:  # of --help, and of commands that found something wrong
+            unread = _unread(output, name)
+            raise SystemExit(stop.code or unread) from None
+        return code or _unread(output, name)
+
+
+def _unread(output: Output, name: str) -> int:
+    """Say it if something that was printed could not be written, and return the exit code for that; else 0."""
+    failure = output.failure()
+    if failure is None:
+        return 0
+    code, reason = failure
+    say(f"{name}: cannot write to standard output ({reason}); what it was to show is lost, files are kept")
+    return code
+
+
+def _run(arguments: Sequence[str], command: str, name: str, parsed: dict[str, Any]) -> int:
     try:
         from jsonargparse import ArgumentError, dict_to_namespace
     except ImportError:
-        print(f"{name}: the command line needs jsonargparse; `pip install jsonargparse`", file=sys.stderr)
+        say(f"{name}: the command line needs jsonargparse; `pip install jsonargparse`")
         return 2
     try:
         arguments, settings = take_settings(arguments, command)
-        parsed = build_parser(arguments, COMMANDS).parse_args(arguments)
-        options = parsed[parsed.subcommand]
+        given = build_parser(arguments, COMMANDS).parse_args(arguments)
+        options = parsed["options"] = given[given.subcommand]
         check_seeds(options)
         if settings:
             merge(values := options.config.as_dict(), settings)
             options.config = dict_to_namespace(values)
-        with _one_line_warnings(name):
-            COMMANDS[parsed.subcommand][0](options)
+        with _one_line_warnings(name), _log_lines(name):
+            COMMANDS[given.subcommand][0](options)
     except ArgumentError as error:
-        print(f"{name}: {plain_error(str(error), command)}", file=sys.stderr)
+        say(f"{name}: {plain_error(str(error), command)}")
         return 2
     except (InputError, BudgetExhausted, BadAnswer, APIUnavailable) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"{name}: {' '.join(str(error).split())}")
         return 2
     return 0
 
@@ -358,6 +398,27 @@ def _one_line_warnings(name: str) -> Iterator[None]:
     finally:
         warnings.formatwarning = before
         urllib3.setLevel(level)
+
+
+@contextlib.contextmanager
+def _log_lines(name: str) -> Iterator[None]:
+    """Show what the library logs, from the level on that the environment variable BIDFMKD_LOG names; else nothing."""
+    wanted = os.environ.get("BIDFMKD_LOG", "").upper()
+    if not wanted:
+        yield
+        return
+    if not isinstance(logging.getLevelName(wanted), int):
+        raise InputError(f"the environment variable BIDFMKD_LOG must be a level such as info; got {wanted.lower()!r}")
+    logger, handler = logging.getLogger("bidfmkd_fast"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {name}: %(message)s", "%H:%M:%S"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(wanted)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _plain_values(values: Any) -> Any:
@@ -378,11 +439,14 @@ def _datasets(names: Sequence[str], inverted: Sequence[bool]) -> list[Dataset]:
 
 
 def _out(options: Any, command: str) -> Path:
-    """`--out`, or `runs/<command>`, or the first of `runs/<command>-2`, `-3`, ... that is not there yet."""
-    if options.out is not None:
-        return Path(options.out)
-    names = itertools.chain([command], (f"{command}-{number}" for number in itertools.count(2)))
-    return next(path for path in (Path("runs") / name for name in names) if not path.exists())
+    """`--out`, or `runs/<command>`, or the first of `runs/<command>-2`, `-3`, ... that is not there yet.
+
+    It is kept as `options.out`, where the last line of a command that is interrupted finds it.
+    """
+    if options.out is None:
+        names = itertools.chain([command], (f"{command}-{number}" for number in itertools.count(2)))
+        options.out = str(next(path for path in (Path("runs") / name for name in names) if not path.exists()))
+    return Path(options.out)
 
 
 def _budget(options: Any) -> Any:

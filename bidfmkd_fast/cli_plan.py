@@ -30,7 +30,7 @@ def tell_plan(apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | No
 def _plan(apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | None) -> Plan:
     for api in apis:
         api.budget = budget
-    return plan(apis, config, seed=config.seed)
+    return plan(apis, config, seed=config.seed, progress=True)
 
 
 def _tell_spending(made: Plan, *remarks: str) -> None:

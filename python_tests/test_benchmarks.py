@@ -15,7 +15,7 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are in the source tree only", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from benchmarks import bench, report, scaling  # noqa: E402
+from benchmarks import bench, harness, report, scaling  # noqa: E402
 from benchmarks.baselines import BestEager, functional, paper_order  # noqa: E402
 from benchmarks.harness import OURS, Case, Prepared, Row, run_case  # noqa: E402
 
@@ -55,13 +55,29 @@ def test_compare_flags_what_became_slower(tmp_path: Path) -> None:
     assert "2.00x the time it took, against twice  REGRESSION" in text
 
 
-def test_results_of_other_cases_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "_plot", lambda rows, file: None)
+def test_results_of_other_cases_stay(tmp_path: Path) -> None:
     for name in ("one", "two", "one"):
         bench.write(run_case(Case(name, prepared), runs=3, threads=1), tmp_path, 3)
     (file,) = tmp_path.glob("*.json")
     assert [row["case"] for row in json.loads(file.read_text())["rows"]] == ["two", "two", "one", "one"]
     assert len(next(tmp_path.glob("*.csv")).read_text().splitlines()) == 5
+
+
+def test_a_run_that_is_cut_off_keeps_and_shows_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> Prepared:
+        raise KeyboardInterrupt
+
+    cases = {"one": Case("one", prepared), "two": Case("two", prepared), "three": Case("three", interrupted)}
+    monkeypatch.setattr(harness, "CASES", cases)
+    with pytest.raises(KeyboardInterrupt):
+        bench.bench(["*"], [1], 3, tmp_path, None, seed=0)
+    (file,) = tmp_path.glob("*.json")
+    assert [row["case"] for row in json.loads(file.read_text())["rows"]] == ["one", "one", "two", "two"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["case", lines[1].split()[0], "one", "one", "two", "two"]
+    assert len({len(line) for line in lines}) == 1
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "sphere"])

@@ -130,6 +130,17 @@ def test_recover_writes_images_and_a_picture(pool: Path, capsys: pytest.CaptureF
     assert Image.open("runs/recover/api_001_support.png").size[0] > 100
 
 
+def test_what_the_library_logs_is_shown_when_wanted(
+    pool: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIDFMKD_LOG", "info")
+    assert main(["train", "--pool", str(pool), *RUN]) == 0
+    assert "bidfmkd train: api_000: recovering the support set" in capsys.readouterr().err
+    monkeypatch.setenv("BIDFMKD_LOG", "much")
+    assert main(["train", "--pool", str(pool), *RUN]) == 2
+    assert "BIDFMKD_LOG must be a level such as info; got 'much'" in capsys.readouterr().err
+
+
 def test_a_budget_that_ends_midway_is_said(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # 36 for the control, then one set of 18 and a half
     assert main(["train", "--pool", str(pool), "--max-queries", "63", *RUN]) == 0

@@ -12,6 +12,21 @@ from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 
 _SLACK = 1e-9  # relative: costs are sums of floats
 
+_process_lock = threading.Lock()
+_process_total: tuple[int, int, float] = (0, 0, 0.0)
+
+
+def asked_by_this_process() -> tuple[int, int, float]:
+    """Return the queries, the requests and the price of all that this process has sent, over every API it had."""
+    return _process_total
+
+
+def _add_to_process(queries: int, requests: int, cost: float) -> None:
+    global _process_total
+    with _process_lock:
+        before = _process_total
+        _process_total = before[0] + queries, before[1] + requests, before[2] + cost
+
 
 class Ledger:
     """Counts what one API was asked and what it answered. Safe under threads.
@@ -84,6 +99,7 @@ class Ledger:
             else:
                 self._queries += queries
                 self._requests += requests
+                _add_to_process(queries, requests, queries * self._price / 1000)
             for file, number in self._files:
                 if answered:
                     file.add(number, answered_queries=queries, answered_requests=requests)

@@ -15,6 +15,7 @@ from bidfmkd_fast.meta.checks import check_images
 from bidfmkd_fast.meta.model import MetaModel, adapt_parameters
 from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters, stacks_of, task_losses
 from bidfmkd_fast.ops.workspace import keep_freed_memory
+from bidfmkd_fast.progress import Bar
 
 
 def mean_and_ci95(values: Tensor) -> tuple[float, float]:
@@ -76,8 +77,6 @@ def evaluate(
     as in `MetaModel.adapt`: by default batch norm sees a whole query set at once, as the paper does. Raises InputError
     for settings that the data set cannot serve, and for a data set whose images are not what the module takes.
     """
-    from tqdm import tqdm
-
     keep_freed_memory()
     if n_episodes < 1:
         raise InputError(f"evaluate: n_episodes must be 1 or more; got {n_episodes}")
@@ -90,10 +89,10 @@ def evaluate(
     else:
         accuracies = (_accuracy(meta_model, sampler.episode(i), steps, transductive) for i in range(n_episodes))
     done: list[Tensor] = []
-    with tqdm(total=n_episodes, desc="episodes", disable=None if progress else True, leave=False) as bar:
+    with Bar(f"evaluate on {dataset.name} {split}", n_episodes, "episodes", progress, keep=False) as bar:
         for some in accuracies:
             done.append(some)
-            bar.update(len(some))
+            bar.advance(len(some))
     per_episode = torch.cat(done)
     mean, ci95 = mean_and_ci95(per_episode)
     steps = meta_model.adapt_steps if steps is None else steps

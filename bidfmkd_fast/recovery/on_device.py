@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bidfmkd_fast.black_box import BlackBox, TorchBlackBox
 from bidfmkd_fast.black_box.first_answers import check_range
@@ -63,7 +62,7 @@ class DeviceRecovery:
         warn: bool = True,
     ) -> None:
         self.api, self.config, self.done, self._warn = api, config, 0, warn
-        self._maker, self._objective = maker, objective
+        self._maker, self.objective = maker, objective
         self._cost = step_cost(api, config, len(objective.labels))
         self._zeroth_order = ZerothOrder(
             num_directions=config.num_directions,
@@ -104,10 +103,9 @@ class DeviceRecovery:
             self.api._first_answers.check(self._first.flatten(0, 1))
             self.api._first_answers.warn(self._images, self._scores, stacklevel=3)
 
-    def run(self, progress: bool = False, callback: Callable[[Record], None] | None = None) -> Recovered:
+    def run(self, callback: Callable[[Record], None] | None = None) -> Recovered:
         """All steps, or as many as a budget shared with others still pays, then `result`."""
-        name = f"recover {self.api.name}"
-        for step in tqdm(range(self.config.steps), desc=name, disable=None if progress else True):
+        for step in range(self.config.steps):
             try:
                 self.step()
             except BudgetExhausted:
@@ -133,10 +131,10 @@ class DeviceRecovery:
             raise BadAnswer(f"{self.api.name}: the API must answer finite scores; it answered NaN or infinity")
         check_range(self.api.spec, *self._range.tolist())
         if self._warn:
-            warn_if_unmoved(self._first, self._objective.labels, self.api.spec, float(self.config.mu))
+            warn_if_unmoved(self._first, self.objective.labels, self.api.spec, float(self.config.mu))
         history = [self._record(step, values) for step, values in enumerate(self._records[: self.done].tolist())]
         self.api._first_answers.warn_of_one_class([record["matched"] for record in history], stacklevel=3)
-        images, labels, scores, losses = self._images, self._objective.labels, self._scores, self._losses
+        images, labels, scores, losses = self._images, self.objective.labels, self._scores, self._losses
         complete = self.done == self.config.steps
         return Recovered(images, labels, scores, losses, history, complete, mu=float(self.config.mu))
 
@@ -149,7 +147,7 @@ class DeviceRecovery:
         if self.config.augment:
             images = augment_at(images, self._crops.index_select(0, self._index)[0])
         x = self.api.spec.from_unit(images)
-        student_scores = self._objective.unchecked_student_scores(x.detach())
+        student_scores = self.objective.unchecked_student_scores(x.detach())
         answers = []
         with torch.no_grad():
             for points in self._zeroth_order.ask_chunks(x, max_images=self.config.max_images):
@@ -157,12 +155,12 @@ class DeviceRecovery:
                 answers.append(answer.unflatten(0, points.shape[:2]))
         scores = torch.cat(answers)  # [1+q, B, n_classes]
         self._first.copy_(torch.where(self._index == 0, scores, self._first))
-        loss, losses = self._objective.tell(self._zeroth_order, scores, student_scores)
+        loss, losses = self.objective.tell(self._zeroth_order, scores, student_scores)
         wins = losses < self._losses
         for best, new in ((self._images, x.detach()), (self._scores, scores[0]), (self._losses, losses)):
             best.copy_(torch.where(wins.view(-1, *[1] * (best.ndim - 1)), new, best))
         self._maker.step(loss)
-        matched = (scores[0].argmax(1) == self._objective.labels).float().mean()
+        matched = (scores[0].argmax(1) == self.objective.labels).float().mean()
         self._records.index_copy_(0, self._index, torch.stack([losses.mean(), self._losses.mean(), matched])[None])
         self._finite[1:] &= scores.isfinite().all()
         if self.api.spec.returned_kind != "logits":

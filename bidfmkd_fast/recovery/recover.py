@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from bidfmkd_fast.black_box import BlackBox, OpenBox
 from bidfmkd_fast.errors import BudgetExhausted, InputTypeError
 from bidfmkd_fast.ops.workspace import keep_freed_memory
+from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.recovery.config import RecoveryConfig, check_integer
 from bidfmkd_fast.recovery.cost import check_budget, first_step_cost, step_cost, takes_directions
 from bidfmkd_fast.recovery.image_maker import ImageMaker
@@ -94,7 +94,7 @@ def recover(
         seed: of every random draw.
         device: where generator and points live; the CPU when None.
         paper_compat: with the slips of the authors' code (`bidfmkd_fast.recovery.paper_compat`).
-        progress: a progress bar, if the output is a terminal.
+        progress: a bar in a terminal or a notebook, one line a minute on stderr elsewhere.
         callback: called after every step with its record.
         journal: keeps what the API answers as it comes. With the journal of a recovery that ended midway, however it
             did, the same arguments go on from there: what was answered is not asked for again, and the result is the
@@ -114,7 +114,35 @@ def recover(
     """
     config = RecoveryConfig() if config is None else config
     started = _start(api, n_per_class, student, config, generator, seed, device, paper_compat, journal)
-    return started.run(progress, callback)
+    if not progress:
+        return started.run(callback)
+    n_queries = max(1, config.steps) * step_cost(api, config, len(started.objective.labels), paper_compat).queries
+    return _run_with_bar(started, n_queries, journal, callback)
+
+
+def _run_with_bar(
+    started: DeviceRecovery | _LoopedRecovery,
+    n_queries: int,
+    journal: Journal | None,
+    callback: Callable[[Record], None] | None,
+) -> Recovered:
+    """Run it with a bar of the queries that are answered, which shows the loss of the last step."""
+    api, answered = started.api, started.api.ledger.answered_queries
+
+    def after_step(record: Record) -> None:
+        bar.show(loss=record["loss"], matched=record["matched"])
+        if callback is not None:
+            callback(record)
+
+    with Bar(
+        f"recover {api.name}",
+        n_queries,
+        "queries",
+        progress=True,
+        position=lambda: api.ledger.answered_queries - answered,
+    ) as bar:
+        bar.skip(0 if journal is None else journal.queries)
+        return started.run(after_step)
 
 
 def recover_side_by_side(
@@ -203,14 +231,14 @@ class _LoopedRecovery:
     warn: bool
     journal: Journal | None
 
-    def run(self, progress: bool = False, callback: Callable[[Record], None] | None = None) -> Recovered:
+    def run(self, callback: Callable[[Record], None] | None = None) -> Recovered:
         if self.config.steps == 0:
             images = self.maker.images(0).detach()
             student_scores = self.objective.student_scores(images, self.api.spec.n_classes)
             scores = self.api(images)
             losses = self.objective.losses(scores, student_scores)
             return Recovered(images, self.objective.labels, scores, losses, [], complete=True)
-        options = (progress, callback, self.warn, self.journal)
+        options = (callback, self.warn, self.journal)
         return _optimise(self.api, self.maker, self.objective, self.config, self.seed, self.paper_compat, *options)
 
 
@@ -221,7 +249,6 @@ def _optimise(
     config: RecoveryConfig,
     seed: int,
     paper_compat: bool,
-    progress: bool,
     callback: Callable[[Record], None] | None,
     warn: bool,
     journal: Journal | None,
@@ -247,10 +274,9 @@ def _optimise(
         maker.restore(journal.state)
         best, history = [tensor.to(labels.device) for tensor in journal.best], list(journal.history)
         zeroth_order.load_state_dict({"seed": zeroth_order.seed, "step": len(history)})
-    first, queries_of_step = len(history), step_cost(api, config, len(labels), paper_compat).queries
+    queries_of_step = step_cost(api, config, len(labels), paper_compat).queries
     complete = True
-    silent = None if progress else True
-    for step in tqdm(range(first, config.steps), f"recover {api.name}", config.steps, initial=first, disable=silent):
+    for step in range(len(history), config.steps):
         # The student's scores, and those of each call, [some directions, B, n_classes].
         student_scores, answers = (None, []) if journal is None else journal.answers(step, labels.device)
         x, n_held = maker.images(step), len(answers)

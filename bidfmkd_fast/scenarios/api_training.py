@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -10,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from bidfmkd_fast.data.dataset import Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files import check_writable, write_tensors
 from bidfmkd_fast.folder_lock import FolderLock
+from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.scenarios.pool import LIST, Pool, PoolEntry, write_list
 from bidfmkd_fast.seeds import seeded, torch_generator
 
@@ -86,9 +87,11 @@ def _train_all(
 ) -> Pool:
     n_apis = len(planned)
 
+    stop = threading.Event()  # set when one fails or the user interrupts: the others are not waited for
+
     def train(i: int) -> PoolEntry:
         dataset = datasets[i % len(datasets)]
-        return _train_api(planned[i], dataset, folder, (seed, "pool", i), holdout, epochs, device)
+        return _train_api(planned[i], dataset, folder, (seed, "pool", i), holdout, epochs, device, stop)
 
     threads = torch.get_num_threads()
     workers = min(n_apis, threads) if device.type == "cpu" else 1
@@ -96,10 +99,12 @@ def _train_all(
     executor = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         futures = {executor.submit(train, i): i for i in range(n_apis)}
-        bar = tqdm(as_completed(futures), "training APIs", n_apis, unit="API", disable=None if progress else True)
-        for future in bar:
-            entries[futures[future]] = future.result()
+        with Bar("train the APIs", n_apis, "APIs", progress) as bar:
+            for future in as_completed(futures):
+                entries[futures[future]] = future.result()
+                bar.advance()
     finally:
+        stop.set()
         executor.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # threads started later take the number that was set last
     ordered = [entries[i] for i in range(n_apis)]
@@ -115,6 +120,7 @@ def _train_api(
     holdout: float,
     epochs: int,
     device: torch.device,
+    stop: threading.Event,
 ) -> PoolEntry:
     generator = torch_generator(*names)
     candidates = dataset.classes("meta_train")
@@ -124,7 +130,7 @@ def _train_api(
     with seeded(*names, "weights"):
         module = entry.build().to(device)
     images, labels = (part.to(device) for part in fit)
-    _fit(module, images, labels, epochs=epochs, generator=generator)
+    _fit(module, images, labels, epochs=epochs, generator=generator, stop=stop)
     if entry.architecture != "conv4":  # whose running statistics keep up with its weights
         _settle_batch_norm(module, images)
     accuracy = _accuracy(module, *(part.to(device) for part in held_out))
@@ -210,7 +216,19 @@ def _together(dataset: Dataset, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     return dataset.take(torch.cat(rows)), torch.cat(labels)
 
 
-def _fit(module: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, generator: torch.Generator) -> None:
+class _Stopped(Exception):
+    """The training of the whole pool has ended while one API was being trained."""
+
+
+def _fit(
+    module: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    generator: torch.Generator,
+    stop: threading.Event,
+) -> None:
     optimizer = torch.optim.Adam(module.parameters(), lr=_LEARNING_RATE)
     n_batches = max(1, round(len(images) / _BATCH_SIZE))
     module.train()
@@ -219,6 +237,8 @@ def _fit(module: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, gene
     for _ in range(epochs):
         order = torch.randperm(len(images), generator=generator).to(images.device)
         for batch in order.tensor_split(n_batches):  # near-equal parts: a last batch of one would break batch norm
+            if stop.is_set():
+                raise _Stopped
             optimizer.zero_grad()
             cross_entropy(module(images[batch]), labels[batch]).backward()
             optimizer.step()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.black_box import BlackBox, OpenBox
@@ -19,6 +18,7 @@ from bidfmkd_fast.data import Dataset, EpisodeSampler
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files import write_text
 from bidfmkd_fast.meta import MetaModel, outer_replay_step
+from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.recovery import recover
 from bidfmkd_fast.scenarios.experiment import ExperimentConfig
 from bidfmkd_fast.scenarios.pool import Pool, load_modules, load_pool
@@ -64,12 +64,12 @@ def random_initialisation(contest: Contest, folder: Path) -> None:
 
 def control(contest: Contest, folder: Path) -> None:
     """The run on images of untrained generators."""
-    _fit(contest, load_pool(contest.pool.folder), contest.train.control(), folder)
+    _fit(contest, load_pool(contest.pool.folder), contest.train.control(), folder, "control")
 
 
 def bidf_mkd(contest: Contest, folder: Path) -> None:
     """The method itself."""
-    _fit(contest, load_pool(contest.pool.folder), contest.train, folder)
+    _fit(contest, load_pool(contest.pool.folder), contest.train, folder, "bidf_mkd")
 
 
 def white_box(contest: Contest, folder: Path) -> None:
@@ -79,7 +79,7 @@ def white_box(contest: Contest, folder: Path) -> None:
         OpenBox(module, entry.spec, device=contest.device)
         for module, entry in zip(modules, contest.pool.trained, strict=True)
     ]
-    _fit(contest, boxes, contest.train, folder)
+    _fit(contest, boxes, contest.train, folder, "white_box")
 
 
 def best_api_distilled(contest: Contest, folder: Path) -> None:
@@ -94,20 +94,20 @@ def best_api_distilled(contest: Contest, folder: Path) -> None:
     best = max(range(len(entries)), key=lambda i: entries[i].accuracy)
     api = load_pool(contest.pool.folder)[best]
     images, scores = [], []
-    silent = None if contest.progress else True
-    for index in tqdm(range(2 * len(entries)), desc=f"recover {api.name}", unit="set", disable=silent):
-        seed = derive_seed(config.seed, "best api", index)
-        recovered = recover(
-            api,
-            config.n_per_class,
-            None,
-            config.recovery,
-            seed=seed,
-            device=contest.device,
-            paper_compat=config.paper_compat,
-        )
-        images.append(api.spec.to_unit(recovered.images))
-        scores.append(recovered.scores)
+    with Bar(f"single: recover {api.name}", 2 * len(entries), "sets", contest.progress) as bar:
+        for index in bar.over(range(2 * len(entries))):
+            seed = derive_seed(config.seed, "best api", index)
+            recovered = recover(
+                api,
+                config.n_per_class,
+                None,
+                config.recovery,
+                seed=seed,
+                device=contest.device,
+                paper_compat=config.paper_compat,
+            )
+            images.append(api.spec.to_unit(recovered.images))
+            scores.append(recovered.scores)
     module = contest.fresh()
     _distil(contest, module, torch.cat(images), torch.cat(scores), api.spec.returned_kind, best)
     _clear_classifier(module)
@@ -122,12 +122,13 @@ def distilled_average(contest: Contest, folder: Path) -> None:
     started = time.perf_counter()
     entries = contest.pool.trained
     total: dict[str, Tensor] = {}
-    for index in tqdm(range(len(entries)), desc="distil", unit="API", disable=None if contest.progress else True):
-        images, scores = recovered_sets(contest.bidf_mkd, index)
-        module = contest.fresh()
-        _distil(contest, module, images, scores, entries[index].spec.returned_kind, index)
-        for name, value in module.named_parameters():
-            total[name] = total.get(name, torch.zeros_like(value)) + value.detach() / len(entries)
+    with Bar("average: distil", len(entries), "APIs", contest.progress) as bar:
+        for index in bar.over(range(len(entries))):
+            images, scores = recovered_sets(contest.bidf_mkd, index)
+            module = contest.fresh()
+            _distil(contest, module, images, scores, entries[index].spec.returned_kind, index)
+            for name, value in module.named_parameters():
+                total[name] = total.get(name, torch.zeros_like(value)) + value.detach() / len(entries)
     module = contest.fresh()
     module.load_state_dict(total)
     _clear_classifier(module)
@@ -155,18 +156,19 @@ def maml_on_real_data(contest: Contest, folder: Path) -> None:
     module = contest.fresh()
     optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr)
     n_steps = replay.final_steps + replay.steps_per_round * (rounds - 1)
-    for step in tqdm(range(n_steps), desc="MAML", unit="step", disable=None if contest.progress else True):
-        indices = range(step * config.meta_batch_size, (step + 1) * config.meta_batch_size)
-        episodes = [samplers[index % len(samplers)].episode(index // len(samplers)) for index in indices]
-        with seeded(config.seed, "maml", step):
-            outer_replay_step(
-                module,
-                optimizer,
-                episodes,
-                steps=replay.inner_steps,
-                learning_rate=replay.inner_lr,
-                first_order=replay.first_order,
-            )
+    with Bar("maml: train", n_steps, "steps", contest.progress) as bar:
+        for step in bar.over(range(n_steps)):
+            indices = range(step * config.meta_batch_size, (step + 1) * config.meta_batch_size)
+            episodes = [samplers[index % len(samplers)].episode(index // len(samplers)) for index in indices]
+            with seeded(config.seed, "maml", step):
+                outer_replay_step(
+                    module,
+                    optimizer,
+                    episodes,
+                    steps=replay.inner_steps,
+                    learning_rate=replay.inner_lr,
+                    first_order=replay.first_order,
+                )
     _finish(folder, contest, module, 0, time.perf_counter() - started)
 
 
@@ -194,8 +196,8 @@ def recovered_sets(folder: Path, api_index: int) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(scores)
 
 
-def _fit(contest: Contest, apis: Sequence[BlackBox], config: TrainConfig, folder: Path) -> None:
-    BiDfMKD(apis, config=config, device=contest.device).fit(folder, contest.progress)
+def _fit(contest: Contest, apis: Sequence[BlackBox], config: TrainConfig, folder: Path, label: str) -> None:
+    BiDfMKD(apis, config=config, device=contest.device)._fit(folder, contest.progress, label=label)
 
 
 def _distil(

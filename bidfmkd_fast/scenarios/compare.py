@@ -14,6 +14,7 @@ from bidfmkd_fast.files import check_writable, make_folder, write_text
 from bidfmkd_fast.folder_lock import FolderLock
 from bidfmkd_fast.machine import machine_text
 from bidfmkd_fast.meta import Evaluation, MetaModel, paired_difference
+from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.scenarios.baselines import METHODS, Contest
 from bidfmkd_fast.scenarios.experiment import (
     ExperimentConfig,
@@ -90,8 +91,10 @@ def _compare_in(
         contest = Contest(pool, datasets, seeded, at / "bidf_mkd", device, progress)
         make_folder(at)
         # Those that use what BiDf-MKD recovered come after it.
-        for method in sorted(chosen, key=lambda name: name == "average"):
-            results[method].append(learn_and_judge(method, contest, at / method))
+        in_order = sorted(chosen, key=lambda name: name == "average")
+        with Bar(f"compare, seed {seed}", len(in_order), "methods", progress) as bar:
+            for method in bar.over(in_order):
+                results[method].append(learn_and_judge(method, contest, at / method))
     title = (
         f"{len(pool.entries)} APIs, {', '.join(config.pool.data_sets)}, scenario {config.pool.scenario}; "
         f"{100 * sum(accuracies) / len(accuracies):.1f} % accurate on held-out images of their own classes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -33,6 +34,15 @@ class _Protocol(H11Protocol):
             await app({**scope, ABORT: self.transport.abort}, receive, send)
 
         self.app = with_abort
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, that breaks off what is in flight when it is interrupted instead of waiting for it."""
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        super().handle_exit(sig, frame)
+        self.force_exit = True
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would log each request that is broken off
 
 
 def serve_until_interrupted(service: Service, port: int, announce: Callable[[str], None]) -> None:
@@ -78,4 +88,4 @@ def _url(listener: socket.socket) -> str:
 
 def _server(service: Service) -> uvicorn.Server:
     config = uvicorn.Config(service.app, http=_Protocol, log_level="warning", access_log=False, lifespan="off")
-    return uvicorn.Server(config)
+    return _Server(config)

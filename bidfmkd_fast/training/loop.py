@@ -85,8 +85,8 @@ class BiDfMKD:
 
         Every call starts anew, but for a `run_dir` that holds a run of the same settings that was cut off: what that
         recovered is not asked for again, sets under way go on where they were, and what it spent counts. With equal
-        APIs the same seed gives the same run, bit for bit (on a CPU with the same number of threads). Progress bars
-        show on a terminal only.
+        APIs the same seed gives the same run, bit for bit (on a CPU with the same number of threads). With `progress`,
+        a terminal or a notebook shows bars; elsewhere stderr gets one line a minute.
 
         Services are recovered several at once. One that does not answer, or answers no scores, is skipped with a
         warning, asked again at the end, and named in the report where that fails too.
@@ -105,13 +105,18 @@ class BiDfMKD:
         return self._fit(run_dir, progress)
 
     def _fit(
-        self, run_dir: str | Path | None, progress: bool, again: bool = False, lock: FolderLock | None = None
+        self,
+        run_dir: str | Path | None,
+        progress: bool,
+        again: bool = False,
+        lock: FolderLock | None = None,
+        label: str = "run",
     ) -> Run:
         """`fit`; with `again` a finished and complete run in `run_dir` is read, not made again."""
         keep_freed_memory()
         folder = None if run_dir is None else RunFolder.create(run_dir, self.config, again=again, lock=lock)
         try:
-            return self._fit_in(folder, progress)
+            return self._fit_in(folder, progress, label)
         except Exception:
             if folder is not None:
                 folder.withdraw()  # if nothing came of it, the same folder serves the next attempt
@@ -120,7 +125,7 @@ class BiDfMKD:
             if folder is not None:
                 folder.close()
 
-    def _fit_in(self, folder: RunFolder | None, progress: bool) -> Run:
+    def _fit_in(self, folder: RunFolder | None, progress: bool, label: str) -> Run:
         with ExitStack() as stack:
             stack.enter_context(_under_budget(self.apis, self.budget))
             if folder is not None:
@@ -128,7 +133,7 @@ class BiDfMKD:
                 if folder.complete:
                     return finished_run(folder, self.apis, self.device)
             module = copy.deepcopy(self._module)
-            run = Stages(self.apis, module, self.generator, self.config, self.device, folder, progress).run()
+            run = Stages(self.apis, module, self.generator, self.config, self.device, folder, progress, label).run()
         if folder is not None:
             folder.finish(run)
         return run
@@ -211,7 +216,7 @@ def _fit_both(
             "num_directions"
         )
     RunFolder.check_writable(run_dir)  # the run's own place, before the control asks anything
-    control_run = control._fit(run_dir / "control", progress, again=True)
+    control_run = control._fit(run_dir / "control", progress, again=True, label="control")
     return learner._fit(run_dir, progress, lock=lock), control_run
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.probe import ProbeReport, probe
 from bidfmkd_fast.black_box.service import ServiceBlackBox
+from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.recovery.cost import Cost, set_cost
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.spending import CONTROL, PROBES, RUN, Cap, Spending, money, write_plan
@@ -121,14 +122,15 @@ class Plan:
         return [f"{one.report.name}: {note}" for one in self.apis for note in one.report.notes]
 
 
-def plan(apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0) -> Plan:
+def plan(apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0, progress: bool = False) -> Plan:
     """Probe every API, for `probe.PROBE_QUERIES` queries each, and work out what `fit_with_control` would ask it."""
     planned = []
-    for api in apis:
-        report = probe(api, seed=seed)
-        probed = Cost(report.queries, report.requests, api._price(report.queries))
-        both = [run_cost(api, one) if report.problem is None else Cost() for one in (config, config.control())]
-        planned.append(PlannedAPI(report, api._is_service, probed, *both))
+    with Bar("probe", len(apis), "APIs", progress) as bar:
+        for api in bar.over(apis):
+            report = probe(api, seed=seed)
+            probed = Cost(report.queries, report.requests, api._price(report.queries))
+            both = [run_cost(api, one) if report.problem is None else Cost() for one in (config, config.control())]
+            planned.append(PlannedAPI(report, api._is_service, probed, *both))
     return Plan(planned, config.meta_batch_size, Cap.of(api.budget for api in apis))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import shutil
 import tempfile
 import time
@@ -22,13 +23,17 @@ from bidfmkd_fast.black_box.interrupt import Stop, current
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.meta import DistillationTask, adapt_to_api
 from bidfmkd_fast.meta.model import forward
+from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.recovery.journal import Journal
 from bidfmkd_fast.recovery.objective import Student
 from bidfmkd_fast.recovery.recover import Recovered, recover, recover_side_by_side
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.plan import run_cost
 from bidfmkd_fast.training.run import RecoveredSet
+
+_log = logging.getLogger(__name__)
 
 # A group goes on without a service that takes so many times as long as any before it, and so many seconds at least.
 _PATIENCE, _LEAST_SECONDS = 3.0, 60.0
@@ -74,13 +79,16 @@ class Recoveries:
         config: TrainConfig,
         device: torch.device,
         folder: RunFolder | None,
+        bar: Bar | None = None,
     ) -> None:
+        self._bar = bar or Bar("recover", 0, "queries", progress=False)
         self.apis, self.generator, self.config, self.device, self.folder = apis, generator, config, device, folder
         self._stop = Stop(current())
         n_services = sum(api._is_service for api in apis)
         self._threads = ThreadPoolExecutor(max(1, n_services), "recovery", initializer=self._stop.adopt)
         # Without a run folder the journals serve the next attempt at a service that failed.
         self._scratch = None if folder else tempfile.TemporaryDirectory(prefix="bidfmkd-")
+        self._begun: set[tuple[int, str]] = set()  # sets whose recovery this process has begun
         self._late: list[Future[Outcome]] = []
         self._made: dict[tuple[int, str], RecoveredSet] = {}
         self._longest: float | None = None
@@ -207,6 +215,11 @@ class Recoveries:
         outcome.asked = True
         self._reserve(outcome.index, part)
         with self._journal(outcome.index, part) as journal:
+            how = f", {journal.queries:,} queries are answered already" if journal.queries else ""
+            _log.info("%s: recovering the %s set%s", api.name, part, how)
+            if (outcome.index, part) not in self._begun:
+                self._begun.add((outcome.index, part))
+                self._bar.skip(journal.queries)  # what an earlier process was answered
             recovered = recover(
                 api,
                 self.config.n_per_class,
@@ -216,7 +229,8 @@ class Recoveries:
                 seed=self._seed(outcome.index, part),
                 device=self.device,
                 paper_compat=self.config.paper_compat,
-                callback=self._check_stop if api._is_service else None,  # others run in turn, and none is to wait
+                # On a GPU the look at every step would wait for the device.
+                callback=self._after_step if api._is_service or self.device.type != "cuda" else None,
                 journal=journal,
             )
             return self._keep(outcome, part, recovered, journal)
@@ -237,6 +251,8 @@ class Recoveries:
             one = self.folder.load_recovered(index, part, self.apis[index])
             if one is not None:  # the process may have ended between the set and the end of its journal
                 shutil.rmtree(self.folder.journal(index, part), ignore_errors=True)
+                _log.info("%s: the %s set is in %s already", self.apis[index].name, part, self.folder.path)
+                self._bar.skip(run_cost(self.apis[index], self.config).queries // 2)
         if one is not None:
             self._made[index, part] = one
         return one
@@ -258,9 +274,10 @@ class Recoveries:
         if self.folder is not None:
             self.folder.reserve(index, part, self.apis[index].spec)
 
-    def _check_stop(self, record: dict[str, Any]) -> None:
+    def _after_step(self, record: dict[str, Any]) -> None:
         if self._stop.is_set():
             raise Stopped
+        self._bar.show(loss=record["loss"])
 
     def _student(
         self, index: int, module: nn.Module, support: RecoveredSet, outer_step: int, first_step: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from bidfmkd_fast.black_box import APISpec, BlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerRow, row_of
@@ -26,13 +26,15 @@ from bidfmkd_fast.meta import (
 )
 from bidfmkd_fast.meta.on_device import DeviceReplay
 from bidfmkd_fast.meta.stacked import can_stack
+from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
-from bidfmkd_fast.training.plan import keep_plan
+from bidfmkd_fast.training.plan import keep_plan, run_cost
 from bidfmkd_fast.training.recoveries import Outcome, Recoveries
 from bidfmkd_fast.training.run import RecoveredSet, Run
 
+_log = logging.getLogger(__name__)
 _REPLAY_RECORD_STEPS = 25  # replay steps whose mean makes one record of the history
 
 
@@ -48,9 +50,10 @@ class Stages:
         device: torch.device,
         folder: RunFolder | None,
         progress: bool,
+        label: str = "run",
     ) -> None:
         self.apis, self.module, self.generator, self.config, self.device = apis, module, generator, config, device
-        self.folder, self.progress = folder, progress
+        self.folder, self.progress, self.label = folder, progress, label
         self.initial_module = copy.deepcopy(module)
         # Two optimisers: the two losses differ in scale, so Adam's moments of one would mis-scale steps on the other.
         self.distillation_optimizer = torch.optim.Adam(module.parameters(), lr=config.distillation.outer_lr)
@@ -75,14 +78,14 @@ class Stages:
         if self.folder is not None:
             keep_plan(self.folder.path, self.apis, self.config)
         with (
-            Recoveries(self.apis, self.generator, self.config, self.device, self.folder) as recoveries,
-            tqdm(total=len(self.apis), desc="recover", unit="API", disable=None if self.progress else True) as bar,
+            self._recovery_bar() as bar,
+            Recoveries(self.apis, self.generator, self.config, self.device, self.folder, bar) as recoveries,
         ):
-            self._rounds(recoveries, list(range(len(self.apis))), bar)
-            self._round(recoveries.rest, bar)
+            self._rounds(recoveries, list(range(len(self.apis))))
+            self._round(recoveries.rest)
             failed, self.skipped = self.skipped, {}
-            self._rounds(recoveries, sorted(failed), bar)
-            self._round(recoveries.rest, bar)
+            self._rounds(recoveries, sorted(failed))
+            self._round(recoveries.rest)
         if not self.recovered and self._last_error is not None:
             raise self._last_error
         self._replay(self.config.replay.final_steps)
@@ -102,15 +105,26 @@ class Stages:
             ledger=self._ledger(),
         )
 
-    def _rounds(self, recoveries: Recoveries, indices: list[int], bar: Any) -> None:
+    def _recovery_bar(self) -> Bar:
+        """The queries that are answered of those that the run asks if nothing goes wrong."""
+        answered = sum(api.ledger.answered_queries for api in self.apis)
+        return Bar(
+            f"{self.label}: recover",
+            sum(run_cost(api, self.config).queries for api in self.apis),
+            "queries",
+            self.progress,
+            position=lambda: sum(api.ledger.answered_queries for api in self.apis) - answered,
+        )
+
+    def _rounds(self, recoveries: Recoveries, indices: list[int]) -> None:
         size = self.config.meta_batch_size
         for first in range(0, len(indices), size):
             part = indices[first : first + size]
             if self.recovered:
                 self._replay(self.config.replay.steps_per_round, self.config.replay.patience)
-            self._round(partial(recoveries.group, part, self.module, self.outer_step), bar)
+            self._round(partial(recoveries.group, part, self.module, self.outer_step))
 
-    def _round(self, recover: Callable[[], list[Outcome]], bar: Any) -> None:
+    def _round(self, recover: Callable[[], list[Outcome]]) -> None:
         """What `recover` gives is kept and distilled in one outer step."""
         with self._timed("recovery"):
             outcomes = recover()
@@ -125,7 +139,6 @@ class Stages:
             tasks.append(outcome.task(api))
             if outcome.error is not None:
                 self._fail(outcome.index, outcome.error)
-            bar.update()
         self._distil([task for task in tasks if task is not None])
 
     def _fail(self, index: int, error: Exception) -> None:
@@ -136,6 +149,7 @@ class Stages:
         name, reason = self.apis[index].name, " ".join(str(error).split())
         again = "it is left out" if index in self._failed_before else "it is skipped and asked again at the end"
         warnings.warn(f"{name}: {again}: {reason}", ServiceWarning, stacklevel=2)
+        _log.info("%s: %s: %s", name, again, reason)
         self._failed_before.add(index)
         self.skipped[index] = reason
 
@@ -147,6 +161,7 @@ class Stages:
         self.recovered.append(one)
         self.memory.add(one.images, [_class_key(api, one.api_index, label) for label in one.recovered.labels.tolist()])
         self.budget_ended |= not one.recovered.complete
+        _log.info("%s: %s set of %s images kept", api.name, one.part, len(one.images))
         self._record(
             "recovery",
             api=api.name,
@@ -180,22 +195,22 @@ class Stages:
         take = self._replayer(min(_REPLAY_RECORD_STEPS, patience or _REPLAY_RECORD_STEPS))
         best, best_step = -1.0, 0
         since_record: list[dict[str, float]] = []
-        for step in tqdm(
-            range(steps), desc="replay", unit="step", leave=False, disable=None if self.progress else True
-        ):
-            last = step + 1 == steps
-            told = take(last)
-            for at, metrics in enumerate(told, start=step + 1 - len(told)):
-                since_record.append(metrics)
-                if metrics["accuracy"] > best:
-                    best, best_step = metrics["accuracy"], at
-            stop = last or (bool(told) and patience > 0 and step - best_step >= patience)
-            if since_record and (stop or len(since_record) >= _REPLAY_RECORD_STEPS):
-                means = {key: sum(one[key] for one in since_record) / len(since_record) for key in since_record[0]}
-                self._record("replay", loss=means["loss"], accuracy=means["accuracy"])
-                since_record = []
-            if stop:
-                break
+        with Bar(f"{self.label}: replay", steps, "steps", self.progress, keep=False) as bar:
+            for step in bar.over(range(steps)):
+                last = step + 1 == steps
+                told = take(last)
+                for at, metrics in enumerate(told, start=step + 1 - len(told)):
+                    since_record.append(metrics)
+                    if metrics["accuracy"] > best:
+                        best, best_step = metrics["accuracy"], at
+                stop = last or (bool(told) and patience > 0 and step - best_step >= patience)
+                if since_record and (stop or len(since_record) >= _REPLAY_RECORD_STEPS):
+                    means = {key: sum(one[key] for one in since_record) / len(since_record) for key in since_record[0]}
+                    self._record("replay", loss=means["loss"], accuracy=means["accuracy"])
+                    bar.show(loss=means["loss"], accuracy=means["accuracy"])
+                    since_record = []
+                if stop:
+                    break
 
     def _replayer(self, tell_every: int) -> Callable[[bool], list[dict[str, float]]]:
         """Takes one replay step, told whether it is the last one, and tells the metrics of the steps not told yet.

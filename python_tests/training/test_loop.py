@@ -293,6 +293,7 @@ def test_patience_where_steps_are_told_late() -> None:
         recovered=True,
         config=SimpleNamespace(task_replay=True),
         progress=False,
+        label="run",
         _replayer=replayer,
         _record=lambda stage, **values: recorded.append(values["accuracy"]),
     )

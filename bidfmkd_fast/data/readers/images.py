@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from bidfmkd_fast.data.readers.tree import Tree
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.progress import Bar
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # none of them can start a program, as EPS does
 HEIF_SUFFIXES = (".heic", ".heif")  # what telephones write; read where pillow-heif is installed
@@ -101,8 +101,7 @@ def decode_all(tree: Tree, names: Sequence[str], wanted: Wanted, progress: bool)
     row_of = {name: row for row, name in enumerate(names)}
     images: np.ndarray | None = None
     first = ""
-    bar = tqdm(total=len(names), desc="convert", unit="image", disable=None if progress else True)
-    with bar, _warnings_with_files():
+    with Bar("convert", len(names), "images", progress) as bar, _warnings_with_files():
         for name, image in _in_threads(tree, names, wanted):
             if images is None:
                 images, first = np.empty((len(names), *image.shape), np.uint8), name
@@ -112,7 +111,7 @@ def decode_all(tree: Tree, names: Sequence[str], wanted: Wanted, progress: bool)
             if image.ndim > images.ndim - 1:
                 images = np.repeat(images[..., None], 3, axis=3)
             images[row_of[name]] = image if image.ndim == images.ndim - 1 else image[..., None]
-            bar.update()
+            bar.advance()
     assert images is not None  # the caller has checked that there are some
     return images
 
