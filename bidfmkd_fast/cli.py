@@ -68,7 +68,7 @@ def train(options: Any) -> None:
 
     from bidfmkd_fast.scenarios import load_pool
     from bidfmkd_fast.scenarios.pool import read_pool
-    from bidfmkd_fast.secrets import write_text
+    from bidfmkd_fast.secrets import scrubbed, write_text
     from bidfmkd_fast.training import TrainConfig, fit_with_control
     from bidfmkd_fast.training.checkpoint import RunFolder
     from bidfmkd_fast.training.grids import write_grids
@@ -87,7 +87,7 @@ def train(options: Any) -> None:
     folder = RunFolder.open(out)
     data_sets = [{"name": name, "inverted": inverted} for name, inverted in known if name]
     source = {"pool": str(Path(options.pool).resolve()), "data_sets": data_sets}
-    write_text(folder.path / SOURCE, yaml.safe_dump(source, sort_keys=False))
+    write_text(folder.path / SOURCE, yaml.safe_dump(scrubbed(source), sort_keys=False))
     write_grids(run, folder)
     report = write_report(folder, control=RunFolder(out / "control"))
     if run.budget_ended:

@@ -21,7 +21,7 @@ from bidfmkd_fast.meta import MetaModel, outer_replay_step
 from bidfmkd_fast.recovery import recover
 from bidfmkd_fast.scenarios.experiment import ExperimentConfig
 from bidfmkd_fast.scenarios.pool import Pool, load_modules, load_pool
-from bidfmkd_fast.secrets import write_text
+from bidfmkd_fast.secrets import write_json
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.training import BiDfMKD, TrainConfig
 from bidfmkd_fast.training.checkpoint import META_MODEL, SUMMARY
@@ -224,6 +224,6 @@ def _finish(folder: Path, contest: Contest, module: nn.Module, queries: int, sec
     config = contest.train
     folder.mkdir(parents=True)
     summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}}
-    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_json(folder / SUMMARY, summary)
     meta_model = MetaModel(module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr)
     meta_model.save(folder / META_MODEL)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.secrets import scrub, write_text
+from bidfmkd_fast.secrets import scrubbed, write_json
 from bidfmkd_fast.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class RunFolder:
     def append_metrics(self, record: dict[str, Any]) -> None:
         """One more line of `metrics.jsonl`."""
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(scrub(json.dumps(record)) + "\n")
+            file.write(json.dumps(scrubbed(record)) + "\n")
 
     def withdraw(self) -> None:
         """Undo `create` where nothing was recovered; what was spent all the same stays in the ledger."""
@@ -148,7 +148,7 @@ class RunFolder:
             "skipped": run.skipped,
             "ledger": [asdict(row) for row in run.ledger],
         }
-        write_text(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_json(self.path / SUMMARY, summary)
         run.meta_model.save(self.path / META_MODEL)  # last: a folder with it is a finished run
 
     def config(self) -> TrainConfig:
