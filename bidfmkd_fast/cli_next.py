@@ -9,7 +9,8 @@ from typing import Any
 
 from bidfmkd_fast.data import Dataset, load_dataset
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files import write_text
+from bidfmkd_fast.files import write_exact
+from bidfmkd_fast.secrets import scrubbed
 from bidfmkd_fast.yaml_files import dump_yaml, read_mapping, shortly
 
 SOURCE = "source.yaml"  # in the folders of runs and pools: the pool, and where the images behind it come from
@@ -25,7 +26,7 @@ def source_of(folder: Path) -> dict[str, Any]:
 
 def write_source(folder: Path, source: dict[str, Any]) -> None:
     """Write what `source_of` reads."""
-    write_text(folder / SOURCE, dump_yaml(source))
+    write_exact(folder / SOURCE, dump_yaml(scrubbed(source)))
 
 
 def files_of(datasets: Sequence[Dataset], given: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.secrets import scrub
+from bidfmkd_fast.secrets import scrub, scrubbed
 
 PARTIAL = ".partial"
 _CHECKSUM = "checksum"
@@ -104,16 +104,26 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` without any secret, as UTF-8, to the file `path`; every text file of the package comes by here."""
+    """Write prose without any secret, as UTF-8, to the file `path`."""
+    write_exact(path, scrub(text))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as JSON to the file `path`, their strings without any secret."""
+    write_exact(path, json.dumps(scrubbed(value), indent=2) + "\n")
+
+
+def write_exact(path: Path, text: str) -> None:
+    """Write `text` as it is, as UTF-8: settings that are compared when read again, or text that is scrubbed already."""
     with written_whole(path) as file:
-        file.write(scrub(text).encode())
+        file.write(text.encode())
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append `line`, without any secret, to the text file `path`. Raises InputError where that fails."""
+    """Append `line` and an end of line to the text file `path`. Raises InputError where that fails."""
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(scrub(line) + "\n")
+            file.write(line + "\n")
     except OSError as error:
         raise cannot_write(path, error) from None
 

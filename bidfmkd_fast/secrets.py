@@ -13,10 +13,13 @@ import threading
 import traceback
 from collections.abc import Mapping
 from functools import cache, partial
+from typing import Any
 from urllib.parse import unquote, unquote_plus
 
 _LEAST = 4  # characters; anything shorter keeps no secret, and would be cut out of innocent words
 _LEAST_BASE64 = 6
+_LEAST_UNNAMED = 8  # "version=2024" is none
+_TELLING = re.compile(r"(?i)auth|code|cookie|cred|key|pass|pwd|secret|sig|token")
 _INNOCENT_HEADERS = frozenset(
     {"accept", "accept-encoding", "accept-language", "cache-control", "connection", "content-type", "user-agent"}
 )
@@ -54,7 +57,8 @@ def register_url(url: object) -> None:
         for part in (user, *user.split(":", 1)):
             register(unquote(part))
     for part in re.split(r"[?&;#]", rest)[1:]:
-        register(unquote_plus(part.partition("=")[2] or part))
+        name, equals, value = part.partition("=")
+        _register_value(name if equals else "", unquote_plus(value if equals else part))
 
 
 def register_headers(headers: object) -> None:
@@ -65,14 +69,20 @@ def register_headers(headers: object) -> None:
         if str(name).lower() in _INNOCENT_HEADERS:
             continue
         text = str(value)
-        register(text)
+        _register_value(str(name), text)
         scheme, _, credentials = text.partition(" ")  # "Bearer ..." or "Basic ..."
-        register(credentials.strip())
+        _register_value(str(name), credentials.strip())
         if scheme.lower() == "basic":
             try:
                 register_url(f"{base64.b64decode(credentials).decode()}@")
             except ValueError:
                 continue
+
+
+def _register_value(name: str, value: str) -> None:
+    """Register a value that may be secret: of a telling name, or so long that no ordinary word or number is lost."""
+    if len(value) >= _LEAST_UNNAMED or _TELLING.search(name):
+        register(value)
 
 
 def scrub(text: str) -> str:
@@ -93,6 +103,15 @@ def shown_url(url: str) -> str:
     hidden = re.sub(r"^([a-zA-Z0-9+.-]*:/+[^/?#:[\]]*):(?!\d*(?:[/?#]|$))[^/?#]*", r"\1:<secret>", hidden)
     address, mark, _ = hidden.partition("?")
     return scrub(f"{address}?<secret>" if mark else hidden.partition("#")[0])
+
+
+def scrubbed(value: Any) -> Any:
+    """Return plain values, nested in lists and dicts, with their strings scrubbed; numbers stay as they are."""
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, Mapping):
+        return {scrubbed(key): scrubbed(inner) for key, inner in value.items()}
+    return [scrubbed(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 class ScrubFilter(logging.Filter):

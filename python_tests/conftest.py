@@ -30,6 +30,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"bidfmkd: --seed {config.option.seed}; native kernels {served}; BIDFMKD_DATA {data}"]
 
 
+@pytest.fixture(autouse=True)
+def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test knows the secrets of another: they are words that messages use, too."""
+    monkeypatch.setattr("bidfmkd_fast.secrets._labels", {})
+    monkeypatch.setattr("bidfmkd_fast.secrets._patterns", ())
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """A seed that is fresh in every run, printed in the header, and set again by `--seed N`."""

@@ -7,7 +7,6 @@ import html
 import json
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -16,17 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bidfmkd_fast import errors, secrets
-from bidfmkd_fast.files import write_text
+from bidfmkd_fast.files import write_json, write_text
 
 NASTY = "s3cr/et+\"to'k<e>n\\&%é!"
 LETTERS = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
-
-
-@pytest.fixture(autouse=True)
-def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(secrets, "_labels", {})
-    monkeypatch.setattr(secrets, "_patterns", ())
-    yield
 
 
 def spellings(secret: str) -> list[str]:
@@ -103,6 +95,16 @@ def test_what_was_scrubbed_may_be_scrubbed_again() -> None:
     assert once == "<secret> <secret> <token>" and secrets.scrub(once) == once
 
 
+def test_numbers_and_short_words_of_urls_and_headers_stay(tmp_path: Path) -> None:
+    secrets.register_url("https://host/score?version=2024&format=json")
+    secrets.register_headers({"X-Version": "2024", "X-Format": "json"})
+    assert secrets.scrub("2024 queries, json") == "2024 queries, json"
+    secrets.register("2024")
+    assert secrets.scrubbed({"a": [2024, "2024", ("b", None)]}) == {"a": [2024, "<secret>", ["b", None]]}
+    write_json(tmp_path / "file", {"queries": 202400, "2024": "it said 2024"})
+    assert json.loads((tmp_path / "file").read_text()) == {"queries": 202400, "<secret>": "it said <secret>"}
+
+
 def test_a_secret_inside_another_one_and_one_that_is_too_short() -> None:
     for secret in ("abcd", "abcd-efgh", "abc"):
         secrets.register(secret)
@@ -119,7 +121,8 @@ def test_a_secret_inside_another_one_and_one_that_is_too_short() -> None:
         ("http://me:PASS@WORD@host", ["PASS@WORD"]),
         ("http://TOKEN-AS-USER@host", ["TOKEN-AS-USER"]),
         ("https://host/score?code=KEY%2F1234&v=2", ["KEY/1234", "KEY%2F1234"]),
-        ("https://host/score?KEY1234", ["KEY1234"]),
+        ("https://host/score?KEY12345", ["KEY12345"]),
+        ("https://host/score?v=2024&key=KEY1", ["KEY1"]),
         ("http://[::1?key=KEY1234", ["KEY1234"]),
     ],
 )

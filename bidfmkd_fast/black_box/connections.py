@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3 import connection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from bidfmkd_fast.secrets import ScrubFilter
@@ -73,20 +73,20 @@ class _Cuttable:
             line.hold(self._handle)
 
 
-class _HTTPConnection(_Cuttable, HTTPConnection):
-    pass
+class HTTPConnection(_Cuttable, connection.HTTPConnection):
+    """urllib3's, which can be cut; errors show its name."""
 
 
-class _HTTPSConnection(_Cuttable, HTTPSConnection):
-    pass
+class HTTPSConnection(_Cuttable, connection.HTTPSConnection):
+    """urllib3's, which can be cut; errors show its name."""
 
 
 class _HTTPPool(HTTPConnectionPool):
-    ConnectionCls = _HTTPConnection
+    ConnectionCls = HTTPConnection
 
 
 class _HTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _HTTPSConnection
+    ConnectionCls = HTTPSConnection
 
 
 def connection_pools(proxy: tuple[str, dict[str, str]] | None, **options: Any) -> urllib3.PoolManager:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from bidfmkd_fast.black_box import BlackBox, OpenBox
 from bidfmkd_fast.black_box.ledger_file import LedgerRow, row_of
 from bidfmkd_fast.data import Dataset, EpisodeSampler
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files import write_text
+from bidfmkd_fast.files import write_json
 from bidfmkd_fast.meta import MetaModel, outer_replay_step
 from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.recovery import recover
@@ -235,6 +234,6 @@ def _finish(
     config = contest.train
     rows = [asdict(row) for row in ledger]
     summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}, "ledger": rows}
-    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_json(folder / SUMMARY, summary)
     meta_model = MetaModel(module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr)
     meta_model.save(folder / META_MODEL)

@@ -14,13 +14,14 @@ import torch
 
 from bidfmkd_fast.data import SPLITS, Dataset, EpisodeSampler, load_dataset
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files import PARTIAL, cannot_write, write_text
+from bidfmkd_fast.files import PARTIAL, cannot_write, write_exact
 from bidfmkd_fast.folder_lock import LOCK
 from bidfmkd_fast.json_files import read_json
 from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate
 from bidfmkd_fast.meta.evaluate import mean_and_ci95
 from bidfmkd_fast.scenarios.api_training import ARCHITECTURES, train_pool
 from bidfmkd_fast.scenarios.pool import LIST, Pool, read_pool
+from bidfmkd_fast.secrets import scrubbed
 from bidfmkd_fast.training import TrainConfig
 from bidfmkd_fast.training.settings import check_least, check_positive, check_types, to_yaml
 from bidfmkd_fast.yaml_files import dump_yaml
@@ -169,7 +170,7 @@ def open_folder(out: str | Path, values: Mapping[str, object]) -> Path:
     elif folder.exists() and (not folder.is_dir() or any(one.name != LOCK for one in folder.iterdir())):
         raise InputError(f"{folder} is there already, and is no experiment; give another --out")
     else:
-        write_text(file, text)
+        write_exact(file, text)
     return folder
 
 
@@ -260,7 +261,7 @@ def judged_once(folder: Path, make: Callable[[], list[Judged]]) -> list[Judged]:
             | {"per_episode": one.evaluation.per_episode.tolist()}
             for one in make()
         ]
-        write_text(file, json.dumps(records))
+        write_exact(file, json.dumps(scrubbed(records)))
     return [_judged(record) for record in read_json(file, "evaluation")]
 
 

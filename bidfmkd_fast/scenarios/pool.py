@@ -11,7 +11,7 @@ from torch import nn
 
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files import read_tensors, write_text
+from bidfmkd_fast.files import read_tensors, write_exact
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.scenarios.sources import SourceEntry, build_source, source_entry
 from bidfmkd_fast.seeds import seeded
@@ -159,7 +159,7 @@ def write_list(folder: Path, entries: list[PoolEntry]) -> None:
     for item in listed:
         item.update({key: list(value) for key, value in item.items() if isinstance(value, tuple)})  # YAML has no tuples
     content = dump_yaml({"format": _FORMAT, "apis": listed}, default_flow_style=None, width=1000)
-    write_text(folder / LIST, content)
+    write_exact(folder / LIST, content)
 
 
 def _entry(item: Any, where: str, number: int) -> PoolEntry | SourceEntry:

@@ -18,12 +18,14 @@ from bidfmkd_fast.files import (
     check_writable,
     read_tensors,
     reserve,
+    write_exact,
+    write_json,
     write_tensors,
-    write_text,
 )
 from bidfmkd_fast.folder_lock import FolderLock
 from bidfmkd_fast.recovery.cost import measuring_cost
 from bidfmkd_fast.recovery.journal import Journal
+from bidfmkd_fast.secrets import scrubbed
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.recovered_set import PARTS, bytes_of_set, least_queries, read_recovered, save_recovered
 
@@ -83,7 +85,7 @@ class RunFolder:
         self.check_writable(self.path)
         check_writable(self.path / "recovered" / "any")
         self._clear()
-        write_text(self.path / CONFIG, config.to_yaml())
+        write_exact(self.path / CONFIG, config.to_yaml())
         (self.path / METRICS).unlink(missing_ok=True)  # they are made anew, from what is recovered already
 
     def close(self) -> None:
@@ -177,7 +179,7 @@ class RunFolder:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """One more line of `metrics.jsonl`."""
-        append_line(self.path / METRICS, json.dumps(record))
+        append_line(self.path / METRICS, json.dumps(scrubbed(record)))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`. Raises InputError if they are not readable."""
@@ -250,7 +252,7 @@ class RunFolder:
             "skipped": run.skipped,
             "ledger": [asdict(row) for row in run.ledger],
         }
-        write_text(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_json(self.path / SUMMARY, summary)
         run.meta_model.save(self.path / META_MODEL)  # last: a folder with it is a finished run
 
     def config(self) -> TrainConfig:

@@ -33,7 +33,7 @@ from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.plan import run_cost
 from bidfmkd_fast.training.run import RecoveredSet
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("bidfmkd_fast")  # the one whose filter removes secrets
 
 # A group goes on without a service that takes so many times as long as any before it, and so many seconds at least.
 _PATIENCE, _LEAST_SECONDS = 3.0, 60.0

@@ -11,7 +11,7 @@ from typing import Any
 from bidfmkd_fast.black_box import Budget
 from bidfmkd_fast.black_box.ledger_file import read_ledger
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files import write_text
+from bidfmkd_fast.files import write_json
 from bidfmkd_fast.recovery.cost import Cost
 from bidfmkd_fast.training.checkpoint import CONFIG, LEDGER, META_MODEL, PLAN, SUMMARY
 
@@ -95,7 +95,7 @@ def money(amount: float) -> str:
 def write_plan(folder: Path, planned: Cost, cap: Cap, n_sets: int) -> None:
     """Keep what a run is to ask in its folder, for `read_spending` while it is under way."""
     content = {"planned": asdict(planned), "cap": asdict(cap), "sets": n_sets}
-    write_text(folder / PLAN, json.dumps(content, indent=2) + "\n")
+    write_json(folder / PLAN, content)
 
 
 def read_spending(folder: Path) -> Spending:

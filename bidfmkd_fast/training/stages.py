@@ -34,7 +34,7 @@ from bidfmkd_fast.training.plan import keep_plan, run_cost
 from bidfmkd_fast.training.recoveries import Outcome, Recoveries
 from bidfmkd_fast.training.run import RecoveredSet, Run
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("bidfmkd_fast")  # the one whose filter removes secrets
 _REPLAY_RECORD_STEPS = 25  # replay steps whose mean makes one record of the history
 
 
