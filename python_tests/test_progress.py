@@ -111,7 +111,7 @@ def test_a_terminal_of_any_width_gets_a_bar(columns: int) -> None:
             told += part
     os.close(ours)
     assert process.wait() == 0
-    assert b"control: recover:  75%" in told and b"15.0k/20.0k" in told and b"loss=0.5" in told
+    assert b"control: recover:  75%|" in told and b"15.0k/20.0k" in told and b"loss=0.5" in told
 
 
 def test_a_notebook_gets_its_own_bar(monkeypatch: pytest.MonkeyPatch) -> None:
