@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 EVERY = 60.0  # seconds between two lines
 _REFRESH = 1.0  # seconds between two looks of a bar at the clock, also while nothing advances
-_COLUMNS = 80  # of a terminal that says it has none
+_COLUMNS, _ROWS = 80, 24  # of a terminal that says it has none
 _PAUSE = 5.0  # seconds without any bar, after which the minute begins anew
 _open: list[Bar] = []  # outer to inner; where there are no bars, the outermost writes one line for all of them
 _spoke = _closed = float("-inf")  # when the last line was written, and when the last bar ended
@@ -151,10 +151,11 @@ def _tqdm_bar(what: str, total: int, unit: str, keep: bool) -> Any:
     from tqdm import tqdm
 
     try:
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):
-        columns = 0
-    return tqdm(**settings, leave=keep, ncols=columns or _COLUMNS)
+        columns = rows = 0
+    # tqdm would show nothing at all in a terminal that says it has no rows, as new pseudo-terminals do.
+    return tqdm(**settings, leave=keep, ncols=columns or _COLUMNS, nrows=rows or _ROWS)
 
 
 def _rate(rate: float, unit: str) -> str:
