@@ -34,9 +34,8 @@ def main() -> None:
     recovered = bf.recover(api, n_per_class=4, config=config)
     for image, label, scores in zip(recovered.images, recovered.labels, recovered.scores, strict=True):
         name = spec.names[int(label)]
-        print(
-            f"wanted {name:6}  brightness {image.mean():.2f}  the API says {scores.max():.2f} {spec.names[scores.argmax()]}"
-        )
+        top = int(scores.argmax())
+        print(f"wanted {name:6}  brightness {image.mean():.2f}  the API says {scores[top]:.2f} {spec.names[top]}")
     print(f"{api.ledger.queries:,} queries, {api.ledger.requests:,} requests, cost {api.ledger.cost:.2f}")
 
 

@@ -1,7 +1,7 @@
 """From a set of black-box APIs to a classifier of new classes, in under a minute: `python examples/quickstart.py`.
 
-The APIs are small stand-ins, trained here on characters that the package draws itself. Of each only its scores are seen.
-The run is far too short for a good meta-model; `bidfmkd demo` shows one that took minutes.
+The APIs are small stand-ins, trained here on characters that the package draws itself. Of each only its scores are
+seen. The run is far too short for a good meta-model; `bidfmkd demo` shows one that took minutes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import bidfmkd_fast as bf
 def main() -> None:
     dataset = bf.load_dataset("glyphs")
     with tempfile.TemporaryDirectory() as folder:
-        # 1. Four stand-in APIs with three classes each. Yours would be RemoteBlackBox, OnnxBlackBox or FunctionBlackBox.
+        # 1. Four stand-in APIs with three classes each. Yours could be a RemoteBlackBox or a FunctionBlackBox.
         bf.train_pool(dataset, Path(folder) / "pool", n_apis=4, n_way=3, width=16, epochs=8)
         apis = bf.load_pool(Path(folder) / "pool")
 
