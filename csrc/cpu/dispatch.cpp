@@ -5,14 +5,15 @@
 namespace bidfmkd {
 namespace {
 
-// Best first.
+// Return the tables whose instruction set this machine has, best first.
 std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> found;
 #if defined(BIDFMKD_X86)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
     found.push_back(&kAvx512Kernels);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2Kernels);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    found.push_back(&kAvx2Kernels);
 #endif
   found.push_back(&kPortableKernels);
   return found;

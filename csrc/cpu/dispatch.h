@@ -1,4 +1,4 @@
-// Chooses, once, the kernels of the best instruction set this machine has.
+// Selects the kernels of the best instruction set that this machine has, once per process.
 #pragma once
 
 #include <string>
@@ -8,9 +8,12 @@
 
 namespace bidfmkd {
 
+// Return the selected kernels.
 const Kernels& kernels();
+// Return the names of the instruction sets that can be selected here, best first.
 std::vector<std::string> available_levels();
-// For tests: takes the kernels of `name` from now on; false when this machine or build has none of that name.
+// Select the kernels of `name` from now on (for tests and benchmarks). Return false if this machine
+// or build does not have them.
 bool select_level(const std::string& name);
 
 }  // namespace bidfmkd

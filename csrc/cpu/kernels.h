@@ -1,4 +1,5 @@
-// What the CPU kernels take: plain addresses and sizes. Each instruction set has one table of them (see dispatch.cpp).
+// Declares the CPU kernels. They take plain addresses and sizes. Each instruction set has one table
+// of them; dispatch.cpp selects it.
 #pragma once
 
 #include <cstdint>
@@ -14,17 +15,21 @@ struct Kernels {
   const char* name;
   void (*perturb)(const Drawing&, const float* x, float* out, int n_threads);
   // gradient[b] = s / (q mu) * sum_k differences[k, b] u_kb
-  void (*estimate_gradient)(const Drawing&, const float* differences, float* gradient, int n_threads);
-  // Plain stores past the cache: the limit the benchmarks compare with.
+  void (*estimate_gradient)(const Drawing&, const float* differences, float* gradient,
+                            int n_threads);
+  // Store `value` n times, past the cache: the limit that the benchmarks compare perturb with.
   void (*stream_fill)(float value, std::int64_t n, float* out, int n_threads);
-  // On images [N, H, W, C] and their cells; see norm/norm_pool.h.
-  void (*norm_pool)(const NormPoolShape&, const float* x, const float* weight, const float* bias, double eps, float* y,
-                    const NormPoolSaved&, int n_threads);
-  void (*norm_pool_backward)(const NormPoolShape&, const float* grad, const float* x, const float* weight,
-                             const NormPoolSaved&, float* grad_x, float* grad_weight, float* grad_bias, int n_threads);
-  void (*norm_pool_double_backward)(const NormPoolShape&, const float* v, const float* p, const float* s,
-                                    const float* grad, const float* x, const float* weight, const NormPoolSaved&,
-                                    float* grad_grad, float* grad_x, float* grad_weight, int n_threads);
+  // Batch norm, ReLU and max pooling on images [N, H, W, C], with their derivatives; see
+  // norm/norm_pool.h.
+  void (*norm_pool)(const NormPoolShape&, const float* x, const float* weight, const float* bias,
+                    double eps, float* y, const NormPoolSaved&, int n_threads);
+  void (*norm_pool_backward)(const NormPoolShape&, const float* grad, const float* x,
+                             const float* weight, const NormPoolSaved&, float* grad_x,
+                             float* grad_weight, float* grad_bias, int n_threads);
+  void (*norm_pool_double_backward)(const NormPoolShape&, const float* v, const float* p,
+                                    const float* s, const float* grad, const float* x,
+                                    const float* weight, const NormPoolSaved&, float* grad_grad,
+                                    float* grad_x, float* grad_weight, int n_threads);
 };
 
 extern const Kernels kPortableKernels;
@@ -33,16 +38,18 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 #endif
 
-// The same for every instruction set.
+// These are compiled once, for every instruction set: they are small beside the black box.
 void objective_differences(const float* scores, const std::int64_t* labels, const float* student,
-                           std::int64_t n_images, std::int64_t num_directions, const ObjectiveSettings& settings,
-                           float* differences, float* loss, int n_threads);
-void kd_loss(const float* student, const float* teacher, std::int64_t n_tasks, std::int64_t n_images,
-             const KDSettings& kd, float* loss);
-void kd_loss_backward(const float* grad, const float* student, const float* teacher, std::int64_t n_tasks,
-                      std::int64_t n_images, const KDSettings& kd, float* out);
-void kd_loss_double_backward(const float* grad_out, const float* grad, const float* student, const float* teacher,
-                             std::int64_t n_tasks, std::int64_t n_images, const KDSettings& kd, float* grad_grad,
-                             float* grad_student);
+                           std::int64_t n_images, std::int64_t num_directions,
+                           const ObjectiveSettings& settings, float* differences, float* loss,
+                           int n_threads);
+void kd_loss(const float* student, const float* teacher, std::int64_t n_tasks,
+             std::int64_t n_images, const KDSettings& kd, float* loss);
+void kd_loss_backward(const float* grad, const float* student, const float* teacher,
+                      std::int64_t n_tasks, std::int64_t n_images, const KDSettings& kd,
+                      float* out);
+void kd_loss_double_backward(const float* grad_out, const float* grad, const float* student,
+                             const float* teacher, std::int64_t n_tasks, std::int64_t n_images,
+                             const KDSettings& kd, float* grad_grad, float* grad_student);
 
 }  // namespace bidfmkd

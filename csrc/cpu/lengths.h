@@ -1,5 +1,6 @@
-// The lengths of sphere directions that perturb divided by, kept for the gradient, which need not draw them all twice then.
-// They are a function of seed, step, direction, image and size alone, so what is kept is never out of date.
+// Keeps the lengths of the sphere directions that perturb has drawn, so that the gradient need not
+// draw every direction twice (once to measure it, once to add it). A length is a pure function of
+// seed, step, direction, image and size, so a kept value can never be out of date.
 #pragma once
 
 #include <vector>
@@ -8,10 +9,12 @@
 
 namespace bidfmkd {
 
-// Keeps the `lengths` [q, n_images] of a call; the oldest calls' go when there are too many.
+// Keep the `lengths` [q, n_images] of one call; the oldest calls are dropped when there are too
+// many.
 void keep_lengths(const Drawing& drawing, std::vector<double> lengths);
 
-// Fills `lengths` [q, n_images], if all of them are kept, from one call or several.
+// Fill `lengths` [q, n_images] and return true, if all of them are kept, from one call or from
+// several chunks.
 bool recall_lengths(const Drawing& drawing, double* lengths);
 
 }  // namespace bidfmkd

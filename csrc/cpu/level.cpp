@@ -1,4 +1,4 @@
-// The table of one instruction set's kernels.
+// Defines the table of one instruction set's kernels.
 #include "level.h"
 
 #define BIDFMKD_NAME(level) BIDFMKD_NAME_(level)

@@ -1,5 +1,6 @@
-// norm_pool and its first and second derivatives (see norm/norm_pool.h), each in two passes over x [N, H, W, C].
-// Every sum is one channel's and is taken in the same order whatever the number of threads, which share out channels.
+// norm_pool and its first and second derivatives (see norm/norm_pool.h), each in two passes over x
+// [N, H, W, C]. Threads divide the channels among them, and every sum belongs to one channel, so
+// the result does not depend on the number of threads.
 #include <cmath>
 #include <vector>
 
@@ -14,10 +15,12 @@ namespace {
 using Int = std::int64_t;
 constexpr Int kChannelBlock = 16;
 
-// Per-channel sums: rows of the image in float, their totals in double.
+// Per-channel sums: one row of the image is added in float (a vector per step), row totals in
+// double.
 class Sums {
  public:
-  explicit Sums(Int n) : row(static_cast<std::size_t>(n), 0.0f), total(static_cast<std::size_t>(n), 0.0) {}
+  explicit Sums(Int n)
+      : row(static_cast<std::size_t>(n), 0.0f), total(static_cast<std::size_t>(n), 0.0) {}
   void finish_row() {
     for (std::size_t c = 0; c < row.size(); ++c) {
       total[c] += static_cast<double>(row[c]);
@@ -28,14 +31,16 @@ class Sums {
   std::vector<double> total;
 };
 
-// The channels [first, last) of images [N, H, W, C] and of their pooled cells [N, H / 2, W / 2, C].
+// Some of the channels of images [N, H, W, C] and of their cells [N, H / 2, W / 2, C] (a cell is a
+// 2x2 square that is pooled).
 struct Slice {
   NormPoolShape shape;
   Int first, n;
 
   Int count() const { return shape.n_images * shape.height * shape.width; }
 
-  // body(offset of the pixel, offset of its cell or -1, its place in the cell), and end_of_row() after each row.
+  // Call body(offset of the pixel, offset of its cell or -1, its place in the cell) for every
+  // pixel, and end_of_row() after each row. -1: an odd last row or column belongs to no cell.
   template <class Body, class End>
   void pixels(const Body& body, const End& end_of_row) const {
     const Int cell_height = shape.height / 2, cell_width = shape.width / 2;
@@ -45,21 +50,24 @@ struct Slice {
         const Int cell_row = (image * cell_height + y / 2) * cell_width;
         for (Int x = 0; x < shape.width; ++x) {
           const bool pooled = y / 2 < cell_height && x / 2 < cell_width;
-          body((row + x) * shape.channels + first, pooled ? (cell_row + x / 2) * shape.channels + first : Int{-1},
+          body((row + x) * shape.channels + first,
+               pooled ? (cell_row + x / 2) * shape.channels + first : Int{-1},
                static_cast<std::int32_t>(y % 2 * 2 + x % 2));
         }
         end_of_row();
       }
   }
 
-  // body(offset of the cell, offsets of its four pixels), and end_of_row() after each row of cells.
+  // Call body(offset of the cell, offsets of its four pixels) for every cell, and end_of_row()
+  // after each row of cells.
   template <class Body, class End>
   void cells(const Body& body, const End& end_of_row) const {
     const Int cell_height = shape.height / 2, cell_width = shape.width / 2;
     for (Int image = 0; image < shape.n_images; ++image)
       for (Int y = 0; y < cell_height; ++y) {
         for (Int x = 0; x < cell_width; ++x) {
-          const Int corner = ((image * shape.height + 2 * y) * shape.width + 2 * x) * shape.channels + first;
+          const Int corner =
+              ((image * shape.height + 2 * y) * shape.width + 2 * x) * shape.channels + first;
           const Int below = corner + shape.width * shape.channels;
           const Int at[4] = {corner, corner + shape.channels, below, below + shape.channels};
           body(((image * cell_height + y) * cell_width + x) * shape.channels + first, at);
@@ -78,15 +86,17 @@ void over_channels(const NormPoolShape& shape, int n_threads, const Function& fu
   });
 }
 
-// Sums of the upstream gradient over the cells that let it through: G and K above.
-void upstream_sums(const Slice& slice, const float* grad, const NormPoolSaved& saved, Sums& g, Sums& k) {
+// Compute G = sum g and K = sum g x^: sums over the cells that let the upstream gradient through.
+void upstream_sums(const Slice& slice, const float* grad, const NormPoolSaved& saved, Sums& g,
+                   Sums& k) {
   float *g_row = g.row.data(), *k_row = k.row.data();
   const std::int32_t* places = saved.place;
   const float* normalised = saved.normalised;
   slice.cells(
-      [&](Int cell, const Int (&)[4]) {
+      [&](Int cell, const Int(&)[4]) {
         for (Int c = 0; c < slice.n; ++c) {
-          const float upstream = grad[cell + c], through = places[cell + c] == kInactive ? 0.0f : upstream;
+          const float upstream = grad[cell + c],
+                      through = places[cell + c] == kInactive ? 0.0f : upstream;
           g_row[c] += through;
           k_row[c] += through * normalised[cell + c];
         }
@@ -94,7 +104,7 @@ void upstream_sums(const Slice& slice, const float* grad, const NormPoolSaved& s
       [&] { g.finish_row(), k.finish_row(); });
 }
 
-// What pool_cell reads and writes, at the first of its channels.
+// The addresses that pool_cell reads and writes, each at the first of its channels.
 struct Cell {
   const float *p0, *p1, *p2, *p3;  // its four pixels
   const float *mean, *r, *scale, *shift;
@@ -103,14 +113,18 @@ struct Cell {
   float* normalised;
 };
 
-// The largest of four pixels (the first on a tie), its place, and ReLU; one channel or a vector of them at `c`.
+// Find the largest of four normalised pixels (the first on a tie) and its place, and apply ReLU,
+// for one channel or a vector of channels at `c`.
 template <class Float, class Integer>
 inline void pool_lanes(const Cell& cell, Int c) {
   const Float mean = load<Float>(cell.mean + c), r = load<Float>(cell.r + c);
   const Float scale = load<Float>(cell.scale + c), shift = load<Float>(cell.shift + c);
-  const Float n0 = (load<Float>(cell.p0 + c) - mean) * r, n1 = (load<Float>(cell.p1 + c) - mean) * r;
-  const Float n2 = (load<Float>(cell.p2 + c) - mean) * r, n3 = (load<Float>(cell.p3 + c) - mean) * r;
-  const Float y0 = n0 * scale + shift, y1 = n1 * scale + shift, y2 = n2 * scale + shift, y3 = n3 * scale + shift;
+  const Float n0 = (load<Float>(cell.p0 + c) - mean) * r,
+              n1 = (load<Float>(cell.p1 + c) - mean) * r;
+  const Float n2 = (load<Float>(cell.p2 + c) - mean) * r,
+              n3 = (load<Float>(cell.p3 + c) - mean) * r;
+  const Float y0 = n0 * scale + shift, y1 = n1 * scale + shift, y2 = n2 * scale + shift,
+              y3 = n3 * scale + shift;
   const auto second = y1 > y0, fourth = y3 > y2;
   const Float upper = second ? y1 : y0, lower = fourth ? y3 : y2;
   const auto below = lower > upper;
@@ -133,12 +147,13 @@ inline void pool_cell(const Cell& cell, Int n) {
 
 }  // namespace
 
-void norm_pool(const NormPoolShape& shape, const float* x, const float* weight, const float* bias, double eps, float* y,
-               const NormPoolSaved& saved, int n_threads) {
+void norm_pool(const NormPoolShape& shape, const float* x, const float* weight, const float* bias,
+               double eps, float* y, const NormPoolSaved& saved, int n_threads) {
   over_channels(shape, n_threads, [&](const Slice& slice) {
     const Int n = slice.n, first = slice.first;
     const double count = static_cast<double>(slice.count());
-    const float* origin = x + first;  // the first pixel: sums of differences to it lose no digits to a large mean
+    const float* origin =
+        x + first;  // the first pixel: sums of differences to it lose no digits to a large mean
     Sums sum(n), square(n);
     float *sum_row = sum.row.data(), *square_row = square.row.data();
     slice.pixels(
@@ -150,10 +165,12 @@ void norm_pool(const NormPoolShape& shape, const float* x, const float* weight, 
           }
         },
         [&] { sum.finish_row(), square.finish_row(); });
-    std::vector<float> scale_of(static_cast<std::size_t>(n)), shift_of(scale_of), mean_of(scale_of), r_of(scale_of);
+    std::vector<float> scale_of(static_cast<std::size_t>(n)), shift_of(scale_of), mean_of(scale_of),
+        r_of(scale_of);
     for (Int c = 0; c < n; ++c) {
       const auto i = static_cast<std::size_t>(c);
-      const double offset = sum.total[i] / count, variance = square.total[i] / count - offset * offset;
+      const double offset = sum.total[i] / count,
+                   variance = square.total[i] / count - offset * offset;
       const double mean = offset + static_cast<double>(origin[c]);
       const double r = 1.0 / std::sqrt((variance < 0.0 ? 0.0 : variance) + eps);  // NaN stays NaN
       saved.mean[first + c] = mean_of[i] = static_cast<float>(mean);
@@ -161,31 +178,34 @@ void norm_pool(const NormPoolShape& shape, const float* x, const float* weight, 
       scale_of[i] = weight[first + c];
       shift_of[i] = bias[first + c];
     }
-    const float *scale = scale_of.data(), *shift = shift_of.data(), *mean = mean_of.data(), *r = r_of.data();
+    const float *scale = scale_of.data(), *shift = shift_of.data(), *mean = mean_of.data(),
+                *r = r_of.data();
     slice.cells(
-        [&](Int cell, const Int (&at)[4]) {
-          pool_cell({x + at[0], x + at[1], x + at[2], x + at[3], mean, r, scale, shift, y + cell, saved.place + cell,
-                     saved.normalised + cell},
+        [&](Int cell, const Int(&at)[4]) {
+          pool_cell({x + at[0], x + at[1], x + at[2], x + at[3], mean, r, scale, shift, y + cell,
+                     saved.place + cell, saved.normalised + cell},
                     n);
         },
         [] {});
   });
 }
 
-void norm_pool_backward(const NormPoolShape& shape, const float* grad, const float* x, const float* weight,
-                        const NormPoolSaved& saved, float* grad_x, float* grad_weight, float* grad_bias,
-                        int n_threads) {
+void norm_pool_backward(const NormPoolShape& shape, const float* grad, const float* x,
+                        const float* weight, const NormPoolSaved& saved, float* grad_x,
+                        float* grad_weight, float* grad_bias, int n_threads) {
   over_channels(shape, n_threads, [&](const Slice& slice) {
     const Int n = slice.n, first = slice.first;
     const double count = static_cast<double>(slice.count());
     Sums g(n), k(n);
     upstream_sums(slice, grad, saved, g, k);
-    std::vector<float> direct_of(static_cast<std::size_t>(n)), slope_of(direct_of), shift_of(direct_of);
+    std::vector<float> direct_of(static_cast<std::size_t>(n)), slope_of(direct_of),
+        shift_of(direct_of);
     for (Int c = 0; c < n; ++c) {
       const auto i = static_cast<std::size_t>(c);
       grad_bias[first + c] = static_cast<float>(g.total[i]);
       grad_weight[first + c] = static_cast<float>(k.total[i]);
-      const NormPoolSlopes slopes = norm_pool_slopes(weight[first + c], saved.r[first + c], g.total[i], k.total[i], count);
+      const NormPoolSlopes slopes =
+          norm_pool_slopes(weight[first + c], saved.r[first + c], g.total[i], k.total[i], count);
       direct_of[i] = slopes.direct;
       slope_of[i] = slopes.slope;
       shift_of[i] = slopes.shift;
@@ -195,10 +215,12 @@ void norm_pool_backward(const NormPoolShape& shape, const float* grad, const flo
     const std::int32_t* places = saved.place;
     slice.pixels(
         [&](Int pixel, Int cell, std::int32_t place) {
-          for (Int c = 0; c < n; ++c) grad_x[pixel + c] = (x[pixel + c] - mean[c]) * r[c] * slope[c] + shift[c];
+          for (Int c = 0; c < n; ++c)
+            grad_x[pixel + c] = (x[pixel + c] - mean[c]) * r[c] * slope[c] + shift[c];
           if (cell < 0) return;
           for (Int c = 0; c < n; ++c) {
-            const float through = direct[c] * grad[cell + c];  // loaded in any case, so that the loop vectorises
+            const float through =
+                direct[c] * grad[cell + c];  // loaded in any case, so that the loop vectorises
             grad_x[pixel + c] += places[cell + c] == place ? through : 0.0f;
           }
         },
@@ -206,9 +228,10 @@ void norm_pool_backward(const NormPoolShape& shape, const float* grad, const flo
   });
 }
 
-void norm_pool_double_backward(const NormPoolShape& shape, const float* v, const float* p, const float* s,
-                               const float* grad, const float* x, const float* weight, const NormPoolSaved& saved,
-                               float* grad_grad, float* grad_x, float* grad_weight, int n_threads) {
+void norm_pool_double_backward(const NormPoolShape& shape, const float* v, const float* p,
+                               const float* s, const float* grad, const float* x,
+                               const float* weight, const NormPoolSaved& saved, float* grad_grad,
+                               float* grad_x, float* grad_weight, int n_threads) {
   over_channels(shape, n_threads, [&](const Slice& slice) {
     const Int n = slice.n, first = slice.first;
     const double count = static_cast<double>(slice.count());
@@ -230,13 +253,13 @@ void norm_pool_double_backward(const NormPoolShape& shape, const float* v, const
           }
         },
         [&] { sum_v.finish_row(), sum_u.finish_row(), sum_w.finish_row(); });
-    std::vector<float> a_of(static_cast<std::size_t>(n)), b_of(a_of), slope_of(a_of), shift_of(a_of), direct_of(a_of),
-        tilt_of(a_of), level_of(a_of);
+    std::vector<float> a_of(static_cast<std::size_t>(n)), b_of(a_of), slope_of(a_of),
+        shift_of(a_of), direct_of(a_of), tilt_of(a_of), level_of(a_of);
     for (Int c = 0; c < n; ++c) {
       const auto i = static_cast<std::size_t>(c);
-      const NormPoolCurvature curve =
-          norm_pool_curvature(weight[first + c], r[c], p[first + c], s[first + c],
-                              {g.total[i], k.total[i], sum_v.total[i], sum_u.total[i], sum_w.total[i]}, count);
+      const NormPoolCurvature curve = norm_pool_curvature(
+          weight[first + c], r[c], p[first + c], s[first + c],
+          {g.total[i], k.total[i], sum_v.total[i], sum_u.total[i], sum_w.total[i]}, count);
       grad_weight[first + c] = curve.grad_weight;
       a_of[i] = curve.a;
       b_of[i] = curve.b;
@@ -246,12 +269,14 @@ void norm_pool_double_backward(const NormPoolShape& shape, const float* v, const
       tilt_of[i] = curve.tilt;
       level_of[i] = curve.level;
     }
-    const float *a = a_of.data(), *b = b_of.data(), *slope = slope_of.data(), *shift = shift_of.data();
+    const float *a = a_of.data(), *b = b_of.data(), *slope = slope_of.data(),
+                *shift = shift_of.data();
     const float *direct = direct_of.data(), *tilt = tilt_of.data(), *level = level_of.data();
     slice.pixels(
         [&](Int pixel, Int cell, std::int32_t place) {
           for (Int c = 0; c < n; ++c)
-            grad_x[pixel + c] = a[c] * v[pixel + c] + (x[pixel + c] - mean[c]) * r[c] * slope[c] + shift[c];
+            grad_x[pixel + c] =
+                a[c] * v[pixel + c] + (x[pixel + c] - mean[c]) * r[c] * slope[c] + shift[c];
           if (cell < 0) return;
           for (Int c = 0; c < n; ++c) {
             const float through = b[c] * grad[cell + c];
@@ -262,7 +287,7 @@ void norm_pool_double_backward(const NormPoolShape& shape, const float* v, const
     float* __restrict result = grad_grad;
     const float* normalised = saved.normalised;
     slice.cells(
-        [&](Int cell, const Int (&at)[4]) {
+        [&](Int cell, const Int(&at)[4]) {
           for (Int c = 0; c < n; ++c) {
             const std::int32_t place = places[cell + c];
             const float v1 = v[at[1] + c], v2 = v[at[2] + c], v3 = v[at[3] + c];

@@ -1,6 +1,10 @@
-// One parallel region per call: the caller's thread and n_threads - 1 more take contiguous ranges until none is left.
-// No pool: it would spin beside torch's, and starting a thread costs 20 us against the milliseconds of a call. A thread
-// that comes late, since torch's own still spin on its core, finds nothing to do; nobody waits for it.
+// Runs one parallel region per call: the caller's thread and n_threads - 1 others claim contiguous
+// ranges of the work until none is left.
+//
+// There is no thread pool: its threads would spin beside torch's, and starting a thread costs about
+// 20 us against the milliseconds of a call. Worker threads may start late because torch's OpenMP
+// threads still spin on the core. Work is claimed range by range, so a late worker does nothing,
+// and the caller returns once all ranges are done.
 #pragma once
 
 #include <condition_variable>
@@ -13,13 +17,14 @@
 
 namespace bidfmkd {
 
-// What the threads of one call share; the last of them to end frees it.
+// The state shared by the threads of one call. The last thread to end frees it.
 class Ranges {
  public:
   Ranges(std::int64_t n_items, std::int64_t n_ranges) : n_items_(n_items), n_ranges_(n_ranges) {}
 
-  // Calls function(first, last) for ranges that no other thread has taken. `function` is gone once wait() is over, so it
-  // is not touched unless there is one.
+  // Call function(first, last) for ranges that no other thread has claimed. The caller's `function`
+  // object is gone once wait() has returned, so a late thread must not touch it: it is used only
+  // after a range has been claimed.
   template <class Function>
   void work(const Function* function) {
     for (;;) {
@@ -31,7 +36,7 @@ class Ranges {
       }
       std::exception_ptr error;
       try {
-        (*function)(n_items_ * range / n_ranges_, n_items_ * (range + 1) / n_ranges_);
+        (*function)(n_items_* range / n_ranges_, n_items_ * (range + 1) / n_ranges_);
       } catch (...) {
         error = std::current_exception();
       }
@@ -41,7 +46,7 @@ class Ranges {
     }
   }
 
-  // Until all ranges are done; throws what one of them has thrown.
+  // Wait until all ranges are done; rethrow the first exception that one of them has thrown.
   void wait() {
     std::unique_lock<std::mutex> lock(mutex_);
     all_done_.wait(lock, [this] { return done_ == n_ranges_; });
@@ -50,7 +55,7 @@ class Ranges {
 
  private:
   const std::int64_t n_items_, n_ranges_;
-  std::mutex mutex_;  // of all below
+  std::mutex mutex_;  // guards the members below
   std::condition_variable all_done_;
   std::int64_t taken_ = 0, done_ = 0;
   std::exception_ptr error_;
@@ -58,7 +63,8 @@ class Ranges {
 
 template <class Function>
 void parallel_ranges(std::int64_t n_items, int n_threads, const Function& function) {
-  constexpr std::int64_t kRangesPerThread = 4;  // what a late thread leaves undone, the others share
+  constexpr std::int64_t kRangesPerThread =
+      4;  // small enough for the others to do a late thread's part
   if (n_threads <= 1 || n_items <= 1) {
     if (n_items > 0) function(std::int64_t{0}, n_items);
     return;
@@ -68,7 +74,7 @@ void parallel_ranges(std::int64_t n_items, int n_threads, const Function& functi
   for (int i = 1; i < n_threads; ++i) {
     try {
       std::thread([ranges, one = &function] { ranges->work(one); }).detach();
-    } catch (const std::exception&) {  // no more threads or memory to be had: those there are do it
+    } catch (const std::exception&) {  // no thread or memory to be had: the existing threads do all
       break;
     }
   }

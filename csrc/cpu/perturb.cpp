@@ -1,4 +1,5 @@
-// points[0] = x, points[1 + k] = x + mu u_k.
+// Writes points[0] = x and points[1 + k] = x + mu u_k. The lower bound on the time is the bandwidth
+// of the stores.
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -13,17 +14,22 @@ namespace bidfmkd {
 namespace BIDFMKD_LEVEL {
 namespace {
 
-constexpr std::int64_t kTile = 2048;                   // elements whose words and sums stay in the first-level cache
-constexpr std::int64_t kStreamFromBytes = 4ll << 20;  // larger outputs would push everything else out of the cache
-constexpr std::int64_t kStreamFromUnaligned = 512;    // shorter pieces lose more at their ends than streaming gains
+constexpr std::int64_t kTile = 2048;  // elements whose words stay in the first-level cache
+constexpr std::int64_t kStreamFromBytes =
+    4ll << 20;  // larger outputs would evict all else from the cache
+constexpr std::int64_t kStreamFromUnaligned =
+    512;  // shorter pieces lose at their ends what streaming gains
 
-// to[i] = value(i): one by one up to the place of a whole vector if they are streamed, in whole vectors, then one by one.
+// Write to[i] for i in [0, n): single elements up to the first aligned vector (if streaming), whole
+// vectors, single elements at the end.
 template <class Vector, class Single>
-inline void write(float* to, std::int64_t n, bool streaming, const Vector& vector, const Single& single) {
+inline void write(float* to, std::int64_t n, bool streaming, const Vector& vector,
+                  const Single& single) {
   std::int64_t i = 0;
   const std::int64_t past = reinterpret_cast<std::uintptr_t>(to) / sizeof(float) % kLanes;
   if (streaming && (past == 0 || n >= kStreamFromUnaligned)) {
-    for (const std::int64_t head = past == 0 ? 0 : kLanes - past; i < head && i < n; ++i) to[i] = single(i);
+    for (const std::int64_t head = past == 0 ? 0 : kLanes - past; i < head && i < n; ++i)
+      to[i] = single(i);
     for (; i + kLanes <= n; i += kLanes) stream(to + i, vector(i));
   } else {
     for (; i + kLanes <= n; i += kLanes) store(to + i, vector(i));
@@ -32,12 +38,16 @@ inline void write(float* to, std::int64_t n, bool streaming, const Vector& vecto
 }
 
 void copy_images(const float* x, std::int64_t n, float* out, bool streaming) {
-  write(out, n, streaming, [&](std::int64_t i) { return load<Floats>(x + i); }, [&](std::int64_t i) { return x[i]; });
+  write(
+      out, n, streaming, [&](std::int64_t i) { return load<Floats>(x + i); },
+      [&](std::int64_t i) { return x[i]; });
 }
 
-// Bit = direction: one word an element serves 32 directions, so x and the words are read from the cache 32 times.
-void rademacher(const Drawing& drawing, const float* x, float* out, bool streaming, std::int64_t first_item,
-                std::int64_t last_item) {
+// Rademacher directions. One word per element serves 32 directions (bit k % 32 is the sign of
+// direction k), so the words are drawn once per tile and group and then read 32 times from the
+// first-level cache. Each direction costs one pass of shift, mask, XOR, add and store.
+void rademacher(const Drawing& drawing, const float* x, float* out, bool streaming,
+                std::int64_t first_item, std::int64_t last_item) {
   const RandomState random = random_state(drawing.state);
   const std::int64_t d = drawing.geometry.n_elements, row = drawing.geometry.n_images * d;
   const std::int64_t tiles = (d + kTile - 1) / kTile;
@@ -52,7 +62,8 @@ void rademacher(const Drawing& drawing, const float* x, float* out, bool streami
     const float* from = x + offset;
     copy_images(from, n, out + offset, streaming);
     for (std::int64_t group = first / 32; group * 32 < last; ++group) {
-      fill_words<kSignRounds>(random, start, n, static_cast<std::uint32_t>(drawing.first_image + image),
+      fill_words<kSignRounds>(random, start, n,
+                              static_cast<std::uint32_t>(drawing.first_image + image),
                               static_cast<std::uint32_t>(group), words);
       const std::int64_t from_k = group * 32 < first ? first : group * 32;
       const std::int64_t to_k = group * 32 + 32 < last ? group * 32 + 32 : last;
@@ -66,20 +77,23 @@ void rademacher(const Drawing& drawing, const float* x, float* out, bool streami
               const Words moved = sign ^ step_bits;
               return load<Floats>(from + i) + as<Floats>(moved);
             },
-            [&](std::int64_t i) { return from[i] + bits_to_float(((words[i] << shift) & 0x80000000u) ^ step_bits); });
+            [&](std::int64_t i) {
+              return from[i] + bits_to_float(((words[i] << shift) & 0x80000000u) ^ step_bits);
+            });
       }
     }
   }
   finish_streaming();
 }
 
-// A row is written while the next is drawn, so that the stores have the time of the arithmetic to get to memory.
+// Directions made of normals. A direction's length is known only after it has been drawn whole, so
+// each row is written while the next one is drawn: stores and arithmetic overlap.
 template <class Row>
-void rows(const Drawing& drawing, const float* x, float* out, double* lengths, bool streaming, std::int64_t first_item,
-          std::int64_t last_item) {
+void rows(const Drawing& drawing, const float* x, float* out, double* lengths, bool streaming,
+          std::int64_t first_item, std::int64_t last_item) {
   const std::int64_t n_images = drawing.geometry.n_images, d = drawing.geometry.n_elements;
   Row row(drawing);
-  const float* from = nullptr;  // of the row that is drawn and not yet written
+  const float* from = nullptr;  // the image of the row that is drawn but not yet written
   float* to = nullptr;
   float scale = 0.0f;
   const auto write_part = [&](std::int64_t first, std::int64_t last) {
@@ -98,8 +112,9 @@ void rows(const Drawing& drawing, const float* x, float* out, double* lengths, b
       copy_images(x + image * d, d, out + item * d, streaming);
       continue;
     }
-    const double length = row.make(static_cast<std::uint32_t>(drawing.first_image + image),
-                                   static_cast<std::uint32_t>(drawing.first_direction + k), write_part);
+    const double length =
+        row.make(static_cast<std::uint32_t>(drawing.first_image + image),
+                 static_cast<std::uint32_t>(drawing.first_direction + k), write_part);
     from = x + image * d;
     to = out + item * d;
     scale = static_cast<float>(drawing.mu / length);
@@ -118,25 +133,29 @@ void perturb(const Drawing& drawing, const float* x, float* out, int n_threads) 
   const bool streaming = n_rows * d * 4 >= kStreamFromBytes;
   const bool signs = drawing.geometry.directions == Directions::kRademacher;
   if (signs) {
-    parallel_ranges(n_images * ((d + kTile - 1) / kTile), n_threads, [&](std::int64_t first, std::int64_t last) {
-      rademacher(drawing, x, out, streaming, first, last);
-    });
+    parallel_ranges(n_images * ((d + kTile - 1) / kTile), n_threads,
+                    [&](std::int64_t first, std::int64_t last) {
+                      rademacher(drawing, x, out, streaming, first, last);
+                    });
     return;
   }
   std::vector<double> lengths(static_cast<std::size_t>(n_rows - n_images));
   const bool lowres = drawing.geometry.directions == Directions::kLowres;
   parallel_ranges(n_rows, n_threads, [&](std::int64_t first, std::int64_t last) {
-    (lowres ? rows<FieldRow> : rows<NormalRow>)(drawing, x, out, lengths.data(), streaming, first, last);
+    (lowres ? rows<FieldRow> : rows<NormalRow>)(drawing, x, out, lengths.data(), streaming, first,
+                                                last);
   });
   if (drawing.geometry.directions == Directions::kSphere) keep_lengths(drawing, std::move(lengths));
 }
 
 void stream_fill(float value, std::int64_t n, float* out, int n_threads) {
-  constexpr std::int64_t kBlock = 4096;  // whole vectors, so that every block is as aligned as `out`
+  constexpr std::int64_t kBlock = 4096;  // whole vectors: every block is as aligned as `out`
   const Floats values = Floats{} + value;
   parallel_ranges((n + kBlock - 1) / kBlock, n_threads, [&](std::int64_t first, std::int64_t last) {
     const std::int64_t start = first * kBlock, end = last * kBlock < n ? last * kBlock : n;
-    write(out + start, end - start, true, [&](std::int64_t) { return values; }, [&](std::int64_t) { return value; });
+    write(
+        out + start, end - start, true, [&](std::int64_t) { return values; },
+        [&](std::int64_t) { return value; });
     finish_streaming();
   });
 }

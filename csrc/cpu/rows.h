@@ -1,4 +1,5 @@
-// One direction of one image as a row of floats, for the kinds made of normals (sphere, gaussian, lowres).
+// Produces one direction of one image as a row of floats, for the kinds made of normals (sphere,
+// gaussian, lowres).
 #pragma once
 
 #include <cmath>
@@ -10,27 +11,34 @@
 namespace bidfmkd {
 namespace BIDFMKD_LEVEL {
 
-// For a row that nobody wants written.
+// The `before` argument of make() for callers that do not need the previous row any more.
 constexpr auto ignore_lost = [](std::int64_t, std::int64_t) {};
 
 inline std::size_t whole_batches(std::int64_t n) {
   return static_cast<std::size_t>((n + kNormalBatch - 1) / kNormalBatch * kNormalBatch);
 }
 
-// A row that is the normals themselves. It is kept as the integers they are: half as many bytes to go through the cache.
+// Sphere and gaussian: the row's elements are the normals themselves. It is kept as 16-bit
+// integers, half as many bytes to move through the cache as floats.
 class NormalRow {
  public:
   explicit NormalRow(const Drawing& drawing)
-      : geometry_(drawing.geometry), random_(random_state(drawing.state)), row_(whole_batches(geometry_.n_elements)) {}
+      : geometry_(drawing.geometry),
+        random_(random_state(drawing.state)),
+        row_(whole_batches(geometry_.n_elements)) {}
 
-  // Makes the row, before its length is divided out, and returns that divisor. before(first, last) is called before the
-  // elements [first, last) of the row made last are lost, for all of them and in order.
+  // Draw the row and return the divisor that turns it into a direction: its length, or the fixed
+  // gaussian length. The row itself is left undivided.
+  //
+  // before(first, last) is called before the elements [first, last) of the previous row are
+  // overwritten, for all of them in order: perturb writes the previous row there, so that its
+  // stores overlap with the drawing.
   template <class Before>
   double make(std::uint32_t image, std::uint32_t direction, const Before& before) {
     const std::int64_t d = geometry_.n_elements;
-    const double squares = fill_normals(random_, d, image, direction, row_.data(), [&](std::int64_t i) {
-      before(i, i + kNormalBatch < d ? i + kNormalBatch : d);
-    });
+    const double squares = fill_normals(
+        random_, d, image, direction, row_.data(),
+        [&](std::int64_t i) { before(i, i + kNormalBatch < d ? i + kNormalBatch : d); });
     return geometry_.directions == Directions::kGaussian ? gaussian_length(d) : std::sqrt(squares);
   }
 
@@ -43,7 +51,8 @@ class NormalRow {
   std::vector<std::int16_t> row_;
 };
 
-// A row upsampled from a field of normals; the same functions.
+// Lowres: the row is interpolated from a field of normals. The member functions mean the same as
+// above.
 class FieldRow {
  public:
   explicit FieldRow(const Drawing& drawing)
@@ -52,14 +61,17 @@ class FieldRow {
         field_(whole_batches(geometry_.n_random())),
         wide_(static_cast<std::size_t>(geometry_.grid * geometry_.width)),
         row_(static_cast<std::size_t>(geometry_.n_elements)) {
-    for (std::int64_t i = 0; i < geometry_.width; ++i) columns_.push_back(linear_tap(i, geometry_.width, geometry_.grid));
-    for (std::int64_t i = 0; i < geometry_.height; ++i) lines_.push_back(linear_tap(i, geometry_.height, geometry_.grid));
+    for (std::int64_t i = 0; i < geometry_.width; ++i)
+      columns_.push_back(linear_tap(i, geometry_.width, geometry_.grid));
+    for (std::int64_t i = 0; i < geometry_.height; ++i)
+      lines_.push_back(linear_tap(i, geometry_.height, geometry_.grid));
   }
 
   template <class Before>
   double make(std::uint32_t image, std::uint32_t direction, const Before& before) {
     before(std::int64_t{0}, geometry_.n_elements);
-    fill_normals(random_, geometry_.n_random(), image, direction, field_.data(), [](std::int64_t) {});
+    fill_normals(random_, geometry_.n_random(), image, direction, field_.data(),
+                 [](std::int64_t) {});
     upsample();
     return std::sqrt(sum_of_squares());
   }
@@ -68,7 +80,8 @@ class FieldRow {
   float single(std::int64_t i) const { return row_[static_cast<std::size_t>(i)]; }
 
  private:
-  static constexpr std::int64_t kTile = 4096;  // added up in float before they go into the double
+  static constexpr std::int64_t kTile =
+      4096;  // this many squares are added in float, tiles in double
 
   double sum_of_squares() const {
     const std::int64_t d = geometry_.n_elements;
@@ -98,7 +111,8 @@ class FieldRow {
       for (const LinearTap& tap : lines_) {
         const float* low = wide_.data() + tap.low * width;
         const float* high = wide_.data() + tap.high * width;
-        for (std::int64_t x = 0; x < width; ++x) to[x] = low[x] + tap.weight_high * (high[x] - low[x]);
+        for (std::int64_t x = 0; x < width; ++x)
+          to[x] = low[x] + tap.weight_high * (high[x] - low[x]);
         to += width;
       }
     }

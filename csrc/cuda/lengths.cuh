@@ -1,4 +1,4 @@
-// The lengths of rows, for the kernels that do not see whole rows.
+// Computes the lengths of rows for the kernels whose blocks see only a piece of a row.
 #pragma once
 
 #include "rows.cuh"
@@ -6,22 +6,26 @@
 namespace bidfmkd {
 namespace cuda {
 
-// Floats of `workspace` below.
+// Return how many floats `workspace` must hold in measure_rows.
 std::int64_t lengths_workspace(const Geometry& geometry, std::int64_t num_directions);
 
-// 1 / |row| of direction k of image b to workspace[k B + b]; for sphere and lowres.
+// Write 1 / |row| of direction k of image b to workspace[k B + b], for sphere and lowres
+// directions.
 void measure_rows(const char* op, const Drawing& drawing, float* workspace, const Queue& queue);
 
-// Whether a block sees whole rows, so that it can measure them itself.
+// Return true if a row fits into one block (one octet per thread), so that the block can measure
+// it.
 template <class Row>
 bool seen_whole(const Geometry& geometry) {
   return geometry.n_elements <= 8 * std::int64_t{Row::kThreads};
 }
 
-// Whether directions are divided by lengths that no block can find.
+// Return true if rows are normalised but span several blocks, so that their lengths need a kernel
+// of their own first.
 template <class Row>
 bool takes_lengths(const Geometry& geometry) {
-  const bool normalised = geometry.directions == Directions::kSphere || geometry.directions == Directions::kLowres;
+  const bool normalised =
+      geometry.directions == Directions::kSphere || geometry.directions == Directions::kLowres;
   return normalised && !seen_whole<Row>(geometry);
 }
 

@@ -1,4 +1,5 @@
-// norm_pool and its derivatives (see norm/norm_pool.h) on images [N, C, H, W]: a block has a channel, which it reads twice.
+// norm_pool and its derivatives (see norm/norm_pool.h) on images [N, C, H, W]. One block per
+// channel; it reads the channel twice, once for the statistics and once for the values.
 #include "block_sum.cuh"
 
 namespace bidfmkd {
@@ -7,7 +8,7 @@ namespace {
 
 constexpr const char* kOp = "norm_pool";
 
-// The pixels and cells of a block's channel, by number.
+// Enumerates the pixels of the block's channel and its cells (the 2x2 squares that are pooled).
 struct Channel {
   std::int64_t channel, channels;
   std::uint32_t n_images, height, width;
@@ -20,16 +21,21 @@ struct Channel {
         width(static_cast<std::uint32_t>(shape.width)) {}
 
   __device__ __forceinline__ std::uint32_t n_pixels() const { return n_images * height * width; }
-  __device__ __forceinline__ std::uint32_t n_cells() const { return n_images * (height / 2) * (width / 2); }
+  __device__ __forceinline__ std::uint32_t n_cells() const {
+    return n_images * (height / 2) * (width / 2);
+  }
   __device__ __forceinline__ double count() const { return static_cast<double>(n_pixels()); }
-  __device__ __forceinline__ std::int64_t pixel(std::uint32_t image, std::uint32_t y, std::uint32_t x) const {
+  __device__ __forceinline__ std::int64_t pixel(std::uint32_t image, std::uint32_t y,
+                                                std::uint32_t x) const {
     return ((image * channels + channel) * height + y) * width + x;
   }
-  __device__ __forceinline__ std::int64_t cell(std::uint32_t image, std::uint32_t y, std::uint32_t x) const {
+  __device__ __forceinline__ std::int64_t cell(std::uint32_t image, std::uint32_t y,
+                                               std::uint32_t x) const {
     return ((image * channels + channel) * (height / 2) + y) * (width / 2) + x;
   }
 
-  // body(offset of the pixel, offset of its cell or -1, its place in the cell) by all threads together.
+  // Call body(offset of the pixel, offset of its cell or -1, its place in the cell), the pixels
+  // divided among all threads. -1: an odd last row or column belongs to no cell.
   template <class Body>
   __device__ __forceinline__ void pixels(const Body& body) const {
     const std::uint32_t plane = height * width, n = n_pixels();
@@ -37,11 +43,12 @@ struct Channel {
     for (std::uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
       const std::uint32_t image = i / plane, y = i % plane / width, x = i % plane % width;
       const bool pooled = y / 2 < height / 2 && x / 2 < width / 2;
-      body(pixel(image, y, x), pooled ? cell(image, y / 2, x / 2) : -1, static_cast<std::int32_t>(y % 2 * 2 + x % 2));
+      body(pixel(image, y, x), pooled ? cell(image, y / 2, x / 2) : -1,
+           static_cast<std::int32_t>(y % 2 * 2 + x % 2));
     }
   }
 
-  // body(offset of the cell, offset of its first pixel).
+  // Call body(offset of the cell, offset of its first pixel), the cells divided among all threads.
   template <class Body>
   __device__ __forceinline__ void cells(const Body& body) const {
     const std::uint32_t cell_width = width / 2, plane = height / 2 * cell_width, n = n_cells();
@@ -53,7 +60,7 @@ struct Channel {
   }
 };
 
-// What each thread has, summed over the block.
+// Add up each of the n values over the block.
 template <int n>
 __device__ __forceinline__ void sum_over_block(const float (&own)[n], double (&sums)[n]) {
   __shared__ double partial[n][kWarp];
@@ -61,9 +68,9 @@ __device__ __forceinline__ void sum_over_block(const float (&own)[n], double (&s
   for (int i = 0; i < n; ++i) sums[i] = block_sum(static_cast<double>(own[i]), partial[i]);
 }
 
-// A thread's part of G and K.
-__device__ __forceinline__ void add_upstream(const Channel& channel, const float* grad, const NormPoolSaved& saved,
-                                             float& g, float& k) {
+// Add this thread's part of G = sum g and K = sum g x^ to `g` and `k` (norm/norm_pool.h).
+__device__ __forceinline__ void add_upstream(const Channel& channel, const float* grad,
+                                             const NormPoolSaved& saved, float& g, float& k) {
   channel.cells([&](std::int64_t cell, std::int64_t) {
     const float through = saved.place[cell] == kInactive ? 0.0f : grad[cell];
     g += through;
@@ -75,7 +82,7 @@ __global__ void __launch_bounds__(kMostThreads)
     pool(NormPoolShape shape, const float* __restrict__ x, const float* __restrict__ weight,
          const float* __restrict__ bias, double eps, float* __restrict__ out, NormPoolSaved saved) {
   const Channel channel(shape);
-  // Sums of differences to the first pixel lose no digits to a large mean.
+  // Sum differences to the first pixel: a mean much larger than the deviation would cost digits.
   const float origin = channel.n_pixels() == 0 ? 0.0f : x[channel.pixel(0, 0, 0)];
   float own[2] = {};
   channel.pixels([&](std::int64_t pixel, std::int64_t, std::int32_t) {
@@ -85,9 +92,11 @@ __global__ void __launch_bounds__(kMostThreads)
   });
   double sums[2];
   sum_over_block(own, sums);
-  const double offset = sums[0] / channel.count(), variance = sums[1] / channel.count() - offset * offset;
+  const double offset = sums[0] / channel.count(),
+               variance = sums[1] / channel.count() - offset * offset;
   const auto mean = static_cast<float>(offset + static_cast<double>(origin));
-  const auto r = static_cast<float>(1.0 / sqrt((variance < 0.0 ? 0.0 : variance) + eps));  // NaN stays NaN
+  const auto r =
+      static_cast<float>(1.0 / sqrt((variance < 0.0 ? 0.0 : variance) + eps));  // NaN stays NaN
   if (threadIdx.x == 0) saved.mean[channel.channel] = mean, saved.r[channel.channel] = r;
   const float scale = weight[channel.channel], shift = bias[channel.channel];
   channel.cells([&](std::int64_t cell, std::int64_t first) {
@@ -95,7 +104,8 @@ __global__ void __launch_bounds__(kMostThreads)
     std::int32_t place = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // the first on a tie
-      const float normalised = (x[first + i / 2 * shape.width + i % 2] - mean) * r, value = normalised * scale + shift;
+      const float normalised = (x[first + i / 2 * shape.width + i % 2] - mean) * r,
+                  value = normalised * scale + shift;
       const bool wins = i == 0 || value > best;
       best = wins ? value : best;
       winner = wins ? normalised : winner;
@@ -117,22 +127,26 @@ __global__ void __launch_bounds__(kMostThreads)
   double sums[2];
   sum_over_block(own, sums);
   const float mean = saved.mean[channel.channel], r = saved.r[channel.channel];
-  const NormPoolSlopes slopes = norm_pool_slopes(weight[channel.channel], r, sums[0], sums[1], channel.count());
+  const NormPoolSlopes slopes =
+      norm_pool_slopes(weight[channel.channel], r, sums[0], sums[1], channel.count());
   if (threadIdx.x == 0) {
     grad_bias[channel.channel] = static_cast<float>(sums[0]);
     grad_weight[channel.channel] = static_cast<float>(sums[1]);
   }
   channel.pixels([&](std::int64_t pixel, std::int64_t cell, std::int32_t place) {
     const bool won = cell >= 0 && saved.place[cell] == place;
-    grad_x[pixel] = (x[pixel] - mean) * r * slopes.slope + slopes.shift + (won ? slopes.direct * grad[cell] : 0.0f);
+    grad_x[pixel] = (x[pixel] - mean) * r * slopes.slope + slopes.shift +
+                    (won ? slopes.direct * grad[cell] : 0.0f);
   });
 }
 
 __global__ void __launch_bounds__(kMostThreads)
-    pool_double_backward(NormPoolShape shape, const float* __restrict__ v, const float* __restrict__ p,
-                         const float* __restrict__ s, const float* __restrict__ grad, const float* __restrict__ x,
-                         const float* __restrict__ weight, NormPoolSaved saved, float* __restrict__ grad_grad,
-                         float* __restrict__ grad_x, float* __restrict__ grad_weight) {
+    pool_double_backward(NormPoolShape shape, const float* __restrict__ v,
+                         const float* __restrict__ p, const float* __restrict__ s,
+                         const float* __restrict__ grad, const float* __restrict__ x,
+                         const float* __restrict__ weight, NormPoolSaved saved,
+                         float* __restrict__ grad_grad, float* __restrict__ grad_x,
+                         float* __restrict__ grad_weight) {
   const Channel channel(shape);
   const float mean = saved.mean[channel.channel], r = saved.r[channel.channel];
   float own[5] = {};
@@ -158,39 +172,43 @@ __global__ void __launch_bounds__(kMostThreads)
     const std::int32_t place = saved.place[cell];
     float value = 0.0f;
     if (place != kInactive)
-      value = curve.direct * v[first + place / 2 * shape.width + place % 2] + curve.tilt * saved.normalised[cell] +
-              curve.level;
+      value = curve.direct * v[first + place / 2 * shape.width + place % 2] +
+              curve.tilt * saved.normalised[cell] + curve.level;
     grad_grad[cell] = value;
   });
 }
 
 Grid grid_of(const NormPoolShape& shape) {
   const std::int64_t count = shape.n_images * shape.height * shape.width;
-  if (count > 0x7FFFFFFF) throw std::runtime_error("norm_pool: too many pixels of a channel for one call on a GPU");
-  return {shape.channels, dim3(count < kMostThreads ? whole_warps(count > 0 ? count : 1) : kMostThreads)};
+  if (count > 0x7FFFFFFF)
+    throw std::runtime_error("norm_pool: too many pixels of a channel for one call on a GPU");
+  return {shape.channels,
+          dim3(count < kMostThreads ? whole_warps(count > 0 ? count : 1) : kMostThreads)};
 }
 
 }  // namespace
 
-void norm_pool(const NormPoolShape& shape, const float* x, const float* weight, const float* bias, double eps, float* y,
-               const NormPoolSaved& saved, const Queue& queue) {
+void norm_pool(const NormPoolShape& shape, const float* x, const float* weight, const float* bias,
+               double eps, float* y, const NormPoolSaved& saved, const Queue& queue) {
   const DeviceGuard guard(kOp, queue.device);
   launch(kOp, queue, pool, grid_of(shape), shape, x, weight, bias, eps, y, saved);
 }
 
-void norm_pool_backward(const NormPoolShape& shape, const float* grad, const float* x, const float* weight,
-                        const NormPoolSaved& saved, float* grad_x, float* grad_weight, float* grad_bias,
-                        const Queue& queue) {
+void norm_pool_backward(const NormPoolShape& shape, const float* grad, const float* x,
+                        const float* weight, const NormPoolSaved& saved, float* grad_x,
+                        float* grad_weight, float* grad_bias, const Queue& queue) {
   const DeviceGuard guard(kOp, queue.device);
-  launch(kOp, queue, pool_backward, grid_of(shape), shape, grad, x, weight, saved, grad_x, grad_weight, grad_bias);
+  launch(kOp, queue, pool_backward, grid_of(shape), shape, grad, x, weight, saved, grad_x,
+         grad_weight, grad_bias);
 }
 
-void norm_pool_double_backward(const NormPoolShape& shape, const float* v, const float* p, const float* s,
-                               const float* grad, const float* x, const float* weight, const NormPoolSaved& saved,
-                               float* grad_grad, float* grad_x, float* grad_weight, const Queue& queue) {
+void norm_pool_double_backward(const NormPoolShape& shape, const float* v, const float* p,
+                               const float* s, const float* grad, const float* x,
+                               const float* weight, const NormPoolSaved& saved, float* grad_grad,
+                               float* grad_x, float* grad_weight, const Queue& queue) {
   const DeviceGuard guard(kOp, queue.device);
-  launch(kOp, queue, pool_double_backward, grid_of(shape), shape, v, p, s, grad, x, weight, saved, grad_grad, grad_x,
-         grad_weight);
+  launch(kOp, queue, pool_double_backward, grid_of(shape), shape, v, p, s, grad, x, weight, saved,
+         grad_grad, grad_x, grad_weight);
 }
 
 }  // namespace cuda

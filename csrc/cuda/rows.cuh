@@ -1,5 +1,19 @@
-// One direction of one image as a row made of normals (sphere, gaussian, lowres), eight elements at a time. A block makes
-// many: Row::prepare fills what they share in the block's memory, the constructor what one row needs there.
+// Produces one direction of one image as a row of numbers (sphere, gaussian and lowres directions),
+// eight numbers at a time.
+//
+// Glossary of the CUDA kernels in this folder:
+//   octet     eight neighbouring elements of a row; one Philox call yields exactly eight normals.
+//   row       all d elements of one direction k for one image b.
+//   point     one of the 1 + q images that perturb writes for each input image; point 0 is x
+//   itself. piece     a part of a row that one block handles at once: one octet per thread. tile
+//   the number of a piece within its row. share     the consecutive (image, piece, point) triples
+//   that one block works through. measured  the block sees the whole row, so it can compute the
+//   row's length itself; longer rows
+//             need a separate kernel for their lengths first (lengths.cu).
+//   field     the grid x grid normals per channel that a lowres direction is interpolated from.
+//
+// A block produces many rows. Row::prepare fills the shared memory that all of its rows have in
+// common; the constructor then fills what one row needs there.
 #pragma once
 
 #include "block_sum.cuh"
@@ -8,10 +22,11 @@
 namespace bidfmkd {
 namespace cuda {
 
-// A row that is the normals themselves.
+// Sphere and gaussian: the row's elements are the normals themselves.
 class NormalRow {
  public:
-  static constexpr unsigned kThreads = kMostThreads;  // of a block, at most: more take more registers than there are
+  static constexpr unsigned kThreads =
+      kMostThreads;  // most threads per block; __launch_bounds__ keeps registers within it
   struct Staging {
     Sizes sizes;
   };
@@ -21,17 +36,18 @@ class NormalRow {
     __syncthreads();
   }
 
-  __device__ NormalRow(const Drawing& drawing, const RandomState& random, std::int64_t image, std::int64_t k,
-                       const Staging& staging)
+  __device__ NormalRow(const Drawing& drawing, const RandomState& random, std::int64_t image,
+                       std::int64_t k, const Staging& staging)
       : sizes_(staging.sizes),
         random_(random),
         image_(static_cast<std::uint32_t>(drawing.first_image + image)),
         direction_(static_cast<std::uint32_t>(drawing.first_direction + k)),
         n_(drawing.geometry.n_elements) {}
 
-  // 0 beyond the row's end.
+  // Return elements 8 index, ..., 8 index + 7 of the row; elements beyond its end are 0.
   __device__ __forceinline__ Octet octet(std::int64_t index) const {
-    Octet octet = normal_octet(sizes_, random_, static_cast<std::uint32_t>(index), image_, direction_);
+    Octet octet =
+        normal_octet(sizes_, random_, static_cast<std::uint32_t>(index), image_, direction_);
     cut_octet(octet, index, n_);
     return octet;
   }
@@ -43,18 +59,26 @@ class NormalRow {
   std::int64_t n_;
 };
 
-__device__ __forceinline__ float lerp(float low, float high, float weight_high) { return low + weight_high * (high - low); }
-
-// Bilinear between four normals of a field, given by their places in the row of normals.
-template <class Normal>
-__device__ __forceinline__ float upsampled(const LinearTap& column, const LinearTap& line, std::int64_t channel,
-                                           std::int64_t grid, const Normal& normal) {
-  const std::int64_t low = (channel * grid + line.low) * grid, high = (channel * grid + line.high) * grid;
-  return lerp(lerp(normal(low + column.low), normal(low + column.high), column.weight_high),
-              lerp(normal(high + column.low), normal(high + column.high), column.weight_high), line.weight_high);
+__device__ __forceinline__ float lerp(float low, float high, float weight_high) {
+  return low + weight_high * (high - low);
 }
 
-// A row upsampled from a field of normals in shared memory, whose lines are stretched to the row's width first.
+// Interpolate bilinearly between four normals of a field. `column` and `line` say which and with
+// what weights; `normal(i)` returns normal i of the field.
+template <class Normal>
+__device__ __forceinline__ float upsampled(const LinearTap& column, const LinearTap& line,
+                                           std::int64_t channel, std::int64_t grid,
+                                           const Normal& normal) {
+  const std::int64_t low = (channel * grid + line.low) * grid,
+                     high = (channel * grid + line.high) * grid;
+  return lerp(lerp(normal(low + column.low), normal(low + column.high), column.weight_high),
+              lerp(normal(high + column.low), normal(high + column.high), column.weight_high),
+              line.weight_high);
+}
+
+// Lowres, small fields: the field lies in shared memory. Bilinear interpolation is separable, so
+// each line of the field is first stretched to the image's width; an element then needs two numbers
+// instead of four.
 class FieldRow {
  public:
   static constexpr unsigned kThreads = kMostThreads;
@@ -66,7 +90,8 @@ class FieldRow {
   };
 
   static bool fits(const Geometry& geometry) {
-    return geometry.n_random() <= kMostNormals && geometry.channels * geometry.grid * geometry.width <= kMostStretched &&
+    return geometry.n_random() <= kMostNormals &&
+           geometry.channels * geometry.grid * geometry.width <= kMostStretched &&
            geometry.width <= kMostTaps && geometry.height <= kMostTaps;
   }
 
@@ -77,23 +102,26 @@ class FieldRow {
       staging.lines[i] = linear_tap(i, geometry.height, geometry.grid);
   }
 
-  // All threads of the block together.
-  __device__ FieldRow(const Drawing& drawing, const RandomState& random, std::int64_t image, std::int64_t k,
+  // Draw the field of this row and stretch its lines. All threads of the block call this together.
+  __device__ FieldRow(const Drawing& drawing, const RandomState& random, std::int64_t image,
+                      std::int64_t k,
                       Staging& staging)
-      : n_(static_cast<std::uint32_t>(drawing.geometry.n_elements)),  // what fits has fewer than 2^27
+      : n_(static_cast<std::uint32_t>(
+            drawing.geometry.n_elements)),  // FieldRow::fits admits fewer than 2^27 elements
         width_(static_cast<std::uint32_t>(drawing.geometry.width)),
         height_(static_cast<std::uint32_t>(drawing.geometry.height)),
         grid_(static_cast<std::uint32_t>(drawing.geometry.grid)),
         staging_(staging) {
     const auto n_normals = static_cast<std::uint32_t>(drawing.geometry.n_random());
     for (unsigned i = threadIdx.x; 8 * i < n_normals; i += blockDim.x) {
-      const Octet octet = normal_octet(kSizes, random, i, static_cast<std::uint32_t>(drawing.first_image + image),
-                                       static_cast<std::uint32_t>(drawing.first_direction + k));
+      const Octet octet =
+          normal_octet(kSizes, random, i, static_cast<std::uint32_t>(drawing.first_image + image),
+                       static_cast<std::uint32_t>(drawing.first_direction + k));
 #pragma unroll
       for (unsigned j = 0; j < 8; ++j)
         if (8 * i + j < n_normals) staging.field[8 * i + j] = octet.value[j];
     }
-    __syncthreads();  // also: no one reads the lines of the row before any more
+    __syncthreads();  // the field is complete, and no thread still reads the previous row's lines
     for (unsigned i = threadIdx.x; i < n_normals / grid_ * width_; i += blockDim.x) {
       const LinearTap column = staging.columns[i % width_];
       const float* line = staging.field + i / width_ * grid_;
@@ -102,11 +130,11 @@ class FieldRow {
     __syncthreads();
   }
 
-  // 0 beyond the row's end.
+  // Return elements 8 index, ..., 8 index + 7 of the row; elements beyond its end are 0.
   __device__ Octet octet(std::int64_t index) const {
     Octet octet;
     const auto first = static_cast<std::uint32_t>(8 * index);
-    if (width_ % 8 == 0) {  // all of one line
+    if (width_ % 8 == 0) {  // the octet lies within one line, so it can be read as vectors
       const Lines lines = lines_of(first);
       alignas(16) float low[8], high[8];
 #pragma unroll
@@ -115,7 +143,8 @@ class FieldRow {
         *reinterpret_cast<float4*>(high + i) = *reinterpret_cast<const float4*>(lines.high + i);
       }
 #pragma unroll
-      for (int i = 0; i < 8; ++i) octet.value[i] = first < n_ ? lerp(low[i], high[i], lines.weight_high) : 0.0f;
+      for (int i = 0; i < 8; ++i)
+        octet.value[i] = first < n_ ? lerp(low[i], high[i], lines.weight_high) : 0.0f;
     } else {
 #pragma unroll
       for (std::uint32_t i = 0; i < 8; ++i) {
@@ -144,7 +173,8 @@ class FieldRow {
   const Staging& staging_;
 };
 
-// The same for fields of any size: every tap draws its normal again, which is slow and small.
+// Lowres, fields of any size: every interpolated element draws its four normals again. This is
+// slow, but such fields are rare and the kernel needs no shared memory.
 class DrawnFieldRow {
  public:
   static constexpr unsigned kThreads = 512;
@@ -152,7 +182,8 @@ class DrawnFieldRow {
 
   static __device__ void prepare(const Geometry&, Staging&) {}
 
-  __device__ DrawnFieldRow(const Drawing& drawing, const RandomState&, std::int64_t image, std::int64_t k, Staging&)
+  __device__ DrawnFieldRow(const Drawing& drawing, const RandomState&, std::int64_t image,
+                           std::int64_t k, Staging&)
       : drawing_(drawing), image_(image), k_(k) {}
 
   __device__ Octet octet(std::int64_t index) const {
@@ -163,21 +194,23 @@ class DrawnFieldRow {
   }
 
  private:
-  static __device__ __noinline__ float element(const Drawing& drawing, std::int64_t image, std::int64_t k,
-                                               std::int64_t j) {
+  static __device__ __noinline__ float element(const Drawing& drawing, std::int64_t image,
+                                               std::int64_t k, std::int64_t j) {
     const Geometry& geometry = drawing.geometry;
     if (j >= geometry.n_elements) return 0.0f;
     const std::int64_t line = j / geometry.width;
     return upsampled(linear_tap(j % geometry.width, geometry.width, geometry.grid),
-                     linear_tap(line % geometry.height, geometry.height, geometry.grid), line / geometry.height,
-                     geometry.grid, [&](std::int64_t i) { return normal(drawing, image, k, i); });
+                     linear_tap(line % geometry.height, geometry.height, geometry.grid),
+                     line / geometry.height, geometry.grid,
+                     [&](std::int64_t i) { return normal(drawing, image, k, i); });
   }
 
-  static __device__ __noinline__ float normal(const Drawing& drawing, std::int64_t image, std::int64_t k,
-                                              std::int64_t i) {
-    const PhiloxWords words = normal_words(random_state(drawing.state), static_cast<std::uint32_t>(i / 8),
-                                           static_cast<std::uint32_t>(drawing.first_image + image),
-                                           static_cast<std::uint32_t>(drawing.first_direction + k));
+  static __device__ __noinline__ float normal(const Drawing& drawing, std::int64_t image,
+                                              std::int64_t k, std::int64_t i) {
+    const PhiloxWords words =
+        normal_words(random_state(drawing.state), static_cast<std::uint32_t>(i / 8),
+                     static_cast<std::uint32_t>(drawing.first_image + image),
+                     static_cast<std::uint32_t>(drawing.first_direction + k));
     std::uint32_t word = words.word[0];
 #pragma unroll
     for (int j = 1; j < 4; ++j) word = i % 4 == j ? words.word[j] : word;
@@ -188,7 +221,7 @@ class DrawnFieldRow {
   std::int64_t image_, k_;
 };
 
-// function(Which<Row>{}) for the kind of row that a call's directions are.
+// Call function(Which<Row>{}) with the Row class that produces this call's directions.
 template <class Row_>
 struct Which {
   using Row = Row_;
@@ -200,18 +233,25 @@ auto with_row(const Geometry& geometry, const Function& function) {
   return FieldRow::fits(geometry) ? function(Which<FieldRow>{}) : function(Which<DrawnFieldRow>{});
 }
 
-constexpr unsigned kPieceThreads = 512;  // of a block that need not see whole rows, at most
+constexpr unsigned kPieceThreads = 512;  // most threads of a block that need not see whole rows
 
-// Rows of `n` elements cut into pieces of as many as the threads of a block have octets for. `points` things are made of
-// every piece, one after the other; a block takes its share of all of them, in the order of images, pieces, points.
+// Describes how the work of one call is cut up. Each row of `n` elements is cut into pieces with
+// one octet per thread. `points` results are made from every piece (perturb: the points; gradient:
+// the directions to add). The triples (image, piece, point) are numbered in this order, and block i
+// takes the numbers [begin(i), begin(i + 1)): equal shares, so all blocks end at the same time.
 struct Pieces {
-  std::int64_t n, tiles, size, points;  // elements of a row, pieces of a row, elements of a piece, points of each
-  std::int64_t rows, blocks;            // pieces times points, and what they are shared among
+  std::int64_t n;       // elements per row
+  std::int64_t tiles;   // pieces per row
+  std::int64_t size;    // elements per piece
+  std::int64_t points;  // results per piece
+  std::int64_t rows;    // number of triples: images * tiles * points
+  std::int64_t blocks;  // blocks that share them
 
   BIDFMKD_BOTH std::int64_t begin(std::int64_t block) const { return rows * block / blocks; }
 };
 
-// For one point after the other: where it is.
+// Locates the work item `r` of a share, and how many items of the same piece follow it in the
+// share.
 struct Place {
   std::int64_t image, tile, first, last;  // the point is first <= point < last of this piece
 
@@ -223,14 +263,17 @@ struct Place {
 };
 
 inline unsigned piece_threads(std::int64_t n, unsigned most) {
-  const std::int64_t octets = ceil_divide(n, 8), each = ceil_divide(octets, ceil_divide(octets, most));
-  return each < 128 ? 128 : whole_warps(each);  // fewer would take long to copy the sizes
+  const std::int64_t octets = ceil_divide(n, 8),
+                     each = ceil_divide(octets, ceil_divide(octets, most));
+  return each < 128 ? 128
+                    : whole_warps(each);  // fewer threads would copy the table of sizes slowly
 }
 
-// The pieces and the grid of `kernel` for them.
+// Fill in `pieces` for a call and return the grid of `kernel` that works through them.
 template <class... Wanted>
-Grid share_pieces(const char* op, void (*kernel)(Wanted...), std::int64_t n_images, std::int64_t n, std::int64_t points,
-                  unsigned most_threads, std::size_t shared_bytes, Pieces& pieces) {
+Grid share_pieces(const char* op, void (*kernel)(Wanted...), std::int64_t n_images, std::int64_t n,
+                  std::int64_t points, unsigned most_threads, std::size_t shared_bytes,
+                  Pieces& pieces) {
   const unsigned threads = piece_threads(n, most_threads);
   pieces.n = n, pieces.size = 8 * static_cast<std::int64_t>(threads), pieces.points = points;
   pieces.tiles = ceil_divide(n, pieces.size);

@@ -1,5 +1,6 @@
-// The distillation loss of one image, T^2 * D(teacher, student), with its first and second derivative in the student's
-// logits (Hinton et al., 2015). The callers divide by the number of images.
+// Defines the distillation loss of one image, T^2 * D(teacher, student) (Hinton et al., 2015), with
+// its first and second derivatives in the student's logits. The callers divide by the number of
+// images.
 #pragma once
 
 #include "objective.h"
@@ -13,7 +14,8 @@ struct KDSettings {
   Divergence divergence;
 };
 
-// softmax(scores / T) of one row: probabilities p become p^(1/T), normalised, which is the same thing.
+// One row of scores as softmax(scores / T). Probabilities p become p^(1/T), normalised, which is
+// the same thing: log p differs from the logits by a constant only.
 struct SoftRow {
   const float* scores;
   double inverse_temperature;
@@ -22,16 +24,19 @@ struct SoftRow {
 
   BIDFMKD_BOTH double tempered(std::int64_t c) const {
     const double s = scores[c];
-    return inverse_temperature * (take_log ? log(s < kLowestProbability ? kLowestProbability : s) : s);
+    return inverse_temperature *
+           (take_log ? log(s < kLowestProbability ? kLowestProbability : s) : s);
   }
 
   BIDFMKD_BOTH double log_probability(std::int64_t c) const { return tempered(c) - log_normaliser; }
   BIDFMKD_BOTH double probability(std::int64_t c) const { return exp(log_probability(c)); }
 
-  BIDFMKD_BOTH static SoftRow make(const float* scores, std::int64_t n_classes, double temperature, ScoresKind kind) {
+  BIDFMKD_BOTH static SoftRow make(const float* scores, std::int64_t n_classes, double temperature,
+                                   ScoresKind kind) {
     SoftRow row{scores, 1.0 / temperature, kind == ScoresKind::kProbabilities, 0.0};
     double top = row.tempered(0);
-    for (std::int64_t c = 1; c < n_classes; ++c) top = row.tempered(c) > top ? row.tempered(c) : top;
+    for (std::int64_t c = 1; c < n_classes; ++c)
+      top = row.tempered(c) > top ? row.tempered(c) : top;
     double sum = 0.0;
     for (std::int64_t c = 0; c < n_classes; ++c) sum += exp(row.tempered(c) - top);
     row.log_normaliser = top + log(sum);
@@ -44,7 +49,8 @@ BIDFMKD_BOTH double sign_of(double value) { return value > 0.0 ? 1.0 : (value < 
 BIDFMKD_BOTH double kd_image(const float* student, const float* teacher, const KDSettings& kd) {
   double sum = 0.0;
   if (kd.divergence == Divergence::kL1) {
-    for (std::int64_t c = 0; c < kd.n_classes; ++c) sum += fabs(static_cast<double>(student[c]) - teacher[c]);
+    for (std::int64_t c = 0; c < kd.n_classes; ++c)
+      sum += fabs(static_cast<double>(student[c]) - teacher[c]);
     return kd.temperature * sum;
   }
   const SoftRow s = SoftRow::make(student, kd.n_classes, kd.temperature, ScoresKind::kLogits);
@@ -52,18 +58,20 @@ BIDFMKD_BOTH double kd_image(const float* student, const float* teacher, const K
   for (std::int64_t c = 0; c < kd.n_classes; ++c) {
     const double p = t.probability(c);
     sum += kd.divergence == Divergence::kL1Probabilities ? fabs(s.probability(c) - p)
-           : p == 0.0                                    ? 0.0  // 0 log 0 is 0
-                                                         : p * (t.log_probability(c) - s.log_probability(c));
+           : p == 0.0 ? 0.0  // 0 log 0 is 0
+                      : p * (t.log_probability(c) - s.log_probability(c));
   }
   return kd.temperature * kd.temperature * sum;
 }
 
-// gradient[c] = scale * d kd_image / d student[c] / T; with T^2 in the loss, the caller's scale is T * grad / N.
-BIDFMKD_BOTH void kd_image_gradient(const float* student, const float* teacher, double scale, const KDSettings& kd,
-                                    float* gradient) {
+// gradient[c] = scale * d kd_image / d student[c] / T; with T^2 in the loss, the caller's scale is
+// T * grad / N.
+BIDFMKD_BOTH void kd_image_gradient(const float* student, const float* teacher, double scale,
+                                    const KDSettings& kd, float* gradient) {
   if (kd.divergence == Divergence::kL1) {
     for (std::int64_t c = 0; c < kd.n_classes; ++c)
-      gradient[c] = static_cast<float>(scale * sign_of(static_cast<double>(student[c]) - teacher[c]));
+      gradient[c] =
+          static_cast<float>(scale * sign_of(static_cast<double>(student[c]) - teacher[c]));
     return;
   }
   const SoftRow s = SoftRow::make(student, kd.n_classes, kd.temperature, ScoresKind::kLogits);
@@ -82,10 +90,10 @@ BIDFMKD_BOTH void kd_image_gradient(const float* student, const float* teacher, 
   }
 }
 
-// hessian_v[c] = scale * (d^2 kd_image / d student^2 v)[c]; with T^2 in the loss, the caller's scale is grad / N.
-// Returns <v, J>, J the gradient above with scale 1.
-BIDFMKD_BOTH double kd_image_hessian(const float* student, const float* teacher, const float* v, double scale,
-                                     const KDSettings& kd, float* hessian_v) {
+// hessian_v[c] = scale * (d^2 kd_image / d student^2 v)[c]; with T^2 in the loss, the caller's
+// scale is grad / N. Returns <v, J>, J the gradient above with scale 1.
+BIDFMKD_BOTH double kd_image_hessian(const float* student, const float* teacher, const float* v,
+                                     double scale, const KDSettings& kd, float* hessian_v) {
   double projected = 0.0;
   if (kd.divergence == Divergence::kL1) {
     for (std::int64_t c = 0; c < kd.n_classes; ++c) {

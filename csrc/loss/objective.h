@@ -1,6 +1,10 @@
-// The recovery objective of one point, from the black box's scores (paper, equations 3 and 8):
+// Defines the recovery objective of one point, from the black box's scores (paper, sections 3.2 and
+// 3.3):
+//
 //   CE(A(x), y) - lambda * [argmax A(x) == argmax f(x)] * D(A(x), f(x)).
-// In double: the estimate lives on differences of this value between points very close to each other.
+//
+// It is evaluated in double: the gradient estimate consists of differences between values of this
+// objective at points that are very close to each other.
 #pragma once
 
 #include <cmath>
@@ -15,7 +19,8 @@ enum class Divergence : int { kL1 = 0, kL1Probabilities = 1, kKL = 2 };
 
 constexpr double kLowestProbability = 1e-7;  // an API may round a probability down to 0
 
-// Turns one row of scores into log-probabilities and probabilities on demand. Score: float, or what converts to it.
+// One row of scores, converted to log-probabilities and probabilities on demand. Score is float or
+// converts to it.
 template <class Score>
 struct ScoreRow {
   const Score* scores;
@@ -28,7 +33,8 @@ struct ScoreRow {
     if (kind == ScoresKind::kLogits) {
       double top = scores[0];
       BIDFMKD_ROLLED
-      for (std::int64_t c = 1; c < n_classes; ++c) top = scores[c] > top ? static_cast<double>(scores[c]) : top;
+      for (std::int64_t c = 1; c < n_classes; ++c)
+        top = scores[c] > top ? static_cast<double>(scores[c]) : top;
       double sum = 0.0;
       BIDFMKD_ROLLED
       for (std::int64_t c = 0; c < n_classes; ++c) sum += exp(scores[c] - top);
@@ -39,7 +45,8 @@ struct ScoreRow {
 
   BIDFMKD_BOTH double log_probability(std::int64_t c) const {
     const double s = scores[c];
-    if (kind == ScoresKind::kProbabilities) return log(s < kLowestProbability ? kLowestProbability : s);  // NaN stays
+    if (kind == ScoresKind::kProbabilities)
+      return log(s < kLowestProbability ? kLowestProbability : s);  // NaN stays
     return s - log_normaliser;
   }
 
@@ -48,7 +55,7 @@ struct ScoreRow {
     return kind == ScoresKind::kProbabilities ? s : exp(s - log_normaliser);
   }
 
-  // The first of the highest scores; as in torch, NaN counts as higher than every number.
+  // Return the first of the highest scores. As in torch, NaN counts as higher than every number.
   BIDFMKD_BOTH std::int64_t argmax() const {
     std::int64_t best = 0;
     double top = scores[0];
@@ -71,7 +78,8 @@ struct ObjectiveSettings {
   double boundary_weight;
 };
 
-// `student` is null when there is no boundary term. A label out of range, which no one could check on a device, gives NaN.
+// Evaluate the objective. `student` is null when there is no boundary term. A label out of range,
+// which cannot be checked on a device, gives NaN.
 template <class Score>
 BIDFMKD_BOTH double point_objective(const Score* scores, std::int64_t label, const Score* student,
                                     const ObjectiveSettings& settings) {

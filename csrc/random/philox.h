@@ -1,5 +1,9 @@
-// Philox4x32 (Salmon et al., SC 2011): the counter-based generator behind every direction.
-// One text for host and device; the CPU's vector version in cpu/simd.h follows the same rounds.
+// Philox4x32 (Salmon et al., SC 2011): the counter-based random generator behind every direction. A
+// block of four random words is a pure function of a 128-bit counter and a 64-bit key, so any
+// element can be computed on its own, in any order and on any device.
+//
+// This file is compiled for CPU and GPU; the vector version for the CPU in cpu/simd.h follows the
+// same rounds.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +31,7 @@ struct PhiloxWords {
   std::uint32_t word[4];
 };
 
-// The seed and step a call draws from: `state` is int64 [seed, step].
+// The key and counter word of one call; `state` is int64 [seed, step].
 struct RandomState {
   std::uint32_t key0, key1, step;
 };
@@ -42,7 +46,8 @@ struct Product {
   std::uint32_t low, high;
 };
 
-// On a GPU one instruction, named: out of 64-bit numbers the compiler makes two additions more.
+// Return the 64-bit product of two words as two words. On a GPU this is one instruction, which has
+// to be named: the compiler makes two more additions out of 64-bit arithmetic.
 BIDFMKD_BOTH Product product(std::uint32_t a, std::uint32_t b) {
 #if defined(__CUDA_ARCH__)
   Product p;
@@ -56,11 +61,13 @@ BIDFMKD_BOTH Product product(std::uint32_t a, std::uint32_t b) {
 #endif
 }
 
+// Return the four random words of counter `c`.
 template <int kRounds>
 BIDFMKD_BOTH PhiloxWords philox4x32(PhiloxWords c, std::uint32_t key0, std::uint32_t key1) {
   BIDFMKD_UNROLL
   for (int r = 0; r < kRounds; ++r) {
-    const Product p0 = product(kPhiloxMultiplier0, c.word[0]), p1 = product(kPhiloxMultiplier1, c.word[2]);
+    const Product p0 = product(kPhiloxMultiplier0, c.word[0]),
+                  p1 = product(kPhiloxMultiplier1, c.word[2]);
     c = {{p1.high ^ c.word[1] ^ key0, p1.low, p0.high ^ c.word[3] ^ key1, p0.low}};
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;

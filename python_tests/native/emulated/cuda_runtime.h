@@ -1,8 +1,8 @@
-// A stand-in for CUDA's own header: the .cu files compiled with it run on the CPU, one block after another, its threads
-// as fibers that take turns at barriers and warp shuffles. What CUDA leaves undefined ends the program: a barrier or
-// shuffle that some threads do not reach, a launch beyond a device's limits, and, through the compiler's sanitizers, an
-// access out of bounds or out of alignment. Shared memory is full of NaN when a block starts. The device runs 6 blocks at
-// once.
+// A stand-in for CUDA's own header: the .cu files compiled with it run on the CPU, one block after
+// another, its threads as fibers that take turns at barriers and warp shuffles. What CUDA leaves
+// undefined ends the program: a barrier or shuffle that some threads do not reach, a launch beyond
+// a device's limits, and, through the compiler's sanitizers, an access out of bounds or out of
+// alignment. Shared memory is full of NaN when a block starts. The device runs 6 blocks at once.
 #pragma once
 
 #include <sanitizer/common_interface_defs.h>
@@ -85,8 +85,8 @@ inline Block block;
 inline void leave(State state) {
   Fiber& fiber = block.fibers[block.current];
   fiber.state = state;
-  __sanitizer_start_switch_fiber(state == State::kDone ? nullptr : &fiber.fake_stack, block.scheduler_stack,
-                                 block.scheduler_stack_size);
+  __sanitizer_start_switch_fiber(state == State::kDone ? nullptr : &fiber.fake_stack,
+                                 block.scheduler_stack, block.scheduler_stack_size);
   swapcontext(&fiber.context, &block.scheduler);
   __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
 }
@@ -115,11 +115,13 @@ inline bool release(State barrier, unsigned first, unsigned last) {
 }
 
 __attribute__((no_sanitize("address"))) inline void spoil_shared_memory() {
-  for (volatile char* at = __start_shared_memory; at < __stop_shared_memory; ++at) *at = static_cast<char>(0xFF);
+  for (volatile char* at = __start_shared_memory; at < __stop_shared_memory; ++at)
+    *at = static_cast<char>(0xFF);
   if (block.dynamic_bytes > 0) std::memset(dynamic_memory, 0xFF, block.dynamic_bytes);
 }
 
-inline std::map<const void*, std::size_t> most_dynamic_bytes;  // of kernels that ask for more than 48 KB
+inline std::map<const void*, std::size_t>
+    most_dynamic_bytes;  // of kernels that ask for more than 48 KB
 
 // By itself, since getcontext may return twice as far as the compiler knows.
 __noinline__ inline void prepare(Fiber& fiber) {
@@ -168,7 +170,8 @@ inline unsigned lane() { return block.current % kWarp; }
 // What lane `from` of the warp shows, once all lanes show something.
 template <class Value>
 Value exchange(unsigned mask, Value value, unsigned from) {
-  if (mask != 0xFFFFFFFFu || block.n_threads % kWarp != 0) fail("a shuffle among lanes that do not all exist");
+  if (mask != 0xFFFFFFFFu || block.n_threads % kWarp != 0)
+    fail("a shuffle among lanes that do not all exist");
   static_assert(sizeof(Value) <= sizeof(double), "exchange: one register or two");
   std::memcpy(&block.fibers[block.current].exchanged, &value, sizeof value);
   leave(State::kAtWarpBarrier);
@@ -186,9 +189,17 @@ Value __shfl_xor_sync(unsigned mask, Value value, int distance) {
   return emulated::exchange(mask, value, emulated::lane() ^ static_cast<unsigned>(distance));
 }
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration, cudaErrorInvalidDevice, cudaErrorInvalidValue };
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInvalidConfiguration,
+  cudaErrorInvalidDevice,
+  cudaErrorInvalidValue
+};
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributePreferredSharedMemoryCarveout };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncAttributePreferredSharedMemoryCarveout
+};
 enum { cudaSharedmemCarveoutMaxShared = 100 };
 typedef void* cudaStream_t;
 struct cudaFuncAttributes {};
@@ -199,24 +210,30 @@ struct cudaLaunchConfig_t {
 };
 
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaErrorInvalidDevice ? "invalid device ordinal" : "invalid configuration argument";
+  return error == cudaErrorInvalidDevice ? "invalid device ordinal"
+                                         : "invalid configuration argument";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+inline cudaError_t cudaSetDevice(int device) {
+  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : 227 << 10, cudaSuccess;
 }
 template <class... Wanted>
-cudaError_t cudaFuncSetAttribute(void (*kernel)(Wanted...), cudaFuncAttribute attribute, int bytes) {
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Wanted...), cudaFuncAttribute attribute,
+                                 int bytes) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (bytes < 0 || bytes > 227 << 10) return cudaErrorInvalidValue;
-  emulated::most_dynamic_bytes[reinterpret_cast<const void*>(kernel)] = static_cast<std::size_t>(bytes);
+  emulated::most_dynamic_bytes[reinterpret_cast<const void*>(kernel)] =
+      static_cast<std::size_t>(bytes);
   return cudaSuccess;
 }
 template <class... Wanted>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Wanted...), int, std::size_t) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Wanted...), int,
+                                                          std::size_t) {
   return *blocks = 2, cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t) {
@@ -225,13 +242,19 @@ inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaS
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
 
 template <class... Wanted, class... Given>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Wanted...), Given&&... given) {
-  const std::uint64_t n_threads = std::uint64_t{config->blockDim.x} * config->blockDim.y * config->blockDim.z;
-  if (n_threads < 1 || n_threads > 1024 || config->blockDim.z > 64) return cudaErrorInvalidConfiguration;
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Wanted...),
+                               Given&&... given) {
+  const std::uint64_t n_threads =
+      std::uint64_t{config->blockDim.x} * config->blockDim.y * config->blockDim.z;
+  if (n_threads < 1 || n_threads > 1024 || config->blockDim.z > 64)
+    return cudaErrorInvalidConfiguration;
   if (config->gridDim.x < 1 || config->gridDim.x > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
-  if (config->gridDim.y < 1 || config->gridDim.y > 65535 || config->gridDim.z != 1) return cudaErrorInvalidConfiguration;
-  const std::size_t dynamic_bytes = config->dynamicSmemBytes, allowed = std::max<std::size_t>(
-      48 << 10, emulated::most_dynamic_bytes[reinterpret_cast<const void*>(kernel)]);
+  if (config->gridDim.y < 1 || config->gridDim.y > 65535 || config->gridDim.z != 1)
+    return cudaErrorInvalidConfiguration;
+  const std::size_t dynamic_bytes = config->dynamicSmemBytes,
+                    allowed = std::max<std::size_t>(
+                        48 << 10,
+                        emulated::most_dynamic_bytes[reinterpret_cast<const void*>(kernel)]);
   if (dynamic_bytes > allowed) return cudaErrorInvalidValue;
   const std::unique_ptr<uint4[]> dynamic(new uint4[(dynamic_bytes + 15) / 16]);
   dynamic_memory = dynamic.get();
