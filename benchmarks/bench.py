@@ -32,7 +32,7 @@ def device_name() -> str:
     """The CPU as the system names it, with its cores."""
     import os
 
-    from bidfmkd_fast.machine import cpu_name
+    from bidfmkd_fast.runtime.machine import cpu_name
 
     return f"{cpu_name()} x{os.cpu_count()}"
 
@@ -41,18 +41,34 @@ def run(patterns: list[str], threads: list[int], runs: int) -> Iterator[list[Any
     """Every matching case at every number of threads: the rows of each as it ends."""
     import benchmarks.cases  # noqa: F401  (registers them)
     from benchmarks.harness import CASES, run_case
-    from bidfmkd_fast.progress import Bar
+    from bidfmkd_fast.runtime.progress import Bar
 
-    chosen = [one for name, one in CASES.items() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    chosen = [
+        one
+        for name, one in CASES.items()
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    ]
     if not chosen:
-        raise SystemExit(f"bench: no case matches {' '.join(patterns)}; there are: {', '.join(CASES)}")
+        raise SystemExit(
+            f"bench: no case matches {' '.join(patterns)}; there are: {', '.join(CASES)}"
+        )
     with Bar("bench", len(threads) * len(chosen), "cases", True) as bar:
         for count, one in bar.over([(count, one) for count in threads for one in chosen]):
             yield run_case(one, runs, count)
 
 
 _HEAD = ["case", "contender", "threads", "ms", "± IQR", "x ours", "GB/s", "x limit", "extra MB"]
-_WIDTHS = (34, 26, 7, 9, 8, 7, 6, 7, 8)  # of rows that are printed case by case, so that they stand in columns
+_WIDTHS = (
+    34,
+    26,
+    7,
+    9,
+    8,
+    7,
+    6,
+    7,
+    8,
+)  # of rows that are printed case by case, so that they stand in columns
 
 
 def table(rows: list[Any], head: bool = True, least: Sequence[int] = (0,) * len(_HEAD)) -> str:
@@ -74,7 +90,10 @@ def table(rows: list[Any], head: bool = True, least: Sequence[int] = (0,) * len(
     body = [_HEAD, *body] if head else body
     widths = [max(least[i], *(len(line[i]) for line in body)) for i in range(len(_HEAD))]
     lines = [
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths))
+        )
         for line in body
     ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]] if head else lines)
@@ -149,12 +168,17 @@ def plot(results: Path) -> None:
 
 def compare(rows: list[Any], file: Path) -> tuple[str, bool]:
     """Ours now against ours in `file`, in units of the slowest contender of the case; and whether any regressed."""
-    before = {(row["case"], row["contender"], row["threads"]): row for row in json.loads(file.read_text())["rows"]}
+    before = {
+        (row["case"], row["contender"], row["threads"]): row
+        for row in json.loads(file.read_text())["rows"]
+    }
     lines, bad = [], False
     slowest: dict[tuple[str, int], Any] = {}
     for row in rows:
         key = (row.case, row.threads)
-        if row.contender != "ours" and (key not in slowest or row.ratio_to_ours > slowest[key].ratio_to_ours):
+        if row.contender != "ours" and (
+            key not in slowest or row.ratio_to_ours > slowest[key].ratio_to_ours
+        ):
             slowest[key] = row
     for (name, threads), row in slowest.items():
         old = before.get((name, row.contender, threads))
@@ -165,11 +189,15 @@ def compare(rows: list[Any], file: Path) -> tuple[str, bool]:
         regressed = change > REGRESSION
         bad |= regressed
         mark = "  REGRESSION" if regressed else ""
-        lines.append(f"{name} ({threads} threads): {change:.2f}x the time it took, against {row.contender}{mark}")
+        lines.append(
+            f"{name} ({threads} threads): {change:.2f}x the time it took, against {row.contender}{mark}"
+        )
     return "\n".join(lines), bad
 
 
-def bench(cases: list[str], threads: list[int], runs: int, out: Path, against: Path | None, seed: int) -> int:
+def bench(
+    cases: list[str], threads: list[int], runs: int, out: Path, against: Path | None, seed: int
+) -> int:
     """Runs, prints and writes; 1 if anything regressed, else 0. The seed is of the cases' random inputs."""
     import torch
 
@@ -178,7 +206,9 @@ def bench(cases: list[str], threads: list[int], runs: int, out: Path, against: P
     for some in run(cases, threads, runs):
         print(table(some, head=not rows, least=_WIDTHS), flush=True)
         rows += some
-        file = write(rows, out, runs)  # a case that fails or is interrupted loses nothing of those before it
+        file = write(
+            rows, out, runs
+        )  # a case that fails or is interrupted loses nothing of those before it
     plot(file)
     print(f"\nwritten: {file}")
     if against is None:
@@ -189,17 +219,25 @@ def bench(cases: list[str], threads: list[int], runs: int, out: Path, against: P
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", default=["*"], help="name patterns; default: all")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="numbers of threads")
     parser.add_argument("--runs", type=int, default=9, help="timed runs of each contender")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the results")
     parser.add_argument(
-        "--compare", type=Path, help="a results file to compare with; exit code 1 if anything regressed"
+        "--out", type=Path, default=Path("runs/bench"), help="folder of the results"
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        help="a results file to compare with; exit code 1 if anything regressed",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs")
     options = parser.parse_args(arguments)
-    return bench(options.cases, options.threads, options.runs, options.out, options.compare, options.seed)
+    return bench(
+        options.cases, options.threads, options.runs, options.out, options.compare, options.seed
+    )
 
 
 if __name__ == "__main__":

@@ -28,20 +28,29 @@ from torch import Tensor, nn
 import bidfmkd_fast as bf
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # after the import above: the package that was built, the benchmarks of this tree
+sys.path.insert(
+    0, str(ROOT)
+)  # after the import above: the package that was built, the benchmarks of this tree
 
 from benchmarks.baselines import BestEager, paper_order  # noqa: E402
 from benchmarks.bench import table  # noqa: E402
-from benchmarks.cases.steps import DEFAULT, PAPER, PlainConv4, PlainGenerator, _episode, _plain_adapt  # noqa: E402
+from benchmarks.cases.steps import (  # noqa: E402
+    DEFAULT,
+    PAPER,
+    PlainConv4,
+    PlainGenerator,
+    _episode,
+    _plain_adapt,
+)
 from benchmarks.harness import OURS, Row, _median_ratio  # noqa: E402
 from bidfmkd_fast import ops  # noqa: E402
-from bidfmkd_fast.black_box.precision import full_float32  # noqa: E402
 from bidfmkd_fast.meta import TaskMemory  # noqa: E402
-from bidfmkd_fast.meta.on_device import DeviceReplay  # noqa: E402
+from bidfmkd_fast.meta.replay_on_device import DeviceReplay  # noqa: E402
 from bidfmkd_fast.models import Conv4  # noqa: E402
 from bidfmkd_fast.recovery import Objective  # noqa: E402
 from bidfmkd_fast.recovery.image_maker import ImageMaker  # noqa: E402
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side  # noqa: E402
+from bidfmkd_fast.runtime.full_float32 import full_float32  # noqa: E402
 
 B, SHAPE, Q, N_CLASSES, MU = 150, (3, 32, 32), 100, 5, 0.05
 CALLS_IN_A_GRAPH = 10
@@ -66,7 +75,11 @@ def captured(function: Function, calls: int = CALLS_IN_A_GRAPH) -> Function:
 
 
 def rows_of(
-    case: str, contenders: dict[str, tuple[Function, int]], runs: int, n_bytes: int = 0, limit: str | None = None
+    case: str,
+    contenders: dict[str, tuple[Function, int]],
+    runs: int,
+    n_bytes: int = 0,
+    limit: str | None = None,
 ) -> list[Row]:
     """Contenders take turns; each is a function and how often it does the work. Memory is of those that do it once."""
     memory: dict[str, float | None] = {}
@@ -76,7 +89,9 @@ def rows_of(
         before = torch.cuda.memory_allocated()
         result = function()
         output = torch.cuda.memory_allocated() - before
-        memory[name] = (torch.cuda.max_memory_allocated() - before - output) / 2**20 if calls == 1 else None
+        memory[name] = (
+            (torch.cuda.max_memory_allocated() - before - output) / 2**20 if calls == 1 else None
+        )
         del result
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(runs):
@@ -120,15 +135,23 @@ def kernels(runs: int) -> Iterator[Row]:
     yield from rows_of("limits/copy", {OURS: copy["copy limit"]}, runs, 2 * n_bytes)
     for kind, grid in (("rademacher", 0), ("sphere", 0), ("gaussian", 0), ("lowres", 4)):
         perturb = partial(ops.perturb, x, state, Q, MU, kind, grid, out=out)
-        gradient = partial(ops.zo_kd_gradient, scores, labels, state, x.shape, MU, directions=kind, grid=grid)
-        contenders = {OURS: (captured(perturb), CALLS_IN_A_GRAPH), "ours, called": (perturb, 1), **limits}
+        gradient = partial(
+            ops.zo_kd_gradient, scores, labels, state, x.shape, MU, directions=kind, grid=grid
+        )
+        contenders = {
+            OURS: (captured(perturb), CALLS_IN_A_GRAPH),
+            "ours, called": (perturb, 1),
+            **limits,
+        }
         yield from rows_of(f"perturb/{kind}/150x3072x100", contenders, runs, n_bytes, "write limit")
         contenders = {OURS: (captured(gradient), CALLS_IN_A_GRAPH), "ours, called": (gradient, 1)}
         yield from rows_of(f"zo_kd_gradient/{kind}/150x3072x100", contenders, runs)
 
     def cross_entropy(points: Tensor) -> Tensor:
         answers = scores[: points.shape[0]]
-        return F.cross_entropy(answers.flatten(0, 1), labels.repeat(len(answers)), reduction="none").view(-1, B)
+        return F.cross_entropy(
+            answers.flatten(0, 1), labels.repeat(len(answers)), reduction="none"
+        ).view(-1, B)
 
     for kind in ("rademacher", "sphere"):
         best = BestEager(x, Q, kind)
@@ -174,13 +197,17 @@ def recovery_steps(runs: int) -> Iterator[Row]:
         module, _ = _api()
         generator = PlainGenerator(config.generator_width).cuda()
         latents = nn.Parameter(torch.randn(B, config.latent_dim, device="cuda"))
-        optimizer = torch.optim.Adam([latents, *generator.parameters()], lr=config.learning_rate, betas=config.betas)
+        optimizer = torch.optim.Adam(
+            [latents, *generator.parameters()], lr=config.learning_rate, betas=config.betas
+        )
         labels = torch.arange(N_CLASSES, device="cuda").repeat_interleave(B // N_CLASSES)
 
         def losses(points: Tensor, module: nn.Module = module, labels: Tensor = labels) -> Tensor:
             with torch.no_grad(), full_float32():
                 answers = module(points.flatten(0, 1))
-            return F.cross_entropy(answers, labels.repeat(len(points)), reduction="none").view(-1, B)
+            return F.cross_entropy(answers, labels.repeat(len(points)), reduction="none").view(
+                -1, B
+            )
 
         def plain(
             config: bf.RecoveryConfig = config,
@@ -192,7 +219,9 @@ def recovery_steps(runs: int) -> Iterator[Row]:
             optimizer.zero_grad()
             x = generator(latents)
             with torch.no_grad():
-                gradient = paper_order(x, config.num_directions, config.mu, config.directions, losses)
+                gradient = paper_order(
+                    x, config.num_directions, config.mu, config.directions, losses
+                )
             (x * gradient).flatten(1).sum(1).mean().backward()
             optimizer.step()
 
@@ -200,7 +229,9 @@ def recovery_steps(runs: int) -> Iterator[Row]:
         rows_at_once = max(1, config.max_images // B)
         aside = _recovery(config)
 
-        def ask(aside: DeviceRecovery = aside, points: Tensor = points, rows_at_once: int = rows_at_once) -> None:
+        def ask(
+            aside: DeviceRecovery = aside, points: Tensor = points, rows_at_once: int = rows_at_once
+        ) -> None:
             for part in points.split(rows_at_once):
                 aside.api._score(part.flatten(0, 1))
 
@@ -235,7 +266,9 @@ def side_by_side(runs: int) -> Iterator[Row]:
             _recovery(config, seed).run()
 
     yield from rows_of(
-        "recovery/4_sets_80_steps", {OURS: (together, 1), "one after the other": (alone, 1)}, min(runs, 3)
+        "recovery/4_sets_80_steps",
+        {OURS: (together, 1), "one after the other": (alone, 1)},
+        min(runs, 3),
     )
 
 
@@ -244,9 +277,13 @@ def replay_steps(runs: int) -> Iterator[Row]:
     module = Conv4(3, 5, (32, 32), batch_statistics=True).cuda()
     plain_module = PlainConv4(module).cuda()
     memory = TaskMemory()
-    memory.add(torch.rand(64 * 30, *SHAPE), [("set", f"class {i // 30:02}") for i in range(64 * 30)])
+    memory.add(
+        torch.rand(64 * 30, *SHAPE), [("set", f"class {i // 30:02}") for i in range(64 * 30)]
+    )
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, capturable=True)
-    replay = DeviceReplay(module, optimizer, memory, (5, 1, 15), 4, steps=5, learning_rate=0.01, first_order=False)
+    replay = DeviceReplay(
+        module, optimizer, memory, (5, 1, 15), 4, steps=5, learning_rate=0.01, first_order=False
+    )
     step = 0
 
     def ours() -> None:
@@ -267,12 +304,20 @@ def replay_steps(runs: int) -> Iterator[Row]:
             F.cross_entropy(logits, episode.query_labels).backward()
         plain_optimizer.step()
 
-    yield from rows_of("replay/4x5way1shot15query", {OURS: (ours, 10), "plain loop": (plain, 1)}, min(runs, 9))
+    yield from rows_of(
+        "replay/4x5way1shot15query", {OURS: (ours, 10), "plain loop": (plain, 1)}, min(runs, 9)
+    )
 
 
 def _moved(episode: bf.Episode) -> bf.Episode:
     images = (episode.support_images.cuda(), episode.query_images.cuda())
-    return bf.Episode(images[0], episode.support_labels.cuda(), images[1], episode.query_labels.cuda(), episode.classes)
+    return bf.Episode(
+        images[0],
+        episode.support_labels.cuda(),
+        images[1],
+        episode.query_labels.cuda(),
+        episode.classes,
+    )
 
 
 def evaluation(runs: int) -> Iterator[Row]:
@@ -297,23 +342,43 @@ def black_box(runs: int) -> Iterator[Row]:
             return module(images)
 
     yield from rows_of(
-        "black_box/conv4/15150x3x32x32", {OURS: (partial(api, images), 1), "plain module": (plain, 1)}, runs
+        "black_box/conv4/15150x3x32x32",
+        {OURS: (partial(api, images), 1), "plain module": (plain, 1)},
+        runs,
     )
 
 
 def whole_run(runs: int) -> Iterator[Row]:
     """What each stage of a run takes, from one of eight APIs at the default settings."""
     n_apis, per_round, final = 8, 100, 300
-    config = bf.TrainConfig(replay=bf.ReplayConfig(steps_per_round=per_round, patience=0, final_steps=final))
+    config = bf.TrainConfig(
+        replay=bf.ReplayConfig(steps_per_round=per_round, patience=0, final_steps=final)
+    )
     rounds = n_apis // config.meta_batch_size
     start = time.perf_counter()
     apis = [_api(seed)[1] for seed in range(n_apis)]
     seconds = {"making": time.perf_counter() - start}
     run = bf.BiDfMKD(apis, config=config, device="cuda").fit(progress=False)
     seconds |= run.seconds
-    counts = {"making": n_apis, "recovery": n_apis, "distillation": rounds, "replay": per_round * (rounds - 1) + final}
+    counts = {
+        "making": n_apis,
+        "recovery": n_apis,
+        "distillation": rounds,
+        "replay": per_round * (rounds - 1) + final,
+    }
     for stage, count in counts.items():
-        yield Row(f"{WHOLE_CASE}{stage}", OURS, 0, 1e3 * seconds[stage] / count, 0.0, 1.0, None, None, None, 1)
+        yield Row(
+            f"{WHOLE_CASE}{stage}",
+            OURS,
+            0,
+            1e3 * seconds[stage] / count,
+            0.0,
+            1.0,
+            None,
+            None,
+            None,
+            1,
+        )
 
 
 def extrapolated(rows: list[Row]) -> dict[str, float]:
@@ -351,7 +416,9 @@ def write(rows: list[Row], out: Path, runs: int) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--runs", type=int, default=21, help="timed runs of each contender")
     options = parser.parse_args()
@@ -365,7 +432,15 @@ def main() -> int:
     busy = torch.randn(4096, 4096, device="cuda")
     for _ in range(500):  # about a second, until the clocks are up
         busy = (busy @ busy).clamp_(-1, 1)
-    for cases in (kernels, black_box, recovery_steps, side_by_side, replay_steps, evaluation, whole_run):
+    for cases in (
+        kernels,
+        black_box,
+        recovery_steps,
+        side_by_side,
+        replay_steps,
+        evaluation,
+        whole_run,
+    ):
         start, first = time.perf_counter(), len(rows)
         try:
             for row in cases(options.runs):
@@ -374,9 +449,14 @@ def main() -> int:
             traceback.print_exc()
             failed.append(cases.__name__)
         file = write(rows, options.out, options.runs)
-        print(f"{table(rows[first:])}\n\n{cases.__name__}: {time.perf_counter() - start:.0f} s\n", flush=True)
+        print(
+            f"{table(rows[first:])}\n\n{cases.__name__}: {time.perf_counter() - start:.0f} s\n",
+            flush=True,
+        )
     told = ", ".join(f"{stage} {value:.1f}" for stage, value in extrapolated(rows).items())
-    print(f"\n{WHOLE['APIs']} APIs and {WHOLE['outer steps']:,} outer steps, minutes by these times: {told}")
+    print(
+        f"\n{WHOLE['APIs']} APIs and {WHOLE['outer steps']:,} outer steps, minutes by these times: {told}"
+    )
     print(f"written: {file}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bidfmkd_fast.ops import workspace
+from bidfmkd_fast.runtime import allocator as workspace
 
 _libc = ctypes.CDLL(None)
 
@@ -97,7 +97,9 @@ def run_case(one: Case, runs: int, threads: int) -> list[Row]:
     for name in names:
         own = torch.tensor(times[name], dtype=torch.float64)
         median, q1, q3 = (float(torch.quantile(own, p)) for p in (0.5, 0.25, 0.75))
-        limit = None if prepared.limit is None else _median_ratio(times[name], times[prepared.limit])
+        limit = (
+            None if prepared.limit is None else _median_ratio(times[name], times[prepared.limit])
+        )
         rows.append(
             Row(
                 case=one.name,
@@ -156,5 +158,9 @@ def extra_memory(function: Function, output_bytes: int) -> float | None:
 
 
 def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key + ":"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(key + ":")
+    )
     return int(line.split()[1])

@@ -24,8 +24,12 @@ from bidfmkd_fast.training.report import text_table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server", nargs="+", action="append", required=True, metavar=("NAME", "URL"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--server", nargs="+", action="append", required=True, metavar=("NAME", "URL")
+    )
     parser.add_argument("--model", default="api_000")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, default=1024)
@@ -49,7 +53,9 @@ def main() -> None:
                 api(images)
                 if round_number > 0:  # the first opens connections
                     seconds[key].append(time.perf_counter() - start)
-    print(f"images {'x'.join(map(str, shape))}, {options.batch} a request, {options.in_flight} requests in flight")
+    print(
+        f"images {'x'.join(map(str, shape))}, {options.batch} a request, {options.in_flight} requests in flight"
+    )
     print(text_table(table(seconds, options.images)))
 
 
@@ -59,7 +65,12 @@ def connect(url: str, transport: str, options: argparse.Namespace) -> BlackBox |
     if transport == "gRPC":
         return GrpcBlackBox(url, options.model, settings, in_flight=options.in_flight)
     api = RemoteBlackBox(
-        url, options.model, settings, transport=transport.lower(), in_flight=options.in_flight, retries=0
+        url,
+        options.model,
+        settings,
+        transport=transport.lower(),
+        in_flight=options.in_flight,
+        retries=0,
     )
     try:
         api(torch.zeros(1, *api.spec.image_shape))
@@ -75,9 +86,13 @@ def table(seconds: dict[tuple[str, str], list[float]], n_images: int) -> list[li
         if not taken:
             rows.append([name, transport, "not served", "", "", ""])
             continue
-        rate, slowest, fastest = (n_images / value for value in (statistics.median(taken), max(taken), min(taken)))
+        rate, slowest, fastest = (
+            n_images / value for value in (statistics.median(taken), max(taken), min(taken))
+        )
         json_taken = seconds.get((name, "JSON"))
-        times = f"{statistics.median(json_taken) / statistics.median(taken):.1f}" if json_taken else ""
+        times = (
+            f"{statistics.median(json_taken) / statistics.median(taken):.1f}" if json_taken else ""
+        )
         rows.append([name, transport, f"{rate:,.0f}", f"{slowest:,.0f}", f"{fastest:,.0f}", times])
     return rows
 

@@ -13,17 +13,37 @@ if str(ROOT) not in sys.path:
 
 # The README's lines: case, contender, what they are called there.
 HIGHLIGHTS = [
-    ("estimate/rademacher/150x3072x100", "store limit", "plain stores of the same 184 MB: the limit"),
+    (
+        "estimate/rademacher/150x3072x100",
+        "store limit",
+        "plain stores of the same 184 MB: the limit",
+    ),
     ("estimate/rademacher/150x3072x100", "best eager (b)", "signs: best eager torch"),
     ("estimate/rademacher/150x3072x100", "torch.compile (c)", "signs: `torch.compile`"),
-    ("estimate/rademacher/150x3072x100", "paper order (a)", "signs: eager torch in the paper's order"),
+    (
+        "estimate/rademacher/150x3072x100",
+        "paper order (a)",
+        "signs: eager torch in the paper's order",
+    ),
     ("estimate/sphere/150x3072x100", "best eager (b)", "sphere: best eager torch"),
     ("estimate/sphere/150x3072x100", "paper order (a)", "sphere: eager torch in the paper's order"),
     ("black_box/conv4_32/2000x28x28", "plain module", "local Conv4 API: the module called plainly"),
-    ("recovery/paper_settings", "plain, 5 splits (a)", "recovery step, the paper's settings: plain torch"),
-    ("recovery/defaults_5_steps", "plain, one call", "five recovery steps, our defaults: plain torch"),
+    (
+        "recovery/paper_settings",
+        "plain, 5 splits (a)",
+        "recovery step, the paper's settings: plain torch",
+    ),
+    (
+        "recovery/defaults_5_steps",
+        "plain, one call",
+        "five recovery steps, our defaults: plain torch",
+    ),
     ("recovery/defaults_5_steps", "plain, 5 splits (a)", "the same, API asked in five parts"),
-    ("replay/4x5way1shot15query", "plain loop", "replay step of 4 tasks, second order: per-task loop"),
+    (
+        "replay/4x5way1shot15query",
+        "plain loop",
+        "replay step of 4 tasks, second order: per-task loop",
+    ),
     ("evaluation/5way1shot", "plain loop", "24 episodes of meta-test, 1-shot: per-task loop"),
     ("evaluation/5way5shot", "plain loop", "24 episodes of meta-test, 5-shot: per-task loop"),
     ("kd_loss/150x5", "eager", "`kd_loss`, both derivatives: eager torch"),
@@ -33,7 +53,8 @@ HIGHLIGHTS = [
 def read(results: Path) -> list[dict[str, Any]]:
     """The contents of every results file."""
     return [
-        json.loads(file.read_text(encoding="utf-8")) | {"stem": file.stem} for file in sorted(results.glob("*.json"))
+        json.loads(file.read_text(encoding="utf-8")) | {"stem": file.stem}
+        for file in sorted(results.glob("*.json"))
     ]
 
 
@@ -48,7 +69,9 @@ def tables(results: Path) -> str:
         rows.sort(key=lambda row: (row.case.split("/")[0], row.case, row.threads))
         if "cuda" in meta:
             kernels = f"CUDA {meta['cuda']}, kernels for {', '.join(meta['native']['cuda_architectures'])}"
-            told = ", ".join(f"{stage} {minutes:.1f}" for stage, minutes in meta["minutes_of_the_whole"].items())
+            told = ", ".join(
+                f"{stage} {minutes:.1f}" for stage, minutes in meta["minutes_of_the_whole"].items()
+            )
             whole = " and ".join(f"{number:,} {of}" for of, number in meta["whole"].items())
             shown = f"A run of {whole} takes by these times, in minutes: {told}."
         else:

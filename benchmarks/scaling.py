@@ -57,7 +57,11 @@ def times(q: int, b: int, d: int, runs: int) -> Curves:
         assert native._C is not None
         native._C.stream_fill(1.0, out.numel(), out.data_ptr(), torch.get_num_threads())
 
-    functions = {"rademacher": partial(estimate, "rademacher"), "sphere": partial(estimate, "sphere"), "limit": limit}
+    functions = {
+        "rademacher": partial(estimate, "rademacher"),
+        "sphere": partial(estimate, "sphere"),
+        "limit": limit,
+    }
     taken: dict[str, list[float]] = {f"{name}, {n}": [] for name in functions for n in THREADS}
     for turn in range(runs + 1):
         for name, function in functions.items():
@@ -82,7 +86,9 @@ def memory(q: int, b: int, d: int) -> Curves:
     found = {
         "rademacher": extra_memory(partial(ours, "rademacher"), 0),
         "sphere": extra_memory(partial(ours, "sphere"), 0),
-        "paper order (a)": extra_memory(partial(paper_order, x, q, MU, "sphere", lambda u: u.mean(2)), 0),
+        "paper order (a)": extra_memory(
+            partial(paper_order, x, q, MU, "sphere", lambda u: u.mean(2)), 0
+        ),
         "limit": (1 + q) * b * d * 4 / 2**20,
     }
     return {name: megabytes for name, megabytes in found.items() if megabytes is not None}
@@ -102,11 +108,18 @@ def draw(results: Sequence[Mapping[str, Any]]) -> Figure:
             what = "plain stores (the limit)" if series == "limit" else series
             label = f"{what}, {threads} thread{'s' if threads != '1' else ''}"
             line = "--" if threads == "1" else "-"
-            above.plot(values, [result["ms"][key] for result in swept], line, label=label, **STYLES[series])
+            above.plot(
+                values, [result["ms"][key] for result in swept], line, label=label, **STYLES[series]
+            )
         for series in swept[0]["mb"]:
             label = "the points (the limit)" if series == "limit" else series
             wide = {"linewidth": 6, "alpha": 0.3} if series == "limit" else {}  # ours lies on it
-            below.plot(values, [result["mb"][series] for result in swept], label=label, **STYLES[series] | wide)
+            below.plot(
+                values,
+                [result["mb"][series] for result in swept],
+                label=label,
+                **STYLES[series] | wide,
+            )
         fixed = ", ".join(f"{other} = {size}" for other, size in CENTRE.items() if other != name)
         below.set_xlabel(f"{name}: {MEANING[name]}\n({fixed})")
         for axis in (above, below):
@@ -126,7 +139,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--results", type=Path, help="draw these results again, a scaling.json, and time nothing")
+    parser.add_argument(
+        "--results", type=Path, help="draw these results again, a scaling.json, and time nothing"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.results is None:
@@ -135,7 +150,10 @@ def main() -> None:
             all_sizes = [_sizes(name, value) for value in values]
             timed = [times(**sizes, runs=options.runs) for sizes in all_sizes]
             held = [memory(**sizes) for sizes in all_sizes]
-            results += [{"swept": name, "value": v, "ms": t, "mb": m} for v, t, m in zip(values, timed, held)]
+            results += [
+                {"swept": name, "value": v, "ms": t, "mb": m}
+                for v, t, m in zip(values, timed, held)
+            ]
         (options.out / "scaling.json").write_text(json.dumps(results, indent=1) + "\n")
     else:
         results = json.loads(options.results.read_text(encoding="utf-8"))

@@ -9,14 +9,16 @@ import sys as _sys
 from importlib.metadata import PackageNotFoundError as _NotInstalled
 from importlib.metadata import version as _version
 
-from bidfmkd_fast.interruption import end_at_once_while_loading as _end_at_once_while_loading
+from bidfmkd_fast.runtime.signals import end_at_once_while_loading as _end_at_once_while_loading
 
 # Before torch loads OpenMP, unless it has already or the user has chosen: threads that spin long at the end of every
 # operation make a machine that does anything else beside up to 70 times slower (docs/architecture.md).
 if "OMP_WAIT_POLICY" not in _os.environ:
     _os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-_logging.getLogger("bidfmkd_fast").addHandler(_logging.NullHandler())  # what happens is told to whoever asks for it
+_logging.getLogger("bidfmkd_fast").addHandler(
+    _logging.NullHandler()
+)  # what happens is told to whoever asks for it
 
 # The command too may be interrupted before torch is there. Who uses the library handles signals by rules of their own.
 if _os.path.basename((getattr(_sys, "argv", None) or [""])[0]) == "bidfmkd":
@@ -36,8 +38,8 @@ from bidfmkd_fast.black_box import (
 )
 from bidfmkd_fast.data import Dataset, Episode, EpisodeSampler, load_dataset
 from bidfmkd_fast.meta import Classifier, Evaluation, MetaModel, evaluate, paired_difference
+from bidfmkd_fast.pools import load_pool, train_pool
 from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
-from bidfmkd_fast.scenarios import load_pool, train_pool
 from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig
 from bidfmkd_fast.zeroth_order import ZerothOrder, as_differentiable
 

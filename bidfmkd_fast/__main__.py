@@ -8,8 +8,8 @@ import numpy
 import torch
 
 import bidfmkd_fast
-from bidfmkd_fast.machine import machine_text
 from bidfmkd_fast.ops import native
+from bidfmkd_fast.runtime.machine import machine_text
 
 
 def diagnostics() -> list[tuple[str, str]]:
@@ -35,7 +35,9 @@ def diagnostics() -> list[tuple[str, str]]:
         ]
     for device, about in devices.items():
         problem = native.device_problem(torch.device(device))
-        backend = "native kernels" if problem is None else f"plain torch (reference), since {problem}"
+        backend = (
+            "native kernels" if problem is None else f"plain torch (reference), since {problem}"
+        )
         rows.append((device, f"{about}: {backend}"))
     if n_cuda == 0:
         rows.append(("cuda", "no device that torch can use"))

@@ -21,7 +21,15 @@ _LEAST_BASE64 = 6
 _LEAST_UNNAMED = 8  # "version=2024" is none
 _TELLING = re.compile(r"(?i)auth|code|cookie|cred|key|pass|pwd|secret|sig|token")
 _INNOCENT_HEADERS = frozenset(
-    {"accept", "accept-encoding", "accept-language", "cache-control", "connection", "content-type", "user-agent"}
+    {
+        "accept",
+        "accept-encoding",
+        "accept-language",
+        "cache-control",
+        "connection",
+        "content-type",
+        "user-agent",
+    }
 )
 _NAMED = {'"': "quot", "&": "amp", "'": "apos", "<": "lt", ">": "gt"}  # entities of HTML
 _URL_SAFE = {"+": "-", "/": "_"}  # base64's two alphabets
@@ -43,7 +51,9 @@ def register(secret: str, label: str = "secret") -> None:
         return
     with _lock:
         _labels[secret] = label
-        longest_first = sorted(_labels, key=len, reverse=True)  # a secret inside a longer one would leave its rest
+        longest_first = sorted(
+            _labels, key=len, reverse=True
+        )  # a secret inside a longer one would leave its rest
         _patterns = tuple((_pattern(one), f"<{_labels[one]}>") for one in longest_first)
 
 
@@ -98,9 +108,16 @@ def scrub(text: str) -> str:
 
 def shown_url(url: str) -> str:
     """Return a URL for an error: without user, password, query string and fragment."""
-    hidden = re.sub(r"^([a-zA-Z0-9+.-]*:?/+)?.*@", lambda found: (found[1] or "") + "<secret>@", url, flags=re.DOTALL)
+    hidden = re.sub(
+        r"^([a-zA-Z0-9+.-]*:?/+)?.*@",
+        lambda found: (found[1] or "") + "<secret>@",
+        url,
+        flags=re.DOTALL,
+    )
     # What stands in the place of the port may be the password of a URL that lacks its host.
-    hidden = re.sub(r"^([a-zA-Z0-9+.-]*:/+[^/?#:[\]]*):(?!\d*(?:[/?#]|$))[^/?#]*", r"\1:<secret>", hidden)
+    hidden = re.sub(
+        r"^([a-zA-Z0-9+.-]*:/+[^/?#:[\]]*):(?!\d*(?:[/?#]|$))[^/?#]*", r"\1:<secret>", hidden
+    )
     address, mark, _ = hidden.partition("?")
     return scrub(f"{address}?<secret>" if mark else hidden.partition("#")[0])
 
@@ -131,7 +148,9 @@ logging.getLogger("bidfmkd_fast").addFilter(ScrubFilter())
 def _pattern(secret: str) -> re.Pattern[str]:
     spellings = ["".join(map(_spellings, secret))]
     edge = "[A-Za-z0-9+/_-]{0,3}"  # the characters at both ends hold bits of the secret and of its neighbours
-    for core in {core for encoding in ("utf-8", "latin-1") for core in _base64_cores(secret, encoding)}:
+    for core in {
+        core for encoding in ("utf-8", "latin-1") for core in _base64_cores(secret, encoding)
+    }:
         spellings.append(edge + "".join(map(_spellings, core)) + edge + "(?:=|%3[dD]){0,2}")
     # What stands for a secret stays as it is, even where a secret is the word "secret".
     return re.compile(f"<secret>|<token>|({'|'.join(spellings)})")
@@ -160,7 +179,11 @@ def _base64_cores(secret: str, encoding: str) -> list[str]:
 def _spellings(character: str) -> str:
     """Return a pattern of all spellings of one character; repetitions are bounded, so that no text takes long."""
     code = ord(character)
-    units = [f"{code:04x}"] if code < 2**16 else [f"{0xD7C0 + (code >> 10):04x}", f"{0xDC00 + (code & 0x3FF):04x}"]
+    units = (
+        [f"{code:04x}"]
+        if code < 2**16
+        else [f"{0xD7C0 + (code >> 10):04x}", f"{0xDC00 + (code & 0x3FF):04x}"]
+    )
     ways = ["".join(rf"\\{{1,8}}u{_hex(unit)}" for unit in units)]
     ways += [rf"&\#0{{0,4}}{code};", rf"&\#[xX]0{{0,4}}{_hex(f'{code:x}')};"]
     if character in _NAMED:
@@ -177,7 +200,10 @@ def _spellings(character: str) -> str:
         ways.append("".join(rf"%(?:25){{0,4}}{_hex(f'{byte:02x}')}" for byte in content))
         ways.append("".join(rf"\\{{1,8}}x{_hex(f'{byte:02x}')}" for byte in content))
         if code > 127:  # decoded by another encoding than it was written in
-            ways += [re.escape(content.decode("latin-1")), re.escape(content.decode("utf-8", "replace"))]
+            ways += [
+                re.escape(content.decode("latin-1")),
+                re.escape(content.decode("utf-8", "replace")),
+            ]
     ways.append(rf"\\{{0,8}}{re.escape(character)}")  # last: the u of \u0041 is not the letter u
     return f"(?:{'|'.join(dict.fromkeys(ways))})"
 

@@ -30,13 +30,21 @@ def main() -> None:
     api = bf.FunctionBlackBox(my_api, spec, budget=bf.Budget(max_queries=20_000))
 
     # Images that the API calls "bright" and "dark", recovered from its scores alone.
-    config = bf.RecoveryConfig(steps=60, num_directions=8, generator_width=8, directions="lowres", grid=2, mu=0.2)
+    config = bf.RecoveryConfig(
+        steps=60, num_directions=8, generator_width=8, directions="lowres", grid=2, mu=0.2
+    )
     recovered = bf.recover(api, n_per_class=4, config=config)
-    for image, label, scores in zip(recovered.images, recovered.labels, recovered.scores, strict=True):
+    for image, label, scores in zip(
+        recovered.images, recovered.labels, recovered.scores, strict=True
+    ):
         name = spec.names[int(label)]
         top = int(scores.argmax())
-        print(f"wanted {name:6}  brightness {image.mean():.2f}  the API says {scores[top]:.2f} {spec.names[top]}")
-    print(f"{api.ledger.queries:,} queries, {api.ledger.requests:,} requests, cost {api.ledger.cost:.2f}")
+        print(
+            f"wanted {name:6}  brightness {image.mean():.2f}  the API says {scores[top]:.2f} {spec.names[top]}"
+        )
+    print(
+        f"{api.ledger.queries:,} queries, {api.ledger.requests:,} requests, cost {api.ledger.cost:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def main() -> None:
         print(name, bf.evaluate(model, dataset, n_way=3, n_shot=5, n_episodes=50))
 
     # 4. Adapt it to one new task: five pictures for each of three new characters.
-    episode = bf.EpisodeSampler(dataset, "meta_test", n_way=3, n_shot=5, n_query=5, seed=0).episode(0)
+    episode = bf.EpisodeSampler(dataset, "meta_test", n_way=3, n_shot=5, n_query=5, seed=0).episode(
+        0
+    )
     classifier = run.meta_model.adapt(episode.support_images, episode.support_labels)
     correct = classifier.predict(episode.query_images) == episode.query_labels
     print(f"one task: {int(correct.sum())} of {len(correct)} new pictures classified correctly")

@@ -15,8 +15,12 @@ import bidfmkd_fast as bf
 
 def main() -> None:
     torch.manual_seed(0)
-    victim = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
-    generator = nn.Sequential(nn.Linear(16, 3 * 16 * 16), nn.Sigmoid(), nn.Unflatten(1, (3, 16, 16)))
+    victim = nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 16 * 16, 32), nn.ReLU(), nn.Linear(32, 10)
+    ).eval()
+    generator = nn.Sequential(
+        nn.Linear(16, 3 * 16 * 16), nn.Sigmoid(), nn.Unflatten(1, (3, 16, 16))
+    )
     optimizer = torch.optim.Adam(generator.parameters(), lr=2e-2)
     latents, labels = torch.randn(20, 16), torch.arange(20) % 10
 
@@ -31,9 +35,12 @@ def main() -> None:
         images = generator(latents)
         # 21 points for each image, in chunks, so that the points of all directions need not fit in memory at once.
         losses = [
-            losses_of(points.flatten(0, 1)).view(points.shape[:2]) for points in zo.ask_chunks(images, max_images=200)
+            losses_of(points.flatten(0, 1)).view(points.shape[:2])
+            for points in zo.ask_chunks(images, max_images=200)
         ]
-        loss = zo.tell(torch.cat(losses))  # a scalar; backward() sends the estimate through the generator
+        loss = zo.tell(
+            torch.cat(losses)
+        )  # a scalar; backward() sends the estimate through the generator
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

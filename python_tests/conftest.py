@@ -14,7 +14,9 @@ from bidfmkd_fast.ops import native
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seed", type=int, default=None, help="seed of the random tests (default: a fresh one)")
+    parser.addoption(
+        "--seed", type=int, default=None, help="seed of the random tests (default: a fresh one)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,7 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     info = native.build_info()
-    served = f"not loaded: {native.load_error}" if info is None else f"{info['cpu_level']} of {info['cpu_levels']}"
+    served = (
+        f"not loaded: {native.load_error}"
+        if info is None
+        else f"{info['cpu_level']} of {info['cpu_levels']}"
+    )
     data = os.environ.get("BIDFMKD_DATA", "not set: tests on real images are skipped")
     return [f"bidfmkd: --seed {config.option.seed}; native kernels {served}; BIDFMKD_DATA {data}"]
 

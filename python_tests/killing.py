@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, RemoteBlackBox, TorchBlackBox
+from bidfmkd_fast.black_box import (
+    APISpec,
+    BlackBox,
+    Budget,
+    FunctionBlackBox,
+    RemoteBlackBox,
+    TorchBlackBox,
+)
 from bidfmkd_fast.recovery import RecoveryConfig, journal
 from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig
 
@@ -29,13 +36,15 @@ CONFIG = TrainConfig(
     n_per_class=N_PER_CLASS,
     meta_batch_size=3,
     meta_model_width=4,
-    recovery=RecoveryConfig(steps=STEPS, num_directions=DIRECTIONS, generator_width=4, latent_dim=8),
+    recovery=RecoveryConfig(
+        steps=STEPS, num_directions=DIRECTIONS, generator_width=4, latent_dim=8
+    ),
     distillation=DistillationConfig(inner_steps=2),
     replay=ReplayConfig(final_steps=2, n_query=2, inner_steps=1),
 )
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["bidfmkd_fast.cli", "bidfmkd_fast.scenarios", "torch._dynamo"])
+_context.set_forkserver_preload(["bidfmkd_fast.cli.main", "bidfmkd_fast.pools", "torch._dynamo"])
 
 
 def process(target: Callable[..., None], *arguments: Any) -> Any:
@@ -58,12 +67,21 @@ def die() -> None:
 
 def spec_of(number: int) -> APISpec:
     names = tuple(f"class {number + k}" for k in range(N_CLASSES))
-    return APISpec(N_CLASSES, SHAPE, class_names=names, data_set="made up", name=f"api_{number}", price_per_1000=1.0)
+    return APISpec(
+        N_CLASSES,
+        SHAPE,
+        class_names=names,
+        data_set="made up",
+        name=f"api_{number}",
+        price_per_1000=1.0,
+    )
 
 
 def answers_of(number: int) -> Callable[[Tensor], Tensor]:
     """In double and without a matrix product: the same in batches of any size."""
-    weight = torch.randn(N_CLASSES, 256, generator=torch.Generator().manual_seed(number)).double() / 4
+    weight = (
+        torch.randn(N_CLASSES, 256, generator=torch.Generator().manual_seed(number)).double() / 4
+    )
     return lambda images: (images.flatten(1).double()[:, None] * weight).sum(-1).float()
 
 
@@ -106,7 +124,10 @@ def local(log: Path, kill_at: int | None) -> list[BlackBox]:
     """A function and a torch module."""
     kept = log.read_text() if log.exists() else ""  # a module is asked a little when it is made
     watched = [Watched(number, log, None) for number in range(2)]
-    apis = [FunctionBlackBox(watched[0], spec_of(0)), TorchBlackBox(watched[1], spec_of(1), micro_batch=10**6)]
+    apis = [
+        FunctionBlackBox(watched[0], spec_of(0)),
+        TorchBlackBox(watched[1], spec_of(1), micro_batch=10**6),
+    ]
     log.write_text(kept)
     Watched.calls = 0
     for one in watched:
@@ -114,7 +135,9 @@ def local(log: Path, kill_at: int | None) -> list[BlackBox]:
     return apis
 
 
-def fit_local(folder: Path, log: Path, moment: tuple[str, int] | None, max_queries: int | None = None) -> None:
+def fit_local(
+    folder: Path, log: Path, moment: tuple[str, int] | None, max_queries: int | None = None
+) -> None:
     """A run on local APIs that is killed in call number n, half way through record n, or before snapshot n is named."""
     _begin()
     what, number = moment or ("", 0)
@@ -138,13 +161,13 @@ def fit_remote(folder: Path, url: str) -> None:
 def command(arguments: list[str], kill_at: int | None, log: Path) -> None:
     """`bidfmkd` with the local APIs in the place of the pool's."""
     _begin()
-    from bidfmkd_fast import scenarios
-    from bidfmkd_fast.cli import main
+    from bidfmkd_fast import pools
+    from bidfmkd_fast.cli.main import main
 
     def load_pool(path: object) -> list[BlackBox]:
         return [FunctionBlackBox(Watched(0, log, kill_at), spec_of(0))]
 
-    scenarios.load_pool = load_pool  # type: ignore[assignment]
+    pools.load_pool = load_pool  # type: ignore[assignment]
     raise SystemExit(main(arguments))
 
 

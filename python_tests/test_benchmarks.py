@@ -25,7 +25,9 @@ def prepared(check: bool = True) -> Prepared:
         assert check, "ours is wrong"
 
     work = torch.ones(200, 200)
-    return Prepared({OURS: lambda: work @ work, "twice": lambda: (work @ work, work @ work)}, verify, n_bytes=8)
+    return Prepared(
+        {OURS: lambda: work @ work, "twice": lambda: (work @ work, work @ work)}, verify, n_bytes=8
+    )
 
 
 def test_a_case_is_checked_then_timed() -> None:
@@ -59,7 +61,12 @@ def test_results_of_other_cases_stay(tmp_path: Path) -> None:
     for name in ("one", "two", "one"):
         bench.write(run_case(Case(name, prepared), runs=3, threads=1), tmp_path, 3)
     (file,) = tmp_path.glob("*.json")
-    assert [row["case"] for row in json.loads(file.read_text())["rows"]] == ["two", "two", "one", "one"]
+    assert [row["case"] for row in json.loads(file.read_text())["rows"]] == [
+        "two",
+        "two",
+        "one",
+        "one",
+    ]
     assert len(next(tmp_path.glob("*.csv")).read_text().splitlines()) == 5
 
 
@@ -69,14 +76,30 @@ def test_a_run_that_is_cut_off_keeps_and_shows_what_it_has(
     def interrupted() -> Prepared:
         raise KeyboardInterrupt
 
-    cases = {"one": Case("one", prepared), "two": Case("two", prepared), "three": Case("three", interrupted)}
+    cases = {
+        "one": Case("one", prepared),
+        "two": Case("two", prepared),
+        "three": Case("three", interrupted),
+    }
     monkeypatch.setattr(harness, "CASES", cases)
     with pytest.raises(KeyboardInterrupt):
         bench.bench(["*"], [1], 3, tmp_path, None, seed=0)
     (file,) = tmp_path.glob("*.json")
-    assert [row["case"] for row in json.loads(file.read_text())["rows"]] == ["one", "one", "two", "two"]
+    assert [row["case"] for row in json.loads(file.read_text())["rows"]] == [
+        "one",
+        "one",
+        "two",
+        "two",
+    ]
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["case", lines[1].split()[0], "one", "one", "two", "two"]
+    assert [line.split()[0] for line in lines] == [
+        "case",
+        lines[1].split()[0],
+        "one",
+        "one",
+        "two",
+        "two",
+    ]
     assert len({len(line) for line in lines}) == 1
 
 
@@ -102,17 +125,32 @@ def test_baselines_estimate_a_gradient(kind: str, seed: int) -> None:
 def test_a_gpu_has_a_section_of_its_own(tmp_path: Path) -> None:
     rows = [asdict(Row("fit/one of replay", OURS, 0, 2.5, 0.0, 1.0, None, None, None, 1))]
     native = {"cuda_architectures": ["80", "90"]}
-    meta = {"device": "A GPU", "torch": "2", "cuda": "13", "python": "3", "native": native, "runs": 3}
+    meta = {
+        "device": "A GPU",
+        "torch": "2",
+        "cuda": "13",
+        "python": "3",
+        "native": native,
+        "runs": 3,
+    }
     meta["whole"] = {"APIs": 7, "outer steps": 8000}
-    content = {"meta": meta | {"minutes_of_the_whole": {"replay": 2.5, "recovery": 1.25}}, "rows": rows}
+    content = {
+        "meta": meta | {"minutes_of_the_whole": {"replay": 2.5, "recovery": 1.25}},
+        "rows": rows,
+    }
     (tmp_path / "a-gpu.json").write_text(json.dumps(content))
     text = report.tables(tmp_path)
     assert "### A GPU\n\ntorch 2, Python 3, CUDA 13, kernels for 80, 90; medians of 3 runs." in text
-    assert "A run of 7 APIs and 8,000 outer steps takes by these times, in minutes: replay 2.5, recovery 1.2." in text
+    assert (
+        "A run of 7 APIs and 8,000 outer steps takes by these times, in minutes: replay 2.5, recovery 1.2."
+        in text
+    )
     assert ".png" not in text
 
 
-@pytest.mark.parametrize(("page", "make"), [("docs/performance.md", report.tables), ("README.md", report.highlights)])
+@pytest.mark.parametrize(
+    ("page", "make"), [("docs/performance.md", report.tables), ("README.md", report.highlights)]
+)
 def test_pages_show_the_committed_results(page: str, make) -> None:  # type: ignore[no-untyped-def]
     """`python benchmarks/report.py` was run after the results changed."""
     document = (ROOT / page).read_text(encoding="utf-8")
@@ -124,9 +162,17 @@ def test_the_scaling_picture_says_what_its_letters_are_and_keeps_its_data_free()
     figure = scaling.draw(results)
     figure.draw_without_rendering()
     below = figure.axes[3:]
-    for axis, words in zip(below, ("q: random directions per image", "B: images", "d: numbers in an image")):
+    for axis, words in zip(
+        below, ("q: random directions per image", "B: images", "d: numbers in an image")
+    ):
         assert axis.get_xlabel().startswith(words)
-    assert [label.get_text() for label in below[0].get_xticklabels()] == ["10", "20", "50", "100", "200"]
+    assert [label.get_text() for label in below[0].get_xticklabels()] == [
+        "10",
+        "20",
+        "50",
+        "100",
+        "200",
+    ]
     legends = [axis.get_legend() for axis in figure.axes if axis.get_legend() is not None]
     assert len(legends) == 2
     for legend in legends:

@@ -6,14 +6,16 @@ import re
 
 import pytest
 
-from bidfmkd_fast.black_box.resolution import QUERIES
-from bidfmkd_fast.cli import COMMANDS, main
+from bidfmkd_fast.black_box.step_length import QUERIES
+from bidfmkd_fast.cli.main import COMMANDS, main
 
 _PYTHON = re.compile(r"<(function|class|bound|object)|\bat 0x[0-9a-f]+")
 _NOTES = re.compile(r"\((required|type:|default:).*$")  # what jsonargparse adds to a text
 
 
-def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+def help_of(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bidfmkd_fast.scenarios.experiment import ExperimentConfig
-from bidfmkd_fast.scenarios.sweep import read_sweep
+from bidfmkd_fast.experiments.config import ExperimentConfig
+from bidfmkd_fast.experiments.sweep import read_sweep
+from bidfmkd_fast.settings import plain_values, settings_from_yaml
 from bidfmkd_fast.training import paper
-from bidfmkd_fast.training.settings import plain_values, settings_from_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("*.yaml"))
@@ -33,7 +33,9 @@ def test_an_experiment_is_read_and_named_after_what_it_is(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in EXPERIMENTS if not file.stem.endswith("_small")], ids=lambda file: file.stem
+    "file",
+    [file for file in EXPERIMENTS if not file.stem.endswith("_small")],
+    ids=lambda file: file.stem,
 )
 def test_the_full_ones_have_the_settings_of_the_paper(file: Path) -> None:
     config = settings_from_yaml(ExperimentConfig, file)

@@ -15,15 +15,24 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_advice_names_the_packages_of_the_extra() -> None:
     message = str(not_installed("serve", "uvicorn", "serve"))
-    assert message == "serve: uvicorn is not installed; `pip install 'starlette>=0.40' 'uvicorn>=0.30'`"
+    assert (
+        message
+        == "serve: uvicorn is not installed; `pip install 'starlette>=0.40' 'uvicorn>=0.30'`"
+    )
     for extra, packages in EXTRAS.items():
         (command,) = re.findall("`(.*)`", str(not_installed("it", "this", extra)))
-        assert shlex.split(command) == ["pip", "install", *packages]  # a shell hands over whole names
+        assert shlex.split(command) == [
+            "pip",
+            "install",
+            *packages,
+        ]  # a shell hands over whole names
 
 
 def test_the_extras_are_those_of_the_project() -> None:
     tomllib = pytest.importorskip("tomllib")
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     assert {extra: list(packages) for extra, packages in EXTRAS.items()} == {
         extra: packages for extra, packages in declared.items() if extra in EXTRAS
     }
@@ -31,6 +40,11 @@ def test_the_extras_are_those_of_the_project() -> None:
 
 def test_no_advice_names_what_pip_cannot_find() -> None:
     """This package is on no index: `bidfmkd-fast[...]` installs from its own source folder only."""
-    texts = [*ROOT.glob("bidfmkd_fast/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("*.py")]
+    texts = [
+        *ROOT.glob("bidfmkd_fast/**/*.py"),
+        *ROOT.glob("docs/*.md"),
+        ROOT / "README.md",
+        *ROOT.glob("*.py"),
+    ]
     assert len(texts) > 50
     assert [path.name for path in texts if "install 'bidfmkd-fast" in path.read_text()] == []

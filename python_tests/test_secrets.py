@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bidfmkd_fast import errors, secrets
-from bidfmkd_fast.files import write_json, write_text
+from bidfmkd_fast.files.atomic import write_json, write_text
 
 NASTY = "s3cr/et+\"to'k<e>n\\&%é!"
 LETTERS = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
@@ -52,10 +52,23 @@ def spellings(secret: str) -> list[str]:
 
 def coded(secret: str) -> list[str]:
     """In base64, alone and inside other things, in both alphabets."""
-    texts = [f"{before}{secret}{after}" for before in ("", "u", "me:", "user:", "Bearer ") for after in ("", "x", "@h")]
-    plain = [base64.b64encode(text.encode(encoding)).decode() for text in texts for encoding in ("utf-8", "latin-1")]
+    texts = [
+        f"{before}{secret}{after}"
+        for before in ("", "u", "me:", "user:", "Bearer ")
+        for after in ("", "x", "@h")
+    ]
+    plain = [
+        base64.b64encode(text.encode(encoding)).decode()
+        for text in texts
+        for encoding in ("utf-8", "latin-1")
+    ]
     other = [base64.urlsafe_b64encode(text.encode()).decode() for text in texts]
-    return [*plain, *other, *(quote(text, safe="") for text in plain), *(json.dumps(text)[1:-1] for text in plain)]
+    return [
+        *plain,
+        *other,
+        *(quote(text, safe="") for text in plain),
+        *(json.dumps(text)[1:-1] for text in plain),
+    ]
 
 
 @pytest.mark.parametrize("secret", [NASTY, "plain-token", "0123", "a b c d"])
@@ -100,9 +113,14 @@ def test_numbers_and_short_words_of_urls_and_headers_stay(tmp_path: Path) -> Non
     secrets.register_headers({"X-Version": "2024", "X-Format": "json"})
     assert secrets.scrub("2024 queries, json") == "2024 queries, json"
     secrets.register("2024")
-    assert secrets.scrubbed({"a": [2024, "2024", ("b", None)]}) == {"a": [2024, "<secret>", ["b", None]]}
+    assert secrets.scrubbed({"a": [2024, "2024", ("b", None)]}) == {
+        "a": [2024, "<secret>", ["b", None]]
+    }
     write_json(tmp_path / "file", {"queries": 202400, "2024": "it said 2024"})
-    assert json.loads((tmp_path / "file").read_text()) == {"queries": 202400, "<secret>": "it said <secret>"}
+    assert json.loads((tmp_path / "file").read_text()) == {
+        "queries": 202400,
+        "<secret>": "it said <secret>",
+    }
 
 
 def test_a_secret_inside_another_one_and_one_that_is_too_short() -> None:
@@ -139,7 +157,9 @@ def test_urls(url: str, hidden: list[str]) -> None:
 
 def test_headers() -> None:
     basic = base64.b64encode(b"me:PASSWORD").decode()
-    secrets.register_headers({"X-Key": "KEY1234", "authorization": f"Basic {basic}", "Accept": "application/json"})
+    secrets.register_headers(
+        {"X-Key": "KEY1234", "authorization": f"Basic {basic}", "Accept": "application/json"}
+    )
     text = secrets.scrub(f"KEY1234 Basic {basic} {basic} PASSWORD application/json")
     assert text == "<secret> <secret> <secret> <secret> application/json"
     secrets.register_headers({"Authorization": "Bearer TOKEN123"})

@@ -14,7 +14,9 @@ N_IMAGES = 2000
 
 
 def prepare_torch_black_box(width: int) -> Prepared:
-    module = build_model("conv4", in_channels=1, n_classes=5, image_size=(28, 28), width=width).eval()
+    module = build_model(
+        "conv4", in_channels=1, n_classes=5, image_size=(28, 28), width=width
+    ).eval()
     api = bf.TorchBlackBox(module, bf.APISpec(n_classes=5, image_shape=(1, 28, 28)))
     images = torch.rand(N_IMAGES, 1, 28, 28)
 

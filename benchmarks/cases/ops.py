@@ -46,7 +46,9 @@ def prepare_perturb(kind: str, size: str) -> Prepared:
         small = x[:2]
         with ops.use_backend("reference"):
             wanted = ops.perturb(small.double(), state, 3, MU, kind)
-        torch.testing.assert_close(ops.perturb(small, state, 3, MU, kind).double(), wanted, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(
+            ops.perturb(small, state, 3, MU, kind).double(), wanted, rtol=1e-5, atol=2e-6
+        )
 
     return Prepared(
         contenders={
@@ -75,22 +77,32 @@ def prepare_estimate(kind: str, size: str) -> Prepared:
 
     def cross_entropy(points: Tensor) -> Tensor:
         answers = scores[: points.shape[0]]
-        return F.cross_entropy(answers.flatten(0, 1), labels.repeat(len(answers)), reduction="none").view(-1, b)
+        return F.cross_entropy(
+            answers.flatten(0, 1), labels.repeat(len(answers)), reduction="none"
+        ).view(-1, b)
 
     def check() -> None:
         some, their_labels, small = scores[:4, :2], labels[:2], (min(b, 2), *shape)
         with ops.use_backend("reference"):
-            wanted = ops.zo_kd_gradient(some.double(), their_labels, state, small, MU, directions=kind)[0]
+            wanted = ops.zo_kd_gradient(
+                some.double(), their_labels, state, small, MU, directions=kind
+            )[0]
         gradient = ops.zo_kd_gradient(some, their_labels, state, small, MU, directions=kind)[0]
-        torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+        torch.testing.assert_close(
+            gradient.double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
+        )
         slope = torch.randn(math.prod(shape))
-        expected = 1 / math.sqrt(1 + slope.numel() / q)  # cosine of an estimate from q of d directions with the truth
+        expected = 1 / math.sqrt(
+            1 + slope.numel() / q
+        )  # cosine of an estimate from q of d directions with the truth
         for estimate in (
             paper_order(x, q, MU, kind, partial(_linear, slope=slope)),
             best(x, MU, partial(_linear, slope=slope)),
         ):
             cosine = F.cosine_similarity(estimate.flatten(1), slope[None]).mean()
-            assert abs(cosine / expected - 1) < 0.5, f"a baseline is wrong: cosine {cosine}, expected {expected}"
+            assert abs(cosine / expected - 1) < 0.5, (
+                f"a baseline is wrong: cosine {cosine}, expected {expected}"
+            )
 
     return Prepared(
         contenders={

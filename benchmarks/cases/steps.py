@@ -51,10 +51,15 @@ def prepare_recovery(settings: bf.RecoveryConfig, plain_settings: bf.RecoveryCon
 
     Ours is `recover` as it is called, the making of generator, latents and optimiser included; the plain one has them.
     """
-    module = build_model("conv4", in_channels=3, n_classes=N_CLASSES, image_size=SHAPE[1:], width=32).eval()
+    module = build_model(
+        "conv4", in_channels=3, n_classes=N_CLASSES, image_size=SHAPE[1:], width=32
+    ).eval()
     api = bf.TorchBlackBox(module, bf.APISpec(n_classes=N_CLASSES, image_shape=SHAPE))
     labels = torch.arange(N_CLASSES).repeat_interleave(B // N_CLASSES)
-    generator, latents = PlainGenerator(plain_settings.generator_width), nn.Parameter(torch.randn(B, 256))
+    generator, latents = (
+        PlainGenerator(plain_settings.generator_width),
+        nn.Parameter(torch.randn(B, 256)),
+    )
     optimizer = torch.optim.Adam(
         [latents, *generator.parameters()], lr=plain_settings.learning_rate, betas=(0.5, 0.999)
     )
@@ -70,7 +75,12 @@ def prepare_recovery(settings: bf.RecoveryConfig, plain_settings: bf.RecoveryCon
             x = generator(latents)
             with torch.no_grad():
                 gradient = paper_order(
-                    x, plain_settings.num_directions, plain_settings.mu, plain_settings.directions, losses, splits
+                    x,
+                    plain_settings.num_directions,
+                    plain_settings.mu,
+                    plain_settings.directions,
+                    losses,
+                    splits,
                 )
             (x * gradient).flatten(1).sum(1).mean().backward()
             optimizer.step()
@@ -89,7 +99,12 @@ def prepare_recovery(settings: bf.RecoveryConfig, plain_settings: bf.RecoveryCon
 
 
 PAPER = bf.RecoveryConfig(
-    steps=1, num_directions=100, mu=0.005, directions="sphere", generator_width=64, learning_rate=1e-3
+    steps=1,
+    num_directions=100,
+    mu=0.005,
+    directions="sphere",
+    generator_width=64,
+    learning_rate=1e-3,
 )
 DEFAULT = bf.RecoveryConfig(steps=1)
 DEFAULT_STEPS = bf.RecoveryConfig(steps=5)
@@ -103,7 +118,9 @@ class PlainConv4(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Conv2d(block[0].in_channels, block[0].out_channels, 3, padding=1, bias=False),
+                    nn.Conv2d(
+                        block[0].in_channels, block[0].out_channels, 3, padding=1, bias=False
+                    ),
                     nn.BatchNorm2d(block[0].out_channels, track_running_stats=False),
                     nn.ReLU(),
                     nn.MaxPool2d(2),
@@ -132,14 +149,22 @@ def _plain_adapt(
     module: nn.Module, episode: bf.Episode, steps: int, learning_rate: float, graph: bool
 ) -> dict[str, Tensor]:
     parameters = {
-        name: value if graph else value.detach().requires_grad_() for name, value in module.named_parameters()
+        name: value if graph else value.detach().requires_grad_()
+        for name, value in module.named_parameters()
     }
     for _ in range(steps):
-        loss = F.cross_entropy(functional_call(module, parameters, (episode.support_images,)), episode.support_labels)
+        loss = F.cross_entropy(
+            functional_call(module, parameters, (episode.support_images,)), episode.support_labels
+        )
         gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=graph)
-        parameters = {name: value - learning_rate * g for (name, value), g in zip(parameters.items(), gradients)}
+        parameters = {
+            name: value - learning_rate * g
+            for (name, value), g in zip(parameters.items(), gradients)
+        }
         if not graph:
-            parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+            parameters = {
+                name: value.detach().requires_grad_() for name, value in parameters.items()
+            }
     return parameters
 
 
@@ -148,7 +173,9 @@ def prepare_replay_step() -> Prepared:
     module = Conv4(3, 5, (32, 32), batch_statistics=True)
     plain_module = PlainConv4(module)
     episodes = [_episode(1, 15) for _ in range(4)]
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)  # the modules must stay what they are between runs
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=0.0
+    )  # the modules must stay what they are between runs
     plain_optimizer = torch.optim.SGD(plain_module.parameters(), lr=0.0)
 
     def plain() -> float:
@@ -178,7 +205,9 @@ def prepare_replay_step() -> Prepared:
             exact = _gradients_in_float64(plain_module, drawn)
             gradients = [parameter.grad.double() for parameter in module.parameters()]
             scale = sum(g.square().sum() for g in exact)
-            distances.append(float(sum((g - e).square().sum() for g, e in zip(gradients, exact)) / scale) ** 0.5)
+            distances.append(
+                float(sum((g - e).square().sum() for g, e in zip(gradients, exact)) / scale) ** 0.5
+            )
             assert distances[-1] < 0.1, distances
 
     return Prepared(contenders={OURS: ours, "plain loop": plain}, check=check)
@@ -188,10 +217,14 @@ def _gradients_in_float64(module: nn.Module, episodes: list[bf.Episode]) -> list
     twin = copy.deepcopy(module).double()
     for episode in episodes:
         exact = dataclasses.replace(
-            episode, support_images=episode.support_images.double(), query_images=episode.query_images.double()
+            episode,
+            support_images=episode.support_images.double(),
+            query_images=episode.query_images.double(),
         )
         adapted = _plain_adapt(twin, exact, 5, 0.01, graph=True)
-        F.cross_entropy(functional_call(twin, adapted, (exact.query_images,)), exact.query_labels).backward()
+        F.cross_entropy(
+            functional_call(twin, adapted, (exact.query_images,)), exact.query_labels
+        ).backward()
     return [parameter.grad for parameter in twin.parameters()]
 
 
@@ -209,12 +242,16 @@ def prepare_evaluation(n_shot: int, n_episodes: int = 24) -> Prepared:
             episode = sampler.episode(index)
             adapted = _plain_adapt(plain_module, episode, 10, 0.01, graph=False)
             with torch.no_grad():
-                predicted = functional_call(plain_module, adapted, (episode.query_images,)).argmax(1)
+                predicted = functional_call(plain_module, adapted, (episode.query_images,)).argmax(
+                    1
+                )
             accuracies.append((predicted == episode.query_labels).double().mean())
         return torch.stack(accuracies)
 
     def ours() -> Tensor:
-        return bf.evaluate(meta_model, dataset, n_way=5, n_shot=n_shot, n_episodes=n_episodes, seed=0).per_episode
+        return bf.evaluate(
+            meta_model, dataset, n_way=5, n_shot=n_shot, n_episodes=n_episodes, seed=0
+        ).per_episode
 
     def check() -> None:
         # A prediction may tip on a rounding, and an episode may have several close ones; in steps of 1/75.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bidfmkd_fast.black_box.base import BlackBox
-from bidfmkd_fast.black_box.grpc import GrpcBlackBox
-from bidfmkd_fast.black_box.json_api import JSONBlackBox, JSONMapping
 from bidfmkd_fast.black_box.ledger import Budget, Ledger
-from bidfmkd_fast.black_box.local import FunctionBlackBox, TorchBlackBox
-from bidfmkd_fast.black_box.onnx import OnnxBlackBox
-from bidfmkd_fast.black_box.open_box import OpenBox
-from bidfmkd_fast.black_box.remote import RemoteBlackBox
+from bidfmkd_fast.black_box.local.onnx_file import OnnxBlackBox
+from bidfmkd_fast.black_box.local.open_box import OpenBox
+from bidfmkd_fast.black_box.local.torch_module import FunctionBlackBox, TorchBlackBox
+from bidfmkd_fast.black_box.remote.json_api import JSONBlackBox, JSONMapping
+from bidfmkd_fast.black_box.remote.v2_grpc import GrpcBlackBox
+from bidfmkd_fast.black_box.remote.v2_http import RemoteBlackBox
 from bidfmkd_fast.black_box.spec import SCORES_KINDS, APISpec
 
 __all__ = [

@@ -37,7 +37,9 @@ class BlackBox(ABC):
 
     def __init__(self, spec: APISpec, *, budget: Budget | None = None) -> None:
         if not isinstance(spec, APISpec):
-            raise InputTypeError(f"{type(self).__name__}: spec must be an APISpec; got {type(spec).__name__}")
+            raise InputTypeError(
+                f"{type(self).__name__}: spec must be an APISpec; got {type(spec).__name__}"
+            )
         self._spec = spec
         self._ledger = Ledger(spec.price_per_1000)
         self._first_answers = FirstAnswers(spec)
@@ -62,7 +64,9 @@ class BlackBox(ABC):
     @budget.setter
     def budget(self, budget: Budget | None) -> None:
         if budget is not None and not isinstance(budget, Budget):
-            raise InputTypeError(f"{self.name}: budget must be a Budget or None; got {type(budget).__name__}")
+            raise InputTypeError(
+                f"{self.name}: budget must be a Budget or None; got {type(budget).__name__}"
+            )
         self._budget = budget
 
     @property
@@ -100,7 +104,10 @@ class BlackBox(ABC):
             answer = self._ask(images.detach(), n_requests)
         self._first_answers.warn(images, answer, stacklevel=2)
         # A copy made outside inference mode: usable in a later graph, and no view of anything inside the box.
-        return usable(answer.detach().to(device=images.device, dtype=torch.float32, copy=True).contiguous(), self._spec)
+        return usable(
+            answer.detach().to(device=images.device, dtype=torch.float32, copy=True).contiguous(),
+            self._spec,
+        )
 
     def __repr__(self) -> str:
         spec, ledger = self._spec, self._ledger
@@ -144,12 +151,20 @@ class BlackBox(ABC):
 
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
-            raise InputTypeError(f"{self.name}: images must be a float32 tensor; got {type(images).__name__}")
+            raise InputTypeError(
+                f"{self.name}: images must be a float32 tensor; got {type(images).__name__}"
+            )
         if images.dtype != torch.float32:
             raise InputTypeError(f"{self.name}: images must be float32; got {images.dtype}")
-        if images.dim() != 4 or tuple(images.shape[1:]) != self._spec.image_shape or images.shape[0] < 1:
+        if (
+            images.dim() != 4
+            or tuple(images.shape[1:]) != self._spec.image_shape
+            or images.shape[0] < 1
+        ):
             wanted = ", ".join(map(str, self._spec.image_shape))
-            raise InputError(f"{self.name}: images must be [N, {wanted}] with N >= 1; got {list(images.shape)}")
+            raise InputError(
+                f"{self.name}: images must be [N, {wanted}] with N >= 1; got {list(images.shape)}"
+            )
         low, high = torch.stack(images.detach().aminmax()).tolist()
         if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is the lowest and the highest
             raise InputError(f"{self.name}: images must be finite; got NaN or infinity")
@@ -168,7 +183,9 @@ class BlackBox(ABC):
         warnings.warn(message, ServiceWarning, stacklevel=4)
 
     def _check_answer(self, answer: object, n_images: int) -> None:
-        wanted = f"{self.name}: the API must answer finite scores [{n_images}, {self._spec.n_classes}]"
+        wanted = (
+            f"{self.name}: the API must answer finite scores [{n_images}, {self._spec.n_classes}]"
+        )
         if not isinstance(answer, Tensor):
             raise BadAnswer(f"{wanted}; it answered a {type(answer).__name__}")
         if tuple(answer.shape) != (n_images, self._spec.n_classes):

@@ -22,7 +22,9 @@ LEAST_IMAGES = 4  # fewer answers tell too little
 WATCHED_STEPS = 20
 _MOST_DECIMALS = 6  # float32 holds no more of a probability
 _OFF = 0.05  # how far probabilities may be from a sum of 1, besides what rounding takes
-_BEYOND = 1e-2  # how far rounding may carry a single probability or log-probability out of its range
+_BEYOND = (
+    1e-2  # how far rounding may carry a single probability or log-probability out of its range
+)
 _SORTED_CLASSES = 5  # with fewer, rows that are sorted by chance are not rare
 _COMPARED = 64  # images whose scores are held against each other
 # Images are held against each other on a grid of so many cells a side: pixel noise, which many APIs average away, is
@@ -165,7 +167,9 @@ def suspicions(answer: Tensor, spec: APISpec) -> list[Suspicion]:
         scores, unit = answer.detach().double(), 10.0**-spec.decimals
         if ((scores - scores.round(decimals=spec.decimals)).abs() > 0.1 * unit).any():
             told = f"its spec says that its scores are rounded to decimals={spec.decimals}, but they are finer"
-            found.append((ServiceWarning, f"{told}; leave decimals out, or the digits beyond are lost"))
+            found.append(
+                (ServiceWarning, f"{told}; leave decimals out, or the digits beyond are lost")
+            )
     if spec.n_classes >= _SORTED_CLASSES and are_sorted(answer):
         found.append((ServiceWarning, SORTED))
     return found
@@ -188,7 +192,9 @@ def hardly_moves(images: Tensor, answer: Tensor, spec: APISpec) -> str | bool:
     """
     rows = torch.linspace(0, len(images) - 1, min(_COMPARED, len(images))).long()
     pixels = spec.to_unit(images.detach()[rows.to(images.device)])
-    cells = adaptive_avg_pool2d(pixels, (min(_CELLS, pixels.shape[-2]), min(_CELLS, pixels.shape[-1])))
+    cells = adaptive_avg_pool2d(
+        pixels, (min(_CELLS, pixels.shape[-2]), min(_CELLS, pixels.shape[-1]))
+    )
     contrast = cells.std(0).square().mean().sqrt().item()
     if not contrast >= _DIFFERENT:
         return True
@@ -211,7 +217,9 @@ def is_one_hot(scores: Tensor, spec: APISpec) -> bool:
         scores = scores.exp()
     floor = 0.0 if spec.decimals is None else 0.5 * 10.0**-spec.decimals
     top = scores == 1
-    return bool((top.sum(1) == 1).all() and (top | (scores == 0) | ((scores - floor).abs() < 1e-9)).all())
+    return bool(
+        (top.sum(1) == 1).all() and (top | (scores == 0) | ((scores - floor).abs() < 1e-9)).all()
+    )
 
 
 def _are_probabilities(answer: Tensor) -> bool:
@@ -219,7 +227,9 @@ def _are_probabilities(answer: Tensor) -> bool:
     scores = answer.detach().double()
     decimals = decimals_of(answer)
     rounding = 0.0 if decimals is None else 0.5 * 10.0**-decimals * scores.shape[1]
-    return bool((scores >= 0).all() and (scores.sum(1) - 1).abs().max() < min(_OFF, 2e-3 + rounding))
+    return bool(
+        (scores >= 0).all() and (scores.sum(1) - 1).abs().max() < min(_OFF, 2e-3 + rounding)
+    )
 
 
 def are_sorted(scores: Tensor) -> bool:

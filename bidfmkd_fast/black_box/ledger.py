@@ -104,7 +104,12 @@ class Ledger:
                 if answered:
                     file.add(number, answered_queries=queries, answered_requests=requests)
                 else:
-                    file.add(number, queries=queries, requests=requests, cost=queries * self._price / 1000)
+                    file.add(
+                        number,
+                        queries=queries,
+                        requests=requests,
+                        cost=queries * self._price / 1000,
+                    )
 
     def __repr__(self) -> str:
         with self._lock:
@@ -124,7 +129,10 @@ class Budget:
     """
 
     def __init__(
-        self, max_queries: int | None = None, max_requests: int | None = None, max_cost: float | None = None
+        self,
+        max_queries: int | None = None,
+        max_requests: int | None = None,
+        max_cost: float | None = None,
     ) -> None:
         for name, cap in (("max_queries", max_queries), ("max_requests", max_requests)):
             if cap is not None:
@@ -213,7 +221,11 @@ class Budget:
     def _shortfall(self, queries: int, requests: int, cost: float) -> str | None:
         wanted_of = {"queries": queries, "requests": requests, "cost": cost}
         for (unit, wanted), spent, cap in zip(wanted_of.items(), self._spent, self._caps):
-            if cap is not None and wanted and spent + wanted > cap * (1 + _SLACK if unit == "cost" else 1):
+            if (
+                cap is not None
+                and wanted
+                and spent + wanted > cap * (1 + _SLACK if unit == "cost" else 1)
+            ):
                 form = ",.4g" if unit == "cost" else ","
                 return (
                     f"budget: {wanted:{form}} more {unit} wanted, {cap - spent:{form}} of {cap:{form}} left; nothing "
@@ -223,9 +235,14 @@ class Budget:
 
     def __repr__(self) -> str:
         with self._lock:
-            spent, caps = self._spent, ["no cap" if cap is None else f"{cap:,}" for cap in self._caps]
+            spent, caps = (
+                self._spent,
+                ["no cap" if cap is None else f"{cap:,}" for cap in self._caps],
+            )
         money = f", cost={spent[2]:,.4g} of {caps[2]}" if self._caps[2] is not None else ""
-        return f"Budget(queries={spent[0]:,} of {caps[0]}, requests={spent[1]:,} of {caps[1]}{money})"
+        return (
+            f"Budget(queries={spent[0]:,} of {caps[0]}, requests={spent[1]:,} of {caps[1]}{money})"
+        )
 
 
 def _check_amounts(operation: str, queries: object, requests: object, cost: object) -> None:
@@ -236,13 +253,17 @@ def _check_amounts(operation: str, queries: object, requests: object, cost: obje
 
 def _check_count(operation: str, name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InputTypeError(f"{operation}: {name} must be an int; got {type(value).__name__} {value!r}")
+        raise InputTypeError(
+            f"{operation}: {name} must be an int; got {type(value).__name__} {value!r}"
+        )
     if value < 0:
         raise InputError(f"{operation}: {name} must not be negative; got {value}")
 
 
 def _check_cost(operation: str, name: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise InputTypeError(f"{operation}: {name} must be a number; got {type(value).__name__} {value!r}")
+        raise InputTypeError(
+            f"{operation}: {name} must be a number; got {type(value).__name__} {value!r}"
+        )
     if not 0 <= value < math.inf:
         raise InputError(f"{operation}: {name} must be finite and not negative; got {value}")

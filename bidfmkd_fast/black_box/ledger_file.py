@@ -96,12 +96,15 @@ class LedgerFile:
         """
         name = scrub(name)
         with self._used() as connection:
-            names = connection.execute("SELECT name FROM apis WHERE number = ?", (number,)).fetchall()
+            names = connection.execute(
+                "SELECT name FROM apis WHERE number = ?", (number,)
+            ).fetchall()
             if not {held for (held,) in names} <= {name}:
                 told = f"API {number} of {self.path} is {names[0][0]!r}"
                 raise InputError(f"ledger: {told}; got {name!r}; is this another pool?")
             connection.execute(
-                "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)", (number, _session(), name)
+                "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)",
+                (number, _session(), name),
             )
 
     def add(
@@ -131,7 +134,15 @@ class LedgerFile:
             connection.execute(
                 f"INSERT INTO apis (number, session, name, {_COUNTS}) "
                 "SELECT number, ?, name, ?, ?, ?, ?, ? FROM apis WHERE number = ? LIMIT 1",
-                (f"restored {uuid.uuid4().hex}", queries, requests, queries, requests, cost, number),
+                (
+                    f"restored {uuid.uuid4().hex}",
+                    queries,
+                    requests,
+                    queries,
+                    requests,
+                    cost,
+                    number,
+                ),
             )
 
     def rows(self) -> list[LedgerRow]:
@@ -166,7 +177,9 @@ class LedgerFile:
                     f"ledger: {self.path} was removed or replaced during the run; nothing more is asked without it"
                 ) from None
             except (sqlite3.Error, OSError) as error:
-                raise InputError(f"ledger: cannot count in {self.path}: {error}; nothing was sent uncounted") from None
+                raise InputError(
+                    f"ledger: cannot count in {self.path}: {error}; nothing was sent uncounted"
+                ) from None
 
     def close(self) -> None:
         """Write everything into the one file."""
@@ -187,8 +200,12 @@ def read_ledger(path: Path) -> list[LedgerRow]:
     sums = ", ".join(f"sum({count})" for count in _COUNTS.split(", "))
     query = f"SELECT number, name, {sums} FROM apis GROUP BY number ORDER BY number"
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&{mode}", uri=True)) as connection:
+        with closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&{mode}", uri=True)
+        ) as connection:
             found = connection.execute(query).fetchall()
     except sqlite3.Error as error:
-        raise InputError(f"ledger: {path} cannot be read: {error}; is it a ledger of this package?") from None
+        raise InputError(
+            f"ledger: {path} cannot be read: {error}; is it a ledger of this package?"
+        ) from None
     return [LedgerRow(*row) for row in found]

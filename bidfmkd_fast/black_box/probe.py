@@ -11,12 +11,15 @@ from torch.nn.functional import interpolate
 
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.first_answers import FirstAnswers, decimals_of, is_one_hot, kind_of
-from bidfmkd_fast.black_box.resolution import QUERIES, StepChoice, measure_steps
+from bidfmkd_fast.black_box.step_length import QUERIES, StepChoice, measure_steps
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.seeds import torch_generator
 
 BATCHES = (1, 8, 32)  # images per call whose speed is measured
-_N_SHIFTED, _SHIFTS = 8, (0.05, 0.45, 2.05)  # images; in levels of 8 bits: the second is the first there
+_N_SHIFTED, _SHIFTS = (
+    8,
+    (0.05, 0.45, 2.05),
+)  # images; in levels of 8 bits: the second is the first there
 PROBE_QUERIES = 1 + sum(BATCHES) + len(_SHIFTS) * _N_SHIFTED + QUERIES  # of one probe
 
 
@@ -60,9 +63,13 @@ class ProbeReport:
         if self.problem is not None and self.latency is None:
             return [[self.name, ""], ["usable", f"no: {self.problem}"], spent]
         kind = (
-            self.scores_kind if self.scores_kind == self.stated_kind else f"{self.scores_kind}, not {self.stated_kind}"
+            self.scores_kind
+            if self.scores_kind == self.stated_kind
+            else f"{self.scores_kind}, not {self.stated_kind}"
         )
-        bits = {8: "8 bits", 32: "finer than 8 bits", None: "the scores are too coarse to tell"}[self.input_bits]
+        bits = {8: "8 bits", 32: "finer than 8 bits", None: "the scores are too coarse to tell"}[
+            self.input_bits
+        ]
         rows = [
             [self.name, ""],
             ["usable", "yes" if self.problem is None else f"no: {self.problem}"],
@@ -73,10 +80,16 @@ class ProbeReport:
             ["input", bits],
             ["latency", f"{1000 * (self.latency or 0):.1f} ms"],
         ]
-        rows += [[f"images/s, {n} a call", f"{rate:,.0f}"] for n, rate in (self.images_per_second or {}).items()]
+        rows += [
+            [f"images/s, {n} a call", f"{rate:,.0f}"]
+            for n, rate in (self.images_per_second or {}).items()
+        ]
         if self.steps is not None:
             smallest = "none found" if self.steps.smallest is None else f"{self.steps.smallest:.3g}"
-            rows += [["smallest usable mu", smallest], ["suggested mu", f"{self.steps.suggested:.3g}"]]
+            rows += [
+                ["smallest usable mu", smallest],
+                ["suggested mu", f"{self.steps.suggested:.3g}"],
+            ]
         return [*rows, spent]
 
 
@@ -87,12 +100,19 @@ def probe(api: BlackBox, *, seed: int = 0) -> ProbeReport:
         BudgetExhausted: its budget does not pay the probe; nothing was asked then, unless requests run out.
         InputError: its spec does not fit it.
     """
-    if api.budget is not None and not api.budget.affords(PROBE_QUERIES, 0, api._price(PROBE_QUERIES)):
-        raise BudgetExhausted(f"probe: it asks {api.name} {PROBE_QUERIES} queries, more than is left of {api.budget}")
+    if api.budget is not None and not api.budget.affords(
+        PROBE_QUERIES, 0, api._price(PROBE_QUERIES)
+    ):
+        raise BudgetExhausted(
+            f"probe: it asks {api.name} {PROBE_QUERIES} queries, more than is left of {api.budget}"
+        )
     queries, requests = api.ledger.queries, api.ledger.requests
     found: dict[str, object] = {}
     problem = None
-    api._first_answers, kept = FirstAnswers(api.spec, silent=True), api._first_answers  # the report tells instead
+    api._first_answers, kept = (
+        FirstAnswers(api.spec, silent=True),
+        api._first_answers,
+    )  # the report tells instead
     try:
         problem = _ask(api, seed, found)
     except (APIUnavailable, BadAnswer) as error:
@@ -130,7 +150,9 @@ def _ask(api: BlackBox, seed: int, found: dict[str, object]) -> str | None:
     notes = list(api._first_answers.told)
     if len(set(scores.argmax(1).tolist())) == 1:
         name = spec.names[int(scores[0].argmax())]
-        notes.append(f"all {n_most} random patterns get the same class, {name!r}; try it on real images")
+        notes.append(
+            f"all {n_most} random patterns get the same class, {name!r}; try it on real images"
+        )
     found["notes"] = tuple(notes)
     return None
 
@@ -153,7 +175,9 @@ def _input_bits(api: BlackBox, images: Tensor, decimals: int | None, noise: floa
     """
     low, high = api.spec.input_range
     level = (high - low) / 255
-    inside = images * 0.9 + 0.05 * (low + high)  # off the ends of the range, where a shift would be cut
+    inside = images * 0.9 + 0.05 * (
+        low + high
+    )  # off the ends of the range, where a shift would be cut
     inside = ((inside - low) / level).round() * level + low
     first, same_byte, two_on = (api(inside + shift * level).double() for shift in _SHIFTS)
     rounding = 1e-5 * first.abs().max().item() if decimals is None else 10.0**-decimals

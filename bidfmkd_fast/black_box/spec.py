@@ -77,16 +77,24 @@ class APISpec:
             if field == "server_shape" and value is None:
                 continue
             if not isinstance(value, (tuple, list)):
-                raise InputTypeError(f"APISpec: {field} must be a tuple; got {type(value).__name__} {value!r}")
+                raise InputTypeError(
+                    f"APISpec: {field} must be a tuple; got {type(value).__name__} {value!r}"
+                )
             object.__setattr__(self, field, tuple(value))
         for field in ("scores_kind", "data_set", "name", "layout", "dtype", "encoding"):
             if not isinstance(getattr(self, field), str):
-                raise InputTypeError(f"APISpec: {field} must be a string; got {getattr(self, field)!r}")
+                raise InputTypeError(
+                    f"APISpec: {field} must be a string; got {getattr(self, field)!r}"
+                )
         _check_integer("n_classes", self.n_classes, 2)
         for field in ("image_shape", "server_shape"):
             shape = getattr(self, field)
-            if shape is not None and (len(shape) != 3 or not all(_is_integer(size) and size > 0 for size in shape)):
-                raise InputError(f"APISpec: {field} must be three positive ints (C, H, W); got {shape!r}")
+            if shape is not None and (
+                len(shape) != 3 or not all(_is_integer(size) and size > 0 for size in shape)
+            ):
+                raise InputError(
+                    f"APISpec: {field} must be three positive ints (C, H, W); got {shape!r}"
+                )
             if shape is not None and math.prod(shape) > _MOST_NUMBERS:
                 raise InputError(
                     f"APISpec: {field} must have at most {_MOST_NUMBERS:,} numbers an image; "
@@ -99,9 +107,13 @@ class APISpec:
         if self.max_batch is not None:
             _check_integer("max_batch", self.max_batch, 1)
         if not _is_number(self.price_per_1000):
-            raise InputTypeError(f"APISpec: price_per_1000 must be a number; got {self.price_per_1000!r}")
+            raise InputTypeError(
+                f"APISpec: price_per_1000 must be a number; got {self.price_per_1000!r}"
+            )
         if not 0 <= self.price_per_1000 < math.inf:
-            raise InputError(f"APISpec: price_per_1000 must be finite and at least 0; got {self.price_per_1000!r}")
+            raise InputError(
+                f"APISpec: price_per_1000 must be finite and at least 0; got {self.price_per_1000!r}"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,8 +147,14 @@ class APISpec:
 
     def _check_input_range(self) -> None:
         numbers = all(_is_number(end) for end in self.input_range)
-        if len(self.input_range) != 2 or not numbers or not all(math.isfinite(end) for end in self.input_range):
-            raise InputError(f"APISpec: input_range must be two finite numbers (low, high); got {self.input_range!r}")
+        if (
+            len(self.input_range) != 2
+            or not numbers
+            or not all(math.isfinite(end) for end in self.input_range)
+        ):
+            raise InputError(
+                f"APISpec: input_range must be two finite numbers (low, high); got {self.input_range!r}"
+            )
         low, high = (float(end) for end in self.input_range)
         if not low < high:
             raise InputError(f"APISpec: input_range must have low < high; got ({low:g}, {high:g})")
@@ -155,41 +173,63 @@ class APISpec:
                 f"got top_k={self.top_k!r} with scores_kind={self.scores_kind!r}"
             )
         if self.top_k is not None:
-            _check_integer("top_k", self.top_k, 2, " (a single class and its score hardly guide the others)")
+            _check_integer(
+                "top_k", self.top_k, 2, " (a single class and its score hardly guide the others)"
+            )
             if self.top_k > self.n_classes:
-                raise InputError(f"APISpec: top_k must be at most n_classes={self.n_classes}; got {self.top_k}")
+                raise InputError(
+                    f"APISpec: top_k must be at most n_classes={self.n_classes}; got {self.top_k}"
+                )
         if self.decimals is not None:
             _check_integer("decimals", self.decimals, 0)
             if self.decimals == 0 and self.returned_kind == "probabilities":
-                raise InputError("APISpec: probabilities without decimals are labels; a label alone gives no gradient")
+                raise InputError(
+                    "APISpec: probabilities without decimals are labels; a label alone gives no gradient"
+                )
 
     def _check_class_names(self) -> None:
         if not all(isinstance(name, str) for name in self.class_names):
             raise InputTypeError(f"APISpec: class_names must be strings; got {self.class_names!r}")
         if self.class_names and len(self.class_names) != self.n_classes:
-            raise InputError(f"APISpec: {self.n_classes} class_names wanted (n_classes); got {len(self.class_names)}")
+            raise InputError(
+                f"APISpec: {self.n_classes} class_names wanted (n_classes); got {len(self.class_names)}"
+            )
         if len(set(self.class_names)) != len(self.class_names):
-            raise InputError(f"APISpec: class_names must all be different; got {self.class_names!r}")
+            raise InputError(
+                f"APISpec: class_names must all be different; got {self.class_names!r}"
+            )
 
     def _check_wire(self) -> None:
         for field, known in (("layout", LAYOUTS), ("dtype", DTYPES), ("encoding", ENCODINGS)):
             _check_choice(field, getattr(self, field), known)
         ours, its = self.image_shape[0], self.wire_shape[0]
         if ours != its and {ours, its} != {1, 3}:
-            raise InputError(f"APISpec: images of {ours} channels cannot be sent as {its}; only 1 as 3 and 3 as 1")
+            raise InputError(
+                f"APISpec: images of {ours} channels cannot be sent as {its}; only 1 as 3 and 3 as 1"
+            )
         if self.encoding != "raw":
             if its not in (1, 3):
-                raise InputError(f"APISpec: encoding {self.encoding!r} holds 1 or 3 channels; got {its}")
+                raise InputError(
+                    f"APISpec: encoding {self.encoding!r} holds 1 or 3 channels; got {its}"
+                )
             if self.layout != "NCHW":
-                raise InputError(f"APISpec: layout is for raw arrays; encoding is {self.encoding!r}")
+                raise InputError(
+                    f"APISpec: layout is for raw arrays; encoding is {self.encoding!r}"
+                )
         if not self.mean and not self.std:
             return
         if self.is_8_bit:
-            raise InputError("APISpec: mean and std need raw float32 images; 8-bit ones are normalised by the service")
+            raise InputError(
+                "APISpec: mean and std need raw float32 images; 8-bit ones are normalised by the service"
+            )
         for field in ("mean", "std"):
             values: Sequence[Any] = getattr(self, field)
             fits = all(_is_number(value) and math.isfinite(value) for value in values)
-            if len(values) != its or not fits or (field == "std" and not all(value > 0 for value in values)):
+            if (
+                len(values) != its
+                or not fits
+                or (field == "std" and not all(value > 0 for value in values))
+            ):
                 above = " above 0" if field == "std" else ""
                 raise InputError(
                     f"APISpec: {field} must be {its} finite numbers{above}, one per channel; got {values!r}"

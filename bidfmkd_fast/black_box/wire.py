@@ -26,7 +26,11 @@ def wire_array(images: Tensor, spec: APISpec) -> np.ndarray[Any, Any]:
     elif spec.mean:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
         images = (images - mean) / std
-    return images.permute(0, 2, 3, 1).contiguous().numpy() if spec.layout == "NHWC" else images.contiguous().numpy()
+    return (
+        images.permute(0, 2, 3, 1).contiguous().numpy()
+        if spec.layout == "NHWC"
+        else images.contiguous().numpy()
+    )
 
 
 def wire_files(images: Tensor, spec: APISpec) -> list[bytes]:
@@ -43,8 +47,12 @@ def through_wire(images: Tensor, spec: APISpec) -> Tensor:
         from PIL import Image
 
         files = [_file(image, "jpeg") for image in pixels.cpu().numpy()]
-        arrays = [np.asarray(Image.open(io.BytesIO(file))) for file in files]  # each [H, W] or [H, W, C]
-        decoded = torch.from_numpy(np.stack([array.reshape(*array.shape[:2], -1) for array in arrays]))
+        arrays = [
+            np.asarray(Image.open(io.BytesIO(file))) for file in files
+        ]  # each [H, W] or [H, W, C]
+        decoded = torch.from_numpy(
+            np.stack([array.reshape(*array.shape[:2], -1) for array in arrays])
+        )
         pixels = decoded.permute(0, 3, 1, 2).to(images.device)
     low, high = spec.input_range
     return pixels.to(images.dtype) * ((high - low) / 255) + low
@@ -55,7 +63,9 @@ def _fitted(images: Tensor, spec: APISpec) -> Tensor:
     if images.shape[1] == 3 and channels == 1:
         images = (images * torch.tensor(_LUMA).view(-1, 1, 1)).sum(1, keepdim=True)
     if list(images.shape[2:]) != size:
-        images = interpolate(images, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+        images = interpolate(
+            images, size=tuple(size), mode="bilinear", align_corners=False, antialias=True
+        )
     return images.expand(-1, channels, -1, -1)
 
 
@@ -68,7 +78,9 @@ def _file(pixels: np.ndarray[Any, Any], encoding: str) -> bytes:
     """uint8 `[C, H, W]` as a file."""
     from PIL import Image
 
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    image = Image.fromarray(
+        pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    )
     file = io.BytesIO()
     # Full chroma and high quality: a JPEG should lose as little of a small step as the format allows.
     options = {"compress_level": 1} if encoding == "png" else {"quality": 95, "subsampling": 0}

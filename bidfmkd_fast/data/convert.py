@@ -18,7 +18,7 @@ from bidfmkd_fast.data.readers.listing import Listing
 from bidfmkd_fast.data.readers.splits import find_split, random_split, read_split
 from bidfmkd_fast.data.readers.tree import open_tree
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files import check_writable, written_whole
+from bidfmkd_fast.files.atomic import check_writable, written_whole
 
 LAYOUTS = ("auto", *READERS)
 RANDOM = "random"
@@ -61,7 +61,9 @@ def convert_dataset(
     here, and appears when it is whole. Raises `InputError` for bad input.
     """
     if layout not in LAYOUTS:
-        raise InputError(f"convert_dataset: layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+        raise InputError(
+            f"convert_dataset: layout must be one of {', '.join(LAYOUTS)}; got {layout!r}"
+        )
     if size is not None and not 1 <= size <= 1024:
         raise InputError(f"convert_dataset: size must be in 1..1024; got {size}")
     tree = open_tree(Path(source).expanduser())
@@ -102,7 +104,10 @@ def convert_dataset(
             split_of_class=np.array([split_of_class[name] for name in kept]),
         )
     dataset = load_dataset(path)
-    plain = layout in ("class_folders", "image_lists")  # a publisher's archive holds much that is no image
+    plain = layout in (
+        "class_folders",
+        "image_lists",
+    )  # a publisher's archive holds much that is no image
     passed_over = left_out_lines(tree, listing.files or ()) if plain else ()
     return Converted(dataset, path, layout, rule.where, len(names) - len(kept), passed_over)
 
@@ -125,16 +130,27 @@ def _refuse_out(path: Path) -> None:
 def _rows(listing: Listing, kept: set[str]) -> list[int]:
     """Which images to take, by class and within it by file name, or as in the source where it holds arrays."""
     rows = [row for row, name in enumerate(listing.classes) if name in kept]
-    return sorted(rows, key=lambda row: (listing.classes[row], listing.files[row] if listing.files else ""))
+    return sorted(
+        rows, key=lambda row: (listing.classes[row], listing.files[row] if listing.files else "")
+    )
 
 
-def _images(listing: Listing, rows: list[int], size: int | None, upright: bool, progress: bool) -> np.ndarray:
+def _images(
+    listing: Listing, rows: list[int], size: int | None, upright: bool, progress: bool
+) -> np.ndarray:
     size = listing.size if size is None else size
     if listing.pixels is None:
         assert listing.files is not None
         files = [listing.files[row] for row in rows]
-        return decode_all(listing.tree, files, Wanted(size, listing.resample, listing.mode, upright), progress)
+        return decode_all(
+            listing.tree, files, Wanted(size, listing.resample, listing.mode, upright), progress
+        )
     pixels = listing.pixels[rows]
     if size is None or pixels.shape[1:3] == (size, size):
         return pixels
-    return np.stack([np.asarray(Image.fromarray(image).resize((size, size), listing.resample)) for image in pixels])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((size, size), listing.resample))
+            for image in pixels
+        ]
+    )

@@ -50,8 +50,14 @@ class Dataset:
         if self.images.dtype != torch.uint8 or self.labels.dtype != torch.int64:
             came = f"{self.images.dtype} and {self.labels.dtype}"
             raise InputTypeError(f"{where}: images must be uint8 and labels int64; got {came}")
-        if self.images.ndim != 4 or self.images.shape[1] not in (1, 3) or 0 in self.images.shape[2:]:
-            raise InputError(f"{where}: images must be [N, 1 or 3, H, W]; got {list(self.images.shape)}")
+        if (
+            self.images.ndim != 4
+            or self.images.shape[1] not in (1, 3)
+            or 0 in self.images.shape[2:]
+        ):
+            raise InputError(
+                f"{where}: images must be [N, 1 or 3, H, W]; got {list(self.images.shape)}"
+            )
         if len(self.images) == 0:
             raise InputError(f"{where}: there are no images")
         if self.labels.shape != (len(self.images),):
@@ -65,7 +71,9 @@ class Dataset:
             raise InputError(f"{where}: class names must differ; {twice!r} comes twice")
         for class_name, split in zip(self.class_names, self.split_of_class):
             if split not in SPLITS:
-                raise InputError(f"{where}: split of class {class_name!r} must be one of {SPLITS}; got {split!r}")
+                raise InputError(
+                    f"{where}: split of class {class_name!r} must be one of {SPLITS}; got {split!r}"
+                )
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.class_names):
             wanted = f"0..{len(self.class_names) - 1}, one of {len(self.class_names)} classes"
@@ -80,13 +88,17 @@ class Dataset:
     def classes(self, split: str) -> list[int]:
         """Indices of the classes of `split`, ascending. Raises `InputError` for an unknown split."""
         if split not in SPLITS:
-            raise InputError(f"data set {self.name!r}: split must be one of {SPLITS}; got {split!r}")
+            raise InputError(
+                f"data set {self.name!r}: split must be one of {SPLITS}; got {split!r}"
+            )
         return [index for index, its in enumerate(self.split_of_class) if its == split]
 
     def rows_of(self, class_index: int) -> Tensor:
         """Which rows of `images` show this class: int64 `[n]`, ascending. Raises `InputError` for an unknown class."""
         if not 0 <= class_index < len(self._rows):
-            raise InputError(f"data set {self.name!r}: class must be in 0..{len(self._rows) - 1}; got {class_index}")
+            raise InputError(
+                f"data set {self.name!r}: class must be in 0..{len(self._rows) - 1}; got {class_index}"
+            )
         return self._rows[class_index]
 
     def take(self, rows: Tensor) -> Tensor:
@@ -122,7 +134,12 @@ def load_dataset(name_or_path: str | Path, *, invert: bool = False) -> Dataset:
     if not invert:
         return dataset
     return Dataset(
-        dataset.name, 255 - dataset.images, dataset.labels, dataset.class_names, dataset.split_of_class, inverted=True
+        dataset.name,
+        255 - dataset.images,
+        dataset.labels,
+        dataset.class_names,
+        dataset.split_of_class,
+        inverted=True,
     )
 
 
@@ -144,7 +161,9 @@ def _find(name_or_path: str) -> Path:
         there = ", ".join(sorted(file.stem for file in root.glob("*.npz"))) or "no .npz file"
         is_path = "; a path must end in .npz" if "/" in name_or_path else ""
         holds = f"holds {there}" if root.is_dir() else "is no folder"
-        raise InputError(f"load_dataset: there is no file {path} ({DATA_VARIABLE}={folder} {holds}){is_path}")
+        raise InputError(
+            f"load_dataset: there is no file {path} ({DATA_VARIABLE}={folder} {holds}){is_path}"
+        )
     return path
 
 
@@ -153,23 +172,43 @@ def _read(path: Path) -> Dataset:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [key for key in _KEYS if key not in archive]
             if missing:
-                raise InputError(f"load_dataset: {path} lacks {missing}; it has {sorted(archive)}, needs {list(_KEYS)}")
+                raise InputError(
+                    f"load_dataset: {path} lacks {missing}; it has {sorted(archive)}, needs {list(_KEYS)}"
+                )
             images, labels, class_names, splits = (archive[key] for key in _KEYS)
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"load_dataset: {path} is no readable .npz of plain arrays: {error}") from None
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise InputError(
+            f"load_dataset: {path} is no readable .npz of plain arrays: {error}"
+        ) from None
     if images.dtype != np.uint8 or labels.dtype.kind not in "iu":
         came = f"{images.dtype} and {labels.dtype}"
-        raise InputTypeError(f"load_dataset: {path}: images must be uint8 and labels integers; got {came}")
+        raise InputTypeError(
+            f"load_dataset: {path}: images must be uint8 and labels integers; got {came}"
+        )
     if class_names.dtype.kind != "U" or splits.dtype.kind != "U":
         came = f"{class_names.dtype} and {splits.dtype}"
-        raise InputTypeError(f"load_dataset: {path}: class_names and split_of_class must be text; got {came}")
+        raise InputTypeError(
+            f"load_dataset: {path}: class_names and split_of_class must be text; got {came}"
+        )
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-        raise InputError(f"load_dataset: {path}: images must be [N, H, W] or [N, H, W, 3]; got {list(images.shape)}")
+        raise InputError(
+            f"load_dataset: {path}: images must be [N, H, W] or [N, H, W, 3]; got {list(images.shape)}"
+        )
     if class_names.ndim != 1 or splits.ndim != 1:
         came = f"{list(class_names.shape)} and {list(splits.shape)}"
-        raise InputError(f"load_dataset: {path}: class_names and split_of_class must be [n_classes]; got {came}")
+        raise InputError(
+            f"load_dataset: {path}: class_names and split_of_class must be [n_classes]; got {came}"
+        )
     channels_first = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return Dataset(
         path.stem,

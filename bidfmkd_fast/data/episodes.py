@@ -30,7 +30,9 @@ class Episode:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.support_images.shape[1:]))
-        sizes = f"{len(self.support_images)} support and {len(self.query_images)} query images {shape}"
+        sizes = (
+            f"{len(self.support_images)} support and {len(self.query_images)} query images {shape}"
+        )
         return f"Episode({len(self.classes)}-way: {sizes})"
 
 
@@ -43,7 +45,14 @@ class EpisodeSampler:
     """
 
     def __init__(
-        self, dataset: Dataset, split: str, n_way: int, n_shot: int, n_query: int, seed: int, rotations: int = 1
+        self,
+        dataset: Dataset,
+        split: str,
+        n_way: int,
+        n_shot: int,
+        n_query: int,
+        seed: int,
+        rotations: int = 1,
     ) -> None:
         check_rotations("EpisodeSampler", rotations)
         for name, value in (("n_way", n_way), ("n_shot", n_shot), ("n_query", n_query)):
@@ -57,7 +66,9 @@ class EpisodeSampler:
             count = len(dataset.rows_of(index))
             if count < n_shot + n_query:
                 held = f"class {dataset.class_names[index]!r} of data set {dataset.name!r} has {count} images"
-                raise InputError(f"EpisodeSampler: {held}; n_shot + n_query = {n_shot} + {n_query} needs more")
+                raise InputError(
+                    f"EpisodeSampler: {held}; n_shot + n_query = {n_shot} + {n_query} needs more"
+                )
         self.dataset, self.split, self.seed = dataset, split, seed
         self.n_way, self.n_shot, self.n_query, self.rotations = n_way, n_shot, n_query, rotations
 
@@ -72,18 +83,24 @@ class EpisodeSampler:
         support, query = [], []
         for class_index, turns in chosen:
             rows = self.dataset.rows_of(class_index)
-            rows = rows[torch.randperm(len(rows), generator=generator)[: self.n_shot + self.n_query]]
+            rows = rows[
+                torch.randperm(len(rows), generator=generator)[: self.n_shot + self.n_query]
+            ]
             images = turned(self.dataset.take(rows), turns)
             support.append(images[: self.n_shot])
             query.append(images[self.n_shot :])
         n_classes = len(self.dataset.class_names)
-        return episode_of(support, query, tuple(index + turns * n_classes for index, turns in chosen))
+        return episode_of(
+            support, query, tuple(index + turns * n_classes for index, turns in chosen)
+        )
 
 
 def check_rotations(operation: str, rotations: int) -> None:
     """Raises InputError unless `rotations` is 1, 2 or 4."""
     if rotations not in (1, 2, 4):
-        raise InputError(f"{operation}: rotations must be 1 (none), 2 (by 180 degrees) or 4 (by 90); got {rotations!r}")
+        raise InputError(
+            f"{operation}: rotations must be 1 (none), 2 (by 180 degrees) or 4 (by 90); got {rotations!r}"
+        )
 
 
 def draw_classes(
@@ -99,7 +116,9 @@ def turned(images: Tensor, turns: int) -> Tensor:
     return torch.rot90(images, turns, (-2, -1)) if turns else images
 
 
-def episode_of(support: Sequence[Tensor], query: Sequence[Tensor], classes: tuple[int, ...]) -> Episode:
+def episode_of(
+    support: Sequence[Tensor], query: Sequence[Tensor], classes: tuple[int, ...]
+) -> Episode:
     """The episode of each class's support and query images."""
     labels = torch.arange(len(classes))
     return Episode(

@@ -45,8 +45,12 @@ def make_glyphs(size: int = 28, n_per_class: int = 40, seed: int = 0) -> Dataset
         drawings = _draw(character)
         for image, numbers in zip(images[index], uniform[index]):
             drawing = drawings[min(int((numbers[5] + 1) / 2 * len(drawings)), len(drawings) - 1)]
-            mesh = _mesh(_corners(*numbers[:5]) + 3 * numbers[6:].reshape(_CELLS + 1, _CELLS + 1, 2))
-            moved = drawing.transform(drawing.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
+            mesh = _mesh(
+                _corners(*numbers[:5]) + 3 * numbers[6:].reshape(_CELLS + 1, _CELLS + 1, 2)
+            )
+            moved = drawing.transform(
+                drawing.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR
+            )
             image[:] = np.asarray(moved.resize((size, size), Image.Resampling.BOX))
     split_of_class = [""] * n_classes
     order = torch.randperm(n_classes, generator=torch_generator(0, "glyphs", "split")).tolist()
@@ -67,12 +71,16 @@ def _draw(character: str) -> list:
 
     font = ImageFont.load_default(_FONT_SIZE)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise InputError("make_glyphs: this Pillow lacks FreeType and its font; install an ordinary Pillow wheel")
+        raise InputError(
+            "make_glyphs: this Pillow lacks FreeType and its font; install an ordinary Pillow wheel"
+        )
     drawings = []
     for stroke in _STROKES:
         drawing = Image.new("L", (_CANVAS, _CANVAS))
         centre = (_CANVAS / 2, _CANVAS / 2)
-        ImageDraw.Draw(drawing).text(centre, character, fill=255, font=font, anchor="mm", stroke_width=stroke)
+        ImageDraw.Draw(drawing).text(
+            centre, character, fill=255, font=font, anchor="mm", stroke_width=stroke
+        )
         drawings.append(drawing)
     return drawings
 
@@ -95,5 +103,7 @@ def _mesh(corners: np.ndarray) -> list[tuple[tuple[int, int, int, int], tuple[fl
     """Pillow's cells: a box of the result, and the corners it is filled from, counter-clockwise from the top left."""
     side, cells = _CANVAS // _CELLS, range(_CELLS)
     boxes = [(x * side, y * side, (x + 1) * side, (y + 1) * side) for y in cells for x in cells]
-    quads = np.stack([corners[:-1, :-1], corners[1:, :-1], corners[1:, 1:], corners[:-1, 1:]], axis=2).reshape(-1, 8)
+    quads = np.stack(
+        [corners[:-1, :-1], corners[1:, :-1], corners[1:, 1:], corners[:-1, 1:]], axis=2
+    ).reshape(-1, 8)
     return list(zip(boxes, map(tuple, quads.tolist())))

@@ -1,6 +1,11 @@
 """The meta-model: its inner loop, its two outer losses (distillation and replay), the task memory and meta-test."""
 
-from bidfmkd_fast.meta.distill import DistillationTask, adapt_to_api, distillation_loss, outer_distillation_step
+from bidfmkd_fast.meta.distill import (
+    DistillationTask,
+    adapt_to_api,
+    distillation_loss,
+    outer_distillation_step,
+)
 from bidfmkd_fast.meta.evaluate import Evaluation, PairedDifference, evaluate, paired_difference
 from bidfmkd_fast.meta.maml import maml_loss, outer_replay_step
 from bidfmkd_fast.meta.memory import TaskMemory

@@ -24,7 +24,9 @@ def failures_told(operation: str, images: Tensor) -> Iterator[None]:
         raise
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{operation}: the module fails on images {list(images.shape)}: {reason}") from error
+        raise InputError(
+            f"{operation}: the module fails on images {list(images.shape)}: {reason}"
+        ) from error
 
 
 def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -> None:
@@ -34,15 +36,23 @@ def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -
         raise InputError(f"{operation}: the module has no parameters")
     if not isinstance(images, Tensor) or images.dtype != parameter.dtype:
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise InputTypeError(f"{operation}: {name} must be a {parameter.dtype} tensor in unit range; got {got}")
+        raise InputTypeError(
+            f"{operation}: {name} must be a {parameter.dtype} tensor in unit range; got {got}"
+        )
     if images.ndim != 4 or len(images) == 0:
-        raise InputError(f"{operation}: {name} must be [N, C, H, W] with N >= 1; got {list(images.shape)}")
+        raise InputError(
+            f"{operation}: {name} must be [N, C, H, W] with N >= 1; got {list(images.shape)}"
+        )
     known = None if isinstance(module, AnySizeConv4) else model_arguments(module)
     if known is not None and images.shape[1:] != (known["in_channels"], *known["image_size"]):
         wanted = f"[N, {known['in_channels']}, {known['image_size'][0]}, {known['image_size'][1]}]"
-        raise InputError(f"{operation}: {name} must be {wanted}, as the module takes; got {list(images.shape)}")
+        raise InputError(
+            f"{operation}: {name} must be {wanted}, as the module takes; got {list(images.shape)}"
+        )
     if images.device != parameter.device:
-        raise InputError(f"{operation}: {name} must be on the module's device, {parameter.device}; got {images.device}")
+        raise InputError(
+            f"{operation}: {name} must be on the module's device, {parameter.device}; got {images.device}"
+        )
     low, high = torch.stack(images.detach().aminmax()).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is the lowest and the highest
         raise InputError(f"{operation}: {name} must be finite; got NaN or infinity")
@@ -63,6 +73,8 @@ def check_labels(labels: Tensor, images: Tensor) -> None:
             f"adapt: support_labels must be [N] with N = {len(images)}, one per support image; got {list(labels.shape)}"
         )
     if labels.device != images.device:
-        raise InputError(f"adapt: support_labels must be on the images' device, {images.device}; got {labels.device}")
+        raise InputError(
+            f"adapt: support_labels must be on the images' device, {images.device}; got {labels.device}"
+        )
     if labels.min() < 0:
         raise InputError(f"adapt: support_labels must be 0 or more; got {int(labels.min())}")

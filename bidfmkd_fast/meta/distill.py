@@ -32,7 +32,12 @@ class DistillationTask:
             ("support", self.support_images, self.support_scores),
             ("query", self.query_images, self.query_scores),
         ):
-            if images.ndim != 4 or scores.ndim != 2 or len(images) != len(scores) or len(images) == 0:
+            if (
+                images.ndim != 4
+                or scores.ndim != 2
+                or len(images) != len(scores)
+                or len(images) == 0
+            ):
                 raise InputError(
                     f"DistillationTask: {part}_images and {part}_scores must be [N, C, H, W] and [N, n_classes]; "
                     f"got {list(images.shape)} and {list(scores.shape)}"
@@ -101,7 +106,9 @@ def distillation_loss(
     paper_compat: bool = False,
 ) -> Tensor:
     """The outer level's loss for one API, `KD(f_theta_A(Q), A(Q))`: a scalar that hangs on `parameters`."""
-    return _loss_and_agreement(module, parameters, task, steps, learning_rate, first_order, paper_compat)[0]
+    return _loss_and_agreement(
+        module, parameters, task, steps, learning_rate, first_order, paper_compat
+    )[0]
 
 
 def outer_distillation_step(
@@ -123,7 +130,9 @@ def outer_distillation_step(
     parameters = dict(module.named_parameters())
 
     def task_loss(task: DistillationTask) -> tuple[Tensor, Tensor]:
-        return _loss_and_agreement(module, parameters, task, steps, learning_rate, first_order, paper_compat)
+        return _loss_and_agreement(
+            module, parameters, task, steps, learning_rate, first_order, paper_compat
+        )
 
     loss, agreement = outer_step(optimizer, tasks, task_loss)
     return {"loss": loss, "agreement": agreement}

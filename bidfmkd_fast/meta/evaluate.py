@@ -13,9 +13,15 @@ from bidfmkd_fast.data.episodes import Episode, EpisodeSampler
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.checks import check_images
 from bidfmkd_fast.meta.model import MetaModel, adapt_parameters
-from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters, stacks_of, task_losses
-from bidfmkd_fast.ops.workspace import keep_freed_memory
-from bidfmkd_fast.progress import Bar
+from bidfmkd_fast.meta.stacked import (
+    can_stack,
+    stacked_forward,
+    stacked_parameters,
+    stacks_of,
+    task_losses,
+)
+from bidfmkd_fast.runtime.allocator import keep_freed_memory
+from bidfmkd_fast.runtime.progress import Bar
 
 
 def mean_and_ci95(values: Tensor) -> tuple[float, float]:
@@ -84,36 +90,54 @@ def evaluate(
     first = sampler.episode(0).support_images.to(_device(meta_model))
     check_images("evaluate", f"the images of {dataset.name}", first, meta_model.module)
     if transductive and can_stack(meta_model.module, n_way):
-        stacks = stacks_of(meta_model.module, (sampler.episode(index) for index in range(n_episodes)))
+        stacks = stacks_of(
+            meta_model.module, (sampler.episode(index) for index in range(n_episodes))
+        )
         accuracies = (_stacked_accuracies(meta_model, stack, steps) for stack in stacks)
     else:
-        accuracies = (_accuracy(meta_model, sampler.episode(i), steps, transductive) for i in range(n_episodes))
+        accuracies = (
+            _accuracy(meta_model, sampler.episode(i), steps, transductive)
+            for i in range(n_episodes)
+        )
     done: list[Tensor] = []
-    with Bar(f"evaluate on {dataset.name} {split}", n_episodes, "episodes", progress, keep=False) as bar:
+    with Bar(
+        f"evaluate on {dataset.name} {split}", n_episodes, "episodes", progress, keep=False
+    ) as bar:
         for some in accuracies:
             done.append(some)
             bar.advance(len(some))
     per_episode = torch.cat(done)
     mean, ci95 = mean_and_ci95(per_episode)
     steps = meta_model.adapt_steps if steps is None else steps
-    return Evaluation(mean, ci95, per_episode, dataset.name, split, n_way, n_shot, n_query, seed, steps)
+    return Evaluation(
+        mean, ci95, per_episode, dataset.name, split, n_way, n_shot, n_query, seed, steps
+    )
 
 
 def _device(meta_model: MetaModel) -> torch.device:
-    return next((parameter.device for parameter in meta_model.module.parameters()), torch.device("cpu"))
+    return next(
+        (parameter.device for parameter in meta_model.module.parameters()), torch.device("cpu")
+    )
 
 
-def _accuracy(meta_model: MetaModel, episode: Episode, steps: int | None, transductive: bool) -> Tensor:
+def _accuracy(
+    meta_model: MetaModel, episode: Episode, steps: int | None, transductive: bool
+) -> Tensor:
     """float64 `[1]`."""
     device = _device(meta_model)
     classifier = meta_model.adapt(
-        episode.support_images.to(device), episode.support_labels.to(device), steps, transductive=transductive
+        episode.support_images.to(device),
+        episode.support_labels.to(device),
+        steps,
+        transductive=transductive,
     )
     predicted = classifier.predict(episode.query_images.to(device)).cpu()
     return (predicted == episode.query_labels).double().mean()[None]
 
 
-def _stacked_accuracies(meta_model: MetaModel, episodes: list[Episode], steps: int | None) -> Tensor:
+def _stacked_accuracies(
+    meta_model: MetaModel, episodes: list[Episode], steps: int | None
+) -> Tensor:
     """The same for several episodes at once, float64 `[E]`."""
     module = meta_model.module
     device = _device(meta_model)

@@ -66,11 +66,23 @@ def outer_replay_step(
     parameters = dict(module.named_parameters())
 
     def task_loss(episode: Episode) -> tuple[Tensor, Tensor]:
-        return maml_loss(module, parameters, episode, steps=steps, learning_rate=learning_rate, first_order=first_order)
+        return maml_loss(
+            module,
+            parameters,
+            episode,
+            steps=steps,
+            learning_rate=learning_rate,
+            first_order=first_order,
+        )
 
     def stack_loss(stack: list[Episode]) -> tuple[Tensor, Tensor]:
         return stacked_maml_loss(
-            module, parameters, stack, steps=steps, learning_rate=learning_rate, first_order=first_order
+            module,
+            parameters,
+            stack,
+            steps=steps,
+            learning_rate=learning_rate,
+            first_order=first_order,
         )
 
     if episodes and all(can_stack(module, len(episode.classes)) for episode in episodes):
@@ -92,9 +104,16 @@ def stacked_maml_loss(
     """`maml_loss` of several episodes of one shape at once: two `[E]`. The module must be one that `can_stack`."""
     device = next(iter(parameters.values())).device
     names = ("support_images", "support_labels", "query_images", "query_labels")
-    stacked = (torch.stack([getattr(episode, name) for episode in episodes]).to(device) for name in names)
+    stacked = (
+        torch.stack([getattr(episode, name) for episode in episodes]).to(device) for name in names
+    )
     return loss_of_stack(
-        module, parameters, *stacked, steps=steps, learning_rate=learning_rate, first_order=first_order
+        module,
+        parameters,
+        *stacked,
+        steps=steps,
+        learning_rate=learning_rate,
+        first_order=first_order,
     )
 
 

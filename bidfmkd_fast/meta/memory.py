@@ -57,17 +57,29 @@ class TaskMemory:
         """
         if not isinstance(images, Tensor) or images.dtype != torch.float32:
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise InputTypeError(f"TaskMemory.add: images must be a float32 tensor in unit range; got {got}")
+            raise InputTypeError(
+                f"TaskMemory.add: images must be a float32 tensor in unit range; got {got}"
+            )
         if images.ndim != 4:
-            raise InputError(f"TaskMemory.add: images must be [N, C, H, W]; got {list(images.shape)}")
+            raise InputError(
+                f"TaskMemory.add: images must be [N, C, H, W]; got {list(images.shape)}"
+            )
         if len(class_keys) != len(images):
-            raise InputError(f"TaskMemory.add: wanted one class key per image, {len(images)}; got {len(class_keys)}")
+            raise InputError(
+                f"TaskMemory.add: wanted one class key per image, {len(images)}; got {len(class_keys)}"
+            )
         if not images.isfinite().all():
             raise InputError("TaskMemory.add: images must be finite; got NaN or infinity")
         rows: dict[ClassKey, list[int]] = {}
         for row, key in enumerate(class_keys):
-            if not (isinstance(key, tuple) and len(key) == 2 and all(isinstance(part, str) for part in key)):
-                raise InputTypeError(f"TaskMemory.add: a class key is a pair (data set, class name); got {key!r}")
+            if not (
+                isinstance(key, tuple)
+                and len(key) == 2
+                and all(isinstance(part, str) for part in key)
+            ):
+                raise InputTypeError(
+                    f"TaskMemory.add: a class key is a pair (data set, class name); got {key!r}"
+                )
             rows.setdefault(key, []).append(row)
         self._check_shape(images, {data_set for data_set, _ in rows})
         images = images.detach().cpu()
@@ -90,7 +102,9 @@ class TaskMemory:
                 raise InputError(f"sample_episode: {name} must be 1 or more; got {value}")
         needed = n_shot + n_query
         classes = self.classes
-        rich = [position for position, key in enumerate(classes) if self._images[key].size(0) >= needed]
+        rich = [
+            position for position, key in enumerate(classes) if self._images[key].size(0) >= needed
+        ]
         if len(rich) < n_way:
             raise InputError(
                 f"sample_episode: {n_way} classes with n_shot + n_query = {needed} images each are wanted; "
@@ -107,7 +121,9 @@ class TaskMemory:
             images = turned(images, turns)
             support.append(images[:n_shot])
             query.append(images[n_shot:])
-        return episode_of(support, query, tuple(position + turns * len(classes) for position, turns in chosen))
+        return episode_of(
+            support, query, tuple(position + turns * len(classes) for position, turns in chosen)
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole memory as tensors for safetensors: `image_shape` (empty without one), `class_of_image`,
@@ -117,8 +133,13 @@ class TaskMemory:
         keys = torch.tensor(list(json.dumps(classes).encode()), dtype=torch.uint8)
         counts = torch.tensor([len(self._images[key]) for key in classes], dtype=torch.int64)
         state = {"image_shape": torch.tensor(self._image_shape or (), dtype=torch.int64)}
-        state |= {"class_of_image": torch.arange(len(classes)).repeat_interleave(counts), "class_keys": keys}
-        for index, (_, its) in enumerate(itertools.groupby(classes, key=lambda class_key: class_key[0])):
+        state |= {
+            "class_of_image": torch.arange(len(classes)).repeat_interleave(counts),
+            "class_keys": keys,
+        }
+        for index, (_, its) in enumerate(
+            itertools.groupby(classes, key=lambda class_key: class_key[0])
+        ):
             state[f"images_{index}"] = torch.cat([self._images[class_key] for class_key in its])
         return state
 
@@ -126,13 +147,18 @@ class TaskMemory:
         """Replace what the memory holds by `state`, from `state_dict`. Raises InputError if it is none."""
         try:
             channels_and_size = state["image_shape"].tolist()
-            keys = [(str(data_set), str(name)) for data_set, name in json.loads(bytes(state["class_keys"].tolist()))]
+            keys = [
+                (str(data_set), str(name))
+                for data_set, name in json.loads(bytes(state["class_keys"].tolist()))
+            ]
             class_keys = [keys[position] for position in state["class_of_image"].tolist()]
             groups = [state[f"images_{index}"] for index in range(len(state) - 3)]
             if sum(map(len, groups)) != len(class_keys):
                 raise ValueError(f"{sum(map(len, groups))} images for {len(class_keys)} classes")
         except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise InputError(f"TaskMemory.load_state_dict: not the state of a task memory: {error!r}") from error
+            raise InputError(
+                f"TaskMemory.load_state_dict: not the state of a task memory: {error!r}"
+            ) from error
         restored = TaskMemory(tuple(channels_and_size) or None)
         for images in groups:
             restored.add(images, class_keys[: len(images)])
@@ -141,7 +167,11 @@ class TaskMemory:
 
     def _check_shape(self, images: Tensor, data_sets: set[str]) -> None:
         """Images of one data set have one shape; without `image_shape` those of all have."""
-        held = [its for key, its in self._images.items() if self._image_shape is None or key[0] in data_sets]
+        held = [
+            its
+            for key, its in self._images.items()
+            if self._image_shape is None or key[0] in data_sets
+        ]
         if held and held[0].shape[1:] != images.shape[1:]:
             raise InputError(
                 f"TaskMemory.add: images must be {list(held[0].shape[1:])} as those held; got "

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.files import read_tensors, write_tensors
+from bidfmkd_fast.files.atomic import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import check_images, check_labels, failures_told
 from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters
 from bidfmkd_fast.models import build_model, model_arguments, model_summary
@@ -65,10 +65,15 @@ def adapt_parameters(
         raise InputError(f"adapt: learning_rate must be finite and 0 or more; got {learning_rate}")
     adapted = dict(parameters)
     if not create_graph:
-        adapted = {name: value.detach().clone().requires_grad_(value.requires_grad) for name, value in adapted.items()}
+        adapted = {
+            name: value.detach().clone().requires_grad_(value.requires_grad)
+            for name, value in adapted.items()
+        }
     trained = [name for name, value in adapted.items() if value.requires_grad]
     if not trained:
-        raise InputError("adapt: the module has no parameter that requires a gradient, so nothing can adapt")
+        raise InputError(
+            "adapt: the module has no parameter that requires a gradient, so nothing can adapt"
+        )
     with torch.enable_grad():
         for _ in range(steps):
             gradients = torch.autograd.grad(
@@ -83,12 +88,16 @@ def adapt_parameters(
                 if create_graph:
                     adapted[name] = adapted[name] - learning_rate * gradient
                 else:
-                    adapted[name] = (adapted[name].detach() - learning_rate * gradient).requires_grad_()
+                    adapted[name] = (
+                        adapted[name].detach() - learning_rate * gradient
+                    ).requires_grad_()
     return adapted
 
 
 def outer_step(
-    optimizer: torch.optim.Optimizer, tasks: Iterable[Task], task_loss: Callable[[Task], tuple[Tensor, Tensor]]
+    optimizer: torch.optim.Optimizer,
+    tasks: Iterable[Task],
+    task_loss: Callable[[Task], tuple[Tensor, Tensor]],
 ) -> tuple[float, float]:
     """One optimizer step on the sum over `tasks` of `task_loss(task)[0]`; the means of both values that it returns.
 
@@ -105,7 +114,12 @@ def outer_step(
     if not losses:
         raise InputError("outer step: tasks is empty; give at least one")
     mean_loss = float(torch.cat(losses).mean())
-    gradients = [value.grad for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
+    gradients = [
+        value.grad
+        for group in optimizer.param_groups
+        for value in group["params"]
+        if value.grad is not None
+    ]
     if not (math.isfinite(mean_loss) and all(gradient.isfinite().all() for gradient in gradients)):
         optimizer.zero_grad(set_to_none=True)
         raise InputError(
@@ -147,19 +161,27 @@ class MetaModel:
     it is not told otherwise. Raises InputError for settings out of range.
     """
 
-    def __init__(self, module: nn.Module, *, adapt_steps: int = 10, adapt_learning_rate: float = 0.01) -> None:
+    def __init__(
+        self, module: nn.Module, *, adapt_steps: int = 10, adapt_learning_rate: float = 0.01
+    ) -> None:
         if not isinstance(module, nn.Module):
-            raise InputTypeError(f"MetaModel: module must be a torch.nn.Module; got {type(module).__name__}")
+            raise InputTypeError(
+                f"MetaModel: module must be a torch.nn.Module; got {type(module).__name__}"
+            )
         if adapt_steps < 0:
             raise InputError(f"MetaModel: adapt_steps must be 0 or more; got {adapt_steps}")
         if not (math.isfinite(adapt_learning_rate) and adapt_learning_rate > 0):
-            raise InputError(f"MetaModel: adapt_learning_rate must be finite and above 0; got {adapt_learning_rate}")
+            raise InputError(
+                f"MetaModel: adapt_learning_rate must be finite and above 0; got {adapt_learning_rate}"
+            )
         self.module = module
         self.adapt_steps = adapt_steps
         self.adapt_learning_rate = adapt_learning_rate
 
     def __repr__(self) -> str:
-        settings = f"adapt_steps={self.adapt_steps}, adapt_learning_rate={self.adapt_learning_rate:g}"
+        settings = (
+            f"adapt_steps={self.adapt_steps}, adapt_learning_rate={self.adapt_learning_rate:g}"
+        )
         return f"MetaModel({model_summary(self.module)}; {settings})"
 
     def adapt(
@@ -226,12 +248,16 @@ class MetaModel:
         except InputError as error:
             raise InputError(f"MetaModel.load: {path} is not a saved meta-model: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"MetaModel.load: {path} is not a saved meta-model: {error!r}") from error
+            raise InputError(
+                f"MetaModel.load: {path} is not a saved meta-model: {error!r}"
+            ) from error
         if spoilt := [name for name, value in state.items() if value.isnan().any()]:
             raise InputError(f"MetaModel.load: {path} holds NaN in {', '.join(spoilt)}")
         if module is None:
             if architecture is None:
-                raise InputError(f"MetaModel.load: {path} does not tell how to build its module; pass module=")
+                raise InputError(
+                    f"MetaModel.load: {path} does not tell how to build its module; pass module="
+                )
             module = build_model(**architecture | {"image_size": tuple(architecture["image_size"])})
         try:
             module.load_state_dict(state)

@@ -42,7 +42,10 @@ def stacks_of(module: nn.Module, episodes: Iterable[Episode]) -> Iterator[list[E
         if isinstance(module, AnySizeConv4):
             height, width = module.image_size
         most = max(1, min(most_tasks, most_bytes // (4 * n_images * module.width * height * width)))
-        if stack and (len(stack) >= most or shapes != (stack[0].support_images.shape, stack[0].query_images.shape)):
+        if stack and (
+            len(stack) >= most
+            or shapes != (stack[0].support_images.shape, stack[0].query_images.shape)
+        ):
             yield stack
             stack = []
         stack.append(episode)
@@ -62,10 +65,17 @@ def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images:
     if isinstance(module, AnySizeConv4):
         images = fit_images(images, (module.in_channels, *module.image_size))
     # [N, E * C, H, W]
-    x = images.transpose(0, 1).flatten(1, 2).contiguous(memory_format=native.norm_pool_format(images))
+    x = (
+        images.transpose(0, 1)
+        .flatten(1, 2)
+        .contiguous(memory_format=native.norm_pool_format(images))
+    )
     for i, block in enumerate(module.blocks):
         weight = parameters[f"blocks.{i}.0.weight"].flatten(0, 1)
-        scale, shift = parameters[f"blocks.{i}.1.weight"].flatten(), parameters[f"blocks.{i}.1.bias"].flatten()
+        scale, shift = (
+            parameters[f"blocks.{i}.1.weight"].flatten(),
+            parameters[f"blocks.{i}.1.bias"].flatten(),
+        )
         x = functional.conv2d(x, weight, padding=1, groups=n_tasks)
         x = norm_pool(x, scale, shift, block[1].eps)  # type: ignore[index]
     features = x.unflatten(1, (n_tasks, -1)).transpose(0, 1).flatten(2)  # [E, N, features]
@@ -80,10 +90,17 @@ def forward_in_turn(module: nn.Module, parameters: Mapping[str, Tensor], images:
     """
     pieces = enumerate(images.split(1))
     return torch.cat(
-        [stacked_forward(module, {name: p[i : i + 1] for name, p in parameters.items()}, own) for i, own in pieces]
+        [
+            stacked_forward(module, {name: p[i : i + 1] for name, p in parameters.items()}, own)
+            for i, own in pieces
+        ]
     )
 
 
 def task_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of each task: logits `[E, N, n_classes]`, labels `[E, N]` -> `[E]`."""
-    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+    return (
+        functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        .view(labels.shape)
+        .mean(1)
+    )

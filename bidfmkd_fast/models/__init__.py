@@ -22,7 +22,12 @@ __all__ = [
     "model_summary",
 ]
 
-_MODELS = {"conv4": Conv4, "conv4_any_size": AnySizeConv4, "resnet10": ResNet10, "resnet18": ResNet18}
+_MODELS = {
+    "conv4": Conv4,
+    "conv4_any_size": AnySizeConv4,
+    "resnet10": ResNet10,
+    "resnet18": ResNet18,
+}
 
 
 def build_model(
@@ -43,7 +48,9 @@ def build_model(
     """
     if name not in _MODELS:
         raise InputError(f"build_model: name must be one of {sorted(_MODELS)}; got {name!r}")
-    return _MODELS[name](in_channels, n_classes, image_size, width, batch_statistics=batch_statistics)
+    return _MODELS[name](
+        in_channels, n_classes, image_size, width, batch_statistics=batch_statistics
+    )
 
 
 def model_arguments(module: nn.Module) -> dict[str, Any] | None:

@@ -36,5 +36,7 @@ def fit_images(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
         raise InputError(f"fit_images: images must have {wanted}; got {list(images.shape)}")
     flat = images.reshape(-1, *images.shape[-3:])
     if list(flat.shape[-2:]) != size:
-        flat = functional.interpolate(flat, size, mode="bilinear", align_corners=False, antialias=True)
+        flat = functional.interpolate(
+            flat, size, mode="bilinear", align_corners=False, antialias=True
+        )
     return flat.expand(-1, channels, -1, -1).reshape(*images.shape[:-3], *image_shape)

@@ -31,8 +31,14 @@ class Conv4(nn.Module):
         super().__init__()
         height, breadth = image_size
         if min(height, breadth) < 16:
-            raise InputError(f"Conv4: image_size must be at least (16, 16), for four poolings; got {(height, breadth)}")
-        for name, value, least in (("in_channels", in_channels, 1), ("n_classes", n_classes, 2), ("width", width, 1)):
+            raise InputError(
+                f"Conv4: image_size must be at least (16, 16), for four poolings; got {(height, breadth)}"
+            )
+        for name, value, least in (
+            ("in_channels", in_channels, 1),
+            ("n_classes", n_classes, 2),
+            ("width", width, 1),
+        ):
             if value < least:
                 raise InputError(f"Conv4: {name} must be at least {least}; got {value}")
         self.in_channels = in_channels
@@ -41,7 +47,10 @@ class Conv4(nn.Module):
         self.width = width
         self.batch_statistics = batch_statistics
         self.blocks = nn.Sequential(
-            *(_block(in_channels if i == 0 else width, width, track=not batch_statistics) for i in range(4))
+            *(
+                _block(in_channels if i == 0 else width, width, track=not batch_statistics)
+                for i in range(4)
+            )
         )
         self.classifier = nn.Linear(width * (height // 16) * (breadth // 16), n_classes)
 
@@ -51,7 +60,9 @@ class Conv4(nn.Module):
 
 def _block(in_channels: int, out_channels: int, track: bool) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),  # batch norm takes the mean out: no bias
+        nn.Conv2d(
+            in_channels, out_channels, 3, padding=1, bias=False
+        ),  # batch norm takes the mean out: no bias
         nn.BatchNorm2d(out_channels, track_running_stats=track),
         nn.MaxPool2d(2),  # before ReLU: the same values and gradients, and a quarter of ReLU's work
         nn.ReLU(),

@@ -35,8 +35,14 @@ class ResNet(nn.Module):
         name = type(self).__name__
         height, breadth = image_size
         if min(height, breadth) < 8:
-            raise InputError(f"{name}: image_size must be at least (8, 8), for three halvings; got {(height, breadth)}")
-        for what, value, least in (("in_channels", in_channels, 1), ("n_classes", n_classes, 2), ("width", width, 1)):
+            raise InputError(
+                f"{name}: image_size must be at least (8, 8), for three halvings; got {(height, breadth)}"
+            )
+        for what, value, least in (
+            ("in_channels", in_channels, 1),
+            ("n_classes", n_classes, 2),
+            ("width", width, 1),
+        ):
             if value < least:
                 raise InputError(f"{name}: {what} must be at least {least}; got {value}")
         self.in_channels = in_channels
@@ -91,7 +97,9 @@ class _Block(nn.Module):
         return functional.relu(self.second(functional.relu(self.first(x))) + beside)
 
 
-def _convolution_and_norm(in_channels: int, out_channels: int, side: int, stride: int, track: bool) -> nn.Sequential:
+def _convolution_and_norm(
+    in_channels: int, out_channels: int, side: int, stride: int, track: bool
+) -> nn.Sequential:
     convolution = nn.Conv2d(in_channels, out_channels, side, stride, padding=side // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels, track_running_stats=track))

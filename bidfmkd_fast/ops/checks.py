@@ -22,23 +22,33 @@ def _choice(op: str, name: str, value: str, allowed: Sequence[str]) -> None:
         raise InputError(f"{op}: {name} must be one of {', '.join(allowed)}; got {value!r}")
 
 
-def _dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype], hint: str = "") -> None:
+def _dtype(
+    op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype], hint: str = ""
+) -> None:
     if tensor.dtype not in allowed:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-        raise InputTypeError(f"{op}: {name} must be {wanted}; got {str(tensor.dtype).removeprefix('torch.')}{hint}")
+        raise InputTypeError(
+            f"{op}: {name} must be {wanted}; got {str(tensor.dtype).removeprefix('torch.')}{hint}"
+        )
 
 
 def _device(op: str, wanted: torch.device, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != wanted:
-            raise InputError(f"{op}: {name} must be on {wanted} like the other tensors; got {tensor.device}")
+            raise InputError(
+                f"{op}: {name} must be on {wanted} like the other tensors; got {tensor.device}"
+            )
 
 
-def _drawing(op: str, shape: Sequence[int], state: Tensor, mu: float, directions: str, grid: int, first: int) -> None:
+def _drawing(
+    op: str, shape: Sequence[int], state: Tensor, mu: float, directions: str, grid: int, first: int
+) -> None:
     """What all ops that draw directions have in common."""
     _choice(op, "directions", directions, DIRECTIONS)
     if len(shape) < 2:
-        raise InputError(f"{op}: images must have a batch dimension and more, [B, *S]; got shape {list(shape)}")
+        raise InputError(
+            f"{op}: images must have a batch dimension and more, [B, *S]; got shape {list(shape)}"
+        )
     if state.dtype != torch.int64 or tuple(state.shape) != (2,):
         got = f"{str(state.dtype).removeprefix('torch.')} {list(state.shape)}"
         raise InputTypeError(f"{op}: state must be an int64 tensor [seed, step]; got {got}")
@@ -47,9 +57,13 @@ def _drawing(op: str, shape: Sequence[int], state: Tensor, mu: float, directions
         raise InputError(f"{op}: first_direction and first_image must not be negative; got {first}")
     if directions == "lowres":
         if len(shape) != 4:
-            raise InputError(f"{op}: directions 'lowres' need images [B, C, H, W]; got shape {list(shape)}")
+            raise InputError(
+                f"{op}: directions 'lowres' need images [B, C, H, W]; got shape {list(shape)}"
+            )
         if not 1 <= grid <= min(shape[2:]):
-            raise InputError(f"{op}: grid must be from 1 to {min(shape[2:])}, the image's smaller side; got {grid}")
+            raise InputError(
+                f"{op}: grid must be from 1 to {min(shape[2:])}, the image's smaller side; got {grid}"
+            )
     check_grid(op, directions, grid)
 
 
@@ -66,9 +80,13 @@ def check_grid(op: str, directions: str, grid: int) -> None:
     """Refuse unknown `directions`, and a `grid` that does not go with them whatever the images are."""
     _choice(op, "directions", directions, DIRECTIONS)
     if directions == "lowres" and grid < 1:
-        raise InputError(f"{op}: grid must be from 1 to the image's smaller side with directions 'lowres'; got {grid}")
+        raise InputError(
+            f"{op}: grid must be from 1 to the image's smaller side with directions 'lowres'; got {grid}"
+        )
     if directions != "lowres" and grid != 0:
-        raise InputError(f"{op}: grid goes with directions 'lowres' only; got grid={grid} with {directions!r}")
+        raise InputError(
+            f"{op}: grid goes with directions 'lowres' only; got grid={grid} with {directions!r}"
+        )
 
 
 def check_number(op: str, name: str, value: object) -> float:
@@ -123,13 +141,17 @@ def check_memory(x: Tensor, state: Tensor, out: Tensor) -> None:
     first, stop = _extent(out)
     for name, tensor in (("x", x), ("state", state)):
         low, high = _extent(tensor)
-        is_row_0 = low == first and tensor.shape == out.shape[1:] and tensor.stride() == out.stride()[1:]
+        is_row_0 = (
+            low == first and tensor.shape == out.shape[1:] and tensor.stride() == out.stride()[1:]
+        )
         if max(low, first) < min(high, stop) and not is_row_0:
             raise InputError(
                 f"perturb: {name} must not lie in the memory of out, except that x may be out[0]; "
                 f"pass {name}.clone() or another out"
             )
-    if out.numel() and any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride())):
+    if out.numel() and any(
+        stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride())
+    ):
         raise InputError(
             "perturb: the elements of out must not share memory; it is an expanded tensor, pass a full one"
         )
@@ -158,7 +180,9 @@ def check_estimate_gradient(
     _drawing(op, shape, state, mu, directions, grid, min(first_direction, first_image))
     _device(op, differences.device, state=state)
     if differences.dim() != 2 or differences.shape[1] != shape[0]:
-        raise InputError(f"{op}: differences must be [q, B] with B = {shape[0]}; got {list(differences.shape)}")
+        raise InputError(
+            f"{op}: differences must be [q, B] with B = {shape[0]}; got {list(differences.shape)}"
+        )
 
 
 def check_zo_kd_gradient(
@@ -182,8 +206,15 @@ def check_zo_kd_gradient(
     _choice(op, "divergence", divergence, DIVERGENCES)
     _drawing(op, shape, state, mu, directions, grid, min(first_direction, first_image))
     _device(op, scores.device, labels=labels, state=state, student_scores=student_scores)
-    if scores.dim() != 3 or scores.shape[0] < 1 or scores.shape[1] != shape[0] or scores.shape[2] < 1:
-        raise InputError(f"{op}: scores must be [1+q, B, n_classes] with B = {shape[0]}; got {list(scores.shape)}")
+    if (
+        scores.dim() != 3
+        or scores.shape[0] < 1
+        or scores.shape[1] != shape[0]
+        or scores.shape[2] < 1
+    ):
+        raise InputError(
+            f"{op}: scores must be [1+q, B, n_classes] with B = {shape[0]}; got {list(scores.shape)}"
+        )
     _dtype(op, "labels", labels, (torch.int64,))
     if list(labels.shape) != [shape[0]]:
         raise InputError(f"{op}: labels must be [B] = [{shape[0]}]; got {list(labels.shape)}")
@@ -197,7 +228,9 @@ def check_zo_kd_gradient(
                 f"{op}: student_scores must be [B, n_classes] = {wanted}; got {list(student_scores.shape)}"
             )
     elif boundary_weight != 0:
-        raise InputError(f"{op}: boundary_weight {boundary_weight} needs student_scores [B, n_classes]; none came")
+        raise InputError(
+            f"{op}: boundary_weight {boundary_weight} needs student_scores [B, n_classes]; none came"
+        )
 
 
 def check_labels(op: str, labels: Tensor, n_classes: int) -> None:
@@ -205,10 +238,14 @@ def check_labels(op: str, labels: Tensor, n_classes: int) -> None:
     if labels.device.type == "cpu" and labels.numel():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= n_classes:
-            raise InputError(f"{op}: labels must be from 0 to {n_classes - 1}; got {low if low < 0 else high}")
+            raise InputError(
+                f"{op}: labels must be from 0 to {n_classes - 1}; got {low if low < 0 else high}"
+            )
 
 
-def check_kd_loss(student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str) -> None:
+def check_kd_loss(
+    student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str
+) -> None:
     op = "kd_loss"
     _dtype(op, "student_logits", student, _SCORES)
     _dtype(op, "teacher_scores", teacher, _SCORES)
@@ -225,4 +262,6 @@ def check_kd_loss(student: Tensor, teacher: Tensor, temperature: float, divergen
     if not temperature > 0 or temperature == float("inf"):
         raise InputError(f"{op}: temperature must be a positive number; got {temperature}")
     if divergence == "l1" and scores_kind != "logits":
-        raise InputError(f"{op}: divergence 'l1' compares logits with logits; for {scores_kind} take 'l1_prob' or 'kl'")
+        raise InputError(
+            f"{op}: divergence 'l1' compares logits with logits; for {scores_kind} take 'l1_prob' or 'kl'"
+        )

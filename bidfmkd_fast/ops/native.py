@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.ops.workspace import empty_reused
+from bidfmkd_fast.runtime.allocator import empty_reused
 
 _C: ModuleType | None
 load_error: str | None = None
@@ -28,7 +28,9 @@ except ImportError as error:
     _C = None
     load_error = f"{type(error).__name__}: {error}"
     if (Path(__file__).parents[2] / "CMakeLists.txt").is_file():
-        load_error += "; this is the source tree, which hides an installed package: run from another folder"
+        load_error += (
+            "; this is the source tree, which hides an installed package: run from another folder"
+        )
 
 _devices = () if _C is None else tuple(_C.build_info()["devices"])
 
@@ -38,8 +40,18 @@ DIVERGENCES = ("l1", "l1_prob", "kl")
 SCORE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "native", "reference")
 # Elements that perturb writes and the gradient sums: below, a thread costs more than it saves (docs/architecture.md).
-WRITTEN_PER_THREAD = {"rademacher": 1 << 21, "sphere": 1 << 20, "gaussian": 1 << 20, "lowres": 1 << 20}
-SUMMED_PER_THREAD = {"rademacher": 1 << 22, "sphere": 1 << 20, "gaussian": 1 << 20, "lowres": 1 << 20}
+WRITTEN_PER_THREAD = {
+    "rademacher": 1 << 21,
+    "sphere": 1 << 20,
+    "gaussian": 1 << 20,
+    "lowres": 1 << 20,
+}
+SUMMED_PER_THREAD = {
+    "rademacher": 1 << 22,
+    "sphere": 1 << 20,
+    "gaussian": 1 << 20,
+    "lowres": 1 << 20,
+}
 ELEMENTS_PER_NORM_THREAD = 1 << 22  # one pass over memory: a second thread gains little
 
 _backend = "auto"
@@ -60,7 +72,9 @@ def use_backend(name: str) -> Iterator[None]:
     if name not in BACKENDS:
         raise InputError(f"use_backend: name must be one of {', '.join(BACKENDS)}; got {name!r}")
     if name == "native" and _C is None:
-        raise InputError(f"use_backend: the native module is not available ({load_error}); reinstall bidfmkd-fast")
+        raise InputError(
+            f"use_backend: the native module is not available ({load_error}); reinstall bidfmkd-fast"
+        )
     before, _backend = _backend, name
     try:
         yield
@@ -91,7 +105,11 @@ def device_problem(device: torch.device) -> str | None:
     if _C is None:
         return f"the native module could not be loaded ({load_error})"
     if device.type not in _devices:
-        hint = "; install it again with BIDFMKD_CUDA=ON in the environment" if device.type == "cuda" else ""
+        hint = (
+            "; install it again with BIDFMKD_CUDA=ON in the environment"
+            if device.type == "cuda"
+            else ""
+        )
         return f"this build has no kernels for device '{device.type}'{hint}"
     return _cuda_problem(device.index or 0) if device.type == "cuda" else None
 
@@ -146,9 +164,19 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _geometry(shape: Sequence[int], directions: str, grid: int) -> tuple[int, int, int, int, int, int, int]:
+def _geometry(
+    shape: Sequence[int], directions: str, grid: int
+) -> tuple[int, int, int, int, int, int, int]:
     channels, height, width = shape[1:] if directions == "lowres" else (1, 1, 1)
-    return shape[0], math.prod(shape[1:]), DIRECTIONS.index(directions), channels, height, width, grid
+    return (
+        shape[0],
+        math.prod(shape[1:]),
+        DIRECTIONS.index(directions),
+        channels,
+        height,
+        width,
+        grid,
+    )
 
 
 def perturb_out(
@@ -165,7 +193,9 @@ def perturb_out(
     """The kernel behind `perturb`; see `reference.perturb_out`."""
     assert _C is not None
     x, state = x.contiguous(), state.contiguous()
-    target = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
+    target = (
+        out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
+    )
     geometry = _geometry(x.shape, directions, grid)
     workspace = _workspace(target, "perturb", num_directions, *geometry)
     _C.perturb(
@@ -270,20 +300,30 @@ def zo_kd_gradient(
     return gradient, loss
 
 
-def kd_loss(student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str) -> Tensor:
+def kd_loss(
+    student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str
+) -> Tensor:
     """The kernel behind `kd_loss`; see `reference.kd_loss`."""
     assert _C is not None
     dtype = student.dtype
     student, teacher = _floats(student, teacher)
     loss = torch.empty(student.shape[:-2], dtype=torch.float32, device=student.device)
     _C.kd_loss(
-        student.data_ptr(), teacher.data_ptr(), loss.data_ptr(), *_kd(student, temperature, divergence, scores_kind)
+        student.data_ptr(),
+        teacher.data_ptr(),
+        loss.data_ptr(),
+        *_kd(student, temperature, divergence, scores_kind),
     )
     return loss.to(dtype)
 
 
 def kd_loss_backward(
-    grad: Tensor, student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str
+    grad: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    divergence: str,
+    scores_kind: str,
 ) -> Tensor:
     """The kernel behind the derivative of `kd_loss`; see `reference.kd_loss_backward`."""
     assert _C is not None
@@ -338,21 +378,36 @@ def norm_pool(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple
     assert _C is not None
     n_images, channels, height, width = images.shape
     cells = torch.empty(
-        (n_images, channels, height // 2, width // 2), device=images.device, memory_format=norm_pool_format(images)
+        (n_images, channels, height // 2, width // 2),
+        device=images.device,
+        memory_format=norm_pool_format(images),
     )
-    saved = (torch.empty_like(cells, dtype=torch.int32), torch.empty_like(cells), *images.new_empty(2, channels))
+    saved = (
+        torch.empty_like(cells, dtype=torch.int32),
+        torch.empty_like(cells),
+        *images.new_empty(2, channels),
+    )
     _C.norm_pool(
-        *_norm_pool(images), *_addresses(images, weight, bias), eps, *_addresses(cells, *saved), *_norm_place(images)
+        *_norm_pool(images),
+        *_addresses(images, weight, bias),
+        eps,
+        *_addresses(cells, *saved),
+        *_norm_place(images),
     )
     return cells, saved
 
 
-def norm_pool_backward(grad: Tensor, images: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor]:
+def norm_pool_backward(
+    grad: Tensor, images: Tensor, weight: Tensor, saved: Saved
+) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel behind its derivative: gradients of images, weight and bias."""
     assert _C is not None
     out = (torch.empty_like(images), torch.empty_like(weight), torch.empty_like(weight))
     _C.norm_pool_backward(
-        *_norm_pool(images), *_addresses(grad, images, weight, *saved), *_addresses(*out), *_norm_place(images)
+        *_norm_pool(images),
+        *_addresses(grad, images, weight, *saved),
+        *_addresses(*out),
+        *_norm_place(images),
     )
     return out
 

@@ -19,9 +19,14 @@ def norm_pool(images: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
     Normalised by the mean and the biased variance of each channel of this batch. Fast on channels-last memory on the
     CPU, on contiguous memory on CUDA.
     """
-    served = images.device.type in ("cpu", "cuda") and images.dtype not in (torch.float16, torch.bfloat16)
+    served = images.device.type in ("cpu", "cuda") and images.dtype not in (
+        torch.float16,
+        torch.bfloat16,
+    )
     if served and native.selects("norm_pool", images, weight, bias):
-        return _NormPool.apply(images.contiguous(memory_format=native.norm_pool_format(images)), weight, bias, eps)
+        return _NormPool.apply(
+            images.contiguous(memory_format=native.norm_pool_format(images)), weight, bias, eps
+        )
     normed = functional.batch_norm(images, None, None, weight, bias, training=True, eps=eps)
     return functional.relu(functional.max_pool2d(normed, 2))
 
@@ -54,5 +59,7 @@ class _NormPoolBackward(torch.autograd.Function):
             grad_weight.contiguous(),
             grad_bias.contiguous(),
         )
-        grads = native.norm_pool_double_backward(*upstream, grad, images, weight.contiguous(), saved)
+        grads = native.norm_pool_double_backward(
+            *upstream, grad, images, weight.contiguous(), saved
+        )
         return *grads, None, None, None, None

@@ -22,14 +22,21 @@ LOWEST_PROBABILITY = 1e-7  # an API may round a probability down to 0; -log of i
 _U32 = 0xFFFFFFFF
 
 
-def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox4x32(
+    counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32: 4 words from a counter of 4 and a key of 2, all int64 tensors in [0, 2^32) that broadcast."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
         # The 64-bit product wraps into the sign bit, but shift-and-mask still finds its halves.
         p0, p1 = c0 * PHILOX_MULTIPLIERS[0], c2 * PHILOX_MULTIPLIERS[1]
-        c0, c1, c2, c3 = (p1 >> 32) & _U32 ^ c1 ^ k0, p1 & _U32, (p0 >> 32) & _U32 ^ c3 ^ k1, p0 & _U32
+        c0, c1, c2, c3 = (
+            (p1 >> 32) & _U32 ^ c1 ^ k0,
+            p1 & _U32,
+            (p0 >> 32) & _U32 ^ c3 ^ k1,
+            p0 & _U32,
+        )
         k0, k1 = (k0 + PHILOX_WEYL[0]) & _U32, (k1 + PHILOX_WEYL[1]) & _U32
     return c0, c1, c2, c3
 
@@ -43,11 +50,15 @@ def random_words(
     counters = torch.arange(n_counters, device=device)[None, :]
     images = torch.arange(first_image, first_image + n_images, device=device)[:, None] & _U32
     counter = (counters, images, torch.tensor(third & _U32, device=device), step & _U32)
-    words = torch.broadcast_tensors(*philox4x32(counter, (seed & _U32, (seed >> 32) & _U32), rounds))
+    words = torch.broadcast_tensors(
+        *philox4x32(counter, (seed & _U32, (seed >> 32) & _U32), rounds)
+    )
     return torch.stack(words, dim=-1)
 
 
-def _sign_words(state: Tensor, n_images: int, n_elements: int, group: int, first_image: int) -> Tensor:
+def _sign_words(
+    state: Tensor, n_images: int, n_elements: int, group: int, first_image: int
+) -> Tensor:
     """`[n_images, n_elements]` words: bit `i` is the sign of direction `32 * group + i`."""
     words = random_words(state, n_images, -(-n_elements // 4), group, SIGN_ROUNDS, first_image)
     return words.flatten(1)[:, :n_elements]
@@ -66,15 +77,23 @@ def _normal_table() -> Tensor:
 
     bits = torch.arange(2**15)
     sizes = quantile(bits).round().long()  # stays so for the 32 outermost
-    at = torch.cos((2 * torch.arange(4, dtype=torch.float64) + 1) * torch.pi / 8)  # the Chebyshev points
+    at = torch.cos(
+        (2 * torch.arange(4, dtype=torch.float64) + 1) * torch.pi / 8
+    )  # the Chebyshev points
     for n_ranks in (32, 1024):
-        first = torch.arange(1, 32)[:, None] * n_ranks  # [31, 1]; segment 0 holds the finer segments or the outermost
-        powers = torch.linalg.solve(at[:, None] ** torch.arange(4), quantile(first + n_ranks / 2 * (1 + at)).T).T
+        first = (
+            torch.arange(1, 32)[:, None] * n_ranks
+        )  # [31, 1]; segment 0 holds the finer segments or the outermost
+        powers = torch.linalg.solve(
+            at[:, None] ** torch.arange(4), quantile(first + n_ranks / 2 * (1 + at)).T
+        ).T
         # A product with t / 2 doubles what it is made from; rounding down takes half a unit each time.
         powers = powers * torch.tensor([1, 2, 4, 8]) + torch.tensor([0.5, 0.5, 0.5, 0.0])
         constant, linear, square, cube = powers.round().long().T[:, :, None]
         place = torch.arange(n_ranks)
-        t = (place - n_ranks * (place >= n_ranks // 2)) * (2**16 // n_ranks)  # signed, in units of 2^-15
+        t = (place - n_ranks * (place >= n_ranks // 2)) * (
+            2**16 // n_ranks
+        )  # signed, in units of 2^-15
         values = cube * t >> 16
         values = (square + values) * t >> 16
         values = (linear + values) * t >> 16
@@ -83,9 +102,13 @@ def _normal_table() -> Tensor:
     return torch.cat([sizes, -sizes])
 
 
-def _normals(state: Tensor, n_images: int, n_elements: int, direction: int, first_image: int) -> Tensor:
+def _normals(
+    state: Tensor, n_images: int, n_elements: int, direction: int, first_image: int
+) -> Tensor:
     """`[n_images, n_elements]` standard normals in float64, each from 16 bits."""
-    words = random_words(state, n_images, -(-n_elements // 8), direction, NORMAL_ROUNDS, first_image)
+    words = random_words(
+        state, n_images, -(-n_elements // 8), direction, NORMAL_ROUNDS, first_image
+    )
     halves = torch.cat([words & 0xFFFF, words >> 16], dim=-1).flatten(1)[:, :n_elements]
     return _normal_table().to(halves.device)[halves]
 
@@ -122,7 +145,9 @@ def unit_directions(
             channels, height, width = shape[1:]
             field = _normals(state, n_images, channels * grid * grid, k, first_image)
             field = field.view(n_images, channels, grid, grid)
-            flat = F.interpolate(field, (height, width), mode="bilinear", align_corners=False).flatten(1)
+            flat = F.interpolate(
+                field, (height, width), mode="bilinear", align_corners=False
+            ).flatten(1)
             flat = flat / flat.norm(dim=1, keepdim=True)
         yield flat.view(tuple(shape))
 
@@ -140,7 +165,9 @@ def perturb_out(
 ) -> None:
     """`out[0] = x`, `out[1 + k] = x + mu * u_k`; `out` is `[1 + q, B, *S]`."""
     out[0] = x
-    drawn = unit_directions(x.shape, state, num_directions, directions, grid, first_direction, first_image)
+    drawn = unit_directions(
+        x.shape, state, num_directions, directions, grid, first_direction, first_image
+    )
     for k, u in enumerate(drawn):
         # The step is rounded before it is added, as the kernels do, so that sign directions agree bit for bit.
         out[1 + k] = x + (mu * u).to(x.dtype)
@@ -159,11 +186,17 @@ def estimate_gradient(
     """`g_b = s / (q mu) * sum_k differences[k, b] * u_kb`; `[q, B]` -> `[B, *S]` (paper, equation 4)."""
     num_directions = differences.shape[0]
     total = torch.zeros(tuple(shape), dtype=torch.float64, device=differences.device)
-    drawn = unit_directions(shape, state, num_directions, directions, grid, first_direction, first_image)
+    drawn = unit_directions(
+        shape, state, num_directions, directions, grid, first_direction, first_image
+    )
     for k, u in enumerate(drawn):
         total += differences[k].double().view(-1, *[1] * (len(shape) - 1)) * u
-    scale = span_dimension(shape, directions, grid) / (num_directions * mu) if num_directions else 0.0
-    return (scale * total).to(torch.float64 if differences.dtype == torch.float64 else torch.float32)
+    scale = (
+        span_dimension(shape, directions, grid) / (num_directions * mu) if num_directions else 0.0
+    )
+    return (scale * total).to(
+        torch.float64 if differences.dtype == torch.float64 else torch.float32
+    )
 
 
 def log_probabilities_of(scores: Tensor, scores_kind: str) -> Tensor:
@@ -204,7 +237,11 @@ def objective(
     if divergence == "l1":
         distance = (scores - student).abs().sum(-1)
     elif divergence == "l1_prob":
-        distance = (probabilities_of(scores, scores_kind) - probabilities_of(student, scores_kind)).abs().sum(-1)
+        distance = (
+            (probabilities_of(scores, scores_kind) - probabilities_of(student, scores_kind))
+            .abs()
+            .sum(-1)
+        )
     else:
         p = probabilities_of(scores, scores_kind)
         terms = p * (log_p - log_probabilities_of(student, scores_kind))
@@ -233,7 +270,9 @@ def zo_kd_gradient(
     losses = objective(scores, labels, student_scores, boundary_weight, scores_kind, divergence)
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     differences = losses[1:] - losses[:1]
-    gradient = estimate_gradient(differences, state, shape, mu, directions, grid, first_direction, first_image)
+    gradient = estimate_gradient(
+        differences, state, shape, mu, directions, grid, first_direction, first_image
+    )
     return gradient.to(dtype), losses[0].to(dtype)
 
 
@@ -244,7 +283,9 @@ def _teacher_probabilities(scores: Tensor, scores_kind: str, temperature: float)
     return (log_probabilities_of(scores, scores_kind) / temperature).softmax(-1)
 
 
-def kd_loss(student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str) -> Tensor:
+def kd_loss(
+    student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str
+) -> Tensor:
     """`[*E, N, n_classes]` twice -> `[*E]`: T^2 * mean_n D(teacher, student), both at temperature T, in float64."""
     dtype, student, teacher = student.dtype, student.double(), teacher.double()
     if divergence == "l1":
@@ -261,7 +302,12 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float, divergence: st
 
 
 def kd_loss_backward(
-    grad: Tensor, student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str
+    grad: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    divergence: str,
+    scores_kind: str,
 ) -> Tensor:
     """`grad * d kd_loss / d student`: `[*E]`, `[*E, N, n_classes]` twice -> `[*E, N, n_classes]`."""
     dtype, student, teacher = student.dtype, student.double(), teacher.double()
@@ -291,7 +337,9 @@ def kd_loss_double_backward(
     """The derivatives of `<grad_out, kd_loss_backward>`: with respect to `grad` `[*E]` and `student`."""
     dtype = student.dtype
     one = torch.ones_like(grad, dtype=torch.float64)
-    jacobian = kd_loss_backward(one, student.double(), teacher, temperature, divergence, scores_kind)
+    jacobian = kd_loss_backward(
+        one, student.double(), teacher, temperature, divergence, scores_kind
+    )
     v = grad_out.double()
     grad_grad = (v * jacobian).sum((-2, -1)).to(dtype)
     if divergence == "l1":

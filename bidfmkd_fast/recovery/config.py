@@ -56,7 +56,14 @@ class RecoveryConfig:
     max_images: int = 1024
 
     def __post_init__(self) -> None:
-        least = {"steps": 0, "grid": 0, "num_directions": 1, "latent_dim": 1, "generator_width": 1, "max_images": 1}
+        least = {
+            "steps": 0,
+            "grid": 0,
+            "num_directions": 1,
+            "latent_dim": 1,
+            "generator_width": 1,
+            "max_images": 1,
+        }
         for name, low in least.items():
             check_integer(f"RecoveryConfig: {name}", getattr(self, name), low)
         if isinstance(self.mu, str) and self.mu != AUTO:
@@ -69,20 +76,32 @@ class RecoveryConfig:
                 raise InputTypeError(f"RecoveryConfig: {name} must be a number; got {value!r}")
             if not (0 < value < math.inf or (value == 0 and zero_fits)):
                 wanted = "at least 0" if zero_fits else "above 0"
-                raise InputError(f"RecoveryConfig: {name} must be finite and {wanted}; got {value!r}")
-        choices = (("directions", DIRECTIONS), ("divergence", DIVERGENCES), ("generator_precision", PRECISIONS))
+                raise InputError(
+                    f"RecoveryConfig: {name} must be finite and {wanted}; got {value!r}"
+                )
+        choices = (
+            ("directions", DIRECTIONS),
+            ("divergence", DIVERGENCES),
+            ("generator_precision", PRECISIONS),
+        )
         for name, known in choices:
             if (value := getattr(self, name)) not in known:
-                raise InputError(f"RecoveryConfig: {name} must be one of {', '.join(known)}; got {value!r}")
+                raise InputError(
+                    f"RecoveryConfig: {name} must be one of {', '.join(known)}; got {value!r}"
+                )
         if (self.directions == "lowres") != (self.grid > 0):
             raise InputError(
                 "RecoveryConfig: grid must be at least 1 with directions='lowres' and 0 with all others; "
                 f"got grid={self.grid} with directions={self.directions!r}"
             )
         if not _are_betas(self.betas):
-            raise InputError(f"RecoveryConfig: betas must be two numbers in [0, 1); got {self.betas!r}")
+            raise InputError(
+                f"RecoveryConfig: betas must be two numbers in [0, 1); got {self.betas!r}"
+            )
         if not isinstance(self.augment, bool):
-            raise InputTypeError(f"RecoveryConfig: augment must be True or False; got {self.augment!r}")
+            raise InputTypeError(
+                f"RecoveryConfig: augment must be True or False; got {self.augment!r}"
+            )
 
 
 def check_integer(name: str, value: object, low: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bidfmkd_fast.black_box import BlackBox, OpenBox
-from bidfmkd_fast.black_box.resolution import N_IMAGES, QUERIES
+from bidfmkd_fast.black_box.step_length import N_IMAGES, QUERIES
 from bidfmkd_fast.errors import BudgetExhausted
 from bidfmkd_fast.recovery.config import RecoveryConfig
 from bidfmkd_fast.recovery.paper_compat import directions_left
@@ -21,14 +21,20 @@ class Cost:
     price: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.queries + other.queries, self.requests + other.requests, self.price + other.price)
+        return Cost(
+            self.queries + other.queries, self.requests + other.requests, self.price + other.price
+        )
 
     def __mul__(self, times: int) -> Cost:
         return Cost(times * self.queries, times * self.requests, times * self.price)
 
 
 def step_cost(
-    api: BlackBox, config: RecoveryConfig, n_images: int, paper_compat: bool = False, rows_held: int = 0
+    api: BlackBox,
+    config: RecoveryConfig,
+    n_images: int,
+    paper_compat: bool = False,
+    rows_held: int = 0,
 ) -> Cost:
     """Count one step on `n_images` images; without steps, the one look at the images that takes their place.
 
@@ -47,12 +53,16 @@ def measuring_cost(api: BlackBox, config: RecoveryConfig, n_images: int) -> Cost
     return _call_cost(api, QUERIES // N_IMAGES * min(N_IMAGES, n_images))
 
 
-def first_step_cost(api: BlackBox, config: RecoveryConfig, n_images: int, paper_compat: bool = False) -> Cost:
+def first_step_cost(
+    api: BlackBox, config: RecoveryConfig, n_images: int, paper_compat: bool = False
+) -> Cost:
     """Count what a recovery asks until its first step is made: less is of no use."""
     return measuring_cost(api, config, n_images) + step_cost(api, config, n_images, paper_compat)
 
 
-def set_cost(api: BlackBox, config: RecoveryConfig, n_per_class: int, paper_compat: bool = False) -> Cost:
+def set_cost(
+    api: BlackBox, config: RecoveryConfig, n_per_class: int, paper_compat: bool = False
+) -> Cost:
     """Count what `recover` asks for one whole set with the same arguments, if no budget ends it."""
     n_images = n_per_class * api.spec.n_classes
     step = step_cost(api, config, n_images, paper_compat)
@@ -73,7 +83,9 @@ def check_budget(api: BlackBox, cost: Cost) -> None:
         )
 
 
-def _chunk_rows(api: BlackBox, config: RecoveryConfig, n_images: int, paper_compat: bool) -> list[int]:
+def _chunk_rows(
+    api: BlackBox, config: RecoveryConfig, n_images: int, paper_compat: bool
+) -> list[int]:
     """Rows of `n_images` points in each call to the API in one step, as `ZerothOrder.ask_chunks` makes them."""
     if not takes_directions(api, config):
         return [1]

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bidfmkd_fast.black_box.precision import full_float32
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.runtime.full_float32 import full_float32
 
 PRECISIONS = ("tf32", "float32", "bfloat16")
 
@@ -28,7 +28,9 @@ class UpsampledConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        kernel = self.weight.transpose(0, 1).flip(2, 3)  # [in, out, 3, 3], turned as a transposed convolution wants it
+        kernel = self.weight.transpose(0, 1).flip(
+            2, 3
+        )  # [in, out, 3, 3], turned as a transposed convolution wants it
         rows = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))
         summed = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))  # [in, out, 4, 4]
         return F.conv_transpose2d(input, summed, stride=2, padding=1)
@@ -45,15 +47,23 @@ class Generator(nn.Module):
         InputError: `image_shape` is not `(1 or 3, multiple of 4, multiple of 4)`, or a size is below 1.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], latent_dim: int = 256, width: int = 64) -> None:
+    def __init__(
+        self, image_shape: tuple[int, int, int], latent_dim: int = 256, width: int = 64
+    ) -> None:
         super().__init__()
-        if len(image_shape) != 3 or image_shape[0] not in (1, 3) or any(s < 4 or s % 4 for s in image_shape[1:]):
+        if (
+            len(image_shape) != 3
+            or image_shape[0] not in (1, 3)
+            or any(s < 4 or s % 4 for s in image_shape[1:])
+        ):
             raise InputError(
                 "Generator: image_shape must be (C, H, W) with C 1 or 3 and H and W multiples of 4; "
                 f"got {tuple(image_shape)}; give `recover` a generator module of your own for other shapes"
             )
         if latent_dim < 1 or width < 1:
-            raise InputError(f"Generator: latent_dim and width must be at least 1; got {latent_dim} and {width}")
+            raise InputError(
+                f"Generator: latent_dim and width must be at least 1; got {latent_dim} and {width}"
+            )
         channels, height, image_width = image_shape
         self.latent_dim = latent_dim
         self.project = nn.Linear(latent_dim, 2 * width * (height // 4) * (image_width // 4))
@@ -72,7 +82,9 @@ class Generator(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         # Channels last: the convolutions take a third less time on the CPU, and this order costs no copy.
-        features = self.project(latents).unflatten(1, self.first_shape).permute(0, 3, 1, 2)  # [B, 2 width, H/4, W/4]
+        features = (
+            self.project(latents).unflatten(1, self.first_shape).permute(0, 3, 1, 2)
+        )  # [B, 2 width, H/4, W/4]
         images: torch.Tensor = self.draw(features).contiguous()  # [B, C, H, W]
         return images
 
@@ -94,7 +106,9 @@ def renewed(generator: nn.Module) -> nn.Module:
     Draws from torch's global random generator.
     """
     if not isinstance(generator, nn.Module):
-        raise InputTypeError(f"recover: generator must be a torch.nn.Module; got {type(generator).__name__}")
+        raise InputTypeError(
+            f"recover: generator must be a torch.nn.Module; got {type(generator).__name__}"
+        )
     copied = copy.deepcopy(generator)
     for module in copied.modules():
         reset = getattr(module, "reset_parameters", None)
@@ -105,13 +119,25 @@ def renewed(generator: nn.Module) -> nn.Module:
 
 def check_images(images: object, shape: list[int]) -> None:
     """Raises InputError unless these are images a generator should make: `shape`, float32, in [0, 1], with a graph."""
-    if not isinstance(images, torch.Tensor) or images.dtype != torch.float32 or list(images.shape) != shape:
-        came = f"{images.dtype} {list(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
-        raise InputError(f"recover: generator must make float32 images {shape} of latents; got {came}")
+    if (
+        not isinstance(images, torch.Tensor)
+        or images.dtype != torch.float32
+        or list(images.shape) != shape
+    ):
+        came = (
+            f"{images.dtype} {list(images.shape)}"
+            if isinstance(images, torch.Tensor)
+            else type(images).__name__
+        )
+        raise InputError(
+            f"recover: generator must make float32 images {shape} of latents; got {came}"
+        )
     low, high = images.min().item(), images.max().item()
     if not (low >= 0 and high <= 1):  # NaN is refused too
         raise InputError(
             f"recover: generator must make images in [0, 1]; got {low:.4g} to {high:.4g}; end it in a sigmoid"
         )
     if not images.requires_grad:
-        raise InputError("recover: generator must be differentiable; its images carry no graph to the latents")
+        raise InputError(
+            "recover: generator must be differentiable; its images carry no graph to the latents"
+        )

@@ -30,16 +30,23 @@ class ImageMaker:
         self.can_restore = generator is None
         with seeded(seed, "recovery", "generator"):
             if generator is None:
-                self.generator: nn.Module = Generator(api.spec.image_shape, config.latent_dim, config.generator_width)
+                self.generator: nn.Module = Generator(
+                    api.spec.image_shape, config.latent_dim, config.generator_width
+                )
             else:
                 self.generator = renewed(generator)
         self.generator.to(device).train()
         draws = torch_generator(seed, "recovery", "latents")
         latents = torch.randn(n_images, config.latent_dim, generator=draws)
         self.latents = nn.Parameter(latents.to(device))
-        trained = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
+        trained = [
+            parameter for parameter in self.generator.parameters() if parameter.requires_grad
+        ]
         self.optimizer = torch.optim.Adam(
-            [self.latents, *trained], lr=config.learning_rate, betas=config.betas, capturable=self.latents.is_cuda
+            [self.latents, *trained],
+            lr=config.learning_rate,
+            betas=config.betas,
+            capturable=self.latents.is_cuda,
         )
 
     def images(self, step: int) -> Tensor:
@@ -66,7 +73,9 @@ class ImageMaker:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that steps change, by name; complete where `can_restore`."""
-        tensors = {f"generator.{name}": value for name, value in self.generator.state_dict().items()}
+        tensors = {
+            f"generator.{name}": value for name, value in self.generator.state_dict().items()
+        }
         tensors["latents"] = self.latents
         for number, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
             for name, value in self.optimizer.state[parameter].items():
@@ -75,7 +84,11 @@ class ImageMaker:
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to a `state`; other tensors are passed over."""
-        own = {name[len("generator.") :]: value for name, value in tensors.items() if name.startswith("generator.")}
+        own = {
+            name[len("generator.") :]: value
+            for name, value in tensors.items()
+            if name.startswith("generator.")
+        }
         self.generator.load_state_dict(own)
         self.latents.data.copy_(tensors["latents"])
         for number, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
@@ -84,6 +97,7 @@ class ImageMaker:
                 # Adam keeps its moments in the memory format of the parameter, and counts steps on the host.
                 on_host = name == "step" and not self.latents.is_cuda
                 fresh = torch.empty_like(
-                    value if name == "step" else parameter, device=None if on_host else parameter.device
+                    value if name == "step" else parameter,
+                    device=None if on_host else parameter.device,
                 )
                 self.optimizer.state[parameter][name] = fresh.copy_(value)

@@ -47,7 +47,10 @@ COLUMNS = ("step", "loss", "best_loss", "matched", "queries")  # of a recovery's
 SNAPSHOT_STEPS, SNAPSHOT_SECONDS = 10, 1.0
 
 _FRAME, _SHAPE = struct.Struct("<II"), struct.Struct("<IIIII")
-_NOT_ASKED = ("price_per_1000", "max_batch")  # fields of a spec that change nothing of what is recovered
+_NOT_ASKED = (
+    "price_per_1000",
+    "max_batch",
+)  # fields of a spec that change nothing of what is recovered
 
 
 class Journal:
@@ -90,7 +93,10 @@ class Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._close()
 
@@ -124,7 +130,9 @@ class Journal:
         The scores of a call are `[rows, B, n_classes]`, of the points in the order in which they are asked.
         """
         student_scores, calls = self._answers.get(step, (None, []))
-        return None if student_scores is None else student_scores.to(device), [scores.to(device) for scores in calls]
+        return None if student_scores is None else student_scores.to(device), [
+            scores.to(device) for scores in calls
+        ]
 
     def add_mu(self, mu: float) -> None:
         """Record the step length that was measured."""
@@ -139,19 +147,35 @@ class Journal:
         self._append(b"A" + head + body)
 
     def keep_state(
-        self, state: Callable[[], dict[str, Tensor]], best: list[Tensor], history: list[dict[str, float]]
+        self,
+        state: Callable[[], dict[str, Tensor]],
+        best: list[Tensor],
+        history: list[dict[str, float]],
     ) -> None:
         """Replace the snapshot by what there is after `history`, if one is due."""
         now, step = time.monotonic(), len(history)
-        if step < self._snapshot_step + SNAPSHOT_STEPS or now < self._snapshot_time + SNAPSHOT_SECONDS:
+        if (
+            step < self._snapshot_step + SNAPSHOT_STEPS
+            or now < self._snapshot_time + SNAPSHOT_SECONDS
+        ):
             return
         from safetensors.torch import save_file
 
-        rows = torch.tensor([[record[name] for name in COLUMNS] for record in history], dtype=torch.float64)
-        tensors = {**state(), **{f"best.{number}": tensor for number, tensor in enumerate(best)}, "history": rows}
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}  # none shared
+        rows = torch.tensor(
+            [[record[name] for name in COLUMNS] for record in history], dtype=torch.float64
+        )
+        tensors = {
+            **state(),
+            **{f"best.{number}": tensor for number, tensor in enumerate(best)},
+            "history": rows,
+        }
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+        }  # none shared
         with self._telling("cannot write to"):
-            save_file(tensors, self._path(f"{SNAPSHOT}.partial"), metadata={"crc32": _checksum(tensors)})
+            save_file(
+                tensors, self._path(f"{SNAPSHOT}.partial"), metadata={"crc32": _checksum(tensors)}
+            )
             os.replace(self._path(f"{SNAPSHOT}.partial"), self._path(SNAPSHOT))
         self._snapshot_step, self._snapshot_time = step, time.monotonic()
 
@@ -171,7 +195,9 @@ class Journal:
     def _open(self) -> FileIO:
         if not self._end:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._path(SNAPSHOT).unlink(missing_ok=True)  # without records it is of an unknown recovery
+            self._path(SNAPSHOT).unlink(
+                missing_ok=True
+            )  # without records it is of an unknown recovery
             payload = b"S" + json.dumps(self._settings).encode()
             partial = self._path(f"{RECORDS}.partial")
             partial.write_bytes(MAGIC + _FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
@@ -231,7 +257,9 @@ class Journal:
             return
         if checksum != _checksum(tensors):
             return
-        self.history = [dict(zip(COLUMNS, row, strict=True)) for row in tensors.pop("history").tolist()]
+        self.history = [
+            dict(zip(COLUMNS, row, strict=True)) for row in tensors.pop("history").tolist()
+        ]
         for record in self.history:
             record |= {"step": int(record["step"]), "queries": int(record["queries"])}
         names = sorted(name for name in tensors if name.startswith("best."))
@@ -245,7 +273,9 @@ class Journal:
         try:
             yield
         except OSError as error:
-            raise InputError(f"recover: {what} the journal {self.folder}: {error.strerror or error}") from error
+            raise InputError(
+                f"recover: {what} the journal {self.folder}: {error.strerror or error}"
+            ) from error
 
 
 def settings_of(
@@ -257,8 +287,14 @@ def settings_of(
     paper_compat: bool,
 ) -> dict[str, Any]:
     """List what decides which images a recovery makes, but for the student: its scores are recorded step by step."""
-    settings: dict[str, Any] = {"n_per_class": n_per_class, "seed": seed, "paper_compat": paper_compat}
-    settings |= {f"spec.{name}": value for name, value in vars(api.spec).items() if name not in _NOT_ASKED}
+    settings: dict[str, Any] = {
+        "n_per_class": n_per_class,
+        "seed": seed,
+        "paper_compat": paper_compat,
+    }
+    settings |= {
+        f"spec.{name}": value for name, value in vars(api.spec).items() if name not in _NOT_ASKED
+    }
     settings |= {f"config.{name}": value for name, value in vars(config).items()}
     if generator is not None:
         shapes = {name: list(tensor.shape) for name, tensor in generator.state_dict().items()}

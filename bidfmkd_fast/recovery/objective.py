@@ -48,13 +48,19 @@ class Objective:
             return None
         if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
             kind = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise InputTypeError(f"recover: student must return a tensor of floating-point logits; got {kind}")
+            raise InputTypeError(
+                f"recover: student must return a tensor of floating-point logits; got {kind}"
+            )
         wanted = (images.shape[0], n_classes)
         if logits.shape != wanted:
             came = tuple(logits.shape)
-            raise InputError(f"recover: student must return logits [B, n_classes] = {wanted}; got {came}")
+            raise InputError(
+                f"recover: student must return logits [B, n_classes] = {wanted}; got {came}"
+            )
         if not logits.isfinite().all():
-            raise InputError("recover: student returned NaN or infinity; check its parameters and its input range")
+            raise InputError(
+                "recover: student returned NaN or infinity; check its parameters and its input range"
+            )
         return as_scores(logits.detach().float(), self.scores_kind)
 
     def unchecked_student_scores(self, images: torch.Tensor) -> torch.Tensor | None:
@@ -71,7 +77,9 @@ class Objective:
     def losses(self, scores: torch.Tensor, student_scores: torch.Tensor | None) -> torch.Tensor:
         """The objective per image, float32 `[B]`, from the API's scores `[B, n_classes]` at the images themselves."""
         weight = self.boundary_weight
-        return objective(scores, self.labels, student_scores, weight, self.scores_kind, self.divergence).float()
+        return objective(
+            scores, self.labels, student_scores, weight, self.scores_kind, self.divergence
+        ).float()
 
     def tell(
         self, zeroth_order: ZerothOrder, scores: torch.Tensor, student_scores: torch.Tensor | None
@@ -99,7 +107,11 @@ def as_scores(logits: torch.Tensor, scores_kind: str) -> torch.Tensor:
 def crop_of(seed: int, step: int, height: int, width: int) -> tuple[int, int, int]:
     """The crop's first line and column in the padded images, and whether they are flipped, drawn from (seed, step)."""
     draw = torch.rand(3, generator=torch_generator(seed, "recovery", "augment", step)).tolist()
-    return int(draw[0] * (2 * (height // 8) + 1)), int(draw[1] * (2 * (width // 8) + 1)), int(draw[2] < 0.5)
+    return (
+        int(draw[0] * (2 * (height // 8) + 1)),
+        int(draw[1] * (2 * (width // 8) + 1)),
+        int(draw[2] < 0.5),
+    )
 
 
 def augment(images: torch.Tensor, seed: int, step: int) -> torch.Tensor:

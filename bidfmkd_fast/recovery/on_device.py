@@ -21,7 +21,7 @@ from bidfmkd_fast.ops import native
 from bidfmkd_fast.recovery.cost import step_cost
 from bidfmkd_fast.recovery.objective import Objective, augment_at, crop_of
 from bidfmkd_fast.recovery.step_length import warn_if_unmoved
-from bidfmkd_fast.repeated import RepeatedStep
+from bidfmkd_fast.runtime.captured_step import RepeatedStep
 from bidfmkd_fast.seeds import derive_seed
 from bidfmkd_fast.zeroth_order import ZerothOrder
 
@@ -72,14 +72,24 @@ class DeviceRecovery:
             seed=derive_seed(seed, "recovery", "directions"),
         )
         spec, n_images, device = api.spec, len(objective.labels), objective.labels.device
-        self._images = torch.zeros(n_images, *spec.image_shape, device=device)  # per slot the best so far
+        self._images = torch.zeros(
+            n_images, *spec.image_shape, device=device
+        )  # per slot the best so far
         self._scores = torch.zeros(n_images, spec.n_classes, device=device)
         # What the first step was answered, for the warning.
-        self._first = torch.zeros(1 + config.num_directions, n_images, spec.n_classes, device=device)
+        self._first = torch.zeros(
+            1 + config.num_directions, n_images, spec.n_classes, device=device
+        )
         self._losses = torch.full((n_images,), torch.inf, device=device)
-        self._records = torch.zeros(config.steps, 3, device=device)  # loss, best_loss, matched of every step
-        self._finite = torch.ones(2, dtype=torch.bool, device=device)  # all the student's scores, all the API's
-        self._range = torch.tensor([torch.inf, -torch.inf], device=device)  # the API's lowest and highest score
+        self._records = torch.zeros(
+            config.steps, 3, device=device
+        )  # loss, best_loss, matched of every step
+        self._finite = torch.ones(
+            2, dtype=torch.bool, device=device
+        )  # all the student's scores, all the API's
+        self._range = torch.tensor(
+            [torch.inf, -torch.inf], device=device
+        )  # the API's lowest and highest score
         self._index = torch.zeros(1, dtype=torch.int64, device=device)  # of the step
         crops = [crop_of(seed, step, *spec.image_shape[1:]) for step in range(config.steps)]
         self._crops = torch.tensor(crops, dtype=torch.int64, device=device)
@@ -126,21 +136,43 @@ class DeviceRecovery:
 
         student_finite, scores_finite = self._finite.tolist()
         if not student_finite:
-            raise InputError("recover: student returned NaN or infinity; check its parameters and its input range")
+            raise InputError(
+                "recover: student returned NaN or infinity; check its parameters and its input range"
+            )
         if not scores_finite:
-            raise BadAnswer(f"{self.api.name}: the API must answer finite scores; it answered NaN or infinity")
+            raise BadAnswer(
+                f"{self.api.name}: the API must answer finite scores; it answered NaN or infinity"
+            )
         check_range(self.api.spec, *self._range.tolist())
         if self._warn:
-            warn_if_unmoved(self._first, self.objective.labels, self.api.spec, float(self.config.mu))
-        history = [self._record(step, values) for step, values in enumerate(self._records[: self.done].tolist())]
-        self.api._first_answers.warn_of_one_class([record["matched"] for record in history], stacklevel=3)
-        images, labels, scores, losses = self._images, self.objective.labels, self._scores, self._losses
+            warn_if_unmoved(
+                self._first, self.objective.labels, self.api.spec, float(self.config.mu)
+            )
+        history = [
+            self._record(step, values)
+            for step, values in enumerate(self._records[: self.done].tolist())
+        ]
+        self.api._first_answers.warn_of_one_class(
+            [record["matched"] for record in history], stacklevel=3
+        )
+        images, labels, scores, losses = (
+            self._images,
+            self.objective.labels,
+            self._scores,
+            self._losses,
+        )
         complete = self.done == self.config.steps
-        return Recovered(images, labels, scores, losses, history, complete, mu=float(self.config.mu))
+        return Recovered(
+            images, labels, scores, losses, history, complete, mu=float(self.config.mu)
+        )
 
     def _record(self, step: int, values: list[float]) -> Record:
         queries = (step + 1) * self._cost.queries
-        return {"step": step, **dict(zip(("loss", "best_loss", "matched"), values)), "queries": queries}
+        return {
+            "step": step,
+            **dict(zip(("loss", "best_loss", "matched"), values)),
+            "queries": queries,
+        }
 
     def _step(self) -> None:
         images = self._maker.generate()
@@ -157,15 +189,23 @@ class DeviceRecovery:
         self._first.copy_(torch.where(self._index == 0, scores, self._first))
         loss, losses = self.objective.tell(self._zeroth_order, scores, student_scores)
         wins = losses < self._losses
-        for best, new in ((self._images, x.detach()), (self._scores, scores[0]), (self._losses, losses)):
+        for best, new in (
+            (self._images, x.detach()),
+            (self._scores, scores[0]),
+            (self._losses, losses),
+        ):
             best.copy_(torch.where(wins.view(-1, *[1] * (best.ndim - 1)), new, best))
         self._maker.step(loss)
         matched = (scores[0].argmax(1) == self.objective.labels).float().mean()
-        self._records.index_copy_(0, self._index, torch.stack([losses.mean(), self._losses.mean(), matched])[None])
+        self._records.index_copy_(
+            0, self._index, torch.stack([losses.mean(), self._losses.mean(), matched])[None]
+        )
         self._finite[1:] &= scores.isfinite().all()
         if self.api.spec.returned_kind != "logits":
             low, high = scores.aminmax()
-            self._range.copy_(torch.stack([low.minimum(self._range[0]), high.maximum(self._range[1])]))
+            self._range.copy_(
+                torch.stack([low.minimum(self._range[0]), high.maximum(self._range[1])])
+            )
         if student_scores is not None:
             self._finite[:1] &= student_scores.isfinite().all()
         self._index += 1

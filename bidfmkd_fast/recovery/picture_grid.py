@@ -49,7 +49,9 @@ def _sheet(pixels: Tensor, labels: Tensor, classes: list[int]) -> tuple[Tensor, 
     rows = [(labels == label).nonzero().flatten()[:_COLUMNS].tolist() for label in classes]
     columns = max(len(row) for row in rows)
     _, height, width, channels = pixels.shape
-    sheet = torch.full((len(rows) * (height + _GAP), columns * (width + _GAP), channels), 255, dtype=torch.uint8)
+    sheet = torch.full(
+        (len(rows) * (height + _GAP), columns * (width + _GAP), channels), 255, dtype=torch.uint8
+    )
     for top, row in enumerate(rows):
         for left, index in enumerate(row):
             y, x = top * (height + _GAP), left * (width + _GAP)

@@ -10,8 +10,6 @@ from torch import nn
 
 from bidfmkd_fast.black_box import BlackBox, OpenBox
 from bidfmkd_fast.errors import BudgetExhausted, InputTypeError
-from bidfmkd_fast.ops.workspace import keep_freed_memory
-from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.recovery.config import RecoveryConfig, check_integer
 from bidfmkd_fast.recovery.cost import check_budget, first_step_cost, step_cost, takes_directions
 from bidfmkd_fast.recovery.image_maker import ImageMaker
@@ -21,6 +19,8 @@ from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, se
 from bidfmkd_fast.recovery.paper_compat import directions_left, surrogate
 from bidfmkd_fast.recovery.picture_grid import grid_html
 from bidfmkd_fast.recovery.step_length import AUTO, choose_mu, warn_if_unmoved
+from bidfmkd_fast.runtime.allocator import keep_freed_memory
+from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed
 from bidfmkd_fast.zeroth_order import ZerothOrder
 
@@ -113,10 +113,15 @@ def recover(
         PrecisionWarning: steps of this `mu` are lost in what the API's input or scores resolve.
     """
     config = RecoveryConfig() if config is None else config
-    started = _start(api, n_per_class, student, config, generator, seed, device, paper_compat, journal)
+    started = _start(
+        api, n_per_class, student, config, generator, seed, device, paper_compat, journal
+    )
     if not progress:
         return started.run(callback)
-    n_queries = max(1, config.steps) * step_cost(api, config, len(started.objective.labels), paper_compat).queries
+    n_queries = (
+        max(1, config.steps)
+        * step_cost(api, config, len(started.objective.labels), paper_compat).queries
+    )
     return _run_with_bar(started, n_queries, journal, callback)
 
 
@@ -162,7 +167,9 @@ def recover_side_by_side(
     """
     together: dict[int, DeviceRecovery] = {}
     kept = [None for _ in apis] if journals is None else journals
-    for i, (api, student, seed, journal) in enumerate(zip(apis, students, seeds, kept, strict=True)):
+    for i, (api, student, seed, journal) in enumerate(
+        zip(apis, students, seeds, kept, strict=True)
+    ):
         try:
             started = _start(api, n_per_class, student, config, None, seed, device, False, journal)
             if isinstance(started, DeviceRecovery):
@@ -188,30 +195,42 @@ def _start(
 ) -> DeviceRecovery | _LoopedRecovery:
     """The arguments of `recover`, checked and ready to run."""
     if not isinstance(api, BlackBox):
-        raise InputTypeError(f"recover: api must be a black box such as TorchBlackBox; got {type(api).__name__}")
+        raise InputTypeError(
+            f"recover: api must be a black box such as TorchBlackBox; got {type(api).__name__}"
+        )
     if not isinstance(config, RecoveryConfig):
-        raise InputTypeError(f"recover: config must be a RecoveryConfig; got {type(config).__name__}")
+        raise InputTypeError(
+            f"recover: config must be a RecoveryConfig; got {type(config).__name__}"
+        )
     if student is not None and not callable(student):
-        raise InputTypeError(f"recover: student must be callable on images; got {type(student).__name__}")
+        raise InputTypeError(
+            f"recover: student must be callable on images; got {type(student).__name__}"
+        )
     check_integer("recover: n_per_class", n_per_class, 1)
     if paper_compat:
         directions_left(config.num_directions)
     spec = api.spec
     labels = torch.arange(spec.n_classes).repeat_interleave(n_per_class).to(device)  # [B]
     maker = ImageMaker(api, len(labels), config, generator, seed, device)
-    objective = Objective(labels, spec.returned_kind, student, config.boundary_weight, config.divergence)
+    objective = Objective(
+        labels, spec.returned_kind, student, config.boundary_weight, config.divergence
+    )
     takes_steps = takes_directions(api, config)
     if not takes_steps:
         journal = None  # there is one answer only, or one with a graph
     if journal is not None:
         journal.begin(settings_of(api, n_per_class, config, generator, seed, paper_compat))
-    if journal is None or not journal.steps:  # what is held counts, even where the budget pays no further step
+    if (
+        journal is None or not journal.steps
+    ):  # what is held counts, even where the budget pays no further step
         cost = first_step_cost if journal is None or journal.mu is None else step_cost
         check_budget(api, cost(api, config, len(labels), paper_compat))
     keep_freed_memory()
     warn = takes_steps and config.mu != AUTO
     if takes_steps:
-        config = replace(config, mu=choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed, journal))
+        config = replace(
+            config, mu=choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed, journal)
+        )
         begun = journal is not None and journal.steps > 0  # which only the loop can go on with
         if generator is None and not paper_compat and not begun and serves(api, config, labels):
             return DeviceRecovery(api, maker, objective, config, seed, warn)
@@ -239,7 +258,15 @@ class _LoopedRecovery:
             losses = self.objective.losses(scores, student_scores)
             return Recovered(images, self.objective.labels, scores, losses, [], complete=True)
         options = (callback, self.warn, self.journal)
-        return _optimise(self.api, self.maker, self.objective, self.config, self.seed, self.paper_compat, *options)
+        return _optimise(
+            self.api,
+            self.maker,
+            self.objective,
+            self.config,
+            self.seed,
+            self.paper_compat,
+            *options,
+        )
 
 
 def _optimise(
@@ -258,7 +285,9 @@ def _optimise(
     Steps up to the journal's snapshot are taken from there, those after it are made again from recorded answers.
     """
     labels = objective.labels
-    num_directions = directions_left(config.num_directions) if paper_compat else config.num_directions
+    num_directions = (
+        directions_left(config.num_directions) if paper_compat else config.num_directions
+    )
     zeroth_order = None
     if not isinstance(api, OpenBox):
         zeroth_order = ZerothOrder(
@@ -278,13 +307,22 @@ def _optimise(
     complete = True
     for step in range(len(history), config.steps):
         # The student's scores, and those of each call, [some directions, B, n_classes].
-        student_scores, answers = (None, []) if journal is None else journal.answers(step, labels.device)
+        student_scores, answers = (
+            (None, []) if journal is None else journal.answers(step, labels.device)
+        )
         x, n_held = maker.images(step), len(answers)
         try:
-            check_budget(api, step_cost(api, config, len(labels), paper_compat, rows_held=sum(map(len, answers))))
+            check_budget(
+                api,
+                step_cost(api, config, len(labels), paper_compat, rows_held=sum(map(len, answers))),
+            )
             if not n_held:
                 student_scores = objective.student_scores(x.detach(), api.spec.n_classes)
-            asked = [x[None]] if zeroth_order is None else zeroth_order.ask_chunks(x, max_images=config.max_images)
+            asked = (
+                [x[None]]
+                if zeroth_order is None
+                else zeroth_order.ask_chunks(x, max_images=config.max_images)
+            )
             for number, points in enumerate(asked):
                 if number < n_held:
                     continue
@@ -311,13 +349,25 @@ def _optimise(
             loss, losses = objective.tell(zeroth_order, scores, student_scores)
         if paper_compat:
             loss = loss * (num_directions / config.num_directions)
-        best = _better(best, [x.detach(), scores[0], losses, surrogate(loss, x) if paper_compat else losses])
+        best = _better(
+            best, [x.detach(), scores[0], losses, surrogate(loss, x) if paper_compat else losses]
+        )
         maker.step(loss)
         matched = (scores[0].argmax(1) == labels).float().mean()
         mean, best_mean, share = torch.stack([losses.mean(), best[2].mean(), matched]).tolist()
         queries = (step + 1) * queries_of_step
-        history.append({"step": step, "loss": mean, "best_loss": best_mean, "matched": share, "queries": queries})
-        api._first_answers.warn_of_one_class([record["matched"] for record in history], stacklevel=4)
+        history.append(
+            {
+                "step": step,
+                "loss": mean,
+                "best_loss": best_mean,
+                "matched": share,
+                "queries": queries,
+            }
+        )
+        api._first_answers.warn_of_one_class(
+            [record["matched"] for record in history], stacklevel=4
+        )
         if journal is not None and maker.can_restore:
             journal.keep_state(maker.state, best, history)
         if callback is not None:
@@ -332,4 +382,6 @@ def _better(old: list[torch.Tensor], new: list[torch.Tensor]) -> list[torch.Tens
     if not old:
         return new
     wins = new[-1] < old[-1]  # [B]
-    return [torch.where(wins.view(-1, *[1] * (b.ndim - 1)), b, a) for a, b in zip(old, new, strict=True)]
+    return [
+        torch.where(wins.view(-1, *[1] * (b.ndim - 1)), b, a) for a, b in zip(old, new, strict=True)
+    ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box import APISpec, BlackBox
 from bidfmkd_fast.black_box.first_answers import is_one_hot
-from bidfmkd_fast.black_box.resolution import N_IMAGES, measure_steps, too_short, unmoved
+from bidfmkd_fast.black_box.step_length import N_IMAGES, measure_steps, too_short, unmoved
 from bidfmkd_fast.errors import InputTypeError, PrecisionWarning
 
 if TYPE_CHECKING:
@@ -22,7 +22,11 @@ _UNMOVED = 0.5  # share of images from which the user is warned
 
 
 def choose_mu(
-    api: BlackBox, mu: float | str, images: Callable[[], Tensor], seed: int, journal: Journal | None = None
+    api: BlackBox,
+    mu: float | str,
+    images: Callable[[], Tensor],
+    seed: int,
+    journal: Journal | None = None,
 ) -> float:
     """`mu`, or what is measured at a few of `images()` `[B, C, H, W]` where it is "auto"; warns of one too short.
 
@@ -30,12 +34,16 @@ def choose_mu(
     """
     if mu != AUTO:
         if (reason := too_short(api.spec, float(mu))) is not None:
-            warnings.warn(f"recover: {reason}; take a longer one or mu='auto'", PrecisionWarning, stacklevel=4)
+            warnings.warn(
+                f"recover: {reason}; take a longer one or mu='auto'", PrecisionWarning, stacklevel=4
+            )
         return float(mu)
     first = images()  # made in any case: a generator may change with every call
     if journal is not None and journal.mu is not None:
         return journal.mu
-    rows = torch.linspace(0, len(first) - 1, min(N_IMAGES, len(first))).long()  # of different classes
+    rows = torch.linspace(
+        0, len(first) - 1, min(N_IMAGES, len(first))
+    ).long()  # of different classes
     choice = measure_steps(api, first[rows.to(first.device)], seed=seed)
     if choice.smallest is None:
         message = f"recover: no step is long enough for what {api.name} resolves; mu={choice.suggested:.3g} is taken"
@@ -61,4 +69,6 @@ def as_number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InputTypeError(f"RecoveryConfig: mu must be a number or 'auto'; got {text!r}") from None
+        raise InputTypeError(
+            f"RecoveryConfig: mu must be a number or 'auto'; got {text!r}"
+        ) from None

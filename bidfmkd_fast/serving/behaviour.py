@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files.yaml_files import read_yaml
 from bidfmkd_fast.seeds import derive_seed, torch_generator
-from bidfmkd_fast.yaml_files import read_yaml
 
 SERVED = "served"
 SCORES_KINDS = ("logits", "probabilities", "log_probabilities")
@@ -66,25 +66,47 @@ class Behaviour:
 
     def __post_init__(self) -> None:
         if self.scores_kind is not None and self.scores_kind not in SCORES_KINDS:
-            raise InputError(f"serve: scores_kind must be one of {', '.join(SCORES_KINDS)}; got {self.scores_kind!r}")
+            raise InputError(
+                f"serve: scores_kind must be one of {', '.join(SCORES_KINDS)}; got {self.scores_kind!r}"
+            )
         if self.top_k is not None and self.scores_kind not in (None, "probabilities"):
-            raise InputError(f"serve: top_k tells probabilities; got scores_kind {self.scores_kind!r} with it")
+            raise InputError(
+                f"serve: top_k tells probabilities; got scores_kind {self.scores_kind!r} with it"
+            )
         if self.dtype not in ("float32", "uint8"):
             raise InputError(f"serve: dtype must be float32 or uint8; got {self.dtype!r}")
-        counts = ("decimals", 0), ("top_k", 1), ("max_batch", 1), ("storm_every", 0), ("storm_length", 0)
+        counts = (
+            ("decimals", 0),
+            ("top_k", 1),
+            ("max_batch", 1),
+            ("storm_every", 0),
+            ("storm_length", 0),
+        )
         for name, least in (*counts, ("retry_after", 0)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            if value is not None and (
+                not isinstance(value, int) or isinstance(value, bool) or value < least
+            ):
                 raise InputError(f"serve: {name} must be an int of at least {least}; got {value!r}")
         if self.storm_length > self.storm_every:
-            raise InputError(f"serve: storm_length {self.storm_length} is more than storm_every {self.storm_every}")
+            raise InputError(
+                f"serve: storm_length {self.storm_length} is more than storm_every {self.storm_every}"
+            )
         for name in ("latency", "drift", *FATES[:-1]):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise InputError(f"serve: {name} must be a finite number of at least 0; got {value!r}")
+            if (
+                not isinstance(value, (int, float))
+                or isinstance(value, bool)
+                or not 0 <= value < math.inf
+            ):
+                raise InputError(
+                    f"serve: {name} must be a finite number of at least 0; got {value!r}"
+                )
         shares = sum(getattr(self, name) for name in FATES[:-1])
         if shares > 1 + 1e-9:
-            raise InputError(f"serve: the shares {', '.join(FATES[:-1])} must sum to at most 1; got {shares:g}")
+            raise InputError(
+                f"serve: the shares {', '.join(FATES[:-1])} must sum to at most 1; got {shares:g}"
+            )
 
     def fate(self, seed: int, model: str, number: int) -> str:
         """What becomes of request `number` (from 0) of a model: one of `FATES`."""
@@ -97,7 +119,9 @@ class Behaviour:
                 return name
         return SERVED
 
-    def tell(self, scores: Tensor, kind: str, seed: int, model: str, number: int) -> dict[str, np.ndarray[Any, Any]]:
+    def tell(
+        self, scores: Tensor, kind: str, seed: int, model: str, number: int
+    ) -> dict[str, np.ndarray[Any, Any]]:
         """The named outputs for an API's scores `[N, n_classes]` of that kind, before anything goes wrong with them.
 
         `scores` `[N, n_classes]` float32; with `top_k` they are `[N, k]`, highest first, with `labels` int64 `[N, k]`.
@@ -106,9 +130,13 @@ class Behaviour:
         if wanted != kind or self.drift:
             logits = scores.log() if kind == "probabilities" else scores
             if self.drift:
-                direction = torch.randn(scores.shape[1], generator=torch_generator(seed, "serving", model, "drift"))
+                direction = torch.randn(
+                    scores.shape[1], generator=torch_generator(seed, "serving", model, "drift")
+                )
                 logits = logits + self.drift * number / _DRIFT_UNIT * direction
-            scores = {"logits": logits, "probabilities": logits.softmax(1)}.get(wanted, logits.log_softmax(1))
+            scores = {"logits": logits, "probabilities": logits.softmax(1)}.get(
+                wanted, logits.log_softmax(1)
+            )
         if self.top_k is None:
             return {"scores": self._rounded(scores)}
         best = scores.topk(self.top_k, dim=1)  # of the exact scores: rounding makes ties
@@ -120,7 +148,9 @@ class Behaviour:
         return scores.numpy()
 
 
-def behaviours_of(names: list[str], common: Behaviour, file: str | Path | None) -> dict[str, Behaviour]:
+def behaviours_of(
+    names: list[str], common: Behaviour, file: str | Path | None
+) -> dict[str, Behaviour]:
     """The behaviour of each model: `common`, with what the YAML `file` says for its name (`api_003: {nan: 1.0}`).
 
     Raises `InputError` when the file cannot be read, or names another model or an unknown setting.
@@ -128,12 +158,18 @@ def behaviours_of(names: list[str], common: Behaviour, file: str | Path | None) 
     if file is None:
         return dict.fromkeys(names, common)
     content = read_yaml(file, "serve")
-    if not isinstance(content, dict) or not all(isinstance(settings, dict) for settings in content.values()):
-        raise InputError(f"serve: {file} must map model names to settings, such as `{names[0]}: {{nan: 1.0}}`")
+    if not isinstance(content, dict) or not all(
+        isinstance(settings, dict) for settings in content.values()
+    ):
+        raise InputError(
+            f"serve: {file} must map model names to settings, such as `{names[0]}: {{nan: 1.0}}`"
+        )
     known = {field.name for field in fields(Behaviour)}
     for name, settings in content.items():
         if name not in names:
-            raise InputError(f"serve: {file} names the model {name!r}; the pool has {', '.join(names)}")
+            raise InputError(
+                f"serve: {file} names the model {name!r}; the pool has {', '.join(names)}"
+            )
         if unknown := sorted(map(str, set(settings) - known)):
             raise InputError(
                 f"serve: {file}, {name}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}"

@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-_DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1"), "INT64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "FP32": np.dtype("<f4"),
+    "UINT8": np.dtype("u1"),
+    "INT64": np.dtype("<i8"),
+}
 
 
 class Refused(Exception):
@@ -55,7 +59,9 @@ class Request:
     outputs: dict[str, bool]
 
 
-def read_request(body: bytes, header_length: str | None, wanted: TensorInfo, outputs: list[str]) -> Request:
+def read_request(
+    body: bytes, header_length: str | None, wanted: TensorInfo, outputs: list[str]
+) -> Request:
     """Read an inference request for a model with the one input `wanted` and these outputs.
 
     Raises `Refused` (400) when it is not one, or its tensor is not what the model takes.
@@ -76,8 +82,13 @@ def read_request(body: bytes, header_length: str | None, wanted: TensorInfo, out
         or tuple(shape[1:]) != wanted.shape[1:]
         or shape[0] < 1
     ):
-        raise Refused(400, f"input {wanted.name!r} must have shape {list(wanted.shape)}, -1 for any; got {shape!r}")
-    return Request(header.get("id"), _tensor(told, raw, tuple(shape)), _outputs_wanted(header, outputs))
+        raise Refused(
+            400,
+            f"input {wanted.name!r} must have shape {list(wanted.shape)}, -1 for any; got {shape!r}",
+        )
+    return Request(
+        header.get("id"), _tensor(told, raw, tuple(shape)), _outputs_wanted(header, outputs)
+    )
 
 
 def write_answer(
@@ -101,13 +112,19 @@ def write_answer(
     text = json.dumps(header).encode()
     if not raw:
         return text, {"Content-Type": "application/json"}
-    return b"".join((text, *raw)), {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(text))}
+    return b"".join((text, *raw)), {
+        "Content-Type": "application/octet-stream",
+        HEADER_LENGTH: str(len(text)),
+    }
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], bytes]:
-    if header_length is not None and (not header_length.isdecimal() or int(header_length) > len(body)):
+    if header_length is not None and (
+        not header_length.isdecimal() or int(header_length) > len(body)
+    ):
         raise Refused(
-            400, f"{HEADER_LENGTH} must be a number up to the body's {len(body)} bytes; got {header_length!r}"
+            400,
+            f"{HEADER_LENGTH} must be a number up to the body's {len(body)} bytes; got {header_length!r}",
         )
     length = len(body) if header_length is None else int(header_length)
     try:
@@ -129,15 +146,23 @@ def _tensor(told: dict[str, Any], raw: bytes, shape: tuple[int, ...]) -> np.ndar
             raise Refused(400, "an input has either data or binary_data_size")
         if size != len(raw) or size != math.prod(shape) * dtype.itemsize:
             wanted = f"{math.prod(shape) * dtype.itemsize} for the shape {list(shape)}"
-            raise Refused(400, f"binary_data_size must be {wanted}; got {size!r} with {len(raw)} bytes of it")
+            raise Refused(
+                400, f"binary_data_size must be {wanted}; got {size!r} with {len(raw)} bytes of it"
+            )
         return np.frombuffer(raw, dtype).reshape(shape)
     try:
         values = np.asarray(told.get("data"), np.float64)
     except (TypeError, ValueError):
         raise Refused(400, "data must be numbers, flat or nested as the shape says") from None
     if values.size != math.prod(shape) or values.ndim not in (1, len(shape)):
-        raise Refused(400, f"data must be {math.prod(shape)} numbers for the shape {list(shape)}; got {values.size}")
-    if dtype.kind == "u" and not ((values >= 0) & (values <= 255) & (values == values.round())).all():
+        raise Refused(
+            400,
+            f"data must be {math.prod(shape)} numbers for the shape {list(shape)}; got {values.size}",
+        )
+    if (
+        dtype.kind == "u"
+        and not ((values >= 0) & (values <= 255) & (values == values.round())).all()
+    ):
         raise Refused(400, "data of a UINT8 input must be whole numbers from 0 to 255")
     return values.astype(dtype).reshape(shape)
 
@@ -152,7 +177,9 @@ def _outputs_wanted(header: dict[str, Any], outputs: list[str]) -> dict[str, boo
     for output in wanted:
         if output.get("name") not in outputs:
             raise Refused(400, f"the outputs are {', '.join(outputs)}; got {output.get('name')!r}")
-    return {output["name"]: bool(_parameters(output).get("binary_data", default)) for output in wanted}
+    return {
+        output["name"]: bool(_parameters(output).get("binary_data", default)) for output in wanted
+    }
 
 
 def _parameters(told: dict[str, Any]) -> dict[str, Any]:

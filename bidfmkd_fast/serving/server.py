@@ -16,7 +16,7 @@ try:
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    from bidfmkd_fast.serving.service import ABORT, Service
+    from bidfmkd_fast.serving.application import ABORT, Service
 except ImportError as error:
     raise not_installed("serve", error.name, "serve") from None
 
@@ -42,7 +42,9 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         super().handle_exit(sig, frame)
         self.force_exit = True
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would log each request that is broken off
+        logging.getLogger("uvicorn.error").setLevel(
+            logging.CRITICAL
+        )  # it would log each request that is broken off
 
 
 def serve_until_interrupted(service: Service, port: int, announce: Callable[[str], None]) -> None:
@@ -65,7 +67,9 @@ def running(service: Service, port: int = 0) -> Iterator[str]:
     """
     with _listening(port) as listener:
         server = _server(service)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="serving", daemon=True)
+        thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [listener]}, name="serving", daemon=True
+        )
         thread.start()
         try:
             # The listener takes connections from the start; they wait until the thread gets to them.
@@ -79,7 +83,9 @@ def _listening(port: int) -> socket.socket:
     try:
         return socket.create_server(("127.0.0.1", port), backlog=1024)
     except (OSError, OverflowError) as error:
-        raise InputError(f"serve: port {port} of 127.0.0.1 cannot be had: {error}; give another --port") from None
+        raise InputError(
+            f"serve: port {port} of 127.0.0.1 cannot be had: {error}; give another --port"
+        ) from None
 
 
 def _url(listener: socket.socket) -> str:
@@ -87,5 +93,7 @@ def _url(listener: socket.socket) -> str:
 
 
 def _server(service: Service) -> uvicorn.Server:
-    config = uvicorn.Config(service.app, http=_Protocol, log_level="warning", access_log=False, lifespan="off")
+    config = uvicorn.Config(
+        service.app, http=_Protocol, log_level="warning", access_log=False, lifespan="off"
+    )
     return _Server(config)

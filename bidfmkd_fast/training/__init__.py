@@ -1,7 +1,7 @@
 """The whole run: from a set of black-box APIs to a meta-model, with its settings, its folder and its report."""
 
+from bidfmkd_fast.training.bidf_mkd import BiDfMKD, fit_with_control
 from bidfmkd_fast.training.config import DistillationConfig, ReplayConfig, TrainConfig, paper
-from bidfmkd_fast.training.loop import BiDfMKD, fit_with_control
 from bidfmkd_fast.training.run import RecoveredSet, Run
 
 __all__ = [

@@ -11,7 +11,7 @@ from bidfmkd_fast.data.episodes import check_rotations
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.recovery.paper_compat import SPLITS
-from bidfmkd_fast.training.settings import (
+from bidfmkd_fast.settings import (
     check_least,
     check_positive,
     check_types,
@@ -75,7 +75,9 @@ class ReplayConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_least(self, steps_per_round=0, patience=0, final_steps=0, n_shot=1, n_query=1, inner_steps=0)
+        check_least(
+            self, steps_per_round=0, patience=0, final_steps=0, n_shot=1, n_query=1, inner_steps=0
+        )
         check_positive(self, "inner_lr", "outer_lr")
         check_rotations("ReplayConfig", self.rotations)
 
@@ -204,5 +206,7 @@ def paper(compat: bool = False) -> TrainConfig:
             augment=True,
         ),
         distillation=DistillationConfig(inner_steps=10, inner_lr=0.01 if compat else 0.002),
-        replay=ReplayConfig(steps_per_round=2400, patience=200, final_steps=2400, n_query=15, inner_lr=0.01),
+        replay=ReplayConfig(
+            steps_per_round=2400, patience=200, final_steps=2400, n_query=15, inner_lr=0.01
+        ),
     )

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from bidfmkd_fast.black_box import BlackBox
-from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.recovered_set import PARTS
 from bidfmkd_fast.training.run import Run
+from bidfmkd_fast.training.run_folder import RunFolder
 
 
 def finished_run(folder: RunFolder, apis: Sequence[BlackBox], device: torch.device) -> Run:
@@ -21,7 +21,11 @@ def finished_run(folder: RunFolder, apis: Sequence[BlackBox], device: torch.devi
     meta_model, initial_model = folder.meta_model(), folder.initial_model()
     for model in (meta_model, initial_model):
         model.module.to(device)
-    read = [folder.load_recovered(number, part, api) for number, api in enumerate(apis) for part in PARTS]
+    read = [
+        folder.load_recovered(number, part, api)
+        for number, api in enumerate(apis)
+        for part in PARTS
+    ]
     return Run(
         meta_model=meta_model,
         initial_model=initial_model,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bidfmkd_fast.files import written_whole
-from bidfmkd_fast.training.checkpoint import RunFolder
+from bidfmkd_fast.files.atomic import written_whole
 from bidfmkd_fast.training.run import RecoveredSet, Run
+from bidfmkd_fast.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,19 +57,30 @@ def _panel(one: RecoveredSet) -> Image.Image:
     font = ImageFont.load_default(14)
     height, width = one.images.shape[-2:]
     zoom = max(1, -(-_TILE // max(height, width)))
-    cell_width, cell_height = width * zoom + 6, height * zoom + 6  # a frame of 2 and a gap of 1 on every side
+    cell_width, cell_height = (
+        width * zoom + 6,
+        height * zoom + 6,
+    )  # a frame of 2 and a gap of 1 on every side
     names = one.class_names[:_ROWS]
-    per_class = [(one.recovered.labels == label).nonzero().flatten()[:_COLUMNS].tolist() for label in range(len(names))]
+    per_class = [
+        (one.recovered.labels == label).nonzero().flatten()[:_COLUMNS].tolist()
+        for label in range(len(names))
+    ]
     columns = max(len(rows) for rows in per_class)
     matched = one.matched.tolist()
     part = "boundary query set" if one.part == "query" else "support set"
     title = f"{one.api_name}, {part}: {100 * sum(matched) / len(matched):.0f} % as wanted"
     margin, head = 8 + int(max(font.getlength(name) for name in names)), 24
-    size = (max(margin + columns * cell_width, int(font.getlength(title)) + 8), head + len(names) * cell_height)
+    size = (
+        max(margin + columns * cell_width, int(font.getlength(title)) + 8),
+        head + len(names) * cell_height,
+    )
     panel = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(panel)
     draw.text((4, 4), title, fill="black", font=font)
-    pixels = one.images.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).numpy()  # [N, H, W, C]
+    pixels = (
+        one.images.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    )  # [N, H, W, C]
     for row, (name, indices) in enumerate(zip(names, per_class, strict=True)):
         top = head + row * cell_height
         draw.text((4, top + cell_height // 2), name, fill="black", font=font, anchor="lm")
@@ -77,10 +88,15 @@ def _panel(one: RecoveredSet) -> Image.Image:
             left = margin + column * cell_width
             frame = (left + 1, top + 1, left + cell_width - 2, top + cell_height - 2)
             draw.rectangle(frame, fill=_RIGHT if matched[index] else _WRONG)
-            image = Image.fromarray(pixels[index, ..., 0] if pixels.shape[-1] == 1 else pixels[index])
+            image = Image.fromarray(
+                pixels[index, ..., 0] if pixels.shape[-1] == 1 else pixels[index]
+            )
             enlarged = image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             panel.paste(enlarged.convert("RGB"), (left + 3, top + 3))
             if not matched[index]:
                 right, side = frame[2], cell_width // 4
-                draw.polygon([(right - side, top + 1), (right, top + 1), (right, top + 1 + side)], fill=_WRONG)
+                draw.polygon(
+                    [(right - side, top + 1), (right, top + 1), (right, top + 1 + side)],
+                    fill=_WRONG,
+                )
     return panel

@@ -10,7 +10,7 @@ from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery.journal import Journal
-from bidfmkd_fast.training.checkpoint import LEDGER
+from bidfmkd_fast.training.run_folder import LEDGER
 
 
 @contextmanager
@@ -29,7 +29,9 @@ def kept_set(file: Path, number: int, api: BlackBox) -> Iterator[tuple[Journal, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"recover: cannot write to {folder}: {error.strerror}; give another place") from None
+        raise InputError(
+            f"recover: cannot write to {folder}: {error.strerror}; give another place"
+        ) from None
     journal, ledger, spent = Journal(folder), LedgerFile(folder / LEDGER), True
     try:
         with journal, api.ledger.written_to(ledger, number, api.name):

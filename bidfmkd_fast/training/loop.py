@@ -1,267 +1,346 @@
-"""The loop: data recovered from each API, distilled on two levels into the meta-model, replayed as tasks."""
+"""The three stages of a run and the state they share: recovery, bi-level distillation, task memory replay."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bidfmkd_fast.black_box import APISpec, BlackBox, Budget
-from bidfmkd_fast.black_box.ledger_file import LedgerFile
-from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
-from bidfmkd_fast.folder_lock import FolderLock
-from bidfmkd_fast.meta.model import forward
-from bidfmkd_fast.models import build_model
-from bidfmkd_fast.ops.workspace import keep_freed_memory
-from bidfmkd_fast.recovery.cost import first_step_cost
-from bidfmkd_fast.seeds import seeded
-from bidfmkd_fast.training.checkpoint import RunFolder
+from bidfmkd_fast.black_box import APISpec, BlackBox
+from bidfmkd_fast.black_box.ledger_file import LedgerRow, row_of
+from bidfmkd_fast.errors import BudgetExhausted, ServiceWarning
+from bidfmkd_fast.meta import (
+    DistillationTask,
+    MetaModel,
+    TaskMemory,
+    outer_distillation_step,
+    outer_replay_step,
+)
+from bidfmkd_fast.meta.replay_on_device import DeviceReplay
+from bidfmkd_fast.meta.stacked import can_stack
+from bidfmkd_fast.runtime.progress import Bar
+from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.config import TrainConfig
-from bidfmkd_fast.training.finished_run import finished_run
-from bidfmkd_fast.training.plan import as_known, run_cost
-from bidfmkd_fast.training.run import Run
-from bidfmkd_fast.training.stages import Stages, task_shape
+from bidfmkd_fast.training.plan import keep_plan, run_cost
+from bidfmkd_fast.training.recoveries import Outcome, Recoveries
+from bidfmkd_fast.training.run import RecoveredSet, Run
+from bidfmkd_fast.training.run_folder import RunFolder
+
+_log = logging.getLogger("bidfmkd_fast")  # the one whose filter removes secrets
+_REPLAY_RECORD_STEPS = 25  # replay steps whose mean makes one record of the history
 
 
-class BiDfMKD:
-    """Black-box data-free meta-learning by bi-level distillation (Hu et al., ICML 2023, arXiv 2305.18413).
-
-    Args:
-        apis: the black boxes; all with the same number of classes.
-        meta_model: any module from images `[N, C, H, W]` (unit range) to logits `[N, n_classes]`; a copy of it is
-            trained, in the mode it is in. None for a Conv4 that always uses batch statistics: a plain one where all
-            APIs take images of one shape, one that takes any size where they differ (`AnySizeConv4`).
-        generator: as for `recover`; None for the built-in one.
-        config: the settings.
-        device: where generator and meta-model live.
-        budget: a cap on what all APIs together may cost, put on those that have none while `fit` runs. When it ends,
-            recovery stops, and what there is is distilled and replayed.
-
-    Raises:
-        InputError: bad arguments, an empty pool, APIs that differ in their number of classes, a meta-model that does
-            not take their images.
-    """
+class Stages:
+    """One run: `module` is trained in place, records and recovered sets go to `folder` as they are made."""
 
     def __init__(
         self,
         apis: Sequence[BlackBox],
-        meta_model: nn.Module | None = None,
-        generator: nn.Module | None = None,
-        config: TrainConfig | None = None,
-        device: torch.device | str = "cpu",
-        budget: Budget | None = None,
-    ) -> None:
-        self.apis = list(apis)
-        self.config = TrainConfig() if config is None else config
-        self.generator, self.device, self.budget = generator, _usable_device(device), budget
-        if not isinstance(self.config, TrainConfig):
-            raise InputTypeError(f"BiDfMKD: config must be a TrainConfig; got {type(config).__name__}")
-        if budget is not None and not isinstance(budget, Budget):
-            raise InputTypeError(f"BiDfMKD: budget must be a Budget or None; got {type(budget).__name__}")
-        _check_apis(self.apis, budget)
-        if meta_model is None:
-            module = initial_module([api.spec for api in self.apis], self.config)
-        elif isinstance(meta_model, nn.Module):
-            module = copy.deepcopy(meta_model)
-        else:
-            raise InputTypeError(f"BiDfMKD: meta_model must be a torch.nn.Module; got {type(meta_model).__name__}")
-        self._module = module.to(self.device)
-        self._check_meta_model()
-
-    def __repr__(self) -> str:
-        cap = "" if self.budget is None else f", {self.budget!r}"
-        return f"BiDfMKD({len(self.apis)} APIs, {type(self._module).__name__}, seed={self.config.seed}{cap})"
-
-    def planned_queries(self) -> int:
-        """How many queries `fit` asks of all APIs together if no budget ends it."""
-        return sum(run_cost(api, self.config).queries for api in self.apis)
-
-    def fit(self, run_dir: str | Path | None = None, progress: bool = True) -> Run:
-        """Run the whole loop, and write it to `run_dir` as it goes if one is given.
-
-        Every call starts anew, but for a `run_dir` that holds a run of the same settings that was cut off: what that
-        recovered is not asked for again, sets under way go on where they were, and what it spent counts. With equal
-        APIs the same seed gives the same run, bit for bit (on a CPU with the same number of threads). With `progress`,
-        a terminal or a notebook shows bars; elsewhere stderr gets one line a minute.
-
-        Services are recovered several at once. One that does not answer, or answers no scores, is skipped with a
-        warning, asked again at the end, and named in the report where that fails too.
-
-        Raises:
-            InputError: `run_dir` holds a finished run, one of other settings or another pool, or one that is under way;
-                or it cannot be written to.
-            BudgetExhausted: no budget pays a single recovery step; nothing has been asked then.
-            BadAnswer: a local API answered something that is no set of scores, or every service did; what was recovered
-                before is in `run_dir`.
-            APIUnavailable: no service answers.
-
-        Warns:
-            ServiceWarning: a service was skipped or left out.
-        """
-        return self._fit(run_dir, progress)
-
-    def _fit(
-        self,
-        run_dir: str | Path | None,
+        module: nn.Module,
+        generator: nn.Module | None,
+        config: TrainConfig,
+        device: torch.device,
+        folder: RunFolder | None,
         progress: bool,
-        again: bool = False,
-        lock: FolderLock | None = None,
         label: str = "run",
-    ) -> Run:
-        """`fit`; with `again` a finished and complete run in `run_dir` is read, not made again."""
-        keep_freed_memory()
-        folder = None if run_dir is None else RunFolder.create(run_dir, self.config, again=again, lock=lock)
-        try:
-            return self._fit_in(folder, progress, label)
-        except Exception:
-            if folder is not None:
-                folder.withdraw()  # if nothing came of it, the same folder serves the next attempt
-            raise
-        finally:
-            if folder is not None:
-                folder.close()
+    ) -> None:
+        self.apis, self.module, self.generator, self.config, self.device = (
+            apis,
+            module,
+            generator,
+            config,
+            device,
+        )
+        self.folder, self.progress, self.label = folder, progress, label
+        self.initial_module = copy.deepcopy(module)
+        # Two optimisers: the two losses differ in scale, so Adam's moments of one would mis-scale steps on the other.
+        self.distillation_optimizer = torch.optim.Adam(
+            module.parameters(), lr=config.distillation.outer_lr
+        )
+        on_gpu = device.type == "cuda"  # where replay steps are captured in a graph
+        self.replay_optimizer = torch.optim.Adam(
+            module.parameters(), lr=config.replay.outer_lr, capturable=on_gpu
+        )
+        self.memory = TaskMemory(task_shape([api.spec for api in apis], config))
+        self.recovered: list[RecoveredSet] = []
+        self.history: list[dict[str, Any]] = []
+        self.seconds = {"recovery": 0.0, "distillation": 0.0, "replay": 0.0}
+        self._before = [row_of(number, api) for number, api in enumerate(apis)]
+        self.outer_step = self.replay_step = 0
+        self.budget_ended = False
+        self.skipped: dict[int, str] = {}
+        self._failed_before: set[int] = set()
+        self._last_error: Exception | None = None
 
-    def _fit_in(self, folder: RunFolder | None, progress: bool, label: str) -> Run:
-        with ExitStack() as stack:
-            stack.enter_context(_under_budget(self.apis, self.budget))
-            if folder is not None:
-                _restore_budgets(self.apis, stack.enter_context(folder.counting(self.apis)))
-                if folder.complete:
-                    return finished_run(folder, self.apis, self.device)
-            module = copy.deepcopy(self._module)
-            run = Stages(self.apis, module, self.generator, self.config, self.device, folder, progress, label).run()
-        if folder is not None:
-            folder.finish(run)
-        return run
+    def run(self) -> Run:
+        """All rounds: recover a group of APIs, distil them in one outer step, replay; then the final replay.
 
-    def _check_meta_model(self) -> None:
-        n_classes = self.apis[0].spec.n_classes
-        specs = [api.spec for api in self.apis]
-        _, height, width = task_shape(specs, self.config) or specs[0].image_shape
-        if height != width and self.config.replay.rotations == 4:
-            raise InputError(
-                f"BiDfMKD: images of {height} x {width} cannot be turned by 90 degrees; set replay.rotations to 2 or 1"
+        Services that fail are left out at first and asked once more after all others.
+        """
+        if self.folder is not None:
+            keep_plan(self.folder.path, self.apis, self.config)
+        with (
+            self._recovery_bar() as bar,
+            Recoveries(
+                self.apis, self.generator, self.config, self.device, self.folder, bar
+            ) as recoveries,
+        ):
+            self._rounds(recoveries, list(range(len(self.apis))))
+            self._round(recoveries.rest)
+            failed, self.skipped = self.skipped, {}
+            self._rounds(recoveries, sorted(failed))
+            self._round(recoveries.rest)
+        if not self.recovered and self._last_error is not None:
+            raise self._last_error
+        self._replay(self.config.replay.final_steps)
+        return Run(
+            meta_model=self._meta_model(self.module),
+            initial_model=self._meta_model(self.initial_module),
+            memory=self.memory,
+            recovered=self.recovered,
+            history=self.history,
+            queries=sum(row.queries for row in self._ledger()),
+            requests=sum(row.requests for row in self._ledger()),
+            seconds=self.seconds,
+            complete=not (self.budget_ended or self.skipped),
+            config=self.config,
+            budget_ended=self.budget_ended,
+            skipped={self.apis[index].name: reason for index, reason in self.skipped.items()},
+            ledger=self._ledger(),
+        )
+
+    def _recovery_bar(self) -> Bar:
+        """The queries that are answered of those that the run asks if nothing goes wrong."""
+        answered = sum(api.ledger.answered_queries for api in self.apis)
+        return Bar(
+            f"{self.label}: recover",
+            sum(run_cost(api, self.config).queries for api in self.apis),
+            "queries",
+            self.progress,
+            position=lambda: sum(api.ledger.answered_queries for api in self.apis) - answered,
+        )
+
+    def _rounds(self, recoveries: Recoveries, indices: list[int]) -> None:
+        size = self.config.meta_batch_size
+        for first in range(0, len(indices), size):
+            part = indices[first : first + size]
+            if self.recovered:
+                self._replay(self.config.replay.steps_per_round, self.config.replay.patience)
+            self._round(partial(recoveries.group, part, self.module, self.outer_step))
+
+    def _round(self, recover: Callable[[], list[Outcome]]) -> None:
+        """What `recover` gives is kept and distilled in one outer step."""
+        with self._timed("recovery"):
+            outcomes = recover()
+        tasks = []
+        for outcome in outcomes:
+            # Of an API that is asked again, the set that it gave before is here already.
+            before = {(one.api_index, one.part) for one in self.recovered}
+            for one in outcome.sets:
+                if (one.api_index, one.part) not in before:
+                    self._keep(one)
+            api = self.apis[outcome.index]
+            tasks.append(outcome.task(api))
+            if outcome.error is not None:
+                self._fail(outcome.index, outcome.error)
+        self._distil([task for task in tasks if task is not None])
+
+    def _fail(self, index: int, error: Exception) -> None:
+        self._last_error = error
+        if isinstance(error, BudgetExhausted):
+            self.budget_ended = True
+            return
+        name, reason = self.apis[index].name, " ".join(str(error).split())
+        again = (
+            "it is left out"
+            if index in self._failed_before
+            else "it is skipped and asked again at the end"
+        )
+        warnings.warn(f"{name}: {again}: {reason}", ServiceWarning, stacklevel=2)
+        _log.info("%s: %s: %s", name, again, reason)
+        self._failed_before.add(index)
+        self.skipped[index] = reason
+
+    def _meta_model(self, module: nn.Module) -> MetaModel:
+        return MetaModel(
+            module, adapt_steps=self.config.adapt_steps, adapt_learning_rate=self.config.adapt_lr
+        )
+
+    def _keep(self, one: RecoveredSet) -> None:
+        api = self.apis[one.api_index]
+        self.recovered.append(one)
+        self.memory.add(
+            one.images,
+            [_class_key(api, one.api_index, label) for label in one.recovered.labels.tolist()],
+        )
+        self.budget_ended |= not one.recovered.complete
+        _log.info("%s: %s set of %s images kept", api.name, one.part, len(one.images))
+        self._record(
+            "recovery",
+            api=api.name,
+            set=one.part,
+            loss=one.recovered.losses.mean().item(),
+            accuracy=one.matched.float().mean().item(),
+            complete=one.recovered.complete,
+        )
+
+    def _distil(self, tasks: list[DistillationTask]) -> None:
+        if not tasks or not self.config.bilevel_distillation:
+            return
+        distillation = self.config.distillation
+        with self._timed("distillation"), seeded(self.config.seed, "distillation", self.outer_step):
+            metrics = outer_distillation_step(
+                self.module,
+                self.distillation_optimizer,
+                tasks,
+                steps=distillation.inner_steps,
+                learning_rate=distillation.inner_lr,
+                first_order=distillation.first_order,
+                paper_compat=self.config.paper_compat,
             )
-        for shape in sorted({spec.image_shape for spec in specs} | {task_shape(specs, self.config) or ()} - {()}):
-            images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-            try:
-                with seeded(0, "meta_model", "check"), torch.no_grad():
-                    logits = forward(self._module, dict(self._module.named_parameters()), images)
-            except (RuntimeError, ValueError, TypeError) as error:
-                reason = " ".join(str(error).split())
-                raise InputError(f"BiDfMKD: meta_model fails on images {list(images.shape)}: {reason}") from error
-            if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
-                came = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise InputError(
-                    f"BiDfMKD: meta_model must map images {list(images.shape)} to logits [2, {n_classes}], one per "
-                    f"class of an API; got {came}"
+        self.outer_step += 1
+        self._record("distillation", loss=metrics["loss"], accuracy=metrics["agreement"])
+
+    def _replay(self, steps: int, patience: int = 0) -> None:
+        """`steps` outer steps on tasks from the memory; with `patience`, fewer once accuracy has stopped improving."""
+        if not self.recovered or not self.config.task_replay:
+            return
+        take = self._replayer(min(_REPLAY_RECORD_STEPS, patience or _REPLAY_RECORD_STEPS))
+        best, best_step = -1.0, 0
+        since_record: list[dict[str, float]] = []
+        with Bar(f"{self.label}: replay", steps, "steps", self.progress, keep=False) as bar:
+            for step in bar.over(range(steps)):
+                last = step + 1 == steps
+                told = take(last)
+                for at, metrics in enumerate(told, start=step + 1 - len(told)):
+                    since_record.append(metrics)
+                    if metrics["accuracy"] > best:
+                        best, best_step = metrics["accuracy"], at
+                stop = last or (bool(told) and patience > 0 and step - best_step >= patience)
+                if since_record and (stop or len(since_record) >= _REPLAY_RECORD_STEPS):
+                    means = {
+                        key: sum(one[key] for one in since_record) / len(since_record)
+                        for key in since_record[0]
+                    }
+                    self._record("replay", loss=means["loss"], accuracy=means["accuracy"])
+                    bar.show(loss=means["loss"], accuracy=means["accuracy"])
+                    since_record = []
+                if stop:
+                    break
+
+    def _replayer(self, tell_every: int) -> Callable[[bool], list[dict[str, float]]]:
+        """Takes one replay step, told whether it is the last one, and tells the metrics of the steps not told yet.
+
+        On a GPU it tells them every `tell_every` steps, so that the host need not wait for each.
+        """
+        n_way = self.apis[0].spec.n_classes
+        if self.device.type != "cuda" or not can_stack(self.module, n_way):
+            return lambda last: [self._replay_once()]
+        n_tasks, replay = self.config.meta_batch_size, self.config.replay
+        n_query = min(replay.n_query, self._images_per_class(n_way) - replay.n_shot)
+        on_device = DeviceReplay(
+            self.module,
+            self.replay_optimizer,
+            self.memory,
+            (n_way, replay.n_shot, n_query),
+            n_tasks,
+            rotations=replay.rotations,
+            steps=replay.inner_steps,
+            learning_rate=replay.inner_lr,
+            first_order=replay.first_order,
+        )
+
+        def take(last: bool) -> list[dict[str, float]]:
+            with self._timed("replay"):
+                on_device.step(derive_seed(self.config.seed, "replay"), self.replay_step * n_tasks)
+                self.replay_step += 1
+                self.outer_step += 1
+                return on_device.records() if last or on_device.untold == tell_every else []
+
+        return take
+
+    def _replay_once(self) -> dict[str, float]:
+        replay, n_way = self.config.replay, self.apis[0].spec.n_classes
+        with self._timed("replay"), seeded(self.config.seed, "replay", self.replay_step):
+            # Fewer than planned when a budget ended after the support sets.
+            n_query = min(replay.n_query, self._images_per_class(n_way) - replay.n_shot)
+            first = self.replay_step * self.config.meta_batch_size
+            episodes = [
+                self.memory.sample_episode(
+                    n_way,
+                    replay.n_shot,
+                    n_query,
+                    seed=derive_seed(self.config.seed, "replay"),
+                    index=first + i,
+                    rotations=replay.rotations,
                 )
-
-
-def initial_module(specs: Sequence[APISpec], config: TrainConfig) -> nn.Module:
-    """The default meta-model for APIs of these `specs` before anything is learned; a function of the seed."""
-    shape = task_shape(specs, config)
-    channels, *size = shape or specs[0].image_shape
-    with seeded(config.seed, "meta_model"):
-        return build_model(
-            "conv4_any_size" if shape else "conv4",
-            in_channels=channels,
-            n_classes=specs[0].n_classes,
-            image_size=(size[0], size[1]),
-            width=config.meta_model_width,
-            batch_statistics=True,
-        )
-
-
-def fit_with_control(
-    apis: Sequence[BlackBox],
-    run_dir: str | Path,
-    config: TrainConfig | None = None,
-    *,
-    device: torch.device | str = "cpu",
-    budget: Budget | None = None,
-    progress: bool = True,
-) -> tuple[Run, Run]:
-    """A run in `run_dir` and its no-recovery control in `run_dir/control`, from the same start: (run, control).
-
-    The control comes first, so that one budget serves both; its images are asked once each, for their scores. Where
-    either was cut off, nothing that was recovered is asked for again, and a complete control is read, not made again.
-    Raises as `BiDfMKD.fit`; BudgetExhausted also if `budget` does not reach from the control into the run.
-    """
-    config = TrainConfig() if config is None else config
-    learner = BiDfMKD(apis, config=config, device=device, budget=budget)
-    control = BiDfMKD(apis, config=config.control(), device=device, budget=budget)
-    RunFolder.check_new(run_dir)
-    with FolderLock(run_dir) as lock:
-        return _fit_both(learner, control, Path(run_dir), budget, progress, lock)
-
-
-def _fit_both(
-    learner: BiDfMKD, control: BiDfMKD, run_dir: Path, budget: Budget | None, progress: bool, lock: FolderLock
-) -> tuple[Run, Run]:
-    RunFolder.check_new(run_dir)  # another process may have finished it since
-    config, apis = learner.config, learner.apis
-    begun = (run_dir / "control").exists()
-    n_images = config.n_per_class * apis[0].spec.n_classes
-    first_step = first_step_cost(as_known(apis[0]), config.recovery, n_images, config.paper_compat)
-    needed = sum((run_cost(api, control.config) for api in apis), first_step)
-    if budget is not None and not begun and not budget.affords(needed.queries, needed.requests, needed.price):
-        raise BudgetExhausted(
-            f"fit_with_control: the control and one recovery step ask {needed.queries:,} queries in "
-            f"{needed.requests:,} requests; more than is left of {budget}; raise it or take a lower n_per_class or "
-            "num_directions"
-        )
-    RunFolder.check_writable(run_dir)  # the run's own place, before the control asks anything
-    control_run = control._fit(run_dir / "control", progress, again=True, label="control")
-    return learner._fit(run_dir, progress, lock=lock), control_run
-
-
-def _usable_device(device: torch.device | str) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"BiDfMKD: device must be one that torch can use here; got {device!r}: {reason}") from None
-
-
-def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
-    if not apis:
-        raise InputError("BiDfMKD: apis is empty; give at least one black box")
-    for api in apis:
-        if not isinstance(api, BlackBox):
-            raise InputTypeError(f"BiDfMKD: apis must be black boxes such as TorchBlackBox; got {type(api).__name__}")
-    if len({id(api) for api in apis}) < len(apis):
-        raise InputError("BiDfMKD: apis holds the same black box twice; give each once")
-    first = apis[0].spec
-    for api in apis:
-        if api.spec.n_classes != first.n_classes:
-            raise InputError(
-                f"BiDfMKD: all APIs must have the same n_classes; {first.name} has {first.n_classes} and "
-                f"{api.name} has {api.spec.n_classes}; run them as separate pools"
+                for i in range(self.config.meta_batch_size)
+            ]
+            metrics = outer_replay_step(
+                self.module,
+                self.replay_optimizer,
+                episodes,
+                steps=replay.inner_steps,
+                learning_rate=replay.inner_lr,
+                first_order=replay.first_order,
             )
-        if budget is not None and api.budget is not None and api.budget is not budget:
-            raise InputError(f"BiDfMKD: {api.name} has a budget of its own; give either that or budget=, not both")
+        self.replay_step += 1
+        self.outer_step += 1
+        return metrics
+
+    def _images_per_class(self, n_way: int) -> int:
+        """The most images per class that at least `n_way` classes of the memory hold."""
+        return sorted(
+            (len(self.memory.images_of(key)) for key in self.memory.classes), reverse=True
+        )[n_way - 1]
+
+    def _ledger(self) -> list[LedgerRow]:
+        """What each API was asked for this run, before a kill included."""
+        if self.folder is not None:
+            return self.folder.ledger.rows()
+        return [
+            row_of(row.number, api, row) for api, row in zip(self.apis, self._before, strict=True)
+        ]
+
+    def _record(self, stage: str, **values: Any) -> None:
+        record = {"stage": stage, "step": self.outer_step, **values}
+        record |= {
+            "queries": sum(row.queries for row in self._ledger()),
+            "seconds": round(sum(self.seconds.values()), 3),
+        }
+        self.history.append(record)
+        if self.folder is not None:
+            self.folder.append_metrics(record)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
 
 
-def _restore_budgets(apis: list[BlackBox], ledger: LedgerFile) -> None:
-    """What a run that was cut off has spent counts."""
-    earlier = ledger.earlier()
-    for number, api in enumerate(apis):
-        if api.budget is not None and (row := earlier.get(number)) is not None:
-            api.budget.restore(row.queries, row.requests, row.cost)
+def task_shape(specs: Sequence[APISpec], config: TrainConfig) -> tuple[int, int, int] | None:
+    """(C, H, W) to which tasks are brought; None where all APIs take images of one shape, and no other is wanted."""
+    shapes = {spec.image_shape for spec in specs}
+    if len(shapes) == 1 and not config.meta_model_side:
+        return None
+    side = config.meta_model_side or max(max(height, width) for _, height, width in shapes)
+    return max(channels for channels, _, _ in shapes), side, side
 
 
-@contextmanager
-def _under_budget(apis: list[BlackBox], budget: Budget | None) -> Iterator[None]:
-    before = [api.budget for api in apis]
-    try:
-        for api in apis:
-            api.budget = api.budget if budget is None else budget
-        yield
-    finally:
-        for api, its in zip(apis, before, strict=True):
-            api.budget = its
+def _class_key(api: BlackBox, index: int, label: int) -> tuple[str, str]:
+    """Whose classes have no names shares no class with any other API."""
+    spec = api.spec
+    return spec.data_set, spec.class_names[
+        label
+    ] if spec.class_names else f"API {index} class {label}"

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.probe import ProbeReport, probe
-from bidfmkd_fast.black_box.service import ServiceBlackBox
-from bidfmkd_fast.progress import Bar
+from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
 from bidfmkd_fast.recovery.cost import Cost, set_cost
+from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.spending import CONTROL, PROBES, RUN, Cap, Spending, money, write_plan
 
@@ -79,7 +79,9 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Until the last answer: the services of a group are asked at once, local APIs one after the other."""
-        groups = [self.apis[first : first + self.group] for first in range(0, len(self.apis), self.group)]
+        groups = [
+            self.apis[first : first + self.group] for first in range(0, len(self.apis), self.group)
+        ]
         return sum(
             max(
                 sum(one.seconds for one in group if not one.is_service),
@@ -90,10 +92,24 @@ class Plan:
 
     def rows(self) -> list[list[str]]:
         """A table with a row per API and one for all."""
-        rows = [["API", "usable", "scores", "smallest mu", "suggested mu", "images/s", "queries", "time", "cost"]]
+        rows = [
+            [
+                "API",
+                "usable",
+                "scores",
+                "smallest mu",
+                "suggested mu",
+                "images/s",
+                "queries",
+                "time",
+                "cost",
+            ]
+        ]
         for one in self.apis:
             report, steps, rates = one.report, one.report.steps, one.report.images_per_second
-            smallest = f"{steps.smallest:.3g}" if steps is not None and steps.smallest is not None else "?"
+            smallest = (
+                f"{steps.smallest:.3g}" if steps is not None and steps.smallest is not None else "?"
+            )
             suggested = "?" if steps is None else f"{steps.suggested:.3g}"
             rate = f"{max(rates.values()):,.0f}" if rates else "?"
             planned = [f"{one.both.queries:,}", duration(one.seconds), money(one.both.price)]
@@ -114,7 +130,11 @@ class Plan:
     @property
     def problems(self) -> list[str]:
         """Why the APIs that cannot be used cannot."""
-        return [f"{one.report.name}: {one.report.problem}" for one in self.apis if one.report.problem is not None]
+        return [
+            f"{one.report.name}: {one.report.problem}"
+            for one in self.apis
+            if one.report.problem is not None
+        ]
 
     @property
     def notes(self) -> list[str]:
@@ -122,14 +142,19 @@ class Plan:
         return [f"{one.report.name}: {note}" for one in self.apis for note in one.report.notes]
 
 
-def plan(apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0, progress: bool = False) -> Plan:
+def plan(
+    apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0, progress: bool = False
+) -> Plan:
     """Probe every API, for `probe.PROBE_QUERIES` queries each, and work out what `fit_with_control` would ask it."""
     planned = []
     with Bar("probe", len(apis), "APIs", progress) as bar:
         for api in bar.over(apis):
             report = probe(api, seed=seed)
             probed = Cost(report.queries, report.requests, api._price(report.queries))
-            both = [run_cost(api, one) if report.problem is None else Cost() for one in (config, config.control())]
+            both = [
+                run_cost(api, one) if report.problem is None else Cost()
+                for one in (config, config.control())
+            ]
             planned.append(PlannedAPI(report, api._is_service, probed, *both))
     return Plan(planned, config.meta_batch_size, Cap.of(api.budget for api in apis))
 
@@ -149,7 +174,9 @@ class _KnownService(BlackBox):
 
     def __init__(self, service: ServiceBlackBox) -> None:
         super().__init__(service.spec)
-        self._most = ServiceBlackBox._batch(service)  # not the method of a subclass, which asks the service
+        self._most = ServiceBlackBox._batch(
+            service
+        )  # not the method of a subclass, which asks the service
 
     def _score(self, images: Tensor) -> Tensor:
         raise AssertionError("it is never asked")
@@ -175,7 +202,8 @@ def too_short(plan: Plan, config: TrainConfig) -> list[str]:
         if (steps := one.report.steps) is not None
         and steps.smallest is not None
         and mu < steps.smallest
-        and steps.smallest > min(steps.agreement)  # below the shortest that was tried nothing is known
+        and steps.smallest
+        > min(steps.agreement)  # below the shortest that was tried nothing is known
     ]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files import read_tensors, write_tensors
+from bidfmkd_fast.files.atomic import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box import APISpec, BlackBox
@@ -40,10 +40,16 @@ def save_recovered(one: RecoveredSet, file: Path) -> None:
         "history": torch.tensor(history, dtype=torch.float64).reshape(-1, len(_RECORD)),
         "state": torch.tensor([recovered.complete, mu], dtype=torch.float64),
     }
-    write_tensors(file, tensors, {"api": one.api_name, "set": one.part, "class_names": json.dumps(one.class_names)})
+    write_tensors(
+        file,
+        tensors,
+        {"api": one.api_name, "set": one.part, "class_names": json.dumps(one.class_names)},
+    )
 
 
-def read_recovered(file: Path, index: int, part: str, api: BlackBox, n_per_class: int) -> RecoveredSet:
+def read_recovered(
+    file: Path, index: int, part: str, api: BlackBox, n_per_class: int
+) -> RecoveredSet:
     """Read what `save_recovered` wrote.
 
     Raises:
@@ -58,7 +64,9 @@ def read_recovered(file: Path, index: int, part: str, api: BlackBox, n_per_class
     names = json.dumps(list(spec.names))
     if (about.get("api"), about.get("set"), about.get("class_names")) != (api.name, part, names):
         held = f"the {about.get('set')} set of {about.get('api')!r}"
-        raise InputError(f"run folder: {file} is {held}, not the {part} set of {api.name!r}; is this another pool?")
+        raise InputError(
+            f"run folder: {file} is {held}, not the {part} set of {api.name!r}; is this another pool?"
+        )
     if (problem := _problem(tensors, spec, n_per_class)) is not None:
         raise _damaged(file, problem)
     complete, mu = tensors["state"].tolist()
@@ -93,8 +101,12 @@ def least_queries(one: RecoveredSet, measuring: int) -> int:
 
 def bytes_of_set(spec: APISpec, n_per_class: int, steps: int) -> int:
     """Return the size that the file of a set has at most."""
-    per_image = 4 * (math.prod(spec.image_shape) + spec.n_classes + 1) + 8  # float32 and an int64 label
-    names = 4 * len(json.dumps([spec.name, *spec.names]))  # in JSON inside JSON a quote or a backslash is four
+    per_image = (
+        4 * (math.prod(spec.image_shape) + spec.n_classes + 1) + 8
+    )  # float32 and an int64 label
+    names = 4 * len(
+        json.dumps([spec.name, *spec.names])
+    )  # in JSON inside JSON a quote or a backslash is four
     return per_image * n_per_class * spec.n_classes + 8 * len(_RECORD) * steps + names + _HEADER
 
 
@@ -134,4 +146,6 @@ def _problem(tensors: dict[str, Tensor], spec: APISpec, n_per_class: int) -> str
 
 
 def _damaged(file: Path, reason: str) -> InputError:
-    return InputError(f"run folder: {file} is damaged ({reason}); remove it to have it asked for again")
+    return InputError(
+        f"run folder: {file} is damaged ({reason}); remove it to have it asked for again"
+    )

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import BlackBox
-from bidfmkd_fast.black_box.interrupt import Stop, current
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.meta import DistillationTask, adapt_to_api
 from bidfmkd_fast.meta.model import forward
-from bidfmkd_fast.progress import Bar
 from bidfmkd_fast.recovery.journal import Journal
 from bidfmkd_fast.recovery.objective import Student
 from bidfmkd_fast.recovery.recover import Recovered, recover, recover_side_by_side
+from bidfmkd_fast.runtime.interrupt import Stop, current
+from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded
-from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.plan import run_cost
 from bidfmkd_fast.training.run import RecoveredSet
+from bidfmkd_fast.training.run_folder import RunFolder
 
 _log = logging.getLogger("bidfmkd_fast")  # the one whose filter removes secrets
 
@@ -55,7 +55,11 @@ class Outcome:
             return None
         support, query = self.sets
         return DistillationTask(
-            support.images, support.recovered.scores, query.images, query.recovered.scores, api.spec.returned_kind
+            support.images,
+            support.recovered.scores,
+            query.images,
+            query.recovered.scores,
+            api.spec.returned_kind,
         )
 
 
@@ -82,10 +86,18 @@ class Recoveries:
         bar: Bar | None = None,
     ) -> None:
         self._bar = bar or Bar("recover", 0, "queries", progress=False)
-        self.apis, self.generator, self.config, self.device, self.folder = apis, generator, config, device, folder
+        self.apis, self.generator, self.config, self.device, self.folder = (
+            apis,
+            generator,
+            config,
+            device,
+            folder,
+        )
         self._stop = Stop(current())
         n_services = sum(api._is_service for api in apis)
-        self._threads = ThreadPoolExecutor(max(1, n_services), "recovery", initializer=self._stop.adopt)
+        self._threads = ThreadPoolExecutor(
+            max(1, n_services), "recovery", initializer=self._stop.adopt
+        )
         # Without a run folder the journals serve the next attempt at a service that failed.
         self._scratch = None if folder else tempfile.TemporaryDirectory(prefix="bidfmkd-")
         self._begun: set[tuple[int, str]] = set()  # sets whose recovery this process has begun
@@ -109,10 +121,14 @@ class Recoveries:
         """
 
         def job(index: int) -> Callable[[], Outcome]:
-            own = copy.deepcopy(module)  # running it swaps its parameters, which threads must not share
+            own = copy.deepcopy(
+                module
+            )  # running it swaps its parameters, which threads must not share
             return lambda: self._recover_api(index, own, outer_step)
 
-        services = [self._threads.submit(job(index)) for index in indices if self.apis[index]._is_service]
+        services = [
+            self._threads.submit(job(index)) for index in indices if self.apis[index]._is_service
+        ]
         local = [index for index in indices if not self.apis[index]._is_service]
         # What a budget pays is to be whole sets: one after the other there.
         together = [index for index in local if self._at_once() and self.apis[index].budget is None]
@@ -129,7 +145,9 @@ class Recoveries:
     def _gather(self, services: list[Future[Outcome]]) -> list[Outcome]:
         started, waiting = time.monotonic(), set(services)
         while waiting:
-            patience = None if self._longest is None else max(_LEAST_SECONDS, _PATIENCE * self._longest)
+            patience = (
+                None if self._longest is None else max(_LEAST_SECONDS, _PATIENCE * self._longest)
+            )
             left = None if patience is None else max(0.0, started + patience - time.monotonic())
             done, waiting = wait(waiting, left, FIRST_COMPLETED)
             if not done:
@@ -149,7 +167,11 @@ class Recoveries:
             errors += (APIUnavailable, BadAnswer)
         try:
             support = self._set(outcome, "support", lambda step: None)
-            self._set(outcome, "query", lambda step: self._student(index, module, support, outer_step, step))
+            self._set(
+                outcome,
+                "query",
+                lambda step: self._student(index, module, support, outer_step, step),
+            )
         except errors as error:
             outcome.error = error
         outcome.seconds = time.monotonic() - started
@@ -157,9 +179,13 @@ class Recoveries:
 
     def _at_once(self) -> bool:
         """Whether sets of several local APIs are made at once: where a device takes them, and no host looks on."""
-        return self.device.type == "cuda" and self.generator is None and not self.config.paper_compat
+        return (
+            self.device.type == "cuda" and self.generator is None and not self.config.paper_compat
+        )
 
-    def _side_by_side(self, indices: Sequence[int], module: nn.Module, outer_step: int) -> list[Outcome]:
+    def _side_by_side(
+        self, indices: Sequence[int], module: nn.Module, outer_step: int
+    ) -> list[Outcome]:
         """All support sets at once, then all query sets. Raises what ended one, once all others are kept."""
         outcomes = [Outcome(index) for index in indices]
         self._sets(outcomes, "support", lambda outcome, step: None)
@@ -173,7 +199,10 @@ class Recoveries:
         return outcomes
 
     def _sets(
-        self, outcomes: Sequence[Outcome], part: str, student_of: Callable[[Outcome, int], Student | None]
+        self,
+        outcomes: Sequence[Outcome],
+        part: str,
+        student_of: Callable[[Outcome, int], Student | None],
     ) -> None:
         asked = []
         for outcome in outcomes:
@@ -186,7 +215,9 @@ class Recoveries:
         for outcome in asked:
             self._reserve(outcome.index, part)
         with ExitStack() as stack:
-            journals = [stack.enter_context(self._journal(outcome.index, part)) for outcome in asked]
+            journals = [
+                stack.enter_context(self._journal(outcome.index, part)) for outcome in asked
+            ]
             for i, result in recover_side_by_side(
                 [self.apis[outcome.index] for outcome in asked],
                 self.config.n_per_class,
@@ -205,7 +236,9 @@ class Recoveries:
         if errors:
             raise errors[0]
 
-    def _set(self, outcome: Outcome, part: str, student_from: Callable[[int], Student | None]) -> RecoveredSet:
+    def _set(
+        self, outcome: Outcome, part: str, student_from: Callable[[int], Student | None]
+    ) -> RecoveredSet:
         """A set, from disk or recovered; `student_from` makes the student that is asked from a step on."""
         api = self.apis[outcome.index]
         one = self._held(outcome.index, part)
@@ -230,7 +263,9 @@ class Recoveries:
                 device=self.device,
                 paper_compat=self.config.paper_compat,
                 # On a GPU the look at every step would wait for the device.
-                callback=self._after_step if api._is_service or self.device.type != "cuda" else None,
+                callback=self._after_step
+                if api._is_service or self.device.type != "cuda"
+                else None,
                 journal=journal,
             )
             return self._keep(outcome, part, recovered, journal)
@@ -249,15 +284,21 @@ class Recoveries:
         one = self._made.get((index, part))
         if one is None and self.folder is not None:
             one = self.folder.load_recovered(index, part, self.apis[index])
-            if one is not None:  # the process may have ended between the set and the end of its journal
+            if (
+                one is not None
+            ):  # the process may have ended between the set and the end of its journal
                 shutil.rmtree(self.folder.journal(index, part), ignore_errors=True)
-                _log.info("%s: the %s set is in %s already", self.apis[index].name, part, self.folder.path)
+                _log.info(
+                    "%s: the %s set is in %s already", self.apis[index].name, part, self.folder.path
+                )
                 self._bar.skip(run_cost(self.apis[index], self.config).queries // 2)
         if one is not None:
             self._made[index, part] = one
         return one
 
-    def _keep(self, outcome: Outcome, part: str, recovered: Recovered, journal: Journal) -> RecoveredSet:
+    def _keep(
+        self, outcome: Outcome, part: str, recovered: Recovered, journal: Journal
+    ) -> RecoveredSet:
         api = self.apis[outcome.index]
         images = api.spec.to_unit(recovered.images)
         one = RecoveredSet(outcome.index, api.name, api.spec.names, part, images, recovered)
@@ -305,7 +346,9 @@ class Recoveries:
         steps = itertools.count(first_step)
 
         def student(points: Tensor) -> Tensor:
-            with seeded(seed, "task model", support.api_index, next(steps)):  # dropout draws from the global generator
+            with seeded(
+                seed, "task model", support.api_index, next(steps)
+            ):  # dropout draws from the global generator
                 return forward(module, parameters, api.spec.to_unit(points))
 
         return student

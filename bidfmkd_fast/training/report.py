@@ -10,9 +10,9 @@ from typing import Any
 
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files import write_text
+from bidfmkd_fast.files.atomic import write_text
 from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate, paired_difference
-from bidfmkd_fast.training.checkpoint import CONFIG, METRICS, RunFolder
+from bidfmkd_fast.training.run_folder import CONFIG, METRICS, RunFolder
 from bidfmkd_fast.training.spending import read_spending
 
 REPORT = "report.md"
@@ -51,9 +51,16 @@ class Comparison:
         *others, last = self.evaluations
         rows = []
         for other in others:
-            pairs = zip(self.evaluations[last].values(), self.evaluations[other].values(), strict=True)
+            pairs = zip(
+                self.evaluations[last].values(), self.evaluations[other].values(), strict=True
+            )
             pairs_told = [paired_difference(a, b) for a, b in pairs]
-            rows.append([f"{last} less {other}", *(f"{100 * d.mean:+.2f} ± {100 * d.ci95:.2f}" for d in pairs_told)])
+            rows.append(
+                [
+                    f"{last} less {other}",
+                    *(f"{100 * d.mean:+.2f} ± {100 * d.ci95:.2f}" for d in pairs_told),
+                ]
+            )
         return [self._header("difference paired by episode"), *rows]
 
     def __str__(self) -> str:
@@ -112,7 +119,10 @@ def text_table(rows: Table) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
         )
         for row in rows
     ]
@@ -127,7 +137,9 @@ def markdown_table(rows: Table) -> str:
     return "\n".join(lines)
 
 
-def outcome_rows(summary: Mapping[str, Any], extra_seconds: Mapping[str, float] | None = None) -> Table:
+def outcome_rows(
+    summary: Mapping[str, Any], extra_seconds: Mapping[str, float] | None = None
+) -> Table:
     """Return what a run came to, from its summary: APIs, images, and wall time per stage."""
     matched = [
         [f"recovered as wanted, {part} sets", f"{100 * share:.0f} %"]
@@ -150,7 +162,10 @@ def _asked(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
         return ["Every request was answered."]
     header = ["API", "queries sent", "answered", "requests sent", "answered", "cost at most"]
     counts = ("queries", "answered_queries", "requests", "answered_requests")
-    rows = [[row["name"], *(f"{row[count]:,}" for count in counts), f"{row['cost']:,.4g}"] for row in ledger]
+    rows = [
+        [row["name"], *(f"{row[count]:,}" for count in counts), f"{row['cost']:,.4g}"]
+        for row in ledger
+    ]
     told = "A request that was sent again after a failure counts again, since a service may bill it twice."
     return [markdown_table([header, *rows]), "", told]
 
@@ -166,7 +181,10 @@ def write_report(
     summary = folder.summary()
     lines = [f"# Run `{folder.path.name}`", ""]
     if summary["budget_ended"] or not (summary["complete"] or summary["skipped"]):
-        lines += ["**A budget ended before every API was recovered in full; what there is was used.**", ""]
+        lines += [
+            "**A budget ended before every API was recovered in full; what there is was used.**",
+            "",
+        ]
     for name, reason in summary["skipped"].items():
         lines += [f"**{name} was left out: {reason}**", ""]
     for comparison in comparisons:
@@ -195,7 +213,11 @@ def write_report(
         ]
         for picture in pictures:
             lines += [f"![{picture.stem}](grids/{picture.name})", ""]
-    files = [CONFIG, METRICS, *([os.path.relpath(control.path, folder.path)] if control is not None else [])]
+    files = [
+        CONFIG,
+        METRICS,
+        *([os.path.relpath(control.path, folder.path)] if control is not None else []),
+    ]
     lines += ["## Files", "", ", ".join(f"[{name}]({name})" for name in files), ""]
     path = folder.path / REPORT
     write_text(path, "\n".join(lines))

@@ -11,9 +11,9 @@ from typing import Any
 from bidfmkd_fast.black_box import Budget
 from bidfmkd_fast.black_box.ledger_file import read_ledger
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files import write_json
+from bidfmkd_fast.files.atomic import write_json
 from bidfmkd_fast.recovery.cost import Cost
-from bidfmkd_fast.training.checkpoint import CONFIG, LEDGER, META_MODEL, PLAN, SUMMARY
+from bidfmkd_fast.training.run_folder import CONFIG, LEDGER, META_MODEL, PLAN, SUMMARY
 
 PROBES, CONTROL, RUN = "probes", "control", "run"
 
@@ -32,7 +32,9 @@ class Cap:
         different = list({id(budget): budget for budget in budgets}.values())
 
         def total(unit: str) -> Any:
-            caps = [None if budget is None else getattr(budget, f"max_{unit}") for budget in different]
+            caps = [
+                None if budget is None else getattr(budget, f"max_{unit}") for budget in different
+            ]
             return sum(caps) if caps and None not in caps else None
 
         return cls(total("queries"), total("requests"), total("cost"))
@@ -62,8 +64,13 @@ class Spending:
             every["all"] = self.total
         if self.planned is not None:
             every["planned"] = self.planned
-        rows += [[name, f"{one.queries:,}", f"{one.requests:,}", money(one.price)] for name, one in every.items()]
-        caps = [None if cap is None else f"{cap:,}" for cap in (self.cap.queries, self.cap.requests)]
+        rows += [
+            [name, f"{one.queries:,}", f"{one.requests:,}", money(one.price)]
+            for name, one in every.items()
+        ]
+        caps = [
+            None if cap is None else f"{cap:,}" for cap in (self.cap.queries, self.cap.requests)
+        ]
         caps.append(None if self.cap.price is None else money(self.cap.price))
         return [*rows, ["cap", *("none" if cap is None else cap for cap in caps)]]
 
@@ -83,7 +90,9 @@ def over_cap(plan: Spending) -> list[str]:
                 f"there; raise --max-{unit}, or lower n_per_class, recovery.steps or recovery.num_directions"
             )
         elif whole > most:
-            lines.append(f"over the budget with the probes: {unit} are {told[2]}, the cap is {told[1]}")
+            lines.append(
+                f"over the budget with the probes: {unit} are {told[2]}, the cap is {told[1]}"
+            )
     return lines
 
 
@@ -121,7 +130,9 @@ def read_spent(folder: Path) -> Cost | None:
         summary = _read_json(folder / SUMMARY)
         ledger = summary.get("ledger")
         if "requests" in summary:
-            return Cost(summary["queries"], summary["requests"], sum(row["cost"] for row in ledger or ()))
+            return Cost(
+                summary["queries"], summary["requests"], sum(row["cost"] for row in ledger or ())
+            )
         # A method that is no run: with the ledger of what it asked by itself, or from a version that kept none.
         return None if ledger is None else sum((_spent(row) for row in ledger), Cost())
     if (folder / LEDGER).is_file():

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.folder_lock import LOCK
+from bidfmkd_fast.files.folder_lock import LOCK
 from bidfmkd_fast.recovery.cost import Cost
-from bidfmkd_fast.training.checkpoint import CONFIG, LEDGER, META_MODEL, SUMMARY, RunFolder
 from bidfmkd_fast.training.report import text_table
+from bidfmkd_fast.training.run_folder import CONFIG, LEDGER, META_MODEL, SUMMARY, RunFolder
 from bidfmkd_fast.training.spending import Cap, Spending, read_plan, read_spending, read_spent
 
 FINISHED, CUT_OFF, BEGUN = "finished", "cut off", "the control is made first, the run has not begun"
@@ -41,7 +41,11 @@ def status_text(path: str | Path) -> str:
     states = [["run", "state"], *([name, state_of(run)] for run, name in names.items())]
     parts = {name: spent for run, name in names.items() if (spent := read_spent(run)) is not None}
     plans = [plan for run in runs if (plan := read_plan(run)) is not None]
-    planned = sum((Cost(**plan["planned"]) for plan in plans), Cost()) if len(plans) == len(parts) else None
+    planned = (
+        sum((Cost(**plan["planned"]) for plan in plans), Cost())
+        if len(plans) == len(parts)
+        else None
+    )
     return f"{text_table(states)}\n\n{text_table(Spending(parts, planned, Cap()).rows())}"
 
 

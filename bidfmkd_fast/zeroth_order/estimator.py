@@ -110,8 +110,13 @@ class ZerothOrder:
         op = "ZerothOrder.load_state_dict"
         if not isinstance(state, Mapping) or set(state) != {"seed", "step"}:
             got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
-            raise InputError(f"{op}: state must hold seed and step, as state_dict() gives them; got {got}")
-        seed, step = _checked_seed(op, state["seed"]), check_integer(op, "step", state["step"], 0, 2**63)
+            raise InputError(
+                f"{op}: state must hold seed and step, as state_dict() gives them; got {got}"
+            )
+        seed, step = (
+            _checked_seed(op, state["seed"]),
+            check_integer(op, "step", state["step"], 0, 2**63),
+        )
         with self._lock, torch.inference_mode(False):
             self.seed = seed
             self.state = torch.tensor([seed, step - 1], dtype=torch.int64) if step else None
@@ -144,7 +149,9 @@ class ZerothOrder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but what belongs to this process and its threads: a copy starts without a pending ask."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_own")}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("_lock", "_own")
+        }
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)
@@ -159,7 +166,9 @@ class ZerothOrder:
         """Return the points to query: images `[B, *S]` -> `[1 + q, B, *S]` without a graph; `points[0]` is x."""
         self._check_free("ask")
         state = self.draw(x.device)
-        points = ops.perturb(x.detach(), state, self.num_directions, self.mu, self.directions, self.grid)
+        points = ops.perturb(
+            x.detach(), state, self.num_directions, self.mu, self.directions, self.grid
+        )
         self._own.pending = _Pending(x, state)
         return points
 
@@ -181,7 +190,9 @@ class ZerothOrder:
             n_rows = min(rows, 1 + self.num_directions - start)
             # Row 0 of the op is x itself: it belongs to the first chunk only.
             count, first = (n_rows - 1, 0) if start == 0 else (n_rows, start - 1)
-            points = ops.perturb(x, state, count, self.mu, self.directions, self.grid, first_direction=first)
+            points = ops.perturb(
+                x, state, count, self.mu, self.directions, self.grid, first_direction=first
+            )
             yield points if start == 0 else points[1:]
             del points
 
@@ -190,9 +201,13 @@ class ZerothOrder:
         x, state = self._pending("tell")
         wanted = [1 + self.num_directions, x.shape[0]]
         if list(losses.shape) != wanted:
-            raise InputError(f"ZerothOrder.tell: losses must be [1 + q, B] = {wanted}; got {list(losses.shape)}")
+            raise InputError(
+                f"ZerothOrder.tell: losses must be [1 + q, B] = {wanted}; got {list(losses.shape)}"
+            )
         losses = losses.detach()
-        gradient = ops.estimate_gradient(losses[1:] - losses[:1], state, x.shape, self.mu, self.directions, self.grid)
+        gradient = ops.estimate_gradient(
+            losses[1:] - losses[:1], state, x.shape, self.mu, self.directions, self.grid
+        )
         return self._finish(x, gradient, losses[0])
 
     def tell_scores(

@@ -38,7 +38,9 @@ class DifferentiableBlackBox(nn.Module):
 
     query: Callable[[Tensor], Tensor]
 
-    def __init__(self, query: Callable[[Tensor], Tensor], estimator: ZerothOrder, max_images: int) -> None:
+    def __init__(
+        self, query: Callable[[Tensor], Tensor], estimator: ZerothOrder, max_images: int
+    ) -> None:
         super().__init__()
         # Past nn.Module's own __setattr__, which would take a module in as a part of this one: its parameters would
         # show up here, and train() would switch its batch norms.
@@ -59,11 +61,17 @@ class DifferentiableBlackBox(nn.Module):
         differences = []
         for first in range(0, zo.num_directions, rows):
             count = min(rows, zo.num_directions - first)
-            points = ops.perturb(x, state, count, zo.mu, zo.directions, zo.grid, first_direction=first)
-            answers = self.query(points[1:].flatten(0, 1)).detach().unflatten(0, (count, x.shape[0]))
+            points = ops.perturb(
+                x, state, count, zo.mu, zo.directions, zo.grid, first_direction=first
+            )
+            answers = (
+                self.query(points[1:].flatten(0, 1)).detach().unflatten(0, (count, x.shape[0]))
+            )
             differences.append(((answers - scores) * grad).flatten(2).sum(-1))
             del points
-        return ops.estimate_gradient(torch.cat(differences), state, x.shape, zo.mu, zo.directions, zo.grid)
+        return ops.estimate_gradient(
+            torch.cat(differences), state, x.shape, zo.mu, zo.directions, zo.grid
+        )
 
     def get_extra_state(self) -> Tensor:
         """Return the estimator's position, int64 `[seed, step]`: a tensor, which every format of checkpoints holds."""
@@ -77,7 +85,9 @@ class DifferentiableBlackBox(nn.Module):
             InputError: `state` is no int64 tensor `[seed, step]`.
         """
         if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.shape != (2,):
-            raise InputError(f"as_differentiable: the extra state must be int64 [seed, step]; got {state!r}")
+            raise InputError(
+                f"as_differentiable: the extra state must be int64 [seed, step]; got {state!r}"
+            )
         seed, step = state.tolist()
         self.estimator.load_state_dict({"seed": seed, "step": step})
 
@@ -86,7 +96,9 @@ class DifferentiableBlackBox(nn.Module):
         return f"num_directions={zo.num_directions}, mu={zo.mu}, directions={zo.directions!r}"
 
 
-def _keep_position_if_none_came(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def _keep_position_if_none_came(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
     """Let a strict checkpoint of a model that held another teacher load: the estimator stays where it is."""
     state_dict.setdefault(prefix + "_extra_state", module.get_extra_state())
 
@@ -117,6 +129,10 @@ def as_differentiable(
         InputError: values out of range, as for `ZerothOrder`.
     """
     if not callable(query):
-        raise InputTypeError(f"as_differentiable: query must be callable on images; got {type(query).__name__}")
+        raise InputTypeError(
+            f"as_differentiable: query must be callable on images; got {type(query).__name__}"
+        )
     max_images = check_integer("as_differentiable", "max_images", max_images, 1)
-    return DifferentiableBlackBox(query, ZerothOrder(num_directions, mu, directions, grid, seed), max_images)
+    return DifferentiableBlackBox(
+        query, ZerothOrder(num_directions, mu, directions, grid, seed), max_images
+    )

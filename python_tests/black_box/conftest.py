@@ -82,10 +82,16 @@ def read_v2(sent: Sent) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
     return header, np.frombuffer(raw, dtype).reshape(tensor["shape"])
 
 
-def answer_v2(sent: Sent, score: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], **changes: Any) -> Any:
+def answer_v2(
+    sent: Sent, score: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], **changes: Any
+) -> Any:
     header, images = read_v2(sent)
     scores = score(images).astype(np.float32)
-    output: dict[str, Any] = {"name": "y", "datatype": "FP32", "shape": list(scores.shape)} | changes
+    output: dict[str, Any] = {
+        "name": "y",
+        "datatype": "FP32",
+        "shape": list(scores.shape),
+    } | changes
     answer = {"model_name": "m", "id": header["id"], "outputs": [output]}
     if not header["outputs"][0]["parameters"]["binary_data"]:
         output["data"] = scores.ravel().tolist()
@@ -110,7 +116,9 @@ def server() -> Iterator[ScriptedServer]:
                 self._answer(404, {}, b'{"error": "not here"}')
 
         def do_POST(self) -> None:
-            sent = Sent(self.path, dict(self.headers), self.rfile.read(int(self.headers["Content-Length"])))
+            sent = Sent(
+                self.path, dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))
+            )
             with scripted.lock:
                 scripted.posts.append(sent)
             answer = scripted.post(sent)
@@ -133,7 +141,9 @@ def server() -> Iterator[ScriptedServer]:
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.daemon_threads = True
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     scripted.url = f"http://127.0.0.1:{httpd.server_address[1]}"
     yield scripted

@@ -17,7 +17,11 @@ SHAPE = (1, 2, 2)
 
 def test_missing_mass_is_spread_evenly() -> None:
     told = torch.tensor([[0.6, 0.0, 0.3, 0.0], [0.5, 0.5, 0.0, 0.0], [0.0, 0.7, 0.4, 0.0]])
-    wanted = [[0.6, 0.05, 0.3, 0.05], [0.5, 0.5, 0.0, 0.0], [0.0, 0.7, 0.4, 0.0]]  # the last sums to more than 1
+    wanted = [
+        [0.6, 0.05, 0.3, 0.05],
+        [0.5, 0.5, 0.0, 0.0],
+        [0.0, 0.7, 0.4, 0.0],
+    ]  # the last sums to more than 1
     torch.testing.assert_close(spread_missing_mass(told), torch.tensor(wanted))
 
 
@@ -44,7 +48,9 @@ def test_a_rounded_zero_is_at_most_half_a_unit(decimals: int) -> None:
     spec = APISpec(3, SHAPE, scores_kind="probabilities", decimals=decimals)
     scores = usable(as_told(torch.tensor([[0.99999, 1e-5, 0.0]]), spec), spec)
     assert scores.tolist()[0] == pytest.approx([1.0, 0.5 * 10**-decimals, 0.5 * 10**-decimals])
-    logits = usable(as_told(torch.tensor([[0.123456, -1.0, 0.0]]), APISpec(3, SHAPE, decimals=decimals)), spec)
+    logits = usable(
+        as_told(torch.tensor([[0.123456, -1.0, 0.0]]), APISpec(3, SHAPE, decimals=decimals)), spec
+    )
     assert logits[0, 0].item() == pytest.approx(round(0.123456, decimals))
 
 
@@ -56,14 +62,20 @@ def test_the_loss_of_a_top_k_answer_is_minus_log_of_the_spread_probability() -> 
     scores = api(torch.rand(2, *SHAPE))
     state, labels = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 4])
     points = scores.expand(3, 2, 5)
-    gradient, loss = ops.zo_kd_gradient(points, labels, state, [2, *SHAPE], 0.1, scores_kind=spec.returned_kind)
+    gradient, loss = ops.zo_kd_gradient(
+        points, labels, state, [2, *SHAPE], 0.1, scores_kind=spec.returned_kind
+    )
     assert loss.tolist() == pytest.approx([-math.log(0.7), -math.log(0.1 / 3)], rel=1e-5)
     assert gradient.abs().max() < 1e-4
 
 
 def test_logits_declared_as_probabilities_are_a_bad_answer() -> None:
-    api = FunctionBlackBox(lambda images: images.flatten(1)[:, :2] - 3, APISpec(2, SHAPE, scores_kind="probabilities"))
-    with pytest.raises(BadAnswer, match="scores_kind is 'probabilities', so they must be from 0 to 1.*logits"):
+    api = FunctionBlackBox(
+        lambda images: images.flatten(1)[:, :2] - 3, APISpec(2, SHAPE, scores_kind="probabilities")
+    )
+    with pytest.raises(
+        BadAnswer, match="scores_kind is 'probabilities', so they must be from 0 to 1.*logits"
+    ):
         api(torch.rand(2, *SHAPE))
 
 

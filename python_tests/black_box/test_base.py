@@ -19,7 +19,9 @@ SPEC = APISpec(3, (1, 2, 2), name="corner")
 class Scripted(BlackBox):
     """Answers what it is told to, and notes what it was sent."""
 
-    def __init__(self, answer: object = None, per_request: int | None = None, budget: Budget | None = None) -> None:
+    def __init__(
+        self, answer: object = None, per_request: int | None = None, budget: Budget | None = None
+    ) -> None:
         super().__init__(SPEC, budget=budget)
         self.sent: list[Tensor] = []
         self._scripted = answer
@@ -54,7 +56,12 @@ def test_no_graph_even_where_images_and_answer_have_one() -> None:
 
     images = torch.rand(2, 1, 2, 2, requires_grad=True)
     scores = Leaky()(images)
-    assert scores.grad_fn is None and not scores.requires_grad and scores.is_leaf and scores._base is None
+    assert (
+        scores.grad_fn is None
+        and not scores.requires_grad
+        and scores.is_leaf
+        and scores._base is None
+    )
     scores.requires_grad_().sum().backward()
     assert images.grad is None and weight.grad is None
 
@@ -81,14 +88,22 @@ def test_any_floating_answer_becomes_float32(dtype: torch.dtype) -> None:
     ("images", "error", "message"),
     [
         ([[1.0]], InputTypeError, "corner: images must be a float32 tensor; got list"),
-        (torch.zeros(2, 1, 2, 2, dtype=torch.float64), InputTypeError, "float32; got torch.float64"),
+        (
+            torch.zeros(2, 1, 2, 2, dtype=torch.float64),
+            InputTypeError,
+            "float32; got torch.float64",
+        ),
         (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), InputTypeError, "float32; got torch.uint8"),
         (torch.zeros(1, 2, 2), InputError, r"\[N, 1, 2, 2\] with N >= 1; got \[1, 2, 2\]"),
         (torch.zeros(2, 3, 2, 2), InputError, r"got \[2, 3, 2, 2\]"),
         (torch.zeros(2, 1, 2, 3), InputError, r"got \[2, 1, 2, 3\]"),
         (torch.zeros(0, 1, 2, 2), InputError, r"N >= 1; got \[0, 1, 2, 2\]"),
         (torch.full((2, 1, 2, 2), float("nan")), InputError, "finite"),
-        (torch.tensor([float("inf"), float("-inf"), 0, 0]).reshape(1, 1, 2, 2), InputError, "finite"),
+        (
+            torch.tensor([float("inf"), float("-inf"), 0, 0]).reshape(1, 1, 2, 2),
+            InputError,
+            "finite",
+        ),
     ],
 )
 def test_bad_images_cost_nothing(images: Tensor, error: type[Exception], message: str) -> None:
@@ -107,7 +122,10 @@ def test_huge_but_finite_images_are_sent() -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ([[1, 2, 3], [1, 2, 3]], r"corner: the API must answer finite scores \[2, 3\]; it answered a list"),
+        (
+            [[1, 2, 3], [1, 2, 3]],
+            r"corner: the API must answer finite scores \[2, 3\]; it answered a list",
+        ),
         (torch.zeros(3, 2), r"shape \[3, 2\]"),
         (torch.zeros(2, 3, 1), r"shape \[2, 3, 1\]"),
         (torch.zeros(2, 3, dtype=torch.int64), "torch.int64"),

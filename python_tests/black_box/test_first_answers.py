@@ -53,7 +53,11 @@ def caught() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def texts(caught: list[warnings.WarningMessage]) -> list[str]:
-    return [str(one.message) for one in caught if issubclass(one.category, (ServiceWarning, PrecisionWarning))]
+    return [
+        str(one.message)
+        for one in caught
+        if issubclass(one.category, (ServiceWarning, PrecisionWarning))
+    ]
 
 
 IMPOSSIBLE: list[tuple[Function, dict[str, Any], str]] = [
@@ -62,12 +66,36 @@ IMPOSSIBLE: list[tuple[Function, dict[str, Any], str]] = [
         {"scores_kind": "log_probabilities"},
         "none may be above 0; it answered 49 to 49",
     ),
-    (lambda images: softmax(images).log() - 1, {"scores_kind": "log_probabilities"}, "exponentials sum to 1.*0.3679"),
-    (lambda images: softmax(images) * 0 + 0.54, {"scores_kind": "probabilities"}, "must sum to 1; they sum to 2.7"),
-    (lambda images: softmax(images) * 0.09, {"scores_kind": "probabilities"}, "must sum to 1; they sum to 0.09"),
-    (lambda images: softmax(images) * 0, {"scores_kind": "probabilities"}, "must sum to 1; they sum to 0;"),
-    (lambda images: softmax(images) * 0.3, {"scores_kind": "top_k", "top_k": 3}, "must sum to 0.6 to 1"),
-    (lambda images: softmax(images) * 0.09, {"scores_kind": "probabilities", "decimals": 2}, "they sum to 0.09"),
+    (
+        lambda images: softmax(images).log() - 1,
+        {"scores_kind": "log_probabilities"},
+        "exponentials sum to 1.*0.3679",
+    ),
+    (
+        lambda images: softmax(images) * 0 + 0.54,
+        {"scores_kind": "probabilities"},
+        "must sum to 1; they sum to 2.7",
+    ),
+    (
+        lambda images: softmax(images) * 0.09,
+        {"scores_kind": "probabilities"},
+        "must sum to 1; they sum to 0.09",
+    ),
+    (
+        lambda images: softmax(images) * 0,
+        {"scores_kind": "probabilities"},
+        "must sum to 1; they sum to 0;",
+    ),
+    (
+        lambda images: softmax(images) * 0.3,
+        {"scores_kind": "top_k", "top_k": 3},
+        "must sum to 0.6 to 1",
+    ),
+    (
+        lambda images: softmax(images) * 0.09,
+        {"scores_kind": "probabilities", "decimals": 2},
+        "they sum to 0.09",
+    ),
     (lambda images: softmax(images) + 1, {"scores_kind": "probabilities"}, "must be from 0 to 1"),
 ]
 
@@ -97,7 +125,10 @@ def test_impossible_scores_are_refused_at_the_first_answer_and_by_the_probe(
 )
 @pytest.mark.parametrize("input_range", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)])
 def test_a_right_api_is_neither_refused_nor_warned_of(
-    fields: dict[str, Any], input_range: tuple[float, float], seed: int, caught: list[warnings.WarningMessage]
+    fields: dict[str, Any],
+    input_range: tuple[float, float],
+    seed: int,
+    caught: list[warnings.WarningMessage],
 ) -> None:
     low, high = input_range
     kinds: dict[str, Function] = {
@@ -105,7 +136,11 @@ def test_a_right_api_is_neither_refused_nor_warned_of(
         "log_probabilities": lambda logits: logits.log_softmax(1),
     }
     give = kinds.get(fields["scores_kind"], lambda logits: logits.softmax(1))
-    api = box(lambda images: give(logits_of((images - low) / (high - low))), input_range=input_range, **fields)
+    api = box(
+        lambda images: give(logits_of((images - low) / (high - low))),
+        input_range=input_range,
+        **fields,
+    )
     for n in (1, 3, 30):
         api(api.spec.from_unit(images_of(n, seed)))
     report = probe(api)
@@ -121,7 +156,10 @@ def test_many_classes_and_rounded_zeros_are_possible() -> None:
     scores[:, 0] = 0.02
     spec = APISpec(1000, SHAPE, scores_kind="probabilities", decimals=2)
     assert impossible(scores.round(decimals=2), spec) is None
-    assert impossible(scores.round(decimals=2), APISpec(1000, SHAPE, scores_kind="probabilities")) is None
+    assert (
+        impossible(scores.round(decimals=2), APISpec(1000, SHAPE, scores_kind="probabilities"))
+        is None
+    )
     # Rounding cannot make a sum larger by more than half a unit for each score that is not 0.
     scores = torch.zeros(4, 1000)
     scores[:, :3] = 0.9
@@ -138,16 +176,31 @@ def test_half_precision_is_no_reason(seed: int) -> None:
 SUSPICIOUS: list[tuple[Function, dict[str, Any], type[Warning], str]] = [
     (softmax, {}, ServiceWarning, "spec says logits, but its scores are not negative and sum to 1"),
     (one_hot, {}, PrecisionWarning, "answers are one-hot, a label without scores"),
-    (one_hot, {"scores_kind": "probabilities"}, PrecisionWarning, "one-hot.*however long the steps"),
+    (
+        one_hot,
+        {"scores_kind": "probabilities"},
+        PrecisionWarning,
+        "one-hot.*however long the steps",
+    ),
     (
         lambda images: (logits_of(images) * 90).softmax(1),
         {"scores_kind": "probabilities", "decimals": 1},
         PrecisionWarning,
         "one-hot",
     ),
-    (lambda images: logits_of(images).sort(1, descending=True).values, {}, ServiceWarning, "every image are sorted"),
+    (
+        lambda images: logits_of(images).sort(1, descending=True).values,
+        {},
+        ServiceWarning,
+        "every image are sorted",
+    ),
     (lambda images: logits_of(images).sort(1).values, {}, ServiceWarning, "every image are sorted"),
-    (lambda images: logits_of(images / 255), {}, ServiceWarning, "hardly change .* than 0 to 1, such as 0 to 255"),
+    (
+        lambda images: logits_of(images / 255),
+        {},
+        ServiceWarning,
+        "hardly change .* than 0 to 1, such as 0 to 255",
+    ),
     (lambda images: torch.ones(len(images), N_CLASSES), {}, ServiceWarning, "hardly change"),
 ]
 
@@ -172,7 +225,9 @@ def test_suspicious_scores_are_warned_of_once_at_no_query(
     assert len(texts(caught)) == 1
 
 
-def test_images_that_do_not_differ_tell_nothing_until_some_do(seed: int, caught: list[warnings.WarningMessage]) -> None:
+def test_images_that_do_not_differ_tell_nothing_until_some_do(
+    seed: int, caught: list[warnings.WarningMessage]
+) -> None:
     api = box(lambda images: logits_of(images / 255))
     api(torch.full((20, *SHAPE), 0.5))
     assert texts(caught) == []
@@ -180,7 +235,9 @@ def test_images_that_do_not_differ_tell_nothing_until_some_do(seed: int, caught:
     assert len(texts(caught)) == 1 and "hardly change" in texts(caught)[0]
 
 
-def test_the_probe_tells_what_is_suspicious_in_its_report_alone(caught: list[warnings.WarningMessage]) -> None:
+def test_the_probe_tells_what_is_suspicious_in_its_report_alone(
+    caught: list[warnings.WarningMessage],
+) -> None:
     report = probe(box(lambda images: logits_of(images / 255)))
     assert report.problem is None and "hardly change" in report.notes[0]
     assert "labels without scores" in str(probe(box(one_hot, scores_kind="probabilities")).problem)
@@ -196,7 +253,9 @@ def test_the_probe_tells_what_is_suspicious_in_its_report_alone(caught: list[war
 CONFIG = RecoveryConfig(steps=WATCHED_STEPS, num_directions=2, latent_dim=8, generator_width=4)
 
 
-def test_a_run_tells_an_api_that_wants_0_to_255(seed: int, caught: list[warnings.WarningMessage]) -> None:
+def test_a_run_tells_an_api_that_wants_0_to_255(
+    seed: int, caught: list[warnings.WarningMessage]
+) -> None:
     api = box(lambda images: logits_of(images / 255))
     recover(api, 3, config=CONFIG, seed=seed)
     assert api.ledger.queries == WATCHED_STEPS * 3 * 15
@@ -206,13 +265,17 @@ def test_a_run_tells_an_api_that_wants_0_to_255(seed: int, caught: list[warnings
     assert texts(caught) == []
 
 
-def test_one_hot_answers_get_no_advice_of_a_longer_step(seed: int, caught: list[warnings.WarningMessage]) -> None:
+def test_one_hot_answers_get_no_advice_of_a_longer_step(
+    seed: int, caught: list[warnings.WarningMessage]
+) -> None:
     recover(box(one_hot, scores_kind="probabilities"), 3, config=CONFIG, seed=seed)
     assert sum("one-hot" in text for text in texts(caught)) == 1
     assert not any("longer" in text for text in texts(caught))
 
 
-def test_one_class_for_all_images_is_told_after_some_steps(seed: int, caught: list[warnings.WarningMessage]) -> None:
+def test_one_class_for_all_images_is_told_after_some_steps(
+    seed: int, caught: list[warnings.WarningMessage]
+) -> None:
     bias = torch.tensor([100.0, 0, 0, 0, 0])
     api = box(lambda images: logits_of(images) + bias)
     recover(api, 3, config=CONFIG, seed=seed)
@@ -224,7 +287,9 @@ def test_one_class_for_all_images_is_told_after_some_steps(seed: int, caught: li
     assert texts(caught) == []
 
 
-def test_images_far_outside_the_range_are_warned_of_once(seed: int, caught: list[warnings.WarningMessage]) -> None:
+def test_images_far_outside_the_range_are_warned_of_once(
+    seed: int, caught: list[warnings.WarningMessage]
+) -> None:
     api = box(logits_of)
     images = images_of(8, seed)
     api(images * 1.9 - 0.45)  # a step may lead out of the range

@@ -110,8 +110,14 @@ def test_budget_under_threads_is_spent_exactly() -> None:
     assert budget.requests == len(granted)
 
 
-@given(st.integers(0, 60), st.integers(0, 12), st.lists(st.tuples(st.integers(0, 20), st.integers(0, 4)), max_size=12))
-def test_budget_agrees_with_plain_arithmetic(max_queries: int, max_requests: int, calls: list[tuple[int, int]]) -> None:
+@given(
+    st.integers(0, 60),
+    st.integers(0, 12),
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 4)), max_size=12),
+)
+def test_budget_agrees_with_plain_arithmetic(
+    max_queries: int, max_requests: int, calls: list[tuple[int, int]]
+) -> None:
     budget = Budget(max_queries, max_requests)
     spent = [0, 0]
     for queries, requests in calls:
@@ -151,7 +157,12 @@ def test_cost_and_answers_are_counted_apart() -> None:
     ledger.record(500)
     ledger.record(500)  # the same again, after a failure
     ledger.record_answered(500)
-    assert (ledger.queries, ledger.requests, ledger.answered_queries, ledger.answered_requests) == (1000, 2, 500, 1)
+    assert (ledger.queries, ledger.requests, ledger.answered_queries, ledger.answered_requests) == (
+        1000,
+        2,
+        500,
+        1,
+    )
     assert ledger.cost == 2.0
 
 
@@ -164,7 +175,10 @@ def test_a_budget_of_money() -> None:
     assert budget.queries == 10 and budget.cost == pytest.approx(1.0)
     budget.release(1, 1, 0.1)
     assert budget.affords(1, 1, 0.1)
-    assert repr(Budget(max_cost=2.5)) == "Budget(queries=0 of no cap, requests=0 of no cap, cost=0 of 2.5)"
+    assert (
+        repr(Budget(max_cost=2.5))
+        == "Budget(queries=0 of no cap, requests=0 of no cap, cost=0 of 2.5)"
+    )
 
 
 def test_what_a_killed_run_spent_counts_even_beyond_the_cap() -> None:

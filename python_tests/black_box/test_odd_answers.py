@@ -16,8 +16,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bidfmkd_fast.black_box import APISpec, JSONBlackBox, RemoteBlackBox, v2
-from bidfmkd_fast.black_box.retries import seconds_asked
+from bidfmkd_fast.black_box import APISpec, JSONBlackBox, RemoteBlackBox
+from bidfmkd_fast.black_box.remote import v2_messages as v2
+from bidfmkd_fast.black_box.remote.retries import seconds_asked
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer
 
 N, SHAPE = 3, (1, 4, 4)
@@ -33,7 +34,9 @@ def box(form: str, server: Any, **options: Any) -> RemoteBlackBox | JSONBlackBox
     if form == "json":
         return JSONBlackBox(server.url, SPEC, "tf_serving", **QUICK, **options)
     server.serve_v2(lambda images: images, list(SHAPE), N)
-    return RemoteBlackBox(server.url, "m", SPEC, transport=form.removeprefix("v2 "), **QUICK, **options)
+    return RemoteBlackBox(
+        server.url, "m", SPEC, transport=form.removeprefix("v2 "), **QUICK, **options
+    )
 
 
 def outcome(api: RemoteBlackBox | JSONBlackBox) -> torch.Tensor | str:
@@ -49,7 +52,9 @@ def outcome(api: RemoteBlackBox | JSONBlackBox) -> torch.Tensor | str:
 
 
 def output(**changes: Any) -> bytes:
-    return json.dumps({"outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 3], **changes}]}).encode()
+    return json.dumps(
+        {"outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 3], **changes}]}
+    ).encode()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -65,7 +70,9 @@ def output(**changes: Any) -> bytes:
         b'{"predictions": [{"a": 1}, {"b": 2}]}',
         b'{"predictions": [["a", "b", "c"], ["d", "e", "f"]]}',
         b'{"predictions": [[null, null, null], [1, 2, 3]]}',
-        b'{"outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [1, 2, 3, 4, 5, ' + LONG + b"]}]}",
+        b'{"outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [1, 2, 3, 4, 5, '
+        + LONG
+        + b"]}]}",
         output(data=[1, 2, 3, 4, 5, 1e300]),
         output(data=[{"a": 1}] * 6),
         output(data=["a"] * 6),
@@ -101,33 +108,58 @@ def test_odd_bodies(server: Any, form: str, body: bytes) -> None:
 
 
 odd_value = (
-    st.none() | st.booleans() | st.integers() | st.integers(10**400, 10**401) | st.floats() | st.text(max_size=5)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(10**400, 10**401)
+    | st.floats()
+    | st.text(max_size=5)
 )
 odd_json = st.recursive(
     odd_value,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 odd_data = st.lists(odd_value | odd_json, min_size=6, max_size=6) | odd_json
-WHATEVER = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+WHATEVER = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @WHATEVER
-@given(value=odd_json, data=odd_data, field=st.sampled_from(("name", "datatype", "shape", "parameters", "data")))
+@given(
+    value=odd_json,
+    data=odd_data,
+    field=st.sampled_from(("name", "datatype", "shape", "parameters", "data")),
+)
 @pytest.mark.parametrize("form", FORMS[::2])
-def test_any_value_in_a_tensor_or_a_list(server: Any, form: str, value: Any, data: Any, field: str) -> None:
+def test_any_value_in_a_tensor_or_a_list(
+    server: Any, form: str, value: Any, data: Any, field: str
+) -> None:
     one: Any = {"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [0.0] * 6}
     one[field] = data if field == "data" else value
     predictions = [data[:3], data[3:]] if isinstance(data, list) else data
     api = box(form, server)
-    server.post = lambda sent: (200, {}, json.dumps({"outputs": [one], "predictions": predictions}).encode())
+    server.post = lambda sent: (
+        200,
+        {},
+        json.dumps({"outputs": [one], "predictions": predictions}).encode(),
+    )
     outcome(api)
 
 
 @WHATEVER
-@given(value=odd_json, field=st.sampled_from(("output", "outputs", "id", "all")), length=st.integers(-(10**6), 10**6))
+@given(
+    value=odd_json,
+    field=st.sampled_from(("output", "outputs", "id", "all")),
+    length=st.integers(-(10**6), 10**6),
+)
 @pytest.mark.parametrize("form", FORMS[::2])
-def test_any_value_as_the_answer(server: Any, form: str, value: Any, field: str, length: int) -> None:
+def test_any_value_as_the_answer(
+    server: Any, form: str, value: Any, field: str, length: int
+) -> None:
     answer: Any = {"outputs": [value]} if field == "output" else {"outputs": [], field: value}
     body = json.dumps(value if field == "all" else answer).encode()
     api = box(form, server)
@@ -159,14 +191,23 @@ def test_any_metadata(server: Any, value: Any, limit: Any, field: str) -> None:
     assert isinstance(outcome(api), str)
 
 
-@pytest.mark.parametrize("retry_after", ["0.5", "", "-5", " 0 ", "nonsense", "1,2", "nan", "0x10", "Mon, 99 Foo"])
+@pytest.mark.parametrize(
+    "retry_after", ["0.5", "", "-5", " 0 ", "nonsense", "1,2", "nan", "0x10", "Mon, 99 Foo"]
+)
 def test_odd_retry_after_is_no_obstacle(server: Any, retry_after: str) -> None:
-    answers = iter([(429, {"Retry-After": retry_after}, b""), (200, {}, b'{"predictions": [[1, 2, 3], [4, 5, 6]]}')])
+    answers = iter(
+        [
+            (429, {"Retry-After": retry_after}, b""),
+            (200, {}, b'{"predictions": [[1, 2, 3], [4, 5, 6]]}'),
+        ]
+    )
     server.post = lambda sent: next(answers)
     assert isinstance(outcome(box("json", server)), torch.Tensor)
 
 
-@pytest.mark.parametrize("retry_after", ["Fri, 01 Jan 2099 00:00:00 GMT", "9" * 5000, "1e300", "inf", "3600.5"])
+@pytest.mark.parametrize(
+    "retry_after", ["Fri, 01 Jan 2099 00:00:00 GMT", "9" * 5000, "1e300", "inf", "3600.5"]
+)
 def test_a_far_retry_after_ends_the_request(server: Any, retry_after: str) -> None:
     server.post = lambda sent: (429, {"Retry-After": retry_after}, b"")
     told = outcome(box("json", server))
@@ -174,7 +215,13 @@ def test_a_far_retry_after_ends_the_request(server: Any, retry_after: str) -> No
 
 
 def test_seconds_asked() -> None:
-    assert [seconds_asked(text) for text in ("0.5", "7", "-5", "", "soon")] == [0.5, 7, 0, None, None]
+    assert [seconds_asked(text) for text in ("0.5", "7", "-5", "", "soon")] == [
+        0.5,
+        7,
+        0,
+        None,
+        None,
+    ]
     assert seconds_asked("Fri, 01 Jan 1999 00:00:00 GMT") == 0
     assert seconds_asked("Fri, 01 Jan 9999999 00:00:00 GMT") is None
 
@@ -259,7 +306,12 @@ def drip(first: bytes) -> Callable[[socket.socket], None]:
 
 
 @pytest.mark.parametrize(
-    "first", [b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nX:", b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n"]
+    "first",
+    [
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 200 OK\r\nX:",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n",
+    ],
 )
 def test_a_service_that_drips_has_a_deadline(raw: Any, first: bytes) -> None:
     """Each byte comes in time, the whole answer never does."""
@@ -296,7 +348,9 @@ def test_a_large_answer_of_many_scores_is_read(server: Any) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("words", [b"<html><title>quota used up</title>", b'{"error": "quota used up"}'])
+@pytest.mark.parametrize(
+    "words", [b"<html><title>quota used up</title>", b'{"error": "quota used up"}']
+)
 def test_the_services_own_words_are_shown(server: Any, form: str, words: bytes) -> None:
     api = box(form, server)
     server.post = lambda sent: (200, {}, words)
@@ -320,7 +374,9 @@ def test_scores_with_axes_of_one(server: Any, seed: int, binary: bool) -> None:
     def post(sent: Any) -> Any:
         one: dict[str, Any] = {"name": "y", "datatype": "FP32", "shape": [2, N, 1, 1]}
         if binary:
-            head = json.dumps({"outputs": [one | {"parameters": {"binary_data_size": wanted.nbytes}}]}).encode()
+            head = json.dumps(
+                {"outputs": [one | {"parameters": {"binary_data_size": wanted.nbytes}}]}
+            ).encode()
             return 200, {v2.HEADER_LENGTH: str(len(head))}, head + wanted.tobytes()
         return 200, {}, json.dumps({"outputs": [one | {"data": wanted.ravel().tolist()}]}).encode()
 
@@ -337,7 +393,12 @@ def test_bf16_scores(server: Any) -> None:
     raw_bytes = wanted.view(torch.int16).numpy().astype("<i2").tobytes()
 
     def post(sent: Any) -> Any:
-        one = {"name": "y", "datatype": "BF16", "shape": [2, N], "parameters": {"binary_data_size": len(raw_bytes)}}
+        one = {
+            "name": "y",
+            "datatype": "BF16",
+            "shape": [2, N],
+            "parameters": {"binary_data_size": len(raw_bytes)},
+        }
         head = json.dumps({"outputs": [one]}).encode()
         return 200, {v2.HEADER_LENGTH: str(len(head))}, head + raw_bytes
 

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, RemoteBlackBox
 from bidfmkd_fast.black_box.probe import PROBE_QUERIES, decimals_of, kind_of, probe
-from bidfmkd_fast.black_box.resolution import QUERIES, STEPS, choose, measure_steps, too_short, unmoved
+from bidfmkd_fast.black_box.step_length import (
+    QUERIES,
+    STEPS,
+    choose,
+    measure_steps,
+    too_short,
+    unmoved,
+)
 from bidfmkd_fast.errors import BadAnswer, BudgetExhausted
 
 SHAPE = (1, 16, 16)
@@ -38,15 +45,26 @@ def test_a_clean_api(seed: int) -> None:
     assert (report.scores_kind, report.n_classes, report.decimals) == ("logits", 5, None)
     assert report.deterministic is True and report.input_bits == 32
     assert report.queries == box.ledger.queries == PROBE_QUERIES
-    assert report.steps is not None and report.steps.smallest is not None and report.steps.smallest < 0.01
+    assert (
+        report.steps is not None
+        and report.steps.smallest is not None
+        and report.steps.smallest < 0.01
+    )
     told = dict(report.rows())
-    assert told["usable"] == "yes" and told["input"] == "finer than 8 bits" and "images/s, 32 a call" in told
+    assert (
+        told["usable"] == "yes"
+        and told["input"] == "finer than 8 bits"
+        and "images/s, 32 a call" in told
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "found"),
     [
-        ({"scores_kind": "probabilities"}, {"scores_kind": "probabilities", "decimals": None, "input_bits": 32}),
+        (
+            {"scores_kind": "probabilities"},
+            {"scores_kind": "probabilities", "decimals": None, "input_bits": 32},
+        ),
         ({"scores_kind": "probabilities", "decimals": 4}, {"decimals": 4}),
         ({"scores_kind": "probabilities", "decimals": 2}, {"decimals": 2}),
         ({"dtype": "uint8"}, {"input_bits": 8}),
@@ -54,7 +72,9 @@ def test_a_clean_api(seed: int) -> None:
         ({"scores_kind": "top_k", "top_k": 3}, {"scores_kind": "top_k"}),
     ],
 )
-def test_what_an_api_lacks_is_found(fields: dict[str, Any], found: dict[str, Any], seed: int) -> None:
+def test_what_an_api_lacks_is_found(
+    fields: dict[str, Any], found: dict[str, Any], seed: int
+) -> None:
     function = logits_of if fields.get("scores_kind", "logits") == "logits" else probabilities_of
     report = probe(api(function, **fields), seed=seed)
     assert report.problem is None
@@ -87,7 +107,9 @@ def test_what_cannot_be_used_is_said_why(seed: int) -> None:
         return torch.nn.functional.one_hot(logits_of(images).argmax(1), 5).float()
 
     report = probe(api(labels), seed=seed)
-    assert report.scores_kind == "labels" and "a label alone gives no gradient" in str(report.problem)
+    assert report.scores_kind == "labels" and "a label alone gives no gradient" in str(
+        report.problem
+    )
     report = probe(api(probabilities_of), seed=seed)
     assert report.problem == "its scores look like probabilities; set scores_kind in its spec"
     report = probe(api(lambda images: logits_of(images) * float("nan")), seed=seed)
@@ -99,7 +121,9 @@ def test_what_cannot_be_used_is_said_why(seed: int) -> None:
 def test_a_budget_stops_a_probe() -> None:
     box = api()
     box.budget = Budget(max_queries=20)
-    with pytest.raises(BudgetExhausted, match="probe: it asks probed 178 queries, more than is left"):
+    with pytest.raises(
+        BudgetExhausted, match="probe: it asks probed 178 queries, more than is left"
+    ):
         probe(box)
     assert box.ledger.queries == 0
 
@@ -140,7 +164,9 @@ def test_a_step_the_api_does_not_resolve_is_not_suggested(seed: int) -> None:
     images = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(seed))
     exact = measure_steps(api(probabilities_of, scores_kind="probabilities"), images, seed=seed)
     bytes_ = measure_steps(api(dtype="uint8"), images, seed=seed)
-    coarse = measure_steps(api(probabilities_of, scores_kind="probabilities", decimals=2), images, seed=seed)
+    coarse = measure_steps(
+        api(probabilities_of, scores_kind="probabilities", decimals=2), images, seed=seed
+    )
     assert exact.suggested < bytes_.suggested <= coarse.suggested
     flat = measure_steps(api(lambda images: images.new_ones(len(images), 5)), images)
     assert flat.smallest is None and flat.suggested > max(flat.agreement)
@@ -149,7 +175,9 @@ def test_a_step_the_api_does_not_resolve_is_not_suggested(seed: int) -> None:
 def test_the_choice() -> None:
     choice = choose({0.1: 0.2, 0.2: 0.5, 0.4: 0.8, 0.8: 0.9}, 1.6, 0.05)
     assert (choice.smallest, choice.suggested) == (0.2, 0.4)
-    assert choose({0.01: 0.99, 0.1: 1.0}, 1.6, 0.05).suggested == 0.05  # the usual step where all are good
+    assert (
+        choose({0.01: 0.99, 0.1: 1.0}, 1.6, 0.05).suggested == 0.05
+    )  # the usual step where all are good
     assert choose({0.1: 0.1, 0.2: -3.0}, 1.6, 0.05).smallest is None
     assert choose({0.1: 0.1, 1.0: 0.9}, 1.6, 0.05).suggested == 1.6
 
@@ -165,7 +193,9 @@ def test_curvature_is_no_reason_for_a_longer_step(seed: int) -> None:
 
 def test_too_short_for_8_bits() -> None:
     spec = APISpec(5, (3, 32, 32), dtype="uint8", name="bytes")
-    assert "mu=0.005 moves a pixel by 0.023 of a level, and bytes takes images of 8 bits" in str(too_short(spec, 0.005))
+    assert "mu=0.005 moves a pixel by 0.023 of a level, and bytes takes images of 8 bits" in str(
+        too_short(spec, 0.005)
+    )
     assert too_short(spec, 0.5) is None and too_short(APISpec(5, (3, 32, 32)), 0.005) is None
     wide = APISpec(5, (3, 32, 32), (0.0, 255.0), dtype="uint8")
     assert too_short(wide, 0.5) is not None and too_short(wide, 127.5) is None
@@ -199,7 +229,9 @@ def test_a_flat_api_is_not_one_of_8_bits(flatness: float, seed: int) -> None:
 
 @pytest.mark.parametrize("to_bytes", [torch.round, torch.floor])
 @pytest.mark.parametrize("flatness", [1.0, 4e-3])
-def test_a_flat_api_of_8_bits_is_one(to_bytes: Callable[[Tensor], Tensor], flatness: float, seed: int) -> None:
+def test_a_flat_api_of_8_bits_is_one(
+    to_bytes: Callable[[Tensor], Tensor], flatness: float, seed: int
+) -> None:
     def flat(images: Tensor) -> Tensor:
         return logits_of(to_bytes(images * 255) / 255) * flatness
 

@@ -55,26 +55,49 @@ def answer(sent: Any) -> Any:
     images = np.array(json.loads(sent.body)["instances"]).reshape(-1, 256)
     scores = (images @ np.random.default_rng(0).normal(size=(256, N_CLASSES))).tolist()
     if kind == "good":
-        return 200, {"X-Echo": quote(words)}, json.dumps({"predictions": scores, "echo": words}).encode()
+        return (
+            200,
+            {"X-Echo": quote(words)},
+            json.dumps({"predictions": scores, "echo": words}).encode(),
+        )
     if kind == "label":
-        return 200, {}, json.dumps({"predictions": scores, "labels": [[words, "b", "c"]] * len(scores)}).encode()
+        return (
+            200,
+            {},
+            json.dumps(
+                {"predictions": scores, "labels": [[words, "b", "c"]] * len(scores)}
+            ).encode(),
+        )
     if kind == "error":
         return 200, {}, json.dumps({"error": words}).encode()
     if kind == "html":
         return 200, {}, f"<html>{'&nbsp;' * 20}{words}</html>".encode()
     if kind == "moved":
-        return 302, {"Location": f"https://user:{quote(TOKEN, safe='')}@elsewhere/?key={quote(KEY, safe='')}"}, b""
+        return (
+            302,
+            {
+                "Location": f"https://user:{quote(TOKEN, safe='')}@elsewhere/?key={quote(KEY, safe='')}"
+            },
+            b"",
+        )
     return 403, {}, words.encode()
 
 
 def test_no_secret_in_the_run_folder_or_on_the_terminal(server: Any, tmp_path: Path) -> None:
     server.post = answer
-    spec = {"n_classes": N_CLASSES, "image_shape": list(SHAPE), "data_set": "made up", "class_names": ["a", "b", "c"]}
+    spec = {
+        "n_classes": N_CLASSES,
+        "image_shape": list(SHAPE),
+        "data_set": "made up",
+        "class_names": ["a", "b", "c"],
+    }
     paths = ["good/raw", "good/json"]
     paths += [f"error/{spelling}" for spelling in SPELLED]
     paths += ["html/raw", "html/url", "refused/raw", "refused/json", "moved/raw", "label/raw"]
     mappings = {path: {"body": {"instances": "$images"}, "scores": "predictions"} for path in paths}
-    mappings |= {path: mappings[path] | {"labels": "labels"} for path in paths if path.startswith("label")}
+    mappings |= {
+        path: mappings[path] | {"labels": "labels"} for path in paths if path.startswith("label")
+    }
     apis = [
         {
             "kind": "json",
@@ -88,20 +111,37 @@ def test_no_secret_in_the_run_folder_or_on_the_terminal(server: Any, tmp_path: P
     ]
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "pool.yaml").write_text(yaml.safe_dump({"format": 1, "apis": apis}))
-    command = [sys.executable, "-c", "from bidfmkd_fast.cli import main; raise SystemExit(main())", "train"]
-    command += ["--pool", "pool", "--out", "out", *(f"--config.{name}={value}" for name, value in TRAIN.items())]
+    command = [
+        sys.executable,
+        "-c",
+        "from bidfmkd_fast.cli.main import main; raise SystemExit(main())",
+        "train",
+    ]
+    command += [
+        "--pool",
+        "pool",
+        "--out",
+        "out",
+        *(f"--config.{name}={value}" for name, value in TRAIN.items()),
+    ]
     environment = os.environ | {"CATS_TOKEN": TOKEN}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     terminal = done.stdout + done.stderr
     assert done.returncode == 0, terminal
     out = tmp_path / "out"
     for path in paths[2:]:  # the words of the services are there
         name = path.replace("/", "_")
-        assert name in terminal and name in json.loads((out / "summary.json").read_text())["skipped"]
+        assert (
+            name in terminal and name in json.loads((out / "summary.json").read_text())["skipped"]
+        )
     assert "<token>" in terminal and "<token>" in (out / "report.md").read_text()
 
     files = [file for file in out.rglob("*") if file.is_file()]
-    assert {"summary.json", "report.md", "metrics.jsonl", "ledger.sqlite", "source.yaml"} <= {one.name for one in files}
+    assert {"summary.json", "report.md", "metrics.jsonl", "ledger.sqlite", "source.yaml"} <= {
+        one.name for one in files
+    }
     texts = {str(file): file.read_bytes() for file in files} | {"terminal": terminal.encode()}
     for where, content in texts.items():
         for secret in (TOKEN, HEADER, KEY):

@@ -37,14 +37,21 @@ def test_every_scores_kind_is_taken(kind: str) -> None:
 def test_the_wire_as_stated() -> None:
     spec = APISpec(5, [1, 28, 28], server_shape=[3, 32, 32], mean=[0.5] * 3, std=[0.2] * 3)  # type: ignore[arg-type]
     assert spec.wire_shape == (3, 32, 32) and not spec.is_8_bit
-    assert hash(spec) == hash(APISpec(5, (1, 28, 28), server_shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.2,) * 3))
+    assert hash(spec) == hash(
+        APISpec(5, (1, 28, 28), server_shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
+    )
     assert APISpec(5, (1, 28, 28)).wire_shape == (1, 28, 28)
-    assert APISpec(5, (1, 28, 28), dtype="uint8").is_8_bit and APISpec(5, (1, 28, 28), encoding="png").is_8_bit
+    assert (
+        APISpec(5, (1, 28, 28), dtype="uint8").is_8_bit
+        and APISpec(5, (1, 28, 28), encoding="png").is_8_bit
+    )
 
 
 @pytest.mark.parametrize("kind", ["labels", "hard_labels", "top_1"])
 def test_labels_alone_are_refused_with_the_reason(kind: str) -> None:
-    with pytest.raises(InputError, match="a label alone does not change when an image moves a little"):
+    with pytest.raises(
+        InputError, match="a label alone does not change when an image moves a little"
+    ):
         APISpec(5, (1, 28, 28), scores_kind=kind)
 
 
@@ -53,7 +60,9 @@ def test_maps_are_affine_inverse_and_never_clamp(low: float, high: float) -> Non
     spec = APISpec(2, (1, 1, 1), (low, high))
     unit = torch.tensor([-0.25, 0.0, 0.5, 1.0, 1.25]).reshape(5, 1, 1, 1).requires_grad_()
     inside = spec.from_unit(unit)
-    wanted = torch.tensor([low + (high - low) * value for value in (-0.25, 0.0, 0.5, 1.0, 1.25)]).reshape(5, 1, 1, 1)
+    wanted = torch.tensor(
+        [low + (high - low) * value for value in (-0.25, 0.0, 0.5, 1.0, 1.25)]
+    ).reshape(5, 1, 1, 1)
     torch.testing.assert_close(inside, wanted)
     torch.testing.assert_close(spec.to_unit(inside), unit)
     (gradient,) = torch.autograd.grad(inside.sum(), unit)
@@ -82,7 +91,11 @@ def test_maps_are_affine_inverse_and_never_clamp(low: float, high: float) -> Non
         ({"scores_kind": "top_k", "top_k": 3}, InputError, "at most n_classes=2"),
         ({"decimals": -1}, InputError, "decimals must be at least 0"),
         ({"decimals": 2.0}, InputTypeError, "decimals must be an int"),
-        ({"scores_kind": "probabilities", "decimals": 0}, InputError, "without decimals are labels"),
+        (
+            {"scores_kind": "probabilities", "decimals": 0},
+            InputError,
+            "without decimals are labels",
+        ),
         ({"max_batch": 0}, InputError, "max_batch must be at least 1"),
         ({"price_per_1000": -1.0}, InputError, "price_per_1000 must be finite and at least 0"),
         ({"price_per_1000": "1"}, InputTypeError, "price_per_1000 must be a number"),
@@ -92,8 +105,16 @@ def test_maps_are_affine_inverse_and_never_clamp(low: float, high: float) -> Non
         ({"dtype": "float16"}, InputError, "dtype must be one of float32, uint8"),
         ({"encoding": "webp"}, InputError, "encoding must be one of raw, png, jpeg"),
         ({"encoding": "png", "layout": "NHWC"}, InputError, "layout is for raw arrays"),
-        ({"encoding": "png", "image_shape": (2, 28, 28)}, InputError, "holds 1 or 3 channels; got 2"),
-        ({"mean": (0.5,), "std": (1.0,), "dtype": "uint8"}, InputError, "8-bit ones are normalised by the service"),
+        (
+            {"encoding": "png", "image_shape": (2, 28, 28)},
+            InputError,
+            "holds 1 or 3 channels; got 2",
+        ),
+        (
+            {"mean": (0.5,), "std": (1.0,), "dtype": "uint8"},
+            InputError,
+            "8-bit ones are normalised by the service",
+        ),
         ({"mean": (0.5,)}, InputError, "std must be 1 finite numbers above 0, one per channel"),
         ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, InputError, "mean must be 1 finite numbers"),
         ({"mean": (0.5,), "std": (0.0,)}, InputError, "std must be 1 finite numbers above 0"),

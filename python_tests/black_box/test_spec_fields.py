@@ -73,7 +73,9 @@ class Means(nn.Module):
 class Made:
     """Makes boxes of one kind, and notes how many images each batch had that their API was given."""
 
-    def __init__(self, kind: str, tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, kind: str, tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.kind, self.folder, self.server, self.monkeypatch = kind, tmp_path, server, monkeypatch
         self.batches: list[int] = []
 
@@ -97,13 +99,21 @@ class Made:
         if self.kind == "onnx":
             return self._onnx(spec, api_kind)
         if self.kind == "remote":
-            datatype = "BYTES" if spec.encoding != "raw" else "UINT8" if spec.dtype == "uint8" else "FP32"
+            datatype = (
+                "BYTES" if spec.encoding != "raw" else "UINT8" if spec.dtype == "uint8" else "FP32"
+            )
             self.server.serve_v2(answer, wire_shape(spec), 4, datatype=datatype)
             if datatype == "BYTES":
                 self.server.post = lambda sent: self._answer_files(sent, answer)
             return RemoteBlackBox(self.server.url, "m", spec, retries=0, backoff=0.0)
-        self.server.post = lambda sent: (200, {}, json.dumps(answer(read_json(sent, spec)).tolist()).encode())
-        return JSONBlackBox(self.server.url, spec, {"body": "$images", "scores": ""}, retries=0, backoff=0.0)
+        self.server.post = lambda sent: (
+            200,
+            {},
+            json.dumps(answer(read_json(sent, spec)).tolist()).encode(),
+        )
+        return JSONBlackBox(
+            self.server.url, spec, {"body": "$images", "scores": ""}, retries=0, backoff=0.0
+        )
 
     def _onnx(self, spec: APISpec, api_kind: str | None) -> OnnxBlackBox:
         onnx = pytest.importorskip("onnx")
@@ -112,7 +122,11 @@ class Made:
 
         axes = [1, 2] if spec.layout == "NHWC" else [2, 3]
         kind = spec.returned_kind if api_kind is None else api_kind
-        last = {"logits": "Identity", "probabilities": "Softmax", "log_probabilities": "LogSoftmax"}[kind]
+        last = {
+            "logits": "Identity",
+            "probabilities": "Softmax",
+            "log_probabilities": "LogSoftmax",
+        }[kind]
         nodes = [
             helper.make_node("Cast", ["images"], ["numbers"], to=TensorProto.FLOAT),
             helper.make_node("Div", ["numbers", "unit"], ["scaled"]),
@@ -149,8 +163,17 @@ class Made:
             files.append(raw[4 : 4 + size])
             raw = raw[4 + size :]
         scores = answer(decoded(files)).astype(np.float32)
-        output = {"name": "y", "datatype": "FP32", "shape": list(scores.shape), "data": scores.ravel().tolist()}
-        return 200, {}, json.dumps({"model_name": "m", "id": header["id"], "outputs": [output]}).encode()
+        output = {
+            "name": "y",
+            "datatype": "FP32",
+            "shape": list(scores.shape),
+            "data": scores.ravel().tolist(),
+        }
+        return (
+            200,
+            {},
+            json.dumps({"model_name": "m", "id": header["id"], "outputs": [output]}).encode(),
+        )
 
 
 def wire_shape(spec: APISpec) -> list[int]:
@@ -161,7 +184,9 @@ def wire_shape(spec: APISpec) -> list[int]:
 def decoded(files: list[bytes]) -> Array:
     from PIL import Image
 
-    return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files]).transpose(0, 3, 1, 2)
+    return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files]).transpose(
+        0, 3, 1, 2
+    )
 
 
 def read_json(sent: Any, spec: APISpec) -> Array:
@@ -179,12 +204,16 @@ def images_of(n: int, spec: APISpec | None = None) -> Tensor:
 
 
 @pytest.fixture(params=KINDS)
-def made(request: pytest.FixtureRequest, tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> Made:
+def made(
+    request: pytest.FixtureRequest, tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> Made:
     return Made(request.param, tmp_path, server, monkeypatch)
 
 
 def close(scores: Tensor, wanted: Any) -> None:
-    torch.testing.assert_close(scores, torch.as_tensor(wanted, dtype=torch.float32), rtol=2e-4, atol=2e-5)
+    torch.testing.assert_close(
+        scores, torch.as_tensor(wanted, dtype=torch.float32), rtol=2e-4, atol=2e-5
+    )
 
 
 def logits(images: Tensor) -> Tensor:
@@ -216,9 +245,14 @@ def input_range(made: Made) -> None:
     images = images_of(5)
     close(made(input_range=(-1.0, 1.0))(images), logits(images))
     if made.kind in ("function", "torch"):  # they get the range's own values back
-        close(made(input_range=(-1.0, 1.0), dtype="uint8")(images * 2 - 1), logits(bytes_of(images) * 2 - 1))
+        close(
+            made(input_range=(-1.0, 1.0), dtype="uint8")(images * 2 - 1),
+            logits(bytes_of(images) * 2 - 1),
+        )
     elif made.kind != "open":
-        close(made(input_range=(-1.0, 1.0), dtype="uint8")(images * 2 - 1), logits(bytes_of(images)))
+        close(
+            made(input_range=(-1.0, 1.0), dtype="uint8")(images * 2 - 1), logits(bytes_of(images))
+        )
 
 
 def scores_kind(made: Made) -> None:
@@ -233,7 +267,11 @@ def class_names(made: Made) -> None:
     assert box.spec.names == tuple("abcd")
     if made.kind == "json":  # there they say which score is whose
         labels = [["c", "a", "d", "b"]] * 2
-        made.server.post = lambda sent: (200, {}, json.dumps({"l": labels, "s": [[3, 1, 4, 2]] * 2}).encode())
+        made.server.post = lambda sent: (
+            200,
+            {},
+            json.dumps({"l": labels, "s": [[3, 1, 4, 2]] * 2}).encode(),
+        )
         mapping = {"body": "$images", "scores": "s", "labels": "l"}
         box = JSONBlackBox(made.server.url, box.spec, mapping)
         close(box(images_of(2)), [[1, 2, 3, 4]] * 2)
@@ -313,7 +351,11 @@ ACTS: dict[str, Callable[[Made], None]] = {
         encoding, mean, decimals, top_k, max_batch, price_per_1000,
     )
 } | {"std": mean}  # fmt: skip
-REFUSED = {(kind, field): "are for services" for kind in LOCAL for field in ("server_shape", "layout", "mean", "std")}
+REFUSED = {
+    (kind, field): "are for services"
+    for kind in LOCAL
+    for field in ("server_shape", "layout", "mean", "std")
+}
 REFUSED[("onnx", "encoding")] = "takes raw arrays"
 
 
@@ -328,7 +370,9 @@ def test_every_field_acts_or_is_refused(made: Made, field: str) -> None:
 
 
 def test_a_batch_limit_that_would_change_the_scores_is_refused() -> None:
-    module = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192, track_running_stats=False), nn.Linear(192, 4))
+    module = nn.Sequential(
+        nn.Flatten(), nn.BatchNorm1d(192, track_running_stats=False), nn.Linear(192, 4)
+    )
     spec = APISpec(**SPEC, max_batch=8)
     for box in (TorchBlackBox, OpenBox):
         with pytest.raises(InputError, match="kept: max_batch=8 would change the scores"):
@@ -336,7 +380,9 @@ def test_a_batch_limit_that_would_change_the_scores_is_refused() -> None:
 
 
 def test_a_batch_limit_is_paid_for_request_by_request_and_bad_pieces_are_told() -> None:
-    box = FunctionBlackBox(lambda images: images.mean((2, 3)), APISpec(3, (3, 8, 8), max_batch=32, name="pieces"))
+    box = FunctionBlackBox(
+        lambda images: images.mean((2, 3)), APISpec(3, (3, 8, 8), max_batch=32, name="pieces")
+    )
     assert box(images_of(64)).shape == (64, 3) and box.ledger.requests == 2
     box = FunctionBlackBox(lambda images: list(images), box.spec)  # type: ignore[arg-type, return-value]
     with pytest.raises(BadAnswer, match=r"finite scores \[32, 3\]; it answered a list"):

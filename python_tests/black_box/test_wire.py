@@ -23,7 +23,9 @@ def test_plain_images_are_sent_as_they_are(seed: int) -> None:
     images = images_of(seed, 4, 3, 6, 5)
     assert np.array_equal(wire_array(images, APISpec(2, (3, 6, 5))), images.numpy())
     turned = wire_array(images, APISpec(2, (3, 6, 5), layout="NHWC"))
-    assert turned.flags["C_CONTIGUOUS"] and np.array_equal(turned, images.permute(0, 2, 3, 1).numpy())
+    assert turned.flags["C_CONTIGUOUS"] and np.array_equal(
+        turned, images.permute(0, 2, 3, 1).numpy()
+    )
 
 
 def test_normalised_by_us(seed: int) -> None:
@@ -41,7 +43,9 @@ def test_bytes_are_rounded_and_held_in_range(seed: int) -> None:
     assert wire_array(images, spec).tolist() == [[[[0, 255], [0, 255]]]]
     images = images_of(seed, 5, 1, 2, 2, low=-1.0, high=1.0)
     wanted = np.rint((images.double().numpy() + 1) * 127.5)
-    assert np.abs(wire_array(images, spec).astype(float) - wanted).max() <= 1  # an exact half may go either way
+    assert (
+        np.abs(wire_array(images, spec).astype(float) - wanted).max() <= 1
+    )  # an exact half may go either way
     assert (wire_array(images, spec) == wanted).mean() > 0.8
 
 
@@ -71,18 +75,23 @@ def test_png_files_hold_the_bytes(shape: tuple[int, int, int], seed: int) -> Non
 
 @pytest.mark.parametrize("shape", [(1, 16, 8), (3, 16, 8)])
 @pytest.mark.parametrize(
-    ("fields", "worst"), [({"dtype": "uint8"}, 0.5), ({"encoding": "png"}, 0.5), ({"encoding": "jpeg"}, 30)]
+    ("fields", "worst"),
+    [({"dtype": "uint8"}, 0.5), ({"encoding": "png"}, 0.5), ({"encoding": "jpeg"}, 30)],
 )
 def test_what_is_left_after_the_wire(
     shape: tuple[int, int, int], fields: dict[str, Any], worst: float, seed: int
 ) -> None:
     spec = APISpec(2, shape, (-1.0, 1.0), **fields)
-    smooth = torch.nn.functional.interpolate(images_of(seed, 2, shape[0], 2, 2, low=-1, high=1), size=shape[1:])
+    smooth = torch.nn.functional.interpolate(
+        images_of(seed, 2, shape[0], 2, 2, low=-1, high=1), size=shape[1:]
+    )
     left = through_wire(smooth, spec)
     assert left.shape == smooth.shape and left.dtype == torch.float32
     off = (left - smooth).abs().max() * 127.5
     assert 0 < off <= worst + 1e-3
-    torch.testing.assert_close(through_wire(left, APISpec(2, shape, (-1.0, 1.0), dtype="uint8")), left)
+    torch.testing.assert_close(
+        through_wire(left, APISpec(2, shape, (-1.0, 1.0), dtype="uint8")), left
+    )
     assert through_wire(smooth, APISpec(2, shape)) is smooth
 
 

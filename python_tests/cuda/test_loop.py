@@ -15,14 +15,14 @@ import torch
 from tolerances import TOLERANCES
 
 import bidfmkd_fast as bf
-from bidfmkd_fast import repeated
-from bidfmkd_fast.black_box.precision import full_float32
 from bidfmkd_fast.meta import TaskMemory, outer_replay_step
-from bidfmkd_fast.meta.on_device import DeviceReplay
+from bidfmkd_fast.meta.replay_on_device import DeviceReplay
 from bidfmkd_fast.models import Conv4
 from bidfmkd_fast.recovery import Journal, Objective, Recovered, journal
 from bidfmkd_fast.recovery.image_maker import ImageMaker
 from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
+from bidfmkd_fast.runtime import captured_step as repeated
+from bidfmkd_fast.runtime.full_float32 import full_float32
 from bidfmkd_fast.seeds import seeded
 
 SHAPE, N_CLASSES, N_PER_CLASS = (3, 32, 32), 5, 6
@@ -47,7 +47,9 @@ def make_module(seed: int, batch_statistics: bool = False) -> Conv4:
 
 
 def make_api(seed: int, device: torch.device | str) -> bf.TorchBlackBox:
-    return bf.TorchBlackBox(make_module(seed), bf.APISpec(N_CLASSES, SHAPE, input_range=(-1, 1)), device=device)
+    return bf.TorchBlackBox(
+        make_module(seed), bf.APISpec(N_CLASSES, SHAPE, input_range=(-1, 1)), device=device
+    )
 
 
 def make_recovery(
@@ -71,7 +73,9 @@ def test_scores_are_full_float32(device: torch.device, seed: int) -> None:
         for where in (images, images.to(device)):
             scores = make_api(seed, device)(where)
             assert scores.device == where.device
-            torch.testing.assert_close(scores.cpu().double(), wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
+            torch.testing.assert_close(
+                scores.cpu().double(), wanted, rtol=0, atol=2e-5 * float(wanted.abs().max())
+            )
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
@@ -153,7 +157,9 @@ def test_no_step_waits(device: torch.device, seed: int) -> None:
 
 def test_side_by_side_changes_nothing(device: torch.device, seed: int) -> None:
     apis = [make_api(seed + i, device) for i in range(3)]
-    together = run_side_by_side([make_recovery(seed + i, device, api=api) for i, api in enumerate(apis)])
+    together = run_side_by_side(
+        [make_recovery(seed + i, device, api=api) for i, api in enumerate(apis)]
+    )
     for i, (api, one) in enumerate(zip(apis, together)):
         alone = make_recovery(seed + i, device, api=api).run()
         torch.testing.assert_close(one.losses, alone.losses, rtol=RTOL, atol=ATOL)
@@ -191,7 +197,11 @@ def test_a_step_that_cannot_be_captured_runs_plainly(device: torch.device) -> No
 
 
 def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
-    memory, sizes, inner = TaskMemory(), (N_CLASSES, 1, 4), {"steps": 3, "learning_rate": 0.05, "first_order": False}
+    memory, sizes, inner = (
+        TaskMemory(),
+        (N_CLASSES, 1, 4),
+        {"steps": 3, "learning_rate": 0.05, "first_order": False},
+    )
     images = torch.rand(90, *SHAPE, generator=torch.Generator().manual_seed(seed))
     memory.add(images, [("set", f"class {i % 9}") for i in range(90)])
     module = make_module(seed, batch_statistics=True).to(device)
@@ -203,7 +213,9 @@ def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
     with full_float32():
         for step in range(7):
             replay.step(seed, 2 * step)
-            episodes = [memory.sample_episode(*sizes, seed=seed, index=2 * step + i) for i in range(2)]
+            episodes = [
+                memory.sample_episode(*sizes, seed=seed, index=2 * step + i) for i in range(2)
+            ]
             expected.append(outer_replay_step(twin, plain, episodes, **inner))  # type: ignore[arg-type]
     assert replay._repeated._graph is not None
     for record, wanted in zip(replay.records(), expected, strict=True):
@@ -231,7 +243,9 @@ def test_a_whole_run(device: torch.device, seed: int) -> None:
     assert all(parameter.isfinite().all() for parameter in run.meta_model.module.parameters())
     assert not all(
         torch.equal(after, before)
-        for after, before in zip(run.meta_model.module.parameters(), run.initial_model.module.parameters())
+        for after, before in zip(
+            run.meta_model.module.parameters(), run.initial_model.module.parameters()
+        )
     )
 
 

@@ -15,7 +15,15 @@ from bidfmkd_fast.ops.reference import span_dimension
 
 KINDS = [("rademacher", 0), ("sphere", 0), ("gaussian", 0), ("lowres", 2)]
 SHAPES = [
-    *((0, 3, 8, 8), (1, 1, 2, 2), (2, 3, 7, 5), (3, 1, 28, 28), (2, 3, 32, 32), (1, 1, 100, 131), (2, 3, 84, 84)),
+    *(
+        (0, 3, 8, 8),
+        (1, 1, 2, 2),
+        (2, 3, 7, 5),
+        (3, 1, 28, 28),
+        (2, 3, 32, 32),
+        (1, 1, 100, 131),
+        (2, 3, 84, 84),
+    ),
     (1, 3, 224, 224),  # rows longer than a block has threads for
 ]
 SCORES_KINDS = ["logits", "probabilities", "log_probabilities"]
@@ -29,7 +37,11 @@ def normals(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch
 
 def make_scores(kind: str, *shape: int, seed: int) -> torch.Tensor:
     logits = 2 * normals(*shape, seed=seed)
-    return {"logits": logits, "probabilities": logits.softmax(-1), "log_probabilities": logits.log_softmax(-1)}[kind]
+    return {
+        "logits": logits,
+        "probabilities": logits.softmax(-1),
+        "log_probabilities": logits.log_softmax(-1),
+    }[kind]
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, terms: float = 0.0) -> None:
@@ -39,10 +51,14 @@ def close(actual: torch.Tensor, expected: torch.Tensor, terms: float = 0.0) -> N
     torch.testing.assert_close(actual, expected, rtol=RTOL, atol=ATOL * max(largest, 1e-30))
 
 
-def size_of_terms(differences: torch.Tensor, shape: tuple[int, ...], kind: str, grid: int, mu: float) -> float:
+def size_of_terms(
+    differences: torch.Tensor, shape: tuple[int, ...], kind: str, grid: int, mu: float
+) -> float:
     """About how large the elements of an estimate are when its terms do not cancel."""
     d, span = math.prod(shape[1:]), span_dimension(shape, kind, grid)
-    return span / (max(len(differences), 1) * mu) * float(differences.square().sum()) ** 0.5 / d**0.5
+    return (
+        span / (max(len(differences), 1) * mu) * float(differences.square().sum()) ** 0.5 / d**0.5
+    )
 
 
 @pytest.mark.parametrize(("kind", "grid"), [*KINDS, ("lowres", 27)])
@@ -57,7 +73,9 @@ def test_perturb_and_estimate(
     differences, drawing = normals(q, shape[0], seed=seed + 1), (0.3, kind, grid)
     pieces = {"first_direction": 3, "first_image": 2}
     points = ops.perturb(x.to(device), state.to(device), q, *drawing, **pieces)
-    gradient = ops.estimate_gradient(differences.to(device), state.to(device), shape, *drawing, **pieces)
+    gradient = ops.estimate_gradient(
+        differences.to(device), state.to(device), shape, *drawing, **pieces
+    )
     assert torch.equal(points[0].cpu(), x)
     on_cpu = ops.perturb(x, state, q, *drawing, **pieces)
     if kind == "rademacher":
@@ -81,7 +99,9 @@ def test_out_of_line_and_strided(device: torch.device, kind: str, grid: int, see
     assert torch.equal(out[1:].view(1 + q, *shape), expected)
     assert out[0].isnan()
     strided = torch.full((1 + q, *shape[:-1], 16), float("nan"), device=device)[..., ::2]
-    ops.perturb(x.transpose(2, 3).contiguous().transpose(2, 3), state, q, 0.1, kind, grid, out=strided)
+    ops.perturb(
+        x.transpose(2, 3).contiguous().transpose(2, 3), state, q, 0.1, kind, grid, out=strided
+    )
     assert torch.equal(strided, expected)
 
 
@@ -93,7 +113,9 @@ def test_more_than_2_to_31_elements(device: torch.device, seed: int) -> None:
     for kind in ("rademacher", "sphere"):
         points = ops.perturb(x, state, q, 0.3, kind)
         assert points.numel() > 2**31
-        assert torch.equal(points[-1], ops.perturb(x, state, 1, 0.3, kind, first_direction=q - 1)[1])
+        assert torch.equal(
+            points[-1], ops.perturb(x, state, 1, 0.3, kind, first_direction=q - 1)[1]
+        )
         assert torch.equal(points[0], x)
         del points
 
@@ -103,7 +125,13 @@ def test_more_than_2_to_31_elements(device: torch.device, seed: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("n_classes", "q"), [(1, 0), (5, 9), (64, 300)])
 def test_scores_to_gradient(
-    device: torch.device, kind: str, divergence: str, dtype: torch.dtype, n_classes: int, q: int, seed: int
+    device: torch.device,
+    kind: str,
+    divergence: str,
+    dtype: torch.dtype,
+    n_classes: int,
+    q: int,
+    seed: int,
 ) -> None:
     shape = (7, 1, 5, 6)
     scores = make_scores(kind, 1 + q, 7, n_classes, seed=seed).to(dtype)
@@ -134,10 +162,15 @@ def test_kd_loss_and_both_derivatives(
 ) -> None:
     if divergence == "l1" and kind != "logits":
         pytest.skip("l1 compares logits with logits")
-    student, teacher = normals(*tasks, 150, 5, seed=seed), make_scores(kind, *tasks, 150, 5, seed=seed + 1)
+    student, teacher = (
+        normals(*tasks, 150, 5, seed=seed),
+        make_scores(kind, *tasks, 150, 5, seed=seed + 1),
+    )
     weights = normals(*tasks, seed=seed + 2)
 
-    def run(student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+    def run(
+        student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor
+    ) -> list[torch.Tensor]:
         student = student.clone().requires_grad_()
         loss = ops.kd_loss(student, teacher, 2.5, divergence, kind)
         (first,) = torch.autograd.grad((loss * weights).sum(), student, create_graph=True)
@@ -146,35 +179,55 @@ def test_kd_loss_and_both_derivatives(
 
     with ops.use_backend("reference"):
         expected = run(student.double(), teacher.double(), weights.double())
-    for actual, wanted in zip(run(student.to(device), teacher.to(device), weights.to(device)), expected):
+    for actual, wanted in zip(
+        run(student.to(device), teacher.to(device), weights.to(device)), expected
+    ):
         close(actual.detach(), wanted.detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_students(device: torch.device, dtype: torch.dtype, seed: int) -> None:
-    student, teacher = normals(9, 5, seed=seed).to(device, dtype), normals(9, 5, seed=seed + 1).to(device)
+    student, teacher = (
+        normals(9, 5, seed=seed).to(device, dtype),
+        normals(9, 5, seed=seed + 1).to(device),
+    )
     loss = ops.kd_loss(student, teacher)
     assert loss.dtype == dtype
     torch.testing.assert_close(loss, ops.kd_loss(student.float(), teacher).to(dtype))
 
 
 def pooled(
-    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, upstream: torch.Tensor, along: list[torch.Tensor]
+    images: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    upstream: torch.Tensor,
+    along: list[torch.Tensor],
 ) -> list[torch.Tensor]:
     """norm_pool, and its first and second derivatives along given vectors."""
-    images, weight, bias, upstream = (one.clone().requires_grad_() for one in (images, weight, bias, upstream))
+    images, weight, bias, upstream = (
+        one.clone().requires_grad_() for one in (images, weight, bias, upstream)
+    )
     output = norm_pool(images, weight, bias)
     first = torch.autograd.grad(output, (images, weight, bias), upstream, create_graph=True)
-    return [one.detach() for one in (output, *first, *torch.autograd.grad(first, (upstream, images, weight), along))]
+    return [
+        one.detach()
+        for one in (output, *first, *torch.autograd.grad(first, (upstream, images, weight), along))
+    ]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (3, 5, 7, 5), (5, 2, 33, 32), (75, 8, 32, 32), (2, 300, 2, 2)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 2, 2), (3, 5, 7, 5), (5, 2, 33, 32), (75, 8, 32, 32), (2, 300, 2, 2)]
+)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_norm_pool(device: torch.device, shape: tuple[int, ...], channels_last: bool, seed: int) -> None:
+def test_norm_pool(
+    device: torch.device, shape: tuple[int, ...], channels_last: bool, seed: int
+) -> None:
     """Against torch in float64, on images where no winner is nearly a tie."""
     n, c, h, w = shape
     # Values on a grid of 2^-10, different within a cell: no cell is near a tie.
-    images = torch.stack([torch.randperm(4096, generator=torch.Generator().manual_seed(seed + i)) for i in range(n)])
+    images = torch.stack(
+        [torch.randperm(4096, generator=torch.Generator().manual_seed(seed + i)) for i in range(n)]
+    )
     images = images.repeat(1, -(-c * h * w // 4096))[:, : c * h * w].reshape(shape) / 1024.0
     weight, bias = 1 + normals(c, seed=seed).abs(), 1e-3 * normals(c, seed=seed + 1)
     upstream = normals(n, c, h // 2, w // 2, seed=seed + 2)
@@ -184,9 +237,14 @@ def test_norm_pool(device: torch.device, shape: tuple[int, ...], channels_last: 
         arguments[0] = arguments[0].contiguous(memory_format=torch.channels_last)
     actual = pooled(*arguments, [one.to(device) for one in along])
     with ops.use_backend("reference"):
-        expected = pooled(*(one.double() for one in (images, weight, bias, upstream)), [one.double() for one in along])
+        expected = pooled(
+            *(one.double() for one in (images, weight, bias, upstream)),
+            [one.double() for one in along],
+        )
     for value, wanted in zip(actual, expected):
-        close(value, wanted, (n * h * w) ** 0.5 if value.ndim == 1 else 0.0)  # sums over a channel may cancel
+        close(
+            value, wanted, (n * h * w) ** 0.5 if value.ndim == 1 else 0.0
+        )  # sums over a channel may cancel
 
 
 def test_opcheck(device: torch.device, seed: int) -> None:
@@ -196,24 +254,32 @@ def test_opcheck(device: torch.device, seed: int) -> None:
     check(op.perturb, (x, state, 3, *drawing))
     check(op.perturb, (x.clone().requires_grad_(), state, 3, *drawing))
     check(op.perturb_out, (x, state, 3, *drawing, torch.empty(4, 2, 3, 4, 4, device=device)))
-    check(op.estimate_gradient, (normals(3, 2, seed=seed).to(device), state, (2, 3, 4, 4), *drawing))
+    check(
+        op.estimate_gradient, (normals(3, 2, seed=seed).to(device), state, (2, 3, 4, 4), *drawing)
+    )
     arguments = ("logits", "kl", "sphere", 0, 0, 0)
     check(op.zo_kd_gradient, (scores, labels, state, (2, 3, 4, 4), 0.1, scores[0], 0.3, *arguments))
     student = normals(3, 5, seed=seed).to(device).requires_grad_()
     check(op.kd_loss, (student, normals(3, 5, seed=seed + 1).to(device), 1.0, "kl", "logits"))
 
 
-def everything(x: torch.Tensor, state: torch.Tensor, labels: torch.Tensor, kind: str) -> list[torch.Tensor]:
+def everything(
+    x: torch.Tensor, state: torch.Tensor, labels: torch.Tensor, kind: str
+) -> list[torch.Tensor]:
     """One pass over all ops: points, scores that depend on them, gradient, distillation with its derivative."""
     points = ops.perturb(x, state, 40, 0.1, kind)
     scores = points.flatten(2)[..., :5]
-    gradient, loss = ops.zo_kd_gradient(scores, labels, state, x.shape, 0.1, scores[0], 0.3, directions=kind)
+    gradient, loss = ops.zo_kd_gradient(
+        scores, labels, state, x.shape, 0.1, scores[0], 0.3, directions=kind
+    )
     student = x.flatten(1)[:, 5:10].clone().requires_grad_()
     distilled = ops.kd_loss(student, scores[0])
     return [points, gradient, loss, distilled.detach(), *torch.autograd.grad(distilled, student)]
 
 
-def captured(function: Callable[[], list[torch.Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]:
+def captured(
+    function: Callable[[], list[torch.Tensor]],
+) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -315,15 +381,26 @@ def test_every_kernel_small(device: torch.device, seed: int) -> None:
         differences = normals(q, shape[0], seed=seed + 1)
         points = ops.perturb(x.to(device), state.to(device), q, 0.1, kind, grid)
         close(points, ops.perturb(x, state, q, 0.1, kind, grid))
-        gradient = ops.estimate_gradient(differences.to(device), state.to(device), shape, 0.1, kind, grid)
+        gradient = ops.estimate_gradient(
+            differences.to(device), state.to(device), shape, 0.1, kind, grid
+        )
         expected = ops.estimate_gradient(differences, state, shape, 0.1, kind, grid)
         close(gradient, expected, size_of_terms(differences, shape, kind, grid, 0.1))
-    everything(x.to(device), state.to(device), torch.zeros(1, dtype=torch.int64, device=device), "rademacher")
+    everything(
+        x.to(device),
+        state.to(device),
+        torch.zeros(1, dtype=torch.int64, device=device),
+        "rademacher",
+    )
     student, teacher = (normals(2, 9, 5, seed=seed + i).to(device) for i in range(2))
     student.requires_grad_()
     (first,) = torch.autograd.grad(ops.kd_loss(student, teacher).sum(), student, create_graph=True)
     assert torch.autograd.grad(first.square().sum(), student)[0].isfinite().all()
-    images, weight, upstream = normals(3, 5, 7, 5, seed=seed), normals(5, seed=seed), normals(3, 5, 3, 2, seed=seed)
+    images, weight, upstream = (
+        normals(3, 5, 7, 5, seed=seed),
+        normals(5, seed=seed),
+        normals(3, 5, 3, 2, seed=seed),
+    )
     moved = [one.to(device) for one in (images, weight, weight, upstream)]
     for value in pooled(*moved, [one.to(device) for one in (images, weight, weight)]):
         assert value.isfinite().all()

@@ -28,10 +28,13 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def cub(**changes: str) -> dict[str, bytes]:
     """Two images of each of eight birds, the second one grey, as CUB_200_2011.tgz holds them."""
-    images = [f"{bird}/{bird[4:]}_{number:04}_{7 * number}.jpg" for bird in BIRDS for number in (12, 3)]
+    images = [
+        f"{bird}/{bird[4:]}_{number:04}_{7 * number}.jpg" for bird in BIRDS for number in (12, 3)
+    ]
     texts = {
         "images.txt": "\n".join(f"{row} {image}" for row, image in enumerate(images, 1)),
-        "image_class_labels.txt": "\n".join(f"{row + 1} {row // 2 + 1}" for row in range(16)) + "\n",
+        "image_class_labels.txt": "\n".join(f"{row + 1} {row // 2 + 1}" for row in range(16))
+        + "\n",
         "classes.txt": "\n".join(f"{row} {bird}" for row, bird in enumerate(BIRDS, 1)),
         "train_test_split.txt": "1 0\n2 1\n",
         "parts/parts.txt": "1 back\n",
@@ -39,7 +42,9 @@ def cub(**changes: str) -> dict[str, bytes]:
     files = {f"CUB_200_2011/{name}": text.encode() for name, text in texts.items()}
     for row, image in enumerate(images):
         picture = np.full((90, 120, 3), 10 * row, np.uint8)
-        files[f"CUB_200_2011/images/{image}"] = encoded(picture if row % 2 else picture[..., 0], "JPEG")
+        files[f"CUB_200_2011/images/{image}"] = encoded(
+            picture if row % 2 else picture[..., 0], "JPEG"
+        )
     return files | {"attributes.txt": b"1 has_bill_shape::dagger\n"}
 
 
@@ -59,12 +64,19 @@ def test_cub_from_its_archive_and_its_folder() -> None:
     train, val, test = "meta_train", "meta_val", "meta_test"
     assert splits(converted) == dict(zip(BIRDS, [train, val, train, test] * 2))
     got = stored(converted)
-    assert got["images"].shape == (16, 84, 84, 3) and got["labels"].tolist() == np.repeat(np.arange(8), 2).tolist()
-    by_name = [10 * (row + 1 - 2 * (row % 2)) for row in range(16)]  # "_0003_" was the second of each pair
+    assert (
+        got["images"].shape == (16, 84, 84, 3)
+        and got["labels"].tolist() == np.repeat(np.arange(8), 2).tolist()
+    )
+    by_name = [
+        10 * (row + 1 - 2 * (row % 2)) for row in range(16)
+    ]  # "_0003_" was the second of each pair
     np.testing.assert_allclose(got["images"].reshape(16, -1).mean(1), by_name, atol=1)
     write_tree(Path("folder"), cub())
     for source in ("folder", "folder/CUB_200_2011"):
-        for key, value in stored(convert_dataset(source, f"{source.count('/')}.npz", layout="cub")).items():
+        for key, value in stored(
+            convert_dataset(source, f"{source.count('/')}.npz", layout="cub")
+        ).items():
             np.testing.assert_array_equal(value, got[key])
 
 
@@ -82,7 +94,9 @@ def test_cub_with_few_shot_lists() -> None:
     wanted = dict(zip(BIRDS, ["meta_val"] * 2 + ["meta_test"] * 2 + ["meta_train"] * 4))
     converted = convert_dataset("CUB_200_2011.tgz", split="lists")
     assert converted.layout == "cub" and splits(converted) == wanted
-    by_list = convert_dataset("CUB_200_2011.tgz", "lists.npz", split="lists", layout="image_lists", size=84)
+    by_list = convert_dataset(
+        "CUB_200_2011.tgz", "lists.npz", split="lists", layout="image_lists", size=84
+    )
     np.testing.assert_array_equal(stored(by_list)["images"], stored(converted)["images"])
 
 
@@ -99,9 +113,13 @@ def test_wrong_cub() -> None:
         tarred("wrong.tgz", cub(**changes))
         assert message in refused("wrong.tgz"), message
     write_tree(Path("animals"), {f"{name}/1.png": encoded(pixels(1)) for name in "ab"})
-    assert "holds no folder with image_class_labels.txt, classes.txt, images.txt" in refused("animals", layout="cub")
+    assert "holds no folder with image_class_labels.txt, classes.txt, images.txt" in refused(
+        "animals", layout="cub"
+    )
     assert "omniglot: animals lacks images_background" in refused("animals", layout="omniglot")
-    assert "cifar100: animals holds no folder with the files" in refused("animals", layout="cifar100")
+    assert "cifar100: animals holds no folder with the files" in refused(
+        "animals", layout="cifar100"
+    )
 
 
 def omniglot(names: list[str]) -> dict[str, bytes]:
@@ -110,7 +128,9 @@ def omniglot(names: list[str]) -> dict[str, bytes]:
     drawing[20:24, 30:90] = False
     content = io.BytesIO()
     Image.fromarray(drawing).save(content, "PNG")
-    return {f"images_{name}/{row + 1:04}_01.png": content.getvalue() for row, name in enumerate(names)}
+    return {
+        f"images_{name}/{row + 1:04}_01.png": content.getvalue() for row, name in enumerate(names)
+    }
 
 
 def zipped(files: dict[str, bytes], where: Path = Path()) -> None:
@@ -128,23 +148,35 @@ def test_omniglot_with_vinyals_split(real_data: Path) -> None:
     real = load_dataset(real_data / "omniglot.npz")
     zipped(omniglot(list(real.class_names)), Path("python"))
     converted = convert_dataset("python")
-    assert (converted.layout, converted.path, converted.left_out) == ("omniglot", Path("omniglot.npz"), 0)
+    assert (converted.layout, converted.path, converted.left_out) == (
+        "omniglot",
+        Path("omniglot.npz"),
+        0,
+    )
     assert splits(converted) == dict(zip(real.class_names, real.split_of_class))
     assert converted.dataset.class_names == real.class_names
     assert converted.dataset.image_shape == real.image_shape
     missing = omniglot([name for name in real.class_names if "ULOG" not in name])
     zipped(missing, Path("missing"))
-    assert "the published split of omniglot names classes that the source lacks: 'evaluation/ULOG'" in refused(
-        "missing", "missing.npz"
+    assert (
+        "the published split of omniglot names classes that the source lacks: 'evaluation/ULOG'"
+        in refused("missing", "missing.npz")
     )
 
 
 def test_omniglot_in_folders_and_zips_with_a_split_of_its_own() -> None:
-    names = ["background/Greek/character01", "background/Greek/character02", "evaluation/Oriya/character01"]
+    names = [
+        "background/Greek/character01",
+        "background/Greek/character02",
+        "evaluation/Oriya/character01",
+    ]
     files = omniglot(names)
     write_tree(Path("up/omniglot-py"), files | {"strokes_background/x.txt": b"0,0"})
     zipped(files, Path("zips"))
-    write_tree(Path("lists"), {"train.txt": b"background/Greek\n", "test.txt": b"evaluation/Oriya/character01"})
+    write_tree(
+        Path("lists"),
+        {"train.txt": b"background/Greek\n", "test.txt": b"evaluation/Oriya/character01"},
+    )
     folders = convert_dataset("up", "folders.npz", split="lists")
     assert splits(folders) == dict(zip(names, ("meta_train", "meta_train", "meta_test")))
     zips = convert_dataset("zips", split="lists")
@@ -155,7 +187,10 @@ def test_omniglot_in_folders_and_zips_with_a_split_of_its_own() -> None:
     edges = np.arange(29) * 105 / 28
     for axis in (0, 1):  # means over pixels whose centre lies in each twenty-eighth part
         centres = np.arange(drawing.shape[axis]) + 0.5
-        parts = [drawing.compress((low < centres) & (centres <= high), axis) for low, high in pairwise(edges)]
+        parts = [
+            drawing.compress((low < centres) & (centres <= high), axis)
+            for low, high in pairwise(edges)
+        ]
         drawing = np.stack([part.mean(axis) for part in parts], axis)
     assert np.abs(stored(zips)["images"][0] - drawing).max() <= 1.01
     assert drawing.min() < 128
@@ -170,7 +205,10 @@ def test_half_of_omniglot() -> None:
 
 def test_the_published_splits_ship_with_the_package() -> None:
     lists = {
-        name: [(PUBLISHED_LISTS / name / f"{split}.txt").read_text().split() for split in ("train", "val", "test")]
+        name: [
+            (PUBLISHED_LISTS / name / f"{split}.txt").read_text().split()
+            for split in ("train", "val", "test")
+        ]
         for name in ("cifar_fs", "omniglot")
     }
     assert [len(names) for names in lists["cifar_fs"]] == [64, 16, 20]
@@ -179,6 +217,8 @@ def test_the_published_splits_ship_with_the_package() -> None:
         for split, names in zip(("meta_train", "meta_val", "meta_test"), lists["omniglot"])
         for name in names
     }
-    of = {name if "character" in name else f"{name}/character01": split for name, split in of.items()}
+    of = {
+        name if "character" in name else f"{name}/character01": split for name, split in of.items()
+    }
     zipped(omniglot(list(of)))
     assert splits(convert_dataset(".", "omniglot.npz")) == of

@@ -18,7 +18,9 @@ from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.data.convert import convert_dataset
 from bidfmkd_fast.data.readers.splits import PUBLISHED_LISTS
 
-NAMES = sorted(name for file in (PUBLISHED_LISTS / "cifar_fs").iterdir() for name in file.read_text().split())
+NAMES = sorted(
+    name for file in (PUBLISHED_LISTS / "cifar_fs").iterdir() for name in file.read_text().split()
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +37,9 @@ class Python2Pickler(pickle._Pickler):
         raw = value if isinstance(value, bytes) else value.encode("latin1")
         short = len(raw) < 256
         self.write(
-            pickle.SHORT_BINSTRING + bytes([len(raw)]) if short else pickle.BINSTRING + struct.pack("<i", len(raw))
+            pickle.SHORT_BINSTRING + bytes([len(raw)])
+            if short
+            else pickle.BINSTRING + struct.pack("<i", len(raw))
         )
         self.write(raw)
         self.memoize(value)
@@ -56,12 +60,23 @@ def python_2(value: object) -> bytes:
 
 
 def part(n_per_class: int, seed: int) -> dict[str, Any]:
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(100), n_per_class)).tolist()
+    labels = (
+        np.random.default_rng(seed).permutation(np.repeat(np.arange(100), n_per_class)).tolist()
+    )
     rows = np.random.default_rng(seed + 1).integers(0, 256, (len(labels), 3072), dtype=np.uint8)
-    return {"filenames": [f"{row}.png" for row in labels], "fine_labels": labels, "coarse_labels": labels, "data": rows}
+    return {
+        "filenames": [f"{row}.png" for row in labels],
+        "fine_labels": labels,
+        "coarse_labels": labels,
+        "data": rows,
+    }
 
 
-TRAIN, TEST, META = part(2, 1), part(1, 2), {"fine_label_names": NAMES, "coarse_label_names": ["trees"]}
+TRAIN, TEST, META = (
+    part(2, 1),
+    part(1, 2),
+    {"fine_label_names": NAMES, "coarse_label_names": ["trees"]},
+)
 
 
 def files(**changes: object) -> dict[str, bytes]:
@@ -84,17 +99,32 @@ def test_the_archive_and_its_folder_become_cifar_fs() -> None:
     assert (converted.layout, converted.path) == ("cifar100", Path("cifar_fs.npz"))
     assert converted.split == "the published split of cifar_fs"
     got = stored(converted)
-    assert got["images"].shape == (300, 32, 32, 3) and got["labels"].tolist() == np.repeat(np.arange(100), 3).tolist()
+    assert (
+        got["images"].shape == (300, 32, 32, 3)
+        and got["labels"].tolist() == np.repeat(np.arange(100), 3).tolist()
+    )
     assert got["class_names"].tolist() == NAMES
     for label in (0, 57, 99):
-        chosen = [row for one in (TRAIN, TEST) for row in one["data"][np.array(one["fine_labels"]) == label]]
+        chosen = [
+            row
+            for one in (TRAIN, TEST)
+            for row in one["data"][np.array(one["fine_labels"]) == label]
+        ]
         for image, row in zip(got["images"][3 * label : 3 * label + 3], chosen):
             for channel in range(3):  # a row is all of red, then green, then blue, each by lines
-                np.testing.assert_array_equal(image[..., channel].ravel(), row[1024 * channel : 1024 * channel + 1024])
-    assert [len(converted.dataset.classes(split)) for split in ("meta_train", "meta_val", "meta_test")] == [64, 16, 20]
+                np.testing.assert_array_equal(
+                    image[..., channel].ravel(), row[1024 * channel : 1024 * channel + 1024]
+                )
+    assert [
+        len(converted.dataset.classes(split)) for split in ("meta_train", "meta_val", "meta_test")
+    ] == [64, 16, 20]
     for key, value in stored(convert_dataset("cifar-100-python", "folder.npz")).items():
         np.testing.assert_array_equal(value, got[key])
-    assert convert_dataset("cifar-100-python", "small.npz", size=16).dataset.image_shape == (3, 16, 16)
+    assert convert_dataset("cifar-100-python", "small.npz", size=16).dataset.image_shape == (
+        3,
+        16,
+        16,
+    )
 
 
 def test_the_split_is_that_of_the_real_file(real_data: Path) -> None:
@@ -102,7 +132,9 @@ def test_the_split_is_that_of_the_real_file(real_data: Path) -> None:
         pytest.skip("BIDFMKD_DATA holds no cifar_fs.npz")
     real = load_dataset(real_data / "cifar_fs.npz")
     write_tree(Path(), files())
-    assert splits(convert_dataset("cifar-100-python")) == dict(zip(real.class_names, real.split_of_class))
+    assert splits(convert_dataset("cifar-100-python")) == dict(
+        zip(real.class_names, real.split_of_class)
+    )
 
 
 def test_other_splits_of_cifar_100() -> None:
@@ -115,11 +147,14 @@ def test_other_splits_of_cifar_100() -> None:
 @pytest.mark.parametrize("protocol", [3, 4])
 def test_pickles_of_python_3(protocol: int) -> None:
     values = {"train": TRAIN, "test": TEST, "meta": META}
-    write_tree(Path("cifar"), {name: pickle.dumps(value, protocol) for name, value in values.items()})
+    write_tree(
+        Path("cifar"), {name: pickle.dumps(value, protocol) for name, value in values.items()}
+    )
     converted = convert_dataset("cifar")
     write_tree(Path(), files())
     np.testing.assert_array_equal(
-        stored(converted)["images"], stored(convert_dataset("cifar-100-python", "two.npz"))["images"]
+        stored(converted)["images"],
+        stored(convert_dataset("cifar-100-python", "two.npz"))["images"],
     )
 
 
@@ -133,11 +168,19 @@ class Code:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_that_wants_to_run_code_runs_nothing(protocol: int) -> None:
-    for function, arguments in ((os.mkdir, ("ran",)), (eval, ("open('ran', 'w')",)), (np.save, ("ran", [1]))):
+    for function, arguments in (
+        (os.mkdir, ("ran",)),
+        (eval, ("open('ran', 'w')",)),
+        (np.save, ("ran", [1])),
+    ):
         content = pickle.dumps(TRAIN | {"data": Code(function, *arguments)}, protocol)
-        write_tree(Path("cifar"), {"train": content, "test": python_2(TEST), "meta": python_2(META)})
+        write_tree(
+            Path("cifar"), {"train": content, "test": python_2(TEST), "meta": python_2(META)}
+        )
         told = refused("cifar")
-        assert "cifar: train wants to run " in told and f".{function.__name__}, which no array" in told
+        assert (
+            "cifar: train wants to run " in told and f".{function.__name__}, which no array" in told
+        )
     assert not Path("ran").exists()
 
 
@@ -149,13 +192,29 @@ def test_wrong_files() -> None:
         ("train", b"", "train is no whole pickle"),
         ("train", b"not a pickle", "train is no whole pickle"),
         ("train", python_2([1]), "train: wanted a pickled dict; got list"),
-        ("train", python_2(META), "train: data must be [N, 3072], images of 3 x 32 x 32; got NoneType"),
+        (
+            "train",
+            python_2(META),
+            "train: data must be [N, 3072], images of 3 x 32 x 32; got NoneType",
+        ),
         ("test", python_2(TRAIN | {"data": data[:, :1024]}), "got an array [200, 1024]"),
-        ("test", pickle.dumps(TRAIN | {"data": data.astype(np.float32)}), "not whole rows of bytes"),
+        (
+            "test",
+            pickle.dumps(TRAIN | {"data": data.astype(np.float32)}),
+            "not whole rows of bytes",
+        ),
         ("test", pickle.dumps(TRAIN | {"data": np.array([None, 1])}), "not whole rows of bytes"),
-        ("test", pickle.dumps(TRAIN | {"data": np.asfortranarray(data)}), "not whole rows of bytes"),
+        (
+            "test",
+            pickle.dumps(TRAIN | {"data": np.asfortranarray(data)}),
+            "not whole rows of bytes",
+        ),
         ("test", whole.replace(b"M\x00\x0c", b"M\x00\x0d"), "not whole rows of bytes"),
-        ("test", python_2(TRAIN | {"fine_labels": [1]}), "fine_labels must be a list of 200 numbers"),
+        (
+            "test",
+            python_2(TRAIN | {"fine_labels": [1]}),
+            "fine_labels must be a list of 200 numbers",
+        ),
         ("test", python_2(TRAIN | {"fine_labels": [100] * 200}), "fine_labels must be in 0..99"),
         ("test", python_2(TRAIN | {"fine_labels": [-1] * 200}), "fine_labels must be in 0..99"),
         ("meta", python_2({"label_names": NAMES}), "meta: wanted fine_label_names"),
@@ -168,4 +227,6 @@ def test_wrong_files() -> None:
         write_tree(Path(), files() | {f"cifar-100-python/{name}": content})
         assert message in refused("cifar-100-python"), message
     Path("cifar-100-python/meta").unlink()
-    assert "holds no folder with the files meta, train, test" in refused("cifar-100-python", layout="cifar100")
+    assert "holds no folder with the files meta, train, test" in refused(
+        "cifar-100-python", layout="cifar100"
+    )

@@ -12,7 +12,7 @@ import pytest
 from converting import encoded, pixels, refused, stored, write_tree
 from PIL import Image
 
-from bidfmkd_fast.cli import main
+from bidfmkd_fast.cli.main import main
 from bidfmkd_fast.data.convert import convert_dataset
 from bidfmkd_fast.data.readers import images
 
@@ -39,11 +39,18 @@ def swapped(image: np.ndarray) -> np.ndarray:
 def test_pictures_are_turned_upright_unless_switched_off() -> None:
     lying = [pixels(number, 6, 6) for number in range(8)]
     marks = (1, 2, 3, 4, 5, 6, 7, 8)
-    write_tree(Path("camera"), {f"{row}/1.png": turned(lying[row], mark) for row, mark in enumerate(marks)})
+    write_tree(
+        Path("camera"), {f"{row}/1.png": turned(lying[row], mark) for row, mark in enumerate(marks)}
+    )
     # Where row 0 and column 0 of the file are in the picture: EXIF 2.3, tag Orientation.
     upright = [
         *(lying[0], lying[1][:, ::-1], lying[2][::-1, ::-1], lying[3][::-1]),
-        *(swapped(lying[4]), swapped(lying[5])[:, ::-1], swapped(lying[6])[::-1, ::-1], swapped(lying[7])[::-1]),
+        *(
+            swapped(lying[4]),
+            swapped(lying[5])[:, ::-1],
+            swapped(lying[6])[::-1, ::-1],
+            swapped(lying[7])[::-1],
+        ),
     ]
     np.testing.assert_array_equal(stored(convert_dataset("camera"))["images"], np.stack(upright))
     as_they_lie = convert_dataset("camera", "lying.npz", upright=False)
@@ -54,7 +61,10 @@ def test_pictures_are_turned_upright_unless_switched_off() -> None:
 
 
 def test_a_turned_picture_has_its_sides_exchanged() -> None:
-    write_tree(Path("camera"), {"a/1.jpg": turned(pixels(1, 4, 8), 6, "JPEG"), "b/1.png": encoded(pixels(2, 8, 4))})
+    write_tree(
+        Path("camera"),
+        {"a/1.jpg": turned(pixels(1, 4, 8), 6, "JPEG"), "b/1.png": encoded(pixels(2, 8, 4))},
+    )
     assert convert_dataset("camera").dataset.image_shape == (3, 8, 4)
 
 
@@ -62,20 +72,28 @@ def test_damaged_exif_data_are_warned_of_with_the_file() -> None:
     stream = io.BytesIO()
     flat = np.full((6, 5, 3), 90, np.uint8)
     Image.fromarray(flat).save(stream, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
-    files = {"cat/1.jpg": stream.getvalue(), "cat/2.jpg": stream.getvalue(), "dog/1.jpg": encoded(flat, "JPEG")}
+    files = {
+        "cat/1.jpg": stream.getvalue(),
+        "cat/2.jpg": stream.getvalue(),
+        "dog/1.jpg": encoded(flat, "JPEG"),
+    }
     write_tree(Path("camera"), files)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         converted = convert_dataset("camera")
     assert np.abs(stored(converted)["images"].astype(int) - 90).max() <= 1
     (told,) = [str(one.message) for one in caught]
-    assert told.startswith("convert_dataset: camera: cat/1.jpg, camera: cat/2.jpg: damaged EXIF data; ")
+    assert told.startswith(
+        "convert_dataset: camera: cat/1.jpg, camera: cat/2.jpg: damaged EXIF data; "
+    )
 
 
 def test_the_orientation_counts_where_other_exif_data_are_damaged() -> None:
     exif = Image.Exif()
     exif[ORIENTATION], exif[0x010F] = 6, "Maker"
-    damaged = exif.tobytes().replace(b"\x01\x0f\x00\x02", b"\x01\x1a\x00\x02")  # text where a fraction should be
+    damaged = exif.tobytes().replace(
+        b"\x01\x0f\x00\x02", b"\x01\x1a\x00\x02"
+    )  # text where a fraction should be
     stream = io.BytesIO()
     Image.fromarray(pixels(1, 4, 8)).save(stream, "PNG", exif=damaged)
     write_tree(Path("camera"), {"a/1.png": stream.getvalue(), "b/1.png": encoded(pixels(2, 8, 4))})
@@ -116,13 +134,21 @@ def test_heic_without_its_reader_is_named_and_counted(
     try:
         heic = b"\0\0\0\x18ftypheic" + bytes(100)
         files = {"cat/1.png": encoded(pixels(1)), "dog/1.png": encoded(pixels(2))}
-        files |= {f"emu/{number}.HEIC": heic for number in range(9)} | {"cat/notes.txt": b"", "dog/2.heic": heic}
+        files |= {f"emu/{number}.HEIC": heic for number in range(9)} | {
+            "cat/notes.txt": b"",
+            "dog/2.heic": heic,
+        }
         write_tree(Path("phone"), files)
         assert main(["convert", "phone"]) == 0
         told = capsys.readouterr().out.splitlines()
         hint = "(`pip install pillow-heif` reads them)"
-        assert f"left out: 1 folders without an image that can be read: emu (9 .heic {hint})" in told
-        assert f"left out: 11 files that are no image of a kind that is read: 10 .heic {hint}, 1 .txt" in told
+        assert (
+            f"left out: 1 folders without an image that can be read: emu (9 .heic {hint})" in told
+        )
+        assert (
+            f"left out: 11 files that are no image of a kind that is read: 10 .heic {hint}, 1 .txt"
+            in told
+        )
         write_tree(Path("only"), {"a/1.heic": heic, "b/1.heic": heic})
         assert f"only holds no images that can be read; it holds 2 .heic {hint}" in refused("only")
         write_tree(Path("phone"), {"cat/2.jpg": heic})  # by its name a JPEG
@@ -149,6 +175,14 @@ def test_what_systems_leave_in_folders_is_no_class_and_is_counted() -> None:
 
 
 def test_images_that_no_list_names_are_counted() -> None:
-    lists = {"train.csv": b"filename,label\n1.png,cat\n", "test.csv": b"filename,label\n2.png,dog\n"}
-    write_tree(Path("listed"), lists | {f"images/{number}.png": encoded(pixels(number)) for number in range(1, 5)})
-    assert convert_dataset("listed").passed_over == ("2 images that are in no list: images/3.png, images/4.png",)
+    lists = {
+        "train.csv": b"filename,label\n1.png,cat\n",
+        "test.csv": b"filename,label\n2.png,dog\n",
+    }
+    write_tree(
+        Path("listed"),
+        lists | {f"images/{number}.png": encoded(pixels(number)) for number in range(1, 5)},
+    )
+    assert convert_dataset("listed").passed_over == (
+        "2 images that are in no list: images/3.png, images/4.png",
+    )

@@ -23,7 +23,9 @@ def parts(channels: int = 1) -> dict[str, np.ndarray]:
 
 def write(folder: Path, **changes: object) -> Path:
     path = folder / "animals.npz"
-    np.savez_compressed(path, **{key: value for key, value in (parts() | changes).items() if value is not None})
+    np.savez_compressed(
+        path, **{key: value for key, value in (parts() | changes).items() if value is not None}
+    )
     return path
 
 
@@ -32,7 +34,11 @@ def write(folder: Path, **changes: object) -> Path:
 def test_reads_what_was_written(tmp_path: Path, channels: int, invert: bool) -> None:
     source = parts(channels)
     dataset = load_dataset(write(tmp_path, **source, another_key=np.arange(3)), invert=invert)
-    assert (dataset.name, dataset.image_shape, dataset.inverted) == ("animals", (channels, 5, 6), invert)
+    assert (dataset.name, dataset.image_shape, dataset.inverted) == (
+        "animals",
+        (channels, 5, 6),
+        invert,
+    )
     assert dataset.class_names == ("cat", "dog", "ox")
     assert dataset.classes("meta_train") == [0, 2] and dataset.classes("meta_val") == []
     for class_index, rows in enumerate([[1, 5, 8], [2, 3], [0, 4, 6, 7]]):
@@ -45,13 +51,17 @@ def test_reads_what_was_written(tmp_path: Path, channels: int, invert: bool) -> 
     assert "9 images" in repr(dataset) and ("inverted" in repr(dataset)) == invert
 
 
-def test_name_is_looked_up_in_the_folder_of_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_is_looked_up_in_the_folder_of_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path)
     monkeypatch.setenv("BIDFMKD_DATA", str(tmp_path))
     assert load_dataset("animals").name == "animals"
     with pytest.raises(InputError, match=r"plants\.npz .*BIDFMKD_DATA=.* holds animals"):
         load_dataset("plants")
-    with pytest.raises(InputError, match=r"no file .*more/plants\.npz .* holds animals\); a path must end in \.npz"):
+    with pytest.raises(
+        InputError, match=r"no file .*more/plants\.npz .* holds animals\); a path must end in \.npz"
+    ):
         load_dataset("more/plants")
     monkeypatch.setenv("BIDFMKD_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="nowhere is no folder"):
@@ -117,7 +127,13 @@ def test_refuses_wrong_questions(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'test'"):
         dataset.classes("test")
     with pytest.raises(InputTypeError, match="torch.float32"):
-        Dataset("made", dataset.images.float(), dataset.labels, dataset.class_names, dataset.split_of_class)
+        Dataset(
+            "made",
+            dataset.images.float(),
+            dataset.labels,
+            dataset.class_names,
+            dataset.split_of_class,
+        )
 
 
 @pytest.mark.parametrize(
@@ -128,10 +144,16 @@ def test_refuses_wrong_questions(tmp_path: Path) -> None:
         ("caltech101", (3, 64, 64), None),
     ],
 )
-def test_real_files(name: str, shape: tuple[int, int, int], splits: tuple[int, int, int] | None) -> None:
+def test_real_files(
+    name: str, shape: tuple[int, int, int], splits: tuple[int, int, int] | None
+) -> None:
     if not (Path(os.environ.get("BIDFMKD_DATA", "")) / f"{name}.npz").is_file():
         pytest.skip(f"BIDFMKD_DATA holds no {name}.npz")
     dataset = load_dataset(name)
     counts = tuple(len(dataset.classes(split)) for split in ("meta_train", "meta_val", "meta_test"))
-    assert dataset.image_shape == shape and sum(counts) == len(dataset.class_names) and min(counts) >= 5
+    assert (
+        dataset.image_shape == shape
+        and sum(counts) == len(dataset.class_names)
+        and min(counts) >= 5
+    )
     assert splits is None or counts == splits

@@ -13,19 +13,27 @@ def numbered(n_classes: int = 7, per_class: int = 6) -> Dataset:
     values = 10 * labels + torch.arange(per_class).repeat_interleave(n_classes)
     images = values.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
     splits = ("meta_train",) * (n_classes - 1) + ("meta_test",)
-    return Dataset("numbered", images, labels, tuple(f"class {i}" for i in range(n_classes)), splits)
+    return Dataset(
+        "numbered", images, labels, tuple(f"class {i}" for i in range(n_classes)), splits
+    )
 
 
 def test_episode_is_made_of_its_classes(seed: int) -> None:
     sampler = EpisodeSampler(numbered(), "meta_train", n_way=3, n_shot=2, n_query=4, seed=seed)
     for index in range(20):
         episode = sampler.episode(index)
-        assert episode.support_images.shape == (6, 1, 4, 4) and episode.query_images.shape == (12, 1, 4, 4)
+        assert episode.support_images.shape == (6, 1, 4, 4) and episode.query_images.shape == (
+            12,
+            1,
+            4,
+            4,
+        )
         assert episode.support_labels.tolist() == [0, 0, 1, 1, 2, 2]
         assert episode.query_labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
         assert len(set(episode.classes)) == 3 and max(episode.classes) < 6
         support, query = (
-            (images[:, 0, 0, 0] * 255).round().long() for images in (episode.support_images, episode.query_images)
+            (images[:, 0, 0, 0] * 255).round().long()
+            for images in (episode.support_images, episode.query_images)
         )
         classes = torch.tensor(episode.classes)
         assert torch.equal(support // 10, classes[episode.support_labels])
@@ -38,7 +46,11 @@ def test_episode_is_a_function_of_seed_and_index(seed: int) -> None:
         sampler = EpisodeSampler(numbered(), "meta_train", 5, 1, 5, seed=its_seed)
         return {index: sampler.episode(index).query_images for index in order}
 
-    forward, backward, other = draw(seed, [0, 1, 2]), draw(seed, [2, 0, 1]), draw(seed + 1, [0, 1, 2])
+    forward, backward, other = (
+        draw(seed, [0, 1, 2]),
+        draw(seed, [2, 0, 1]),
+        draw(seed + 1, [0, 1, 2]),
+    )
     assert all(torch.equal(forward[i], backward[i]) for i in range(3))
     assert not torch.equal(forward[0], forward[1]) and not torch.equal(forward[0], other[0])
 

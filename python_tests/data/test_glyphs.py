@@ -17,7 +17,11 @@ def test_the_embedded_set() -> None:
     glyphs = make_glyphs()
     assert time.process_time() - started < 2
     assert glyphs.image_shape == (1, 28, 28) and len(glyphs.images) == 67 * 40
-    assert [len(glyphs.classes(split)) for split in ("meta_train", "meta_val", "meta_test")] == [40, 8, 19]
+    assert [len(glyphs.classes(split)) for split in ("meta_train", "meta_val", "meta_test")] == [
+        40,
+        8,
+        19,
+    ]
     assert glyphs.class_names == tuple(CHARACTERS)
     ink = (glyphs.images > 127).flatten(1).float().mean(1)
     assert ink.min() > 0.005 and ink.max() < 0.5  # white on black, none empty
@@ -47,7 +51,9 @@ def test_the_mesh_is_turn_shear_scale_and_shift(seed: int) -> None:
             sheared = np.array([x + 0.3 * shear * y, y]) * size
             moved_x = np.cos(angle) * sheared[0] - np.sin(angle) * sheared[1] + 32 + 4 * right
             moved_y = np.sin(angle) * sheared[0] + np.cos(angle) * sheared[1] + 32 + 4 * down
-            np.testing.assert_allclose((moved_x, moved_y), (16 * column, 16 * row), rtol=0, atol=1e-9)
+            np.testing.assert_allclose(
+                (moved_x, moved_y), (16 * column, 16 * row), rtol=0, atol=1e-9
+            )
 
 
 def test_an_unmoved_mesh_changes_nothing() -> None:

@@ -18,11 +18,20 @@ def test_it_runs(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < 60
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, path], capture_output=True, text=True, timeout=300, env=environment, check=False
+        [sys.executable, path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") >= 4 and not done.stderr.count("Traceback")
 
 
 def test_there_are_examples() -> None:
-    assert {path.stem for path in EXAMPLES} >= {"quickstart", "own_api", "zeroth_order_in_your_loop"}
+    assert {path.stem for path in EXAMPLES} >= {
+        "quickstart",
+        "own_api",
+        "zeroth_order_in_your_loop",
+    }

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.meta import DistillationTask, adapt_to_api, distillation_loss, outer_distillation_step
+from bidfmkd_fast.meta import (
+    DistillationTask,
+    adapt_to_api,
+    distillation_loss,
+    outer_distillation_step,
+)
 from bidfmkd_fast.meta.distill import paper_kd_loss
 from bidfmkd_fast.seeds import seeded
 
@@ -39,7 +44,10 @@ def task_of(seed: int, index: int = 0, scores_kind: str = "logits") -> Distillat
 
 def unrolled(weight: Tensor, task: DistillationTask, steps: int, rate: float) -> Tensor:
     """The outer loss in float64 by hand; d mean KL(t || softmax(x W^T)) / dW = (softmax - t)^T x / N."""
-    x, teacher = task.support_images.double().flatten(1), task.support_scores.double().softmax(dim=1)
+    x, teacher = (
+        task.support_images.double().flatten(1),
+        task.support_scores.double().softmax(dim=1),
+    )
     for _ in range(steps):
         weight = weight - rate * ((x @ weight.T).softmax(dim=1) - teacher).T @ x / len(x)
     teacher = task.query_scores.double().softmax(dim=1)
@@ -47,15 +55,21 @@ def unrolled(weight: Tensor, task: DistillationTask, steps: int, rate: float) ->
     return (teacher * (teacher.log() - student)).sum(dim=1).mean()
 
 
-def test_outer_loss_and_its_second_order_gradient_are_those_of_a_hand_written_loop(seed: int) -> None:
+def test_outer_loss_and_its_second_order_gradient_are_those_of_a_hand_written_loop(
+    seed: int,
+) -> None:
     module, task = network(seed), task_of(seed)
-    loss = distillation_loss(module, dict(module.named_parameters()), task, steps=6, learning_rate=0.5)
+    loss = distillation_loss(
+        module, dict(module.named_parameters()), task, steps=6, learning_rate=0.5
+    )
     (gradient,) = torch.autograd.grad(loss, list(module.parameters()))
     weight = module[1].weight.detach().double().requires_grad_()
     expected = unrolled(weight, task, 6, 0.5)
     rtol, atol = TOLERANCES["float32"]
     torch.testing.assert_close(loss.double(), expected, rtol=rtol, atol=atol)
-    torch.testing.assert_close(gradient.double(), torch.autograd.grad(expected, weight)[0], rtol=rtol, atol=atol)
+    torch.testing.assert_close(
+        gradient.double(), torch.autograd.grad(expected, weight)[0], rtol=rtol, atol=atol
+    )
 
 
 def test_first_order_gradient_is_the_query_gradient_at_the_task_model(seed: int) -> None:
@@ -63,7 +77,8 @@ def test_first_order_gradient_is_the_query_gradient_at_the_task_model(seed: int)
     settings = {"steps": 6, "learning_rate": 0.5}
     parameters = dict(module.named_parameters())
     (gradient,) = torch.autograd.grad(
-        distillation_loss(module, parameters, task, first_order=True, **settings), list(parameters.values())
+        distillation_loss(module, parameters, task, first_order=True, **settings),
+        list(parameters.values()),
     )
     adapted = adapt_to_api(module, parameters, task.support_images, task.support_scores, **settings)
     weight = adapted["1.weight"].detach().double().requires_grad_()
@@ -75,7 +90,9 @@ def test_first_order_gradient_is_the_query_gradient_at_the_task_model(seed: int)
 def test_the_kind_of_scores_does_not_change_the_loss(seed: int) -> None:
     module = network(seed)
     losses = [
-        distillation_loss(module, dict(module.named_parameters()), task_of(seed, scores_kind=kind), steps=3)
+        distillation_loss(
+            module, dict(module.named_parameters()), task_of(seed, scores_kind=kind), steps=3
+        )
         for kind in ("logits", "probabilities", "log_probabilities")
     ]
     rtol, atol = TOLERANCES["float32"]
@@ -98,29 +115,48 @@ def test_an_outer_step_sums_the_losses_of_its_tasks_and_reports_agreement(seed: 
         module, torch.optim.SGD(module.parameters(), lr=0.1), tasks, steps=2, learning_rate=0.3
     )
     parameters = dict(reference.named_parameters())
-    losses = [distillation_loss(reference, parameters, task, steps=2, learning_rate=0.3) for task in tasks]
+    losses = [
+        distillation_loss(reference, parameters, task, steps=2, learning_rate=0.3) for task in tasks
+    ]
     (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), list(parameters.values()))
     rtol, atol = TOLERANCES["float32"]
-    torch.testing.assert_close(module[1].weight, reference[1].weight - 0.1 * gradient, rtol=rtol, atol=atol)
+    torch.testing.assert_close(
+        module[1].weight, reference[1].weight - 0.1 * gradient, rtol=rtol, atol=atol
+    )
     assert metrics["loss"] == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-5)
     agreements = []
     for task in tasks:
         adapted = adapt_to_api(
-            reference, parameters, task.support_images, task.support_scores, steps=2, learning_rate=0.3
+            reference,
+            parameters,
+            task.support_images,
+            task.support_scores,
+            steps=2,
+            learning_rate=0.3,
         )
-        predicted = functional.linear(task.query_images.flatten(1), adapted["1.weight"]).argmax(dim=1)
+        predicted = functional.linear(task.query_images.flatten(1), adapted["1.weight"]).argmax(
+            dim=1
+        )
         agreements.append(float((predicted == task.query_scores.argmax(dim=1)).double().mean()))
     assert metrics["agreement"] == pytest.approx(sum(agreements) / 3)
 
 
 def test_parts_that_do_not_fit_are_refused(seed: int) -> None:
     task = task_of(seed)
-    with pytest.raises(InputError, match=r"support_images and support_scores .*got \[9, 1, 4, 4\] and \[10, 4\]"):
-        DistillationTask(task.support_images[:9], task.support_scores, task.query_images, task.query_scores)
+    with pytest.raises(
+        InputError, match=r"support_images and support_scores .*got \[9, 1, 4, 4\] and \[10, 4\]"
+    ):
+        DistillationTask(
+            task.support_images[:9], task.support_scores, task.query_images, task.query_scores
+        )
     with pytest.raises(InputError, match="query_images and query_scores"):
-        DistillationTask(task.support_images, task.support_scores, task.query_images, task.query_scores[:, 0])
+        DistillationTask(
+            task.support_images, task.support_scores, task.query_images, task.query_scores[:, 0]
+        )
     with pytest.raises(InputError, match="query_images and query_scores"):
-        DistillationTask(task.support_images, task.support_scores, task.query_images[:0], task.query_scores[:0])
+        DistillationTask(
+            task.support_images, task.support_scores, task.query_images[:0], task.query_scores[:0]
+        )
     module = network(seed)
     with pytest.raises(InputError, match="tasks is empty"):
         outer_distillation_step(module, torch.optim.Adam(module.parameters()), [])
@@ -145,7 +181,9 @@ def test_paper_compat_is_kl_div_of_probabilities_as_the_authors_call_it(seed: in
     (gradient,) = torch.autograd.grad(loss, list(module.parameters()))
     rtol, atol = TOLERANCES["float32"]
     torch.testing.assert_close(loss.double(), expected, rtol=rtol, atol=atol)
-    torch.testing.assert_close(gradient.double(), torch.autograd.grad(expected, start)[0], rtol=rtol, atol=atol)
+    torch.testing.assert_close(
+        gradient.double(), torch.autograd.grad(expected, start)[0], rtol=rtol, atol=atol
+    )
 
 
 @pytest.mark.parametrize("scores_kind", ["probabilities", "log_probabilities"])
@@ -155,7 +193,10 @@ def test_paper_compat_reads_every_kind_of_scores(scores_kind: str, seed: int) ->
     converted = scores.softmax(1) if scores_kind == "probabilities" else scores.log_softmax(1)
     rtol, atol = TOLERANCES["float32"]
     torch.testing.assert_close(
-        paper_kd_loss(logits, converted, scores_kind), paper_kd_loss(logits, scores), rtol=rtol, atol=atol
+        paper_kd_loss(logits, converted, scores_kind),
+        paper_kd_loss(logits, scores),
+        rtol=rtol,
+        atol=atol,
     )
     one_hot = torch.eye(3)
     assert torch.isfinite(paper_kd_loss(torch.zeros(3, 3), one_hot, "probabilities"))

@@ -36,7 +36,9 @@ def noisy_patterns(seed: int, noise: float) -> Dataset:
 
 def meta_model(seed: int) -> MetaModel:
     with seeded(seed, "model"):
-        module = build_model("conv4", in_channels=1, n_classes=3, image_size=(16, 16), width=4, batch_statistics=True)
+        module = build_model(
+            "conv4", in_channels=1, n_classes=3, image_size=(16, 16), width=4, batch_statistics=True
+        )
     return MetaModel(module, adapt_steps=2, adapt_learning_rate=0.1)
 
 
@@ -49,7 +51,9 @@ def test_accuracies_are_those_of_adapting_to_each_episode_by_hand(seed: int) -> 
         episode = sampler.episode(index)
         classifier = model.adapt(episode.support_images, episode.support_labels, steps=3)
         predicted = classifier.predict(episode.query_images).tolist()
-        hits = sum(p == label for p, label in zip(predicted, episode.query_labels.tolist(), strict=True))
+        hits = sum(
+            p == label for p, label in zip(predicted, episode.query_labels.tolist(), strict=True)
+        )
         expected.append(hits / 12)
     assert result.per_episode.dtype == torch.float64
     assert result.per_episode.tolist() == expected
@@ -75,12 +79,16 @@ def test_a_perfect_and_a_constant_classifier_get_their_accuracies(seed: int) -> 
     assert constant.per_episode.tolist() == [pytest.approx(1 / 3)] * 6
     assert constant.ci95 == pytest.approx(0.0)
     with seeded(seed, "linear"):
-        linear = MetaModel(nn.Sequential(nn.Flatten(), nn.Linear(256, 3)), adapt_steps=100, adapt_learning_rate=0.1)
+        linear = MetaModel(
+            nn.Sequential(nn.Flatten(), nn.Linear(256, 3)), adapt_steps=100, adapt_learning_rate=0.1
+        )
     assert evaluate(linear, dataset, **SIZES).mean == 1.0
 
 
 @pytest.mark.parametrize("transductive", [True, False])
-def test_evaluation_is_deterministic_and_leaves_the_model_alone(seed: int, transductive: bool) -> None:
+def test_evaluation_is_deterministic_and_leaves_the_model_alone(
+    seed: int, transductive: bool
+) -> None:
     dataset, model = noisy_patterns(seed, 0.5), meta_model(seed)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     results = []
@@ -88,9 +96,13 @@ def test_evaluation_is_deterministic_and_leaves_the_model_alone(seed: int, trans
         torch.rand(3)  # the global generator plays no part
         results.append(evaluate(model, dataset, **SIZES, seed=seed, transductive=transductive))
     assert torch.equal(results[0].per_episode, results[1].per_episode)
-    assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in model.module.state_dict().items()
+    )
     assert all(parameter.grad is None for parameter in model.module.parameters())
-    shorter = evaluate(model, dataset, **SIZES | {"n_episodes": 4}, seed=seed, transductive=transductive)
+    shorter = evaluate(
+        model, dataset, **SIZES | {"n_episodes": 4}, seed=seed, transductive=transductive
+    )
     assert torch.equal(shorter.per_episode, results[0].per_episode[:4])
 
 
@@ -98,7 +110,15 @@ def test_a_paired_difference_is_narrower_than_its_parts_and_exact(seed: int) -> 
     with seeded(seed, "accuracies"):
         hardness = torch.rand(50, dtype=torch.float64)
         gain = 0.1 + 0.01 * torch.randn(50, dtype=torch.float64)
-    common = {"dataset": "d", "split": "meta_test", "n_way": 5, "n_shot": 1, "n_query": 15, "seed": 0, "steps": 10}
+    common = {
+        "dataset": "d",
+        "split": "meta_test",
+        "n_way": 5,
+        "n_shot": 1,
+        "n_query": 15,
+        "seed": 0,
+        "steps": 10,
+    }
     a = Evaluation(mean=0.0, ci95=0.0, per_episode=hardness + gain, **common)  # type: ignore[arg-type]
     b = Evaluation(mean=0.0, ci95=0.0, per_episode=hardness, **common)  # type: ignore[arg-type]
     difference = paired_difference(a, dataclasses.replace(b, steps=5))
@@ -138,7 +158,9 @@ def test_images_of_another_size_or_colour_are_refused(
 ) -> None:
     """However the episodes are grouped; 17 pixels give as many features as 16, and would run."""
     dataset = noisy_patterns(seed, 0.5)
-    other = dataclasses.replace(dataset, images=dataset.images[:, :1, :1, :1].expand(-1, *shape).contiguous())
+    other = dataclasses.replace(
+        dataset, images=dataset.images[:, :1, :1, :1].expand(-1, *shape).contiguous()
+    )
     sizes = SIZES | {"n_episodes": n_episodes}
     wanted = rf"^evaluate: the images of patterns must be \[N, 1, 16, 16\], as the module takes; got .*, {shape[1]}\]"
     with pytest.raises(InputError, match=wanted):
@@ -152,13 +174,23 @@ def test_an_any_size_model_takes_other_sizes_and_tells_other_colours(seed: int) 
     dataset = noisy_patterns(seed, 0.5)
     with seeded(seed, "model"):
         module = build_model(
-            "conv4_any_size", in_channels=3, n_classes=3, image_size=(16, 16), width=4, batch_statistics=True
+            "conv4_any_size",
+            in_channels=3,
+            n_classes=3,
+            image_size=(16, 16),
+            width=4,
+            batch_statistics=True,
         )
     large = dataclasses.replace(dataset, images=dataset.images.repeat(1, 1, 2, 2))
     assert 0 <= evaluate(MetaModel(module), large, **SIZES).mean <= 1
     with seeded(seed, "model"):
         module = build_model(
-            "conv4_any_size", in_channels=1, n_classes=3, image_size=(16, 16), width=4, batch_statistics=True
+            "conv4_any_size",
+            in_channels=1,
+            n_classes=3,
+            image_size=(16, 16),
+            width=4,
+            batch_statistics=True,
         )
     coloured = dataclasses.replace(dataset, images=dataset.images.repeat(1, 3, 1, 1))
     with pytest.raises(InputError, match="must have 1 channel; got"):

@@ -31,7 +31,9 @@ def separable_episode(seed: int, index: int) -> Episode:
         support = patterns.repeat_interleave(2, dim=0) + 0.05 * torch.randn(2 * N_WAY, 1, 4, 4)
         query = patterns.repeat_interleave(4, dim=0) + 0.05 * torch.randn(4 * N_WAY, 1, 4, 4)
     labels = torch.arange(N_WAY)
-    return Episode(support, labels.repeat_interleave(2), query, labels.repeat_interleave(4), (0, 1, 2))
+    return Episode(
+        support, labels.repeat_interleave(2), query, labels.repeat_interleave(4), (0, 1, 2)
+    )
 
 
 def test_an_outer_step_sums_the_losses_of_its_tasks(seed: int) -> None:
@@ -41,10 +43,15 @@ def test_an_outer_step_sums_the_losses_of_its_tasks(seed: int) -> None:
         module, torch.optim.SGD(module.parameters(), lr=0.1), episodes, steps=2, learning_rate=0.3
     )
     parameters = dict(reference.named_parameters())
-    results = [maml_loss(reference, parameters, episode, steps=2, learning_rate=0.3) for episode in episodes]
+    results = [
+        maml_loss(reference, parameters, episode, steps=2, learning_rate=0.3)
+        for episode in episodes
+    ]
     gradients = torch.autograd.grad(sum(loss for loss, _ in results), list(parameters.values()))
     rtol, atol = TOLERANCES["float32"]
-    for updated, value, gradient in zip(module.parameters(), reference.parameters(), gradients, strict=True):
+    for updated, value, gradient in zip(
+        module.parameters(), reference.parameters(), gradients, strict=True
+    ):
         torch.testing.assert_close(updated, value - 0.1 * gradient, rtol=rtol, atol=atol)
     assert metrics["loss"] == pytest.approx(sum(loss.item() for loss, _ in results) / 3)
     assert metrics["accuracy"] == pytest.approx(sum(float(accuracy) for _, accuracy in results) / 3)
@@ -59,7 +66,9 @@ def test_replay_learns_to_adapt(seed: int, first_order: bool) -> None:
     for step in range(80):
         episodes = [separable_episode(seed, 4 * step + index) for index in range(4)]
         losses.append(
-            outer_replay_step(module, optimizer, episodes, steps=3, learning_rate=0.3, first_order=first_order)["loss"]
+            outer_replay_step(
+                module, optimizer, episodes, steps=3, learning_rate=0.3, first_order=first_order
+            )["loss"]
         )
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 

@@ -18,7 +18,11 @@ from bidfmkd_fast.models import fit_images
 def marked(api: int, class_number: int, n: int) -> Tensor:
     """`n` images that tell where they come from: pixel 0 is the class, pixel 1 the API, pixel 2 the image's number."""
     images = torch.zeros(n, 1, 2, 2)
-    images[:, 0, 0, 0], images[:, 0, 0, 1], images[:, 0, 1, 0] = class_number, api, torch.arange(n).float()
+    images[:, 0, 0, 0], images[:, 0, 0, 1], images[:, 0, 1, 0] = (
+        class_number,
+        api,
+        torch.arange(n).float(),
+    )
     return images
 
 
@@ -41,7 +45,10 @@ def test_it_holds_what_was_added_by_class() -> None:
     assert memory.classes == tuple(key(c) for c in range(8))
     assert torch.equal(memory.images_of(key(3)), torch.cat([marked(0, 3, 10), marked(1, 3, 10)]))
     mixed = TaskMemory()
-    mixed.add(torch.stack([marked(0, 0, 1)[0], marked(0, 1, 1)[0], marked(0, 0, 2)[1]]), [key(0), key(1), key(0)])
+    mixed.add(
+        torch.stack([marked(0, 0, 1)[0], marked(0, 1, 1)[0], marked(0, 0, 2)[1]]),
+        [key(0), key(1), key(0)],
+    )
     assert torch.equal(mixed.images_of(key(0)), marked(0, 0, 2))
     assert "3 images of 2 classes" in repr(mixed)
 
@@ -66,10 +73,15 @@ def test_episodes_have_the_right_images_under_the_right_labels(seed: int) -> Non
             (episode.support_images, episode.support_labels),
             (episode.query_images, episode.query_labels),
         ):
-            wanted = [float(memory.classes[episode.classes[label]][1].split()[1]) for label in labels.tolist()]
+            wanted = [
+                float(memory.classes[episode.classes[label]][1].split()[1])
+                for label in labels.tolist()
+            ]
             assert images[:, 0, 0, 0].tolist() == wanted
             seen += [tuple(image.flatten().tolist()) for image in images]
-        assert len(set(seen)) == len(seen)  # without replacement: support and query set share no image
+        assert len(set(seen)) == len(
+            seen
+        )  # without replacement: support and query set share no image
 
 
 @pytest.mark.parametrize("rotations", [2, 4])
@@ -82,7 +94,10 @@ def test_turned_classes_are_classes_of_their_own(seed: int, rotations: int) -> N
         episode = memory.sample_episode(3, 1, 3, seed=seed, index=index, rotations=rotations)
         drawn |= set(episode.classes)
         for label, number in enumerate(episode.classes):
-            held = [torch.rot90(image, number // 3, (1, 2)) for image in memory.images_of(key(number % 3))]
+            held = [
+                torch.rot90(image, number // 3, (1, 2))
+                for image in memory.images_of(key(number % 3))
+            ]
             query = episode.query_images[3 * label : 3 * label + 3]
             mine = torch.cat([episode.support_images[label : label + 1], query])
             assert all(sum(torch.equal(image, one) for one in mine) == 1 for image in held)
@@ -118,7 +133,10 @@ def test_an_episode_is_a_pure_function_of_seed_index_and_contents(seed: int) -> 
         assert torch.equal(again.support_images, later.support_images)
         assert again.classes == later.classes
         assert torch.equal(again.query_images, later.query_images)
-    others = [memory.sample_episode(3, 1, 2, seed=seed, index=index).support_images for index in range(8, 16)]
+    others = [
+        memory.sample_episode(3, 1, 2, seed=seed, index=index).support_images
+        for index in range(8, 16)
+    ]
     others += [memory.sample_episode(3, 1, 2, seed=seed + 1, index=7).support_images]
     assert not all(torch.equal(other, later.support_images) for other in others)
 
@@ -127,7 +145,9 @@ def test_classes_with_too_few_images_are_not_drawn(seed: int) -> None:
     memory = memory_of_two_apis(n=4)  # classes 3 and 4 hold 8, the others 4
     for index in range(10):
         assert set(memory.sample_episode(2, 1, 5, seed=seed, index=index).classes) == {3, 4}
-    with pytest.raises(InputError, match=r"3 classes with n_shot .* = 6 images each are wanted; 2 of the 8 classes"):
+    with pytest.raises(
+        InputError, match=r"3 classes with n_shot .* = 6 images each are wanted; 2 of the 8 classes"
+    ):
         memory.sample_episode(3, 1, 5, seed=seed, index=0)
     with pytest.raises(InputError, match="n_shot must be 1 or more; got 0"):
         memory.sample_episode(2, 0, 5, seed=seed, index=0)
@@ -159,11 +179,21 @@ def test_bad_images_keys_and_states_are_refused() -> None:
     memory = memory_of_two_apis()
     good = marked(0, 0, 2)
     for images, keys, error, message in (
-        (good.byte(), [key(0)] * 2, InputTypeError, "float32 tensor in unit range; got torch.uint8"),
+        (
+            good.byte(),
+            [key(0)] * 2,
+            InputTypeError,
+            "float32 tensor in unit range; got torch.uint8",
+        ),
         (good.numpy(), [key(0)] * 2, InputTypeError, "got ndarray"),
         (good[0], [key(0)], InputError, r"\[N, C, H, W\]"),
         (good, [key(0)], InputError, "one class key per image, 2; got 1"),
-        (torch.zeros(1, 1, 3, 3), [key(0)], InputError, r"must be \[1, 2, 2\] as those held; got \[1, 3, 3\]"),
+        (
+            torch.zeros(1, 1, 3, 3),
+            [key(0)],
+            InputError,
+            r"must be \[1, 2, 2\] as those held; got \[1, 3, 3\]",
+        ),
         (good * torch.nan, [key(0)] * 2, InputError, "finite"),
         (good, ["ab", "cd"], InputTypeError, "a class key is a pair"),
         (good, [key(0), ("data", 3)], InputTypeError, "a class key is a pair"),
@@ -187,7 +217,9 @@ def test_tasks_over_data_sets_of_different_shapes(seed: int, tmp_path: Path) -> 
     of_class = {}
     for data_set, shape in (("small", (1, 4, 4)), ("large", (3, 12, 16)), ("as it is", (3, 6, 8))):
         for name in ("a", "b"):
-            of_class[data_set, name] = torch.rand(5, *shape, generator=torch.Generator().manual_seed(len(of_class)))
+            of_class[data_set, name] = torch.rand(
+                5, *shape, generator=torch.Generator().manual_seed(len(of_class))
+            )
             memory.add(of_class[data_set, name], [(data_set, name)] * 5)
     for class_key, images in of_class.items():
         assert torch.equal(memory.images_of(class_key), images)
@@ -201,7 +233,9 @@ def test_tasks_over_data_sets_of_different_shapes(seed: int, tmp_path: Path) -> 
     save_file(memory.state_dict(), tmp_path / "memory.safetensors")
     restored = TaskMemory()
     restored.load_state_dict(load_file(tmp_path / "memory.safetensors"))
-    assert all(torch.equal(restored.images_of(class_key), images) for class_key, images in of_class.items())
+    assert all(
+        torch.equal(restored.images_of(class_key), images) for class_key, images in of_class.items()
+    )
     again = restored.sample_episode(6, 2, 3, seed=seed, index=0)
     assert torch.equal(again.query_images, episode.query_images)
 

@@ -39,10 +39,14 @@ def smooth_network(seed: int) -> nn.Module:
 
 def conv4(seed: int) -> nn.Module:
     with seeded(seed, "network"):
-        return build_model("conv4", in_channels=1, n_classes=N_CLASSES, image_size=(16, 16), width=4)
+        return build_model(
+            "conv4", in_channels=1, n_classes=N_CLASSES, image_size=(16, 16), width=4
+        )
 
 
-def task(seed: int, size: int = 4, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def task(
+    seed: int, size: int = 4, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with seeded(seed, "task"):
         labels = torch.arange(N_CLASSES).repeat(2)
         return (
@@ -58,16 +62,24 @@ def outer_loss(
 ) -> Tensor:
     support, support_labels, query, query_labels = data
     adapted = adapt_parameters(
-        module, parameters, lambda logits: functional.cross_entropy(logits, support_labels), support, **settings
+        module,
+        parameters,
+        lambda logits: functional.cross_entropy(logits, support_labels),
+        support,
+        **settings,
     )
     return functional.cross_entropy(functional_call(module, adapted, (query,)), query_labels)
 
 
-def test_second_order_gradient_is_the_finite_difference_of_the_whole_unrolled_loss(seed: int) -> None:
+def test_second_order_gradient_is_the_finite_difference_of_the_whole_unrolled_loss(
+    seed: int,
+) -> None:
     module, data = smooth_network(seed), task(seed)
     parameters = dict(module.named_parameters())
     settings = {"steps": 3, "learning_rate": 0.5}
-    gradients = torch.autograd.grad(outer_loss(module, parameters, data, **settings), list(parameters.values()))
+    gradients = torch.autograd.grad(
+        outer_loss(module, parameters, data, **settings), list(parameters.values())
+    )
     step = 1e-6
     for draw in range(3):
         with seeded(seed, "direction", draw):
@@ -75,15 +87,23 @@ def test_second_order_gradient_is_the_finite_difference_of_the_whole_unrolled_lo
 
         ends = []
         for by in (step, -step):
-            there = {name: (value + by * direction[name]).detach() for name, value in parameters.items()}
+            there = {
+                name: (value + by * direction[name]).detach() for name, value in parameters.items()
+            }
             there = {name: value.requires_grad_() for name, value in there.items()}
             ends.append(outer_loss(module, there, data, **settings).detach())
         expected = (ends[0] - ends[1]) / (2 * step)
-        actual = sum((g * direction[name]).sum() for name, g in zip(parameters, gradients, strict=True))
-        torch.testing.assert_close(actual, expected, rtol=FINITE_DIFFERENCE[0], atol=FINITE_DIFFERENCE[1])
+        actual = sum(
+            (g * direction[name]).sum() for name, g in zip(parameters, gradients, strict=True)
+        )
+        torch.testing.assert_close(
+            actual, expected, rtol=FINITE_DIFFERENCE[0], atol=FINITE_DIFFERENCE[1]
+        )
 
 
-def softmax_regression_outer_loss(weight: Tensor, data: tuple[Tensor, ...], steps: int, rate: float) -> Tensor:
+def softmax_regression_outer_loss(
+    weight: Tensor, data: tuple[Tensor, ...], steps: int, rate: float
+) -> Tensor:
     """The same loss for logits `x W^T`, with the inner gradient `(softmax - onehot)^T x / N` written out by hand."""
     support, support_labels, query, query_labels = data
     x, onehot = support.flatten(1), functional.one_hot(support_labels, N_CLASSES).double()
@@ -102,7 +122,10 @@ def test_second_order_gradient_is_that_of_a_hand_written_unrolled_loop(seed: int
     rtol, atol = 1e-12, 1e-14  # float64 rounding over a few dozen operations
     torch.testing.assert_close(loss, expected, rtol=rtol, atol=atol)
     torch.testing.assert_close(
-        torch.autograd.grad(loss, module[1].weight)[0], torch.autograd.grad(expected, weight)[0], rtol=rtol, atol=atol
+        torch.autograd.grad(loss, module[1].weight)[0],
+        torch.autograd.grad(expected, weight)[0],
+        rtol=rtol,
+        atol=atol,
     )
 
 
@@ -111,9 +134,12 @@ def test_first_order_gradient_is_the_query_gradient_at_the_adapted_parameters(se
     parameters = dict(module.named_parameters())
     settings = {"steps": 3, "learning_rate": 0.5}
     first = torch.autograd.grad(
-        outer_loss(module, parameters, data, first_order=True, **settings), list(parameters.values())
+        outer_loss(module, parameters, data, first_order=True, **settings),
+        list(parameters.values()),
     )
-    second = torch.autograd.grad(outer_loss(module, parameters, data, **settings), list(parameters.values()))
+    second = torch.autograd.grad(
+        outer_loss(module, parameters, data, **settings), list(parameters.values())
+    )
     # By definition: adapt a copy with plain SGD, then differentiate the query loss there.
     module.zero_grad()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
@@ -123,25 +149,35 @@ def test_first_order_gradient_is_the_query_gradient_at_the_adapted_parameters(se
         functional.cross_entropy(module(support), support_labels).backward()
         optimizer.step()
     expected = torch.autograd.grad(
-        functional.cross_entropy(module(query), query_labels), list(module.parameters()), allow_unused=True
+        functional.cross_entropy(module(query), query_labels),
+        list(module.parameters()),
+        allow_unused=True,
     )
     for actual, wanted in zip(first, expected, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)  # float64 rounding through three steps
+        torch.testing.assert_close(
+            actual, wanted, rtol=1e-10, atol=1e-12
+        )  # float64 rounding through three steps
     assert max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True)) > 1e-3
 
 
-def test_cut_off_adaptation_gives_the_same_values_without_a_graph_or_shared_memory(seed: int) -> None:
+def test_cut_off_adaptation_gives_the_same_values_without_a_graph_or_shared_memory(
+    seed: int,
+) -> None:
     module, data = smooth_network(seed), task(seed)
     parameters = dict(module.named_parameters())
     loss = lambda logits: functional.cross_entropy(logits, data[1])  # noqa: E731
     kept = adapt_parameters(module, parameters, loss, data[0], steps=2, learning_rate=0.1)
     with torch.no_grad():  # an outer no_grad must not stop the inner loop
-        cut = adapt_parameters(module, parameters, loss, data[0], steps=2, learning_rate=0.1, create_graph=False)
+        cut = adapt_parameters(
+            module, parameters, loss, data[0], steps=2, learning_rate=0.1, create_graph=False
+        )
     for name in parameters:
         assert torch.equal(kept[name], cut[name])
         assert kept[name].grad_fn is not None
         assert cut[name].is_leaf
-    untouched = adapt_parameters(module, parameters, loss, data[0], steps=0, learning_rate=0.1, create_graph=False)
+    untouched = adapt_parameters(
+        module, parameters, loss, data[0], steps=0, learning_rate=0.1, create_graph=False
+    )
     for name, value in parameters.items():
         assert torch.equal(untouched[name], value)
         assert untouched[name].data_ptr() != value.data_ptr()
@@ -214,14 +250,21 @@ def test_adapt_is_plain_gradient_descent_and_its_classifier_is_independent(seed:
         optimizer.step()
     rtol, atol = TOLERANCES["float32"]
     torch.testing.assert_close(scores, module(query), rtol=rtol, atol=atol)
-    assert torch.equal(classifier.scores(query), scores)  # though the meta-model's module has moved on
+    assert torch.equal(
+        classifier.scores(query), scores
+    )  # though the meta-model's module has moved on
 
 
 def test_without_transduction_each_image_is_classified_by_itself(seed: int) -> None:
     support, labels, query, _ = task(seed, 16, torch.float32)
     with seeded(seed, "network"):
         module = build_model(
-            "conv4", in_channels=1, n_classes=N_CLASSES, image_size=(16, 16), width=4, batch_statistics=True
+            "conv4",
+            in_channels=1,
+            n_classes=N_CLASSES,
+            image_size=(16, 16),
+            width=4,
+            batch_statistics=True,
         )
     meta_model = MetaModel(module)
     rtol, atol = TOLERANCES["float32"]
@@ -229,7 +272,9 @@ def test_without_transduction_each_image_is_classified_by_itself(seed: int) -> N
     one_by_one = torch.cat([alone.scores(image[None]) for image in query])
     torch.testing.assert_close(one_by_one, alone.scores(query), rtol=rtol, atol=atol)
     together = meta_model.adapt(support, labels)
-    assert not torch.allclose(together.scores(query[:1]), together.scores(query)[:1], rtol=rtol, atol=atol)
+    assert not torch.allclose(
+        together.scores(query[:1]), together.scores(query)[:1], rtol=rtol, atol=atol
+    )
     # In the support set itself both use the same mean; the variances are apart by the factor n/(n-1), 4 % at most here.
     torch.testing.assert_close(alone.scores(support), together.scores(support), rtol=0.1, atol=0.1)
 
@@ -289,7 +334,9 @@ def test_a_saved_meta_model_comes_back(seed: int, tmp_path: Path) -> None:
     meta_model.save(path)
     loaded = MetaModel.load(path)
     assert (loaded.adapt_steps, loaded.adapt_learning_rate) == (2, 0.1)
-    assert torch.equal(loaded.adapt(support, labels).scores(query), meta_model.adapt(support, labels).scores(query))
+    assert torch.equal(
+        loaded.adapt(support, labels).scores(query), meta_model.adapt(support, labels).scores(query)
+    )
 
     own = nn.Sequential(nn.Flatten(), nn.Linear(256, N_CLASSES))
     MetaModel(own).save(path)
@@ -328,7 +375,9 @@ def test_images_in_another_range_are_refused_with_the_likely_causes(
     _, labels, _, _ = task(seed, 16, torch.float32)
     images = torch.linspace(0, 1, len(labels) * 256).view(-1, 1, 16, 16)
     meta_model = MetaModel(conv4(seed))
-    classifier = meta_model.adapt(images * 1.9 - 0.45, labels)  # a little outside, as augmented ones are
+    classifier = meta_model.adapt(
+        images * 1.9 - 0.45, labels
+    )  # a little outside, as augmented ones are
     wrong = change(images)
     for operation, call in (
         ("adapt", lambda: meta_model.adapt(wrong, labels)),
@@ -342,7 +391,9 @@ def test_images_in_another_range_are_refused_with_the_likely_causes(
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 20, 20), (1, 15, 16)])
-def test_any_module_that_cannot_take_the_images_is_told_in_our_words(shape: tuple[int, int, int], seed: int) -> None:
+def test_any_module_that_cannot_take_the_images_is_told_in_our_words(
+    shape: tuple[int, int, int], seed: int
+) -> None:
     _, labels, _, _ = task(seed, 16, torch.float32)
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 14 * 14, N_CLASSES))
     meta_model = MetaModel(module)

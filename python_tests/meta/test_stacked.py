@@ -30,9 +30,13 @@ def episode(seed: int, index: int, n_query: int = 2) -> Episode:
     )
 
 
-def gradients(module: Conv4, episodes: list[Episode], first_order: bool) -> tuple[dict[str, float], list[torch.Tensor]]:
+def gradients(
+    module: Conv4, episodes: list[Episode], first_order: bool
+) -> tuple[dict[str, float], list[torch.Tensor]]:
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
-    metrics = outer_replay_step(module, optimizer, episodes, steps=3, learning_rate=0.05, first_order=first_order)
+    metrics = outer_replay_step(
+        module, optimizer, episodes, steps=3, learning_rate=0.05, first_order=first_order
+    )
     return metrics, [parameter.grad.clone() for parameter in module.parameters()]
 
 
@@ -66,7 +70,9 @@ def test_frozen_parameters_stay(seed: int) -> None:
 
 
 @pytest.mark.parametrize("n_shot", [1, 3])
-def test_evaluation_equals_the_loop(n_shot: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_equals_the_loop(
+    n_shot: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sys
 
     dataset = load_dataset("glyphs")

@@ -9,7 +9,13 @@ from bidfmkd_fast.models import Conv4, build_model, fit_images, model_arguments
 
 def test_it_is_a_conv4_of_fitted_images(seed: int) -> None:
     torch.manual_seed(seed)
-    arguments = {"in_channels": 3, "n_classes": 4, "image_size": (16, 24), "width": 3, "batch_statistics": True}
+    arguments = {
+        "in_channels": 3,
+        "n_classes": 4,
+        "image_size": (16, 24),
+        "width": 3,
+        "batch_statistics": True,
+    }
     module = build_model("conv4_any_size", **arguments)
     plain = Conv4(3, 4, (16, 24), 3, batch_statistics=True)
     plain.load_state_dict(module.state_dict())

@@ -22,7 +22,9 @@ def by_hand(model: Conv4, images: torch.Tensor, batch_statistics: bool) -> torch
         if not batch_statistics:
             mean, variance = state[f"blocks.{i}.1.running_mean"], state[f"blocks.{i}.1.running_var"]
         x = (x - mean.view(-1, 1, 1)) / (variance.view(-1, 1, 1) + 1e-5).sqrt()
-        x = x * state[f"blocks.{i}.1.weight"].view(-1, 1, 1) + state[f"blocks.{i}.1.bias"].view(-1, 1, 1)
+        x = x * state[f"blocks.{i}.1.weight"].view(-1, 1, 1) + state[f"blocks.{i}.1.bias"].view(
+            -1, 1, 1
+        )
         x = x.clamp(min=0)[..., : h // 2 * 2, : w // 2 * 2]
         x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))
     return x.flatten(1) @ state["classifier.weight"].T + state["classifier.bias"]
@@ -30,7 +32,9 @@ def by_hand(model: Conv4, images: torch.Tensor, batch_statistics: bool) -> torch
 
 @pytest.mark.parametrize("batch_statistics", [False, True])
 @pytest.mark.parametrize(("channels", "size"), [(1, (28, 28)), (3, (32, 48)), (3, (16, 17))])
-def test_logits_are_those_of_the_definition(channels: int, size: tuple[int, int], batch_statistics: bool) -> None:
+def test_logits_are_those_of_the_definition(
+    channels: int, size: tuple[int, int], batch_statistics: bool
+) -> None:
     torch.manual_seed(5)
     model = Conv4(channels, 7, size, width=6, batch_statistics=batch_statistics)
     for module in model.modules():
@@ -44,23 +48,35 @@ def test_logits_are_those_of_the_definition(channels: int, size: tuple[int, int]
     model.eval()
     logits = model(images)
     assert logits.shape == (5, 7)
-    torch.testing.assert_close(logits.double(), by_hand(model, images, batch_statistics), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        logits.double(), by_hand(model, images, batch_statistics), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_batch_statistics_keeps_no_state_and_works_under_vmap_in_training() -> None:
-    model = build_model("conv4", in_channels=1, n_classes=5, image_size=(28, 28), width=4, batch_statistics=True)
+    model = build_model(
+        "conv4", in_channels=1, n_classes=5, image_size=(28, 28), width=4, batch_statistics=True
+    )
     assert list(model.buffers()) == []
-    first, second = ({key: torch.randn_like(value) for key, value in model.named_parameters()} for _ in range(2))
+    first, second = (
+        {key: torch.randn_like(value) for key, value in model.named_parameters()} for _ in range(2)
+    )
     stacked = {key: torch.stack([first[key], second[key]]) for key in first}
     images = torch.rand(2, 10, 1, 28, 28)
-    together = vmap(lambda parameters, its: functional_call(model, parameters, (its,)))(stacked, images)
+    together = vmap(lambda parameters, its: functional_call(model, parameters, (its,)))(
+        stacked, images
+    )
     for i, parameters in enumerate((first, second)):
         alone = functional_call(model, parameters, (images[i],))
-        torch.testing.assert_close(together[i], alone, rtol=1e-3, atol=1e-3 * alone.abs().max().item())
+        torch.testing.assert_close(
+            together[i], alone, rtol=1e-3, atol=1e-3 * alone.abs().max().item()
+        )
 
 
 def test_model_arguments_rebuild_the_module() -> None:
-    model = build_model("conv4", in_channels=3, n_classes=4, image_size=(20, 32), width=5, batch_statistics=True)
+    model = build_model(
+        "conv4", in_channels=3, n_classes=4, image_size=(20, 32), width=5, batch_statistics=True
+    )
     arguments = model_arguments(model)
     assert arguments is not None
     again = build_model(**arguments)
@@ -82,6 +98,12 @@ def test_model_arguments_rebuild_the_module() -> None:
     ],
 )
 def test_refusals(change: dict, says: str) -> None:
-    arguments = {"name": "conv4", "in_channels": 1, "n_classes": 5, "image_size": (28, 28), "width": 4} | change
+    arguments = {
+        "name": "conv4",
+        "in_channels": 1,
+        "n_classes": 5,
+        "image_size": (28, 28),
+        "width": 4,
+    } | change
     with pytest.raises(InputError, match=says):
         build_model(**arguments)

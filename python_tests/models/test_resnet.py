@@ -39,7 +39,8 @@ def by_hand(module: nn.Module, images: torch.Tensor, blocks: int) -> torch.Tenso
         patches = nn.functional.unfold(x, side, padding=side // 2, stride=stride)
         x = (weight.flatten(1) @ patches).view(len(x), -1, height, width)
         mean, variance, scale, shift = (
-            state[f"{name}.1.{part}"].view(-1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
+            state[f"{name}.1.{part}"].view(-1, 1, 1)
+            for part in ("running_mean", "running_var", "weight", "bias")
         )
         return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
 
@@ -58,17 +59,25 @@ def test_logits_are_those_of_the_definition(name: str, blocks: int, seed: int) -
     images = torch.rand(3, 3, 20, 17)
     wanted = by_hand(module, images, blocks)
     scale = wanted.abs().max().item()
-    torch.testing.assert_close(module(images).double(), wanted, rtol=0, atol=TOLERANCES["float32"][0] * scale)
+    torch.testing.assert_close(
+        module(images).double(), wanted, rtol=0, atol=TOLERANCES["float32"][0] * scale
+    )
 
 
-@pytest.mark.parametrize(("name", "convolutions", "parameters"), [("resnet10", 9, 4.9e6), ("resnet18", 17, 11.2e6)])
-def test_depth_and_size_at_full_width_are_the_papers(name: str, convolutions: int, parameters: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "convolutions", "parameters"), [("resnet10", 9, 4.9e6), ("resnet18", 17, 11.2e6)]
+)
+def test_depth_and_size_at_full_width_are_the_papers(
+    name: str, convolutions: int, parameters: float
+) -> None:
     """10 and 18 count the convolutions 3x3 and the linear layer."""
     with torch.device("meta"):
         module = build_model(name, in_channels=3, n_classes=5, image_size=(84, 84), width=64)
     sides = [layer.kernel_size for layer in module.modules() if isinstance(layer, nn.Conv2d)]
     assert sides.count((3, 3)) == convolutions and sides.count((1, 1)) == 3
-    assert sum(value.numel() for value in module.parameters()) == pytest.approx(parameters, rel=0.02)
+    assert sum(value.numel() for value in module.parameters()) == pytest.approx(
+        parameters, rel=0.02
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,14 +86,22 @@ def test_batch_statistics_keeps_no_state_and_works_under_vmap(name: str, seed: i
     assert list(module.buffers()) == []
     stacked = {key: torch.stack([value, 0.5 * value]) for key, value in module.named_parameters()}
     images = torch.rand(2, 6, 1, 12, 12)
-    together = vmap(lambda parameters, its: functional_call(module, parameters, (its,)))(stacked, images)
+    together = vmap(lambda parameters, its: functional_call(module, parameters, (its,)))(
+        stacked, images
+    )
     for i in range(2):
-        alone = functional_call(module, {key: value[i] for key, value in stacked.items()}, (images[i],))
-        torch.testing.assert_close(together[i], alone, rtol=1e-3, atol=1e-3 * alone.abs().max().item())
+        alone = functional_call(
+            module, {key: value[i] for key, value in stacked.items()}, (images[i],)
+        )
+        torch.testing.assert_close(
+            together[i], alone, rtol=1e-3, atol=1e-3 * alone.abs().max().item()
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_served_as_a_black_box_its_batch_norms_are_folded_and_its_scores_the_same(name: str, seed: int) -> None:
+def test_served_as_a_black_box_its_batch_norms_are_folded_and_its_scores_the_same(
+    name: str, seed: int
+) -> None:
     module = made(name, seed)
     images = torch.rand(4, 3, 20, 17)
     with torch.no_grad():
@@ -113,7 +130,9 @@ def test_its_arguments_build_it_again(name: str, seed: int) -> None:
 )
 def test_bad_sizes_are_refused(change: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        build_model("resnet10", **{"in_channels": 1, "n_classes": 5, "image_size": (28, 28)} | change)
+        build_model(
+            "resnet10", **{"in_channels": 1, "n_classes": 5, "image_size": (28, 28)} | change
+        )
 
 
 @pytest.mark.parametrize("width", [2, 8, 16])
@@ -122,10 +141,16 @@ def test_gradients_in_channels_last_are_those_in_the_plain_order(width: int, see
     gradients = []
     images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        module = made("resnet10", seed, width=width, image_size=(64, 64)).double().to(memory_format=memory_format)
+        module = (
+            made("resnet10", seed, width=width, image_size=(64, 64))
+            .double()
+            .to(memory_format=memory_format)
+        )
         module(images.double().contiguous(memory_format=memory_format)).square().sum().backward()
         gradients.append([value.grad for value in module.parameters()])
-        module = made("resnet10", seed, width=width, image_size=(64, 64)).to(memory_format=memory_format)
+        module = made("resnet10", seed, width=width, image_size=(64, 64)).to(
+            memory_format=memory_format
+        )
         module(images.contiguous(memory_format=memory_format)).square().sum().backward()
         gradients.append([value.grad.double() for value in module.parameters()])
     for wanted, *others in zip(*gradients):

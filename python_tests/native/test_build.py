@@ -21,8 +21,18 @@ def configure(folder: Path, *options: str, **environment: str) -> tuple[int, str
     packages = folder.parent / "packages"
     packages.mkdir(exist_ok=True)
     (packages / "pybind11Config.cmake").write_text(PYBIND11)
-    inherited = {name: value for name, value in os.environ.items() if name not in ("BIDFMKD_CUDA", "CUDACXX")}
-    command = ["cmake", "-S", SOURCE, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}", *options]
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("BIDFMKD_CUDA", "CUDACXX")
+    }
+    command = [
+        "cmake",
+        "-S",
+        SOURCE,
+        "-B",
+        folder,
+        f"-DPython_EXECUTABLE={sys.executable}",
+        *options,
+    ]
     command.append(f"-Dpybind11_DIR={packages}")
     done = subprocess.run(command, env=inherited | environment, capture_output=True, text=True)
     return done.returncode, " ".join((done.stdout + done.stderr).split())
@@ -31,11 +41,16 @@ def configure(folder: Path, *options: str, **environment: str) -> tuple[int, str
 def test_the_environment_variable_turns_cuda_off_and_on(tmp_path: Path) -> None:
     """As `BIDFMKD_CUDA=OFF pip install .` does; also in a folder configured before, and less than an explicit -D."""
     assert "none (BIDFMKD_CUDA=OFF)" in configure(tmp_path / "build", BIDFMKD_CUDA="OFF")[1]
-    status, told = configure(tmp_path / "build", BIDFMKD_CUDA="ON", CUDACXX="/nowhere/nvcc", PATH="/usr/bin:/bin")
+    status, told = configure(
+        tmp_path / "build", BIDFMKD_CUDA="ON", CUDACXX="/nowhere/nvcc", PATH="/usr/bin:/bin"
+    )
     assert "BIDFMKD_CUDA=OFF)" not in told
     if shutil.which("nvcc", path="/usr/bin:/bin") is None:
         assert status != 0 and "BIDFMKD_CUDA=ON, but there is no nvcc" in told
-    assert "none (BIDFMKD_CUDA=OFF)" in configure(tmp_path / "build", "-DBIDFMKD_CUDA=OFF", BIDFMKD_CUDA="ON")[1]
+    assert (
+        "none (BIDFMKD_CUDA=OFF)"
+        in configure(tmp_path / "build", "-DBIDFMKD_CUDA=OFF", BIDFMKD_CUDA="ON")[1]
+    )
 
 
 def test_a_wrong_value_is_named(tmp_path: Path) -> None:

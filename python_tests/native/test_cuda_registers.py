@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parents[2] / "csrc" / "cuda"
-FLAGS = ["-std=c++17", "-O3", "-Xptxas=-v", *(f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in (80, 90)), "-c"]
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-Xptxas=-v",
+    *(f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in (80, 90)),
+    "-c",
+]
 
 
 def test_no_kernel_spills(tmp_path: Path) -> None:
@@ -20,12 +26,18 @@ def test_no_kernel_spills(tmp_path: Path) -> None:
         pytest.skip("no nvcc here")
     units = sorted(SOURCES.glob("*.cu"))
     running = [
-        subprocess.Popen([compiler, *FLAGS, unit, "-o", tmp_path / f"{unit.stem}.o"], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [compiler, *FLAGS, unit, "-o", tmp_path / f"{unit.stem}.o"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for unit in units
     ]
     for unit, process in zip(units, running):
         report = process.communicate()[1]
         assert process.returncode == 0, report
         spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
-        assert len(spills) >= 2, f"{unit.name}: no kernel of each architecture in what nvcc told:\n{report}"
+        assert len(spills) >= 2, (
+            f"{unit.name}: no kernel of each architecture in what nvcc told:\n{report}"
+        )
         assert all(pair == ("0", "0") for pair in spills), f"{unit.name}:\n{report}"

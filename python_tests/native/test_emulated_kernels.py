@@ -17,12 +17,28 @@ import pytest
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc"
 FLAGS = [
-    *("-std=gnu++17", "-O1", "-g1", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
-    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fsanitize-sections=shared_memory"),
+    *(
+        "-std=gnu++17",
+        "-O1",
+        "-g1",
+        "-fno-math-errno",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+    ),
+    *(
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-fsanitize-sections=shared_memory",
+    ),
     *(f"-I{SOURCES}", f"-I{HERE / 'emulated'}", "-DBIDFMKD_LEVEL=portable"),
 ]
 UNITS = [
-    *(SOURCES / "cuda" / name for name in ("perturb.cu", "gradient.cu", "lengths.cu", "kd_loss.cu", "norm_pool.cu")),
+    *(
+        SOURCES / "cuda" / name
+        for name in ("perturb.cu", "gradient.cu", "lengths.cu", "kd_loss.cu", "norm_pool.cu")
+    ),
     *(
         SOURCES / "cpu" / name
         for name in ("perturb.cpp", "gradient.cpp", "lengths.cpp", "kd_loss.cpp", "norm_pool.cpp")
@@ -39,7 +55,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("emulated")
     probe = folder / "probe.cpp"
     probe.write_text("int main() {}\n")
-    probed = subprocess.run([compiler, *FLAGS[:11], probe, "-o", folder / "probe"], capture_output=True, text=True)
+    probed = subprocess.run(
+        [compiler, *FLAGS[:11], probe, "-o", folder / "probe"], capture_output=True, text=True
+    )
     if probed.returncode:
         pytest.skip(f"{compiler} has no sanitizers here: {probed.stderr.strip().splitlines()[0]}")
     objects, running = [], []
@@ -48,7 +66,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command = [compiler, *FLAGS, "-c", "-x", "c++", unit, "-o", objects[-1]]
         running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
     for unit, process in zip(UNITS, running):
-        assert process.communicate() and process.returncode == 0, f"{unit.name} does not compile for the CPU"
+        assert process.communicate() and process.returncode == 0, (
+            f"{unit.name} does not compile for the CPU"
+        )
     subprocess.run([compiler, *FLAGS, *objects, "-o", folder / "program"], check=True)
     return folder / "program"
 

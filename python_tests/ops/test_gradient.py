@@ -24,16 +24,22 @@ def close(actual: torch.Tensor, expected: torch.Tensor, name: str = "kernel") ->
     """Within tolerance, the absolute one in units of the largest value: a sum's error scales with its terms."""
     rtol, atol = TOLERANCES[name]
     largest = float(expected.abs().max()) if expected.numel() else 1.0
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=rtol, atol=atol * max(largest, 1e-30))
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=rtol, atol=atol * max(largest, 1e-30)
+    )
 
 
 @pytest.mark.parametrize(("kind", "grid"), KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("q", [0, 1, 33, 97])
-def test_estimate(cpu_level: str, kind: str, grid: int, shape: tuple[int, ...], q: int, seed: int) -> None:
+def test_estimate(
+    cpu_level: str, kind: str, grid: int, shape: tuple[int, ...], q: int, seed: int
+) -> None:
     state = torch.tensor([seed, 1])
     differences = torch.randn(q, shape[0], generator=torch.Generator().manual_seed(seed))
-    gradient = ops.estimate_gradient(differences, state, shape, 0.2, kind, grid, first_direction=3, first_image=1)
+    gradient = ops.estimate_gradient(
+        differences, state, shape, 0.2, kind, grid, first_direction=3, first_image=1
+    )
     with ops.use_backend("reference"):
         expected = ops.estimate_gradient(
             differences.double(), state, shape, 0.2, kind, grid, first_direction=3, first_image=1
@@ -48,16 +54,22 @@ def test_lengths_kept_by_perturb_change_nothing(cpu_level: str, seed: int) -> No
     x, differences = torch.rand(shape, generator=generator), torch.randn(q, 4, generator=generator)
 
     def gradient(step: int) -> torch.Tensor:
-        return ops.estimate_gradient(differences, torch.tensor([seed, step]), shape, 0.2, "sphere", first_direction=3)
+        return ops.estimate_gradient(
+            differences, torch.tensor([seed, step]), shape, 0.2, "sphere", first_direction=3
+        )
 
     for step in range(3):
         state = torch.tensor([seed, step])
         drawn_again = gradient(step)
-        ops.perturb(x[1:], state, q, 0.2, "sphere", first_direction=3, first_image=1)  # not of every image
+        ops.perturb(
+            x[1:], state, q, 0.2, "sphere", first_direction=3, first_image=1
+        )  # not of every image
         assert torch.equal(gradient(step), drawn_again)
         for first, n in ((3, 7), (10, 33 if step else 3)):  # step 0: not of every direction
             ops.perturb(x, state, n, 0.2, "sphere", first_direction=first)
-        ops.perturb(x, torch.tensor([seed, step + 1]), q, 0.2, "sphere", first_direction=3)  # of another step
+        ops.perturb(
+            x, torch.tensor([seed, step + 1]), q, 0.2, "sphere", first_direction=3
+        )  # of another step
         ops.perturb(x.flatten(1)[:, :50], state, q + 3, 0.2, "sphere")  # of another size
         ops.perturb(x, state, q + 3, 0.2, "gaussian")
         assert torch.equal(gradient(step), drawn_again)
@@ -66,7 +78,9 @@ def test_lengths_kept_by_perturb_change_nothing(cpu_level: str, seed: int) -> No
 def test_threads_change_nothing_of_the_losses(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(native.SUMMED_PER_THREAD, "rademacher", 1)
     generator = torch.Generator().manual_seed(seed)
-    scores = torch.randn(41, 50, 100, generator=generator)  # 205,000 of them: enough for three threads
+    scores = torch.randn(
+        41, 50, 100, generator=generator
+    )  # 205,000 of them: enough for three threads
     labels, state = torch.randint(0, 100, (50,), generator=generator), torch.tensor([seed, 0])
     one = ops.zo_kd_gradient(scores, labels, state, (50, 1, 4, 4), 0.1)
     for threads in (2, 3):
@@ -83,7 +97,12 @@ def test_estimate_is_the_formula(seed: int) -> None:
     shape, q, mu = (2, 3, 6, 6), 12, 0.2
     state, generator = torch.tensor([seed, 0]), torch.Generator().manual_seed(seed)
     differences = torch.randn(q, 2, generator=generator, dtype=torch.float64)
-    for kind, grid, span in (("rademacher", 0, 108), ("sphere", 0, 108), ("gaussian", 0, 108), ("lowres", 3, 27)):
+    for kind, grid, span in (
+        ("rademacher", 0, 108),
+        ("sphere", 0, 108),
+        ("gaussian", 0, 108),
+        ("lowres", 3, 27),
+    ):
         points = ops.perturb(torch.zeros(shape, dtype=torch.float64), state, q, mu, kind, grid)
         expected = span / (q * mu) * torch.einsum("kb,kbchw->bchw", differences, points[1:] / mu)
         close(ops.estimate_gradient(differences, state, shape, mu, kind, grid), expected, "float64")
@@ -104,7 +123,11 @@ def test_truth_on_a_linear_function(cpu_level: str, kind: str, grid: int, seed: 
 
 def make_scores(kind: str, *shape: int, seed: int) -> torch.Tensor:
     logits = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return {"logits": logits, "probabilities": logits.softmax(-1), "log_probabilities": logits.log_softmax(-1)}[kind]
+    return {
+        "logits": logits,
+        "probabilities": logits.softmax(-1),
+        "log_probabilities": logits.log_softmax(-1),
+    }[kind]
 
 
 def hand_objective(scores, labels, student, weight, kind, divergence) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -130,19 +153,28 @@ def hand_objective(scores, labels, student, weight, kind, divergence) -> torch.T
 @pytest.mark.parametrize("kind", SCORES_KINDS)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("n_classes", [1, 5, 64])
-def test_scores_to_gradient(cpu_level: str, kind: str, divergence: str, n_classes: int, seed: int) -> None:
+def test_scores_to_gradient(
+    cpu_level: str, kind: str, divergence: str, n_classes: int, seed: int
+) -> None:
     shape, q, mu, weight = (7, 1, 5, 6), 9, 0.2, 0.7
     state = torch.tensor([seed, 2])
     scores = make_scores(kind, 1 + q, 7, n_classes, seed=seed)
     student = make_scores(kind, 7, n_classes, seed=seed + 1)
-    student[:3] = scores[0, :3] + (0 if kind == "probabilities" else 0.1)  # some must agree with the API
+    student[:3] = scores[0, :3] + (
+        0 if kind == "probabilities" else 0.1
+    )  # some must agree with the API
     labels = torch.randint(0, n_classes, (7,), generator=torch.Generator().manual_seed(seed))
     losses = hand_objective(scores, labels, student, weight, kind, divergence)
     gradient, loss = ops.zo_kd_gradient(
         scores, labels, state, shape, mu, student, weight, scores_kind=kind, divergence=divergence
     )
     close(loss, losses[0])
-    close(gradient, reference.estimate_gradient(losses[1:] - losses[:1], state, shape, mu, "rademacher", 0, 0, 0))
+    close(
+        gradient,
+        reference.estimate_gradient(
+            losses[1:] - losses[:1], state, shape, mu, "rademacher", 0, 0, 0
+        ),
+    )
 
 
 def test_without_student(cpu_level: str, seed: int) -> None:
@@ -150,15 +182,30 @@ def test_without_student(cpu_level: str, seed: int) -> None:
     scores = make_scores("logits", 8, 4, 5, seed=seed)
     labels = torch.tensor([0, 4, 2, 2])
     gradient, loss = ops.zo_kd_gradient(scores, labels, state, shape, 0.1)
-    losses = F.cross_entropy(scores.double().flatten(0, 1), labels.repeat(8), reduction="none").view(8, 4)
+    losses = F.cross_entropy(
+        scores.double().flatten(0, 1), labels.repeat(8), reduction="none"
+    ).view(8, 4)
     close(loss, losses[0])
-    close(gradient, reference.estimate_gradient(losses[1:] - losses[:1], state, shape, 0.1, "rademacher", 0, 0, 0))
+    close(
+        gradient,
+        reference.estimate_gradient(
+            losses[1:] - losses[:1], state, shape, 0.1, "rademacher", 0, 0, 0
+        ),
+    )
 
 
 def test_rounded_probabilities_stay_finite(cpu_level: str) -> None:
     scores = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
     gradient, loss = ops.zo_kd_gradient(
-        scores, torch.tensor([1]), torch.tensor([0, 0]), (1, 4), 0.1, scores[0], 1.0, "probabilities", "kl"
+        scores,
+        torch.tensor([1]),
+        torch.tensor([0, 0]),
+        (1, 4),
+        0.1,
+        scores[0],
+        1.0,
+        "probabilities",
+        "kl",
     )
     assert gradient.isfinite().all()
     torch.testing.assert_close(loss, torch.tensor([16.118096]))  # -log(1e-7)
@@ -174,7 +221,9 @@ def _with_holes(scores: torch.Tensor, kind: str, hole: float) -> torch.Tensor:
 @pytest.mark.parametrize("hole", [-math.inf, math.inf, math.nan])
 @pytest.mark.parametrize("kind", SCORES_KINDS)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_scores_that_are_not_finite(cpu_level: str, kind: str, divergence: str, hole: float, seed: int) -> None:
+def test_scores_that_are_not_finite(
+    cpu_level: str, kind: str, divergence: str, hole: float, seed: int
+) -> None:
     """Both backends give the same numbers, the same NaN and the same infinities, whether the gate is open or shut."""
     labels, state, shape = torch.arange(6) % 2, torch.tensor([seed, 0]), (6, 1, 3, 3)
     scores = _with_holes(make_scores(kind, 4, 6, 5, seed=seed), kind, hole)
@@ -199,7 +248,15 @@ def test_a_shut_gate_keeps_masked_classes_out(backend: str, divergence: str) -> 
     student = torch.tensor([[0.0, 1.0, 0.5]])
     with ops.use_backend(backend):
         gradient, loss = ops.zo_kd_gradient(
-            api, torch.tensor([0]), torch.tensor([0, 0]), (1, 4), 0.1, student, 1.0, "logits", divergence
+            api,
+            torch.tensor([0]),
+            torch.tensor([0, 0]),
+            (1, 4),
+            0.1,
+            student,
+            1.0,
+            "logits",
+            divergence,
         )
     torch.testing.assert_close(loss, F.cross_entropy(api[0], torch.tensor([0]), reduction="none"))
     assert torch.equal(gradient, torch.zeros(1, 4))
@@ -213,7 +270,9 @@ def test_a_class_without_probability_adds_nothing_to_kl(backend: str) -> None:
     arguments = (torch.tensor([0]), torch.tensor([0, 0]), (1, 4), 0.1)
     with ops.use_backend(backend):
         _, masked = ops.zo_kd_gradient(api, *arguments, student, 1.0, "logits", "kl")
-        _, without = ops.zo_kd_gradient(api[..., :2], *arguments, student[:, :2], 1.0, "logits", "kl")
+        _, without = ops.zo_kd_gradient(
+            api[..., :2], *arguments, student[:, :2], 1.0, "logits", "kl"
+        )
     torch.testing.assert_close(masked, without)
 
 
@@ -222,7 +281,9 @@ def test_half_scores(cpu_level: str, dtype: torch.dtype, seed: int) -> None:
     """Rounded scores give exactly what the same numbers in float32 give."""
     scores = make_scores("logits", 5, 3, 4, seed=seed).to(dtype)
     arguments = (torch.tensor([0, 1, 2]), torch.tensor([seed, 0]), (3, 10), 0.1)
-    for half, full in zip(ops.zo_kd_gradient(scores, *arguments), ops.zo_kd_gradient(scores.float(), *arguments)):
+    for half, full in zip(
+        ops.zo_kd_gradient(scores, *arguments), ops.zo_kd_gradient(scores.float(), *arguments)
+    ):
         assert torch.equal(half, full)
 
 
@@ -232,7 +293,9 @@ def test_pieces_add_up(cpu_level: str, seed: int) -> None:
     differences = torch.randn(q, 3, generator=torch.Generator().manual_seed(seed))
     whole = ops.estimate_gradient(differences, state, shape, 0.1)
     parts = [
-        ops.estimate_gradient(differences[first : first + 10], state, shape, 0.1, first_direction=first)
+        ops.estimate_gradient(
+            differences[first : first + 10], state, shape, 0.1, first_direction=first
+        )
         for first in range(0, q, 10)
     ]
     close(torch.stack(parts).mean(0), whole.double())
@@ -244,12 +307,24 @@ def test_opcheck(backend: str, seed: int) -> None:
     scores, labels = make_scores("logits", 4, 2, 5, seed=seed), torch.tensor([0, 4])
     with ops.use_backend(backend):
         torch.library.opcheck(
-            torch.ops.bidfmkd.estimate_gradient, (torch.randn(3, 2), state, (2, 3, 4, 4), 0.1, *drawing)
+            torch.ops.bidfmkd.estimate_gradient,
+            (torch.randn(3, 2), state, (2, 3, 4, 4), 0.1, *drawing),
         )
         for student, weight in ((None, 0.0), (scores[0], 0.3)):
             torch.library.opcheck(
                 torch.ops.bidfmkd.zo_kd_gradient,
-                (scores, labels, state, (2, 3, 4, 4), 0.1, student, weight, "logits", "kl", *drawing),
+                (
+                    scores,
+                    labels,
+                    state,
+                    (2, 3, 4, 4),
+                    0.1,
+                    student,
+                    weight,
+                    "logits",
+                    "kl",
+                    *drawing,
+                ),
             )
 
 
@@ -272,18 +347,33 @@ GOOD = {
     "mu": 0.1,
 }
 BAD = [
-    ({"scores": torch.zeros(9, 8)}, r"scores must be \[1\+q, B, n_classes\] with B = 2; got \[9, 8\]"),
+    (
+        {"scores": torch.zeros(9, 8)},
+        r"scores must be \[1\+q, B, n_classes\] with B = 2; got \[9, 8\]",
+    ),
     ({"scores": torch.zeros(4, 3, 5)}, r"got \[4, 3, 5\]"),
     ({"scores": torch.zeros(0, 2, 5)}, r"got \[0, 2, 5\]"),
-    ({"scores": torch.zeros(4, 2, 5, dtype=torch.int64)}, "scores must be float32 or float64 or float16 or bfloat16"),
+    (
+        {"scores": torch.zeros(4, 2, 5, dtype=torch.int64)},
+        "scores must be float32 or float64 or float16 or bfloat16",
+    ),
     ({"labels": torch.tensor([0, 5])}, "labels must be from 0 to 4; got 5"),
     ({"labels": torch.tensor([-1, 0])}, "labels must be from 0 to 4; got -1"),
     ({"labels": torch.tensor([0, 1, 2])}, r"labels must be \[B\] = \[2\]; got \[3\]"),
     ({"labels": torch.tensor([0.0, 1.0])}, "labels must be int64; got float32"),
-    ({"student_scores": torch.zeros(2, 4)}, r"student_scores must be \[B, n_classes\] = \[2, 5\]; got \[2, 4\]"),
+    (
+        {"student_scores": torch.zeros(2, 4)},
+        r"student_scores must be \[B, n_classes\] = \[2, 5\]; got \[2, 4\]",
+    ),
     ({"boundary_weight": 0.5}, "boundary_weight 0.5 needs student_scores"),
-    ({"boundary_weight": float("nan"), "student_scores": torch.zeros(2, 5)}, "boundary_weight must be a finite number"),
-    ({"scores_kind": "top_k"}, "scores_kind must be one of logits, probabilities, log_probabilities; got 'top_k'"),
+    (
+        {"boundary_weight": float("nan"), "student_scores": torch.zeros(2, 5)},
+        "boundary_weight must be a finite number",
+    ),
+    (
+        {"scores_kind": "top_k"},
+        "scores_kind must be one of logits, probabilities, log_probabilities; got 'top_k'",
+    ),
     ({"divergence": "l2"}, "divergence must be one of l1, l1_prob, kl; got 'l2'"),
     ({"mu": -1.0}, "mu, the length of a step, must be a positive number; got -1.0"),
 ]

@@ -14,12 +14,22 @@ from bidfmkd_fast.errors import InputError
 
 RTOL, ATOL = TOLERANCES["kernel"]
 KINDS = ["logits", "probabilities", "log_probabilities"]
-CASES = [("kl", kind) for kind in KINDS] + [("l1_prob", kind) for kind in KINDS] + [("l1", "logits")]
+CASES = (
+    [("kl", kind) for kind in KINDS] + [("l1_prob", kind) for kind in KINDS] + [("l1", "logits")]
+)
 
 
-def make(*shape: int, seed: int, kind: str = "logits", dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    logits = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    scores = {"logits": logits, "probabilities": logits.softmax(-1), "log_probabilities": logits.log_softmax(-1)}[kind]
+def make(
+    *shape: int, seed: int, kind: str = "logits", dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    logits = 2 * torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    scores = {
+        "logits": logits,
+        "probabilities": logits.softmax(-1),
+        "log_probabilities": logits.log_softmax(-1),
+    }[kind]
     return scores.to(dtype)
 
 
@@ -28,7 +38,9 @@ def expected_loss(student, teacher, temperature, divergence, kind) -> torch.Tens
     student, teacher = student.double(), teacher.double()
     logits = teacher if kind == "logits" else teacher.log() if kind == "probabilities" else teacher
     if divergence == "l1":
-        return temperature**2 * ((student / temperature) - (teacher / temperature)).abs().sum(-1).mean(-1)
+        return temperature**2 * ((student / temperature) - (teacher / temperature)).abs().sum(
+            -1
+        ).mean(-1)
     p = (logits / temperature).softmax(-1)
     if divergence == "l1_prob":
         return temperature**2 * ((student / temperature).softmax(-1) - p).abs().sum(-1).mean(-1)
@@ -51,7 +63,9 @@ def test_value_and_derivatives(
         with ops.use_backend("native" if inputs is student else "auto"):
             loss = function(inputs, teacher, temperature, divergence, kind)
             # An upstream gradient that is not 1, and not the same for all tasks.
-            upstream = torch.linspace(0.5, 2.0, max(1, loss.numel()), dtype=loss.dtype).view(loss.shape)
+            upstream = torch.linspace(0.5, 2.0, max(1, loss.numel()), dtype=loss.dtype).view(
+                loss.shape
+            )
             (first,) = torch.autograd.grad((loss * upstream).sum(), inputs, create_graph=True)
             product = (first * direction.to(first.dtype)).sum()
             linear = divergence == "l1" or not product.requires_grad
@@ -66,8 +80,12 @@ def test_value_and_derivatives(
 def test_reference_derivatives(divergence: str, kind: str, seed: int) -> None:
     student = make(3, 4, seed=seed, dtype=torch.float64).requires_grad_()
     teacher = make(3, 4, seed=seed + 1, kind=kind, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda s: ops.kd_loss(s, teacher, 2.0, divergence, kind), student)
-    assert torch.autograd.gradgradcheck(lambda s: ops.kd_loss(s, teacher, 2.0, divergence, kind), student)
+    assert torch.autograd.gradcheck(
+        lambda s: ops.kd_loss(s, teacher, 2.0, divergence, kind), student
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda s: ops.kd_loss(s, teacher, 2.0, divergence, kind), student
+    )
 
 
 @pytest.mark.parametrize("divergence", ["kl", "l1_prob"])
@@ -90,7 +108,10 @@ def test_torch_func(divergence: str, seed: int) -> None:
         lambda f: lambda s, t: torch.func.jvp(lambda a: f(a[0], t[0]), (s,), (t,)),
     ):
         torch.testing.assert_close(
-            transform(ours)(student, teacher), transform(wanted)(student, teacher), rtol=1e-4, atol=1e-5
+            transform(ours)(student, teacher),
+            transform(wanted)(student, teacher),
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 
@@ -122,7 +143,9 @@ def test_opcheck(backend: str, seed: int) -> None:
     with ops.use_backend(backend):
         for s in (student, student.clone().requires_grad_()):
             torch.library.opcheck(torch.ops.bidfmkd.kd_loss, (s, teacher, *kd))
-            torch.library.opcheck(torch.ops.bidfmkd.kd_loss_backward, (torch.tensor(1.5), s, teacher, *kd))
+            torch.library.opcheck(
+                torch.ops.bidfmkd.kd_loss_backward, (torch.tensor(1.5), s, teacher, *kd)
+            )
         arguments = (make(6, 4, seed=seed + 2), torch.tensor(1.5), student, teacher, *kd)
         torch.library.opcheck(torch.ops.bidfmkd.kd_loss_double_backward, arguments)
 
@@ -132,17 +155,31 @@ def test_identical_is_zero_and_certain_teacher_is_finite(seed: int) -> None:
     assert abs(float(ops.kd_loss(scores, scores, 3.0))) < ATOL
     certain = torch.eye(7)[:5]
     loss = ops.kd_loss(scores, certain, scores_kind="probabilities")
-    torch.testing.assert_close(loss, F.cross_entropy(scores, torch.arange(5)), rtol=1e-4, atol=1e-4)  # the floor's part
+    torch.testing.assert_close(
+        loss, F.cross_entropy(scores, torch.arange(5)), rtol=1e-4, atol=1e-4
+    )  # the floor's part
 
 
 BAD = [
     ((torch.zeros(3), torch.zeros(3)), {}, r"must both be \[N, n_classes\]; got \[3\] and \[3\]"),
     ((torch.zeros(3, 4), torch.zeros(3, 5)), {}, r"got \[3, 4\] and \[3, 5\]"),
-    ((torch.zeros(0, 4), torch.zeros(0, 4)), {}, r"needs at least one image and one class; got \[0, 4\]"),
-    ((torch.zeros(3, 4), torch.zeros(3, 4)), {"temperature": 0.0}, "temperature must be a positive number; got 0.0"),
+    (
+        (torch.zeros(0, 4), torch.zeros(0, 4)),
+        {},
+        r"needs at least one image and one class; got \[0, 4\]",
+    ),
+    (
+        (torch.zeros(3, 4), torch.zeros(3, 4)),
+        {"temperature": 0.0},
+        "temperature must be a positive number; got 0.0",
+    ),
     ((torch.zeros(3, 4), torch.zeros(3, 4)), {"divergence": "mse"}, "divergence must be one of"),
     ((torch.zeros(3, 4), torch.zeros(3, 4)), {"scores_kind": "hard"}, "scores_kind must be one of"),
-    ((torch.zeros(3, 4, dtype=torch.int32), torch.zeros(3, 4)), {}, "student_logits must be float32 or"),
+    (
+        (torch.zeros(3, 4, dtype=torch.int32), torch.zeros(3, 4)),
+        {},
+        "student_logits must be float32 or",
+    ),
     (
         (torch.zeros(3, 4), torch.full((3, 4), 0.25)),
         {"divergence": "l1", "scores_kind": "probabilities"},
@@ -182,4 +219,6 @@ def test_scores_that_are_not_finite(divergence: str, kind: str, hole: float, see
 def test_a_class_that_both_mask_adds_nothing(backend: str) -> None:
     student, teacher = torch.tensor([[1.0, 2.0, -math.inf]]), torch.tensor([[2.0, 0.0, -math.inf]])
     with ops.use_backend(backend):
-        torch.testing.assert_close(ops.kd_loss(student, teacher), ops.kd_loss(student[:, :2], teacher[:, :2]))
+        torch.testing.assert_close(
+            ops.kd_loss(student, teacher), ops.kd_loss(student[:, :2], teacher[:, :2])
+        )

@@ -47,16 +47,22 @@ def drawn(seed: int, *sizes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(size, generator=generator) for size in sizes]
 
 
-def derivatives(function: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> list[Tensor]:
+def derivatives(
+    function: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, seed: int
+) -> list[Tensor]:
     """The output, and its first and second derivatives along random vectors."""
     for attempt in itertools.count(seed):
-        images, means, weight, bias = drawn(attempt, shape, (1, shape[1], 1, 1), shape[1:2], shape[1:2])
+        images, means, weight, bias = drawn(
+            attempt, shape, (1, shape[1], 1, 1), shape[1:2], shape[1:2]
+        )
         images += 10 * means
         if is_clear(images.double(), weight.double(), bias.double()):
             break
     images, weight, bias = (tensor.to(dtype).requires_grad_() for tensor in (images, weight, bias))
     output = function(images, weight, bias, EPS)
-    upstream, *along = (t.to(dtype) for t in drawn(seed, output.shape, images.shape, weight.shape, bias.shape))
+    upstream, *along = (
+        t.to(dtype) for t in drawn(seed, output.shape, images.shape, weight.shape, bias.shape)
+    )
     upstream.requires_grad_()
     first = torch.autograd.grad(output, (images, weight, bias), upstream, create_graph=True)
     second = torch.autograd.grad(first, (upstream, images, weight), along)
@@ -69,7 +75,9 @@ def test_kernel_against_float64(shape: tuple[int, ...], level: str, seed: int) -
         ours = derivatives(norm_pool, shape, torch.float32, seed)
     rtol, atol = TOLERANCES["float32"]
     for value, wanted in zip(ours, derivatives(plain, shape, torch.float64, seed)):
-        torch.testing.assert_close(value.double(), wanted, rtol=rtol, atol=atol * max(1.0, float(wanted.abs().max())))
+        torch.testing.assert_close(
+            value.double(), wanted, rtol=rtol, atol=atol * max(1.0, float(wanted.abs().max()))
+        )
 
 
 def test_threads_change_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +97,10 @@ def test_float64_is_left_to_torch(seed: int) -> None:
     rtol, atol = TOLERANCES["float64"]
     for value, wanted in zip(ours, derivatives(plain, (2, 3, 4, 6), torch.float64, seed)):
         torch.testing.assert_close(value, wanted, rtol=rtol, atol=atol)
-    with use_backend("native"), pytest.raises(InputError, match="norm_pool: backend 'native' was asked for"):
+    with (
+        use_backend("native"),
+        pytest.raises(InputError, match="norm_pool: backend 'native' was asked for"),
+    ):
         derivatives(norm_pool, (2, 3, 4, 6), torch.float64, seed)
 
 

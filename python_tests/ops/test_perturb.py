@@ -13,10 +13,19 @@ from tolerances import TOLERANCES
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.ops import native, workspace
+from bidfmkd_fast.ops import native
+from bidfmkd_fast.runtime import allocator as workspace
 
 KINDS = [("rademacher", 0), ("sphere", 0), ("gaussian", 0), ("lowres", 2)]
-SHAPES = [(0, 3, 8, 8), (1, 1, 2, 2), (2, 3, 7, 5), (3, 1, 28, 28), (1, 3, 31, 67), (2, 3, 32, 32), (1, 1, 100, 131)]
+SHAPES = [
+    (0, 3, 8, 8),
+    (1, 1, 2, 2),
+    (2, 3, 7, 5),
+    (3, 1, 28, 28),
+    (1, 3, 31, 67),
+    (2, 3, 32, 32),
+    (1, 1, 100, 131),
+]
 RTOL, ATOL = TOLERANCES["kernel"]
 
 
@@ -27,7 +36,9 @@ def images(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 @pytest.mark.parametrize(("kind", "grid"), KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("q", [0, 1, 33, 97])
-def test_against_float64(cpu_level: str, kind: str, grid: int, shape: tuple[int, ...], q: int, seed: int) -> None:
+def test_against_float64(
+    cpu_level: str, kind: str, grid: int, shape: tuple[int, ...], q: int, seed: int
+) -> None:
     x, state = images(shape, seed), torch.tensor([seed, 5])
     points = ops.perturb(x, state, q, 0.3, kind, grid)
     assert points.shape == (1 + q, *shape)
@@ -57,15 +68,22 @@ def test_threads_change_nothing(
 ) -> None:
     monkeypatch.setitem(native.WRITTEN_PER_THREAD, kind, 1 << 20)
     monkeypatch.setitem(native.SUMMED_PER_THREAD, kind, 1 << 20)
-    x, state = images((3, 3, 64, 64), seed), torch.tensor([seed, 0])  # 3.7 M elements: enough for three threads
+    x, state = (
+        images((3, 3, 64, 64), seed),
+        torch.tensor([seed, 0]),
+    )  # 3.7 M elements: enough for three threads
     one = ops.perturb(x, state, 100, 0.1, kind, grid)
-    gradient = ops.estimate_gradient(x.flatten()[:300].view(100, 3), state, x.shape, 0.1, kind, grid)
+    gradient = ops.estimate_gradient(
+        x.flatten()[:300].view(100, 3), state, x.shape, 0.1, kind, grid
+    )
     for threads in (2, 3):
         torch.set_num_threads(threads)
         try:
             assert native._place(one, one.numel(), native.SUMMED_PER_THREAD[kind])[0] == threads
             assert torch.equal(ops.perturb(x, state, 100, 0.1, kind, grid), one)
-            again = ops.estimate_gradient(x.flatten()[:300].view(100, 3), state, x.shape, 0.1, kind, grid)
+            again = ops.estimate_gradient(
+                x.flatten()[:300].view(100, 3), state, x.shape, 0.1, kind, grid
+            )
         finally:
             torch.set_num_threads(1)
         assert torch.equal(again, gradient)
@@ -94,7 +112,9 @@ def test_normals_are_the_same_everywhere(kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "sphere"])
-@pytest.mark.parametrize("shape", [(7, 3, 99, 101), (8, 3, 96, 96), (120, 1, 45, 45), (1000, 1, 9, 19)])
+@pytest.mark.parametrize(
+    "shape", [(7, 3, 99, 101), (8, 3, 96, 96), (120, 1, 45, 45), (1000, 1, 9, 19)]
+)
 def test_streaming_output(cpu_level: str, kind: str, shape: tuple[int, ...], seed: int) -> None:
     """Beyond 16 MB, stores go past the cache: in rows in line with its lines and not, in any `out`."""
     x, state = images(shape, seed), torch.tensor([seed, 0])
@@ -169,13 +189,17 @@ def test_out_over_the_images_is_refused(backend: str, seed: int) -> None:
     }
     with ops.use_backend(backend):
         for name, x in inside.items():
-            with pytest.raises(InputError, match=r"perturb: x must not lie in the memory of out, .* x\.clone\(\)"):
+            with pytest.raises(
+                InputError, match=r"perturb: x must not lie in the memory of out, .* x\.clone\(\)"
+            ):
                 ops.perturb(x, state, 5, 0.1, out=buffer)
             assert torch.equal(buffer, before), name
         with pytest.raises(InputError, match="the elements of out must not share memory"):
             ops.perturb(images(shape, seed), state, 5, 0.1, out=buffer[:1].expand(6, *shape))
         with pytest.raises(InputError, match="perturb: state must not lie in the memory of out"):
-            ops.perturb(images(shape, seed), buffer.flatten()[:4].view(torch.int64), 5, 0.1, out=buffer)
+            ops.perturb(
+                images(shape, seed), buffer.flatten()[:4].view(torch.int64), 5, 0.1, out=buffer
+            )
 
 
 @pytest.mark.parametrize("row", [0, 6])
@@ -212,7 +236,9 @@ def test_memory_is_kept_warm_and_never_shared() -> None:
     first=st.tuples(st.integers(0, 100), st.integers(0, 100)),
 )
 def test_any_rademacher_is_bit_identical(shape, q, mu, state, first) -> None:  # type: ignore[no-untyped-def]
-    x = torch.linspace(-2, 2, max(1, torch.Size(shape).numel()))[: torch.Size(shape).numel()].view(shape)
+    x = torch.linspace(-2, 2, max(1, torch.Size(shape).numel()))[: torch.Size(shape).numel()].view(
+        shape
+    )
     arguments = (x, torch.tensor(state), q, mu)
     keywords = {"first_direction": first[0], "first_image": first[1]}
     with ops.use_backend("native"):
@@ -229,7 +255,9 @@ def test_derivative_and_compile(seed: int) -> None:
     torch.testing.assert_close(x.grad, weights.sum(0))
     compiled = torch.compile(lambda x, state: ops.perturb(x, state, 3, 0.1) * 2, fullgraph=True)
     assert torch.equal(compiled(x.detach(), state), ops.perturb(x.detach(), state, 3, 0.1) * 2)
-    assert torch.equal(compiled(x.detach(), state + 1), ops.perturb(x.detach(), state + 1, 3, 0.1) * 2)
+    assert torch.equal(
+        compiled(x.detach(), state + 1), ops.perturb(x.detach(), state + 1, 3, 0.1) * 2
+    )
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -238,31 +266,59 @@ def test_opcheck(backend: str, seed: int) -> None:
     drawing = (3, 0.1, "rademacher", 0, 0, 0)
     with ops.use_backend(backend):
         torch.library.opcheck(torch.ops.bidfmkd.perturb, (x, state, *drawing))
-        torch.library.opcheck(torch.ops.bidfmkd.perturb, (x.clone().requires_grad_(), state, *drawing))
-        torch.library.opcheck(torch.ops.bidfmkd.perturb_out, (x, state, *drawing, torch.empty(4, 2, 3, 4, 4)))
+        torch.library.opcheck(
+            torch.ops.bidfmkd.perturb, (x.clone().requires_grad_(), state, *drawing)
+        )
+        torch.library.opcheck(
+            torch.ops.bidfmkd.perturb_out, (x, state, *drawing, torch.empty(4, 2, 3, 4, 4))
+        )
 
 
 GOOD = {"x": torch.zeros(2, 3, 4, 4), "state": torch.tensor([0, 0]), "num_directions": 3, "mu": 0.1}
 BAD = [
-    ({"x": torch.zeros(2, 3, 4, 4, dtype=torch.float16)}, "x must be float32 or float64; got float16"),
+    (
+        {"x": torch.zeros(2, 3, 4, 4, dtype=torch.float16)},
+        "x must be float32 or float64; got float16",
+    ),
     ({"x": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, "x must be float32 or float64; got uint8"),
-    ({"x": torch.zeros(4)}, r"images must have a batch dimension and more, \[B, \*S\]; got shape \[4\]"),
-    ({"state": torch.tensor([0, 0], dtype=torch.int32)}, r"state must be an int64 tensor \[seed, step\]; got int32"),
+    (
+        {"x": torch.zeros(4)},
+        r"images must have a batch dimension and more, \[B, \*S\]; got shape \[4\]",
+    ),
+    (
+        {"state": torch.tensor([0, 0], dtype=torch.int32)},
+        r"state must be an int64 tensor \[seed, step\]; got int32",
+    ),
     ({"state": torch.tensor([0])}, r"got int64 \[1\]"),
     ({"num_directions": -1}, "num_directions must not be negative; got -1"),
     ({"mu": 0.0}, "mu, the length of a step, must be a positive number; got 0.0"),
     ({"mu": float("nan")}, "must be a positive number; got nan"),
     ({"mu": 1e300}, "must be from 1e-30 to 1e[+]30, which float32 holds; got 1e[+]300"),
     ({"mu": 1e-300}, "must be from 1e-30 to 1e[+]30, which float32 holds; got 1e-300"),
-    ({"directions": "normal"}, "directions must be one of rademacher, sphere, gaussian, lowres; got 'normal'"),
+    (
+        {"directions": "normal"},
+        "directions must be one of rademacher, sphere, gaussian, lowres; got 'normal'",
+    ),
     ({"directions": "lowres"}, "grid must be from 1 to 4, the image's smaller side; got 0"),
-    ({"directions": "lowres", "grid": 5}, "grid must be from 1 to 4, the image's smaller side; got 5"),
+    (
+        {"directions": "lowres", "grid": 5},
+        "grid must be from 1 to 4, the image's smaller side; got 5",
+    ),
     ({"grid": 2}, "grid goes with directions 'lowres' only; got grid=2"),
-    ({"x": torch.zeros(2, 3), "directions": "lowres", "grid": 1}, r"need images \[B, C, H, W\]; got shape \[2, 3\]"),
+    (
+        {"x": torch.zeros(2, 3), "directions": "lowres", "grid": 1},
+        r"need images \[B, C, H, W\]; got shape \[2, 3\]",
+    ),
     ({"first_direction": -1}, "must not be negative; got -1"),
-    ({"out": torch.zeros(3, 2, 3, 4, 4)}, r"out must be \[1 \+ q, B, \*S\] = \[4, 2, 3, 4, 4\]; got \[3, 2, 3, 4, 4\]"),
+    (
+        {"out": torch.zeros(3, 2, 3, 4, 4)},
+        r"out must be \[1 \+ q, B, \*S\] = \[4, 2, 3, 4, 4\]; got \[3, 2, 3, 4, 4\]",
+    ),
     ({"out": torch.zeros(4, 2, 3, 4, 4, dtype=torch.float64)}, "out must be float32; got float64"),
-    ({"x": torch.zeros(2, 3, 4, 4, requires_grad=True), "out": torch.zeros(4, 2, 3, 4, 4)}, "pass x.detach()"),
+    (
+        {"x": torch.zeros(2, 3, 4, 4, requires_grad=True), "out": torch.zeros(4, 2, 3, 4, 4)},
+        "pass x.detach()",
+    ),
 ]
 
 
@@ -279,7 +335,10 @@ def test_dtype_errors_are_type_errors() -> None:
 
 def test_an_explicit_backend_never_falls_back() -> None:
     x = torch.zeros(1, 4, dtype=torch.float64)
-    with ops.use_backend("native"), pytest.raises(InputError, match="the kernels compute in float32"):
+    with (
+        ops.use_backend("native"),
+        pytest.raises(InputError, match="the kernels compute in float32"),
+    ):
         ops.perturb(x, torch.tensor([0, 0]), 1, 0.1)
     with (
         pytest.raises(InputError, match="name must be one of auto, native, reference; got 'cuda'"),

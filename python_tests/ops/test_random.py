@@ -41,10 +41,14 @@ def test_normals() -> None:
     unit = kernel.double().square().mean().sqrt()
     assert torch.equal((normals * unit).round().long(), kernel)
     torch.testing.assert_close(normals * unit, kernel.double(), **_tolerance("float64"))
-    shares = (torch.arange(2**15).double() + 0.5) / 2**16  # of what lies beyond; the bits are not in this order
+    shares = (
+        torch.arange(2**15).double() + 0.5
+    ) / 2**16  # of what lies beyond; the bits are not in this order
     for half, sign in ((normals[: 2**15], 1), (normals[2**15 :], -1)):
         exact = -torch.special.ndtri(shares)
-        torch.testing.assert_close((sign * half).sort(descending=True).values, exact, rtol=0.0, atol=2.5e-4)
+        torch.testing.assert_close(
+            (sign * half).sort(descending=True).values, exact, rtol=0.0, atol=2.5e-4
+        )
     assert float(normals.sum()) == 0
     assert abs(float(normals.square().mean()) - 1) < 1e-12
     assert abs(float(normals.pow(4).mean()) - 3) < 1e-3
@@ -56,7 +60,13 @@ def test_words_depend_on_every_coordinate(seed: int) -> None:
 
     same = words()
     assert torch.equal(same, words())
-    others = (words(seed_=seed + 1), words(seed_=seed + 2**32), words(step=4), words(image=1), words(third=2))
+    others = (
+        words(seed_=seed + 1),
+        words(seed_=seed + 2**32),
+        words(step=4),
+        words(image=1),
+        words(third=2),
+    )
     for other in others:
         assert (same != other).all()  # 16 words: a chance match has probability 4e-9
 
@@ -74,7 +84,9 @@ def test_moments(seed: int) -> None:
             torch.testing.assert_close(lengths, torch.ones_like(lengths), **_tolerance("float64"))
         # A direction's sum is sqrt(768) times its cosine with (1, ..., 1): of variance 768 / independent numbers.
         independent = 48 if kind == "lowres" else 768
-        assert abs(float(u.sum())) < 6 * (256 * 768 / independent) ** 0.5  # six standard deviations of 256 of them
+        assert (
+            abs(float(u.sum())) < 6 * (256 * 768 / independent) ** 0.5
+        )  # six standard deviations of 256 of them
 
 
 def _tolerance(name: str) -> dict[str, float]:

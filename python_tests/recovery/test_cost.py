@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, OpenBox
-from bidfmkd_fast.black_box.service import Attempt, ServiceBlackBox
+from bidfmkd_fast.black_box.remote.service import Attempt, ServiceBlackBox
 from bidfmkd_fast.errors import BudgetExhausted
 from bidfmkd_fast.recovery import RecoveryConfig, recover
 from bidfmkd_fast.recovery.cost import set_cost, step_cost
@@ -34,7 +34,9 @@ class Service(ServiceBlackBox):
 
 def local(spec: APISpec = SPEC) -> BlackBox:
     softmax = spec.scores_kind == "top_k"
-    return FunctionBlackBox(lambda images: logits(images).softmax(1) if softmax else logits(images), spec)
+    return FunctionBlackBox(
+        lambda images: logits(images).softmax(1) if softmax else logits(images), spec
+    )
 
 
 def open_box() -> BlackBox:
@@ -51,7 +53,11 @@ CASES = {
     "paper_compat": (local, {"num_directions": 12}, True),
     "paper_compat, auto, no steps": (local, {"num_directions": 12, "mu": "auto", "steps": 0}, True),
     "chunks": (local, {"max_images": 24}, False),
-    "a service": (lambda: Service(replace(SPEC, max_batch=5)), {"max_images": 24, "mu": "auto"}, False),
+    "a service": (
+        lambda: Service(replace(SPEC, max_batch=5)),
+        {"max_images": 24, "mu": "auto"},
+        False,
+    ),
 }
 
 
@@ -72,7 +78,10 @@ def test_what_a_set_costs_is_what_is_asked(name: str, n_per_class: int, seed: in
 @pytest.mark.parametrize("name", CASES)
 def test_one_query_less_than_the_first_step_is_refused_before_anything_is_asked(name: str) -> None:
     make, settings, paper_compat = CASES[name]
-    api, config = make(), replace(CONFIG, **settings, **({} if settings.get("steps") == 0 else {"steps": 1}))
+    api, config = (
+        make(),
+        replace(CONFIG, **settings, **({} if settings.get("steps") == 0 else {"steps": 1})),
+    )
     api.budget = Budget(max_queries=set_cost(api, config, N_PER_CLASS, paper_compat).queries - 1)
     with pytest.raises(BudgetExhausted, match="one step asks one"):
         recover(api, N_PER_CLASS, config=config, paper_compat=paper_compat)
@@ -83,5 +92,15 @@ def test_what_is_held_of_a_step_is_not_asked_for() -> None:
     api, config = local(), replace(CONFIG, max_images=24)
     whole = step_cost(api, config, 12)  # rows of 12 images in calls of 2, 2 and 1
     assert (whole.queries, whole.requests) == (60, 3)
-    assert [step_cost(api, config, 12, rows_held=rows).queries for rows in (0, 2, 4, 5)] == [60, 36, 12, 0]
-    assert [step_cost(api, config, 12, rows_held=rows).requests for rows in (0, 2, 4, 5)] == [3, 2, 1, 0]
+    assert [step_cost(api, config, 12, rows_held=rows).queries for rows in (0, 2, 4, 5)] == [
+        60,
+        36,
+        12,
+        0,
+    ]
+    assert [step_cost(api, config, 12, rows_held=rows).requests for rows in (0, 2, 4, 5)] == [
+        3,
+        2,
+        1,
+        0,
+    ]

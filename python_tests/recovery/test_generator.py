@@ -13,7 +13,9 @@ from bidfmkd_fast.seeds import seeded, torch_generator
 
 @pytest.mark.parametrize("image_shape", [(1, 28, 28), (3, 32, 32), (3, 4, 12)])
 @pytest.mark.parametrize("n_images", [2, 7])
-def test_images_have_the_shape_and_range(image_shape: tuple[int, int, int], n_images: int, seed: int) -> None:
+def test_images_have_the_shape_and_range(
+    image_shape: tuple[int, int, int], n_images: int, seed: int
+) -> None:
     with seeded(seed, "generator"):
         generator = Generator(image_shape, latent_dim=5, width=3)
     images = generator(torch.randn(n_images, 5, generator=torch_generator(seed, "latents")))
@@ -38,11 +40,17 @@ def test_the_gradient_reaches_latents_and_every_parameter(seed: int) -> None:
 
 
 def test_the_width_scales_the_layers() -> None:
-    shapes = [tuple(p.shape) for p in Generator((3, 32, 32), latent_dim=10, width=64).parameters() if p.ndim == 4]
+    shapes = [
+        tuple(p.shape)
+        for p in Generator((3, 32, 32), latent_dim=10, width=64).parameters()
+        if p.ndim == 4
+    ]
     assert shapes == [(128, 128, 3, 3), (64, 128, 3, 3), (3, 64, 3, 3)]
 
 
-@pytest.mark.parametrize("image_shape", [(2, 28, 28), (1, 30, 28), (1, 28, 30), (1, 0, 4), (28, 28)])
+@pytest.mark.parametrize(
+    "image_shape", [(2, 28, 28), (1, 30, 28), (1, 28, 30), (1, 0, 4), (28, 28)]
+)
 def test_image_shapes_it_cannot_make(image_shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="Generator: image_shape must be"):
         Generator(image_shape)  # type: ignore[arg-type]
@@ -58,8 +66,12 @@ def test_sizes_below_one() -> None:
 def test_upsampled_convolution_is_upsampling_and_convolution(seed: int) -> None:
     with seeded(seed, "convolution"):
         layer = UpsampledConv2d(3, 5).double()
-    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=torch_generator(seed, "x"), requires_grad=True)
-    weights = torch.randn(2, 5, 8, 12, dtype=torch.float64, generator=torch_generator(seed, "weights"))
+    x = torch.randn(
+        2, 3, 4, 6, dtype=torch.float64, generator=torch_generator(seed, "x"), requires_grad=True
+    )
+    weights = torch.randn(
+        2, 5, 8, 12, dtype=torch.float64, generator=torch_generator(seed, "weights")
+    )
 
     plain = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), layer.weight, padding=1)
     rtol, atol = TOLERANCES["float64"]

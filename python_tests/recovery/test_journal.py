@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, OpenBox
-from bidfmkd_fast.black_box.resolution import QUERIES
+from bidfmkd_fast.black_box.step_length import QUERIES
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
 from bidfmkd_fast.recovery import Journal, Recovered, RecoveryConfig, journal, recover
 from bidfmkd_fast.recovery.journal import RECORDS, SNAPSHOT
@@ -22,7 +22,9 @@ from bidfmkd_fast.recovery.recover import recover_side_by_side
 
 N_CLASSES, N_PER_CLASS = 3, 4
 B = N_CLASSES * N_PER_CLASS
-CONFIG = RecoveryConfig(steps=7, num_directions=4, latent_dim=8, generator_width=4, learning_rate=0.05, augment=True)
+CONFIG = RecoveryConfig(
+    steps=7, num_directions=4, latent_dim=8, generator_width=4, learning_rate=0.05, augment=True
+)
 SPEC = APISpec(N_CLASSES, (1, 8, 8), name="one")
 WEIGHT = torch.randn(N_CLASSES, 64, generator=torch.Generator().manual_seed(5)).double()
 
@@ -35,7 +37,9 @@ def linear(images: Tensor, weight: Tensor = WEIGHT) -> Tensor:
 class Box(FunctionBlackBox):
     """An API that notes what it is asked, and raises `error` instead of its answer number `at` (from 1)."""
 
-    def __init__(self, at: int | None = None, error: BaseException | None = None, spec: APISpec = SPEC) -> None:
+    def __init__(
+        self, at: int | None = None, error: BaseException | None = None, spec: APISpec = SPEC
+    ) -> None:
         self.points: list[Tensor] = []
 
         def answer(images: Tensor) -> Tensor:
@@ -81,17 +85,32 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def make(api: FunctionBlackBox | OpenBox, case: str, folder: Path | None = None, **other: Any) -> Recovered:
+def make(
+    api: FunctionBlackBox | OpenBox, case: str, folder: Path | None = None, **other: Any
+) -> Recovered:
     settings = CASES[case] | other
-    arguments = {name: settings.pop(name) for name in ("paper_compat", "seed", "callback") if name in settings}
+    arguments = {
+        name: settings.pop(name)
+        for name in ("paper_compat", "seed", "callback")
+        if name in settings
+    }
     student, generator = settings.pop("student", False), settings.pop("generator", lambda: None)()
     n_per_class = settings.pop("n_per_class", N_PER_CLASS)
     config = replace(CONFIG, **settings)
     if folder is None:
-        return recover(api, n_per_class, Student(0) if student else None, config, generator=generator, **arguments)
+        return recover(
+            api,
+            n_per_class,
+            Student(0) if student else None,
+            config,
+            generator=generator,
+            **arguments,
+        )
     with Journal(folder) as held:
         own = Student(held.steps) if student else None
-        return recover(api, n_per_class, own, config, generator=generator, journal=held, **arguments)
+        return recover(
+            api, n_per_class, own, config, generator=generator, journal=held, **arguments
+        )
 
 
 def assert_same(a: Recovered, b: Recovered) -> None:
@@ -194,7 +213,10 @@ def test_a_budget_counts_what_is_asked_and_no_more(tmp_path: Path) -> None:
     assert whole.ledger.queries == QUERIES + 7 * step
     with pytest.raises(KeyboardInterrupt):
         make(Box(1 + 4), "auto", tmp_path)  # the fourth step
-    for left_over, complete in ((-1, False), (1, True)):  # four steps are left, one of them a second time
+    for left_over, complete in (
+        (-1, False),
+        (1, True),
+    ):  # four steps are left, one of them a second time
         box = Box()
         box.budget = Budget(max_queries=4 * step + left_over if not complete else step)
         recovered = make(box, "auto", tmp_path)
@@ -217,9 +239,17 @@ def test_a_budget_that_ends_in_the_middle_of_a_recorded_step(tmp_path: Path) -> 
     assert not recovered.complete and len(recovered.history) == 1 and not nothing.points
     every: list[Tensor] = []
     whole = Box()
-    make(whole, "chunks", callback=lambda record: every.append(whole.points[3 * int(record["step"])][:B]))
-    scores = torch.stack([linear(images) for images in every[:2]])  # of the images themselves, in both steps
-    losses = nn.functional.cross_entropy(scores.flatten(0, 1).double(), recovered.labels.repeat(2), reduction="none")
+    make(
+        whole,
+        "chunks",
+        callback=lambda record: every.append(whole.points[3 * int(record["step"])][:B]),
+    )
+    scores = torch.stack(
+        [linear(images) for images in every[:2]]
+    )  # of the images themselves, in both steps
+    losses = nn.functional.cross_entropy(
+        scores.flatten(0, 1).double(), recovered.labels.repeat(2), reduction="none"
+    )
     best = losses.view(2, B).argmin(0)
     assert torch.equal(recovered.images, torch.stack(every[:2])[best, torch.arange(B)])
 
@@ -228,7 +258,9 @@ def test_sets_made_at_once_have_a_journal_each(tmp_path: Path) -> None:
     def attempt(boxes: list[Box]) -> list[Recovered | Exception]:
         with Journal(tmp_path / "0") as first, Journal(tmp_path / "1") as second:
             made = dict(
-                recover_side_by_side(boxes, N_PER_CLASS, [None, None], CONFIG, seeds=[0, 0], journals=[first, second])
+                recover_side_by_side(
+                    boxes, N_PER_CLASS, [None, None], CONFIG, seeds=[0, 0], journals=[first, second]
+                )
             )
         return [made[0], made[1]]
 
@@ -267,11 +299,18 @@ def test_a_torn_record_is_dropped(cut_off: Path) -> None:
     data, ends = (cut_off / RECORDS).read_bytes(), whole_records(cut_off)
     snapshot = (cut_off / SNAPSHOT).read_bytes()
     assert len(ends) == 2 + 12 and ends[-1] == len(data)
-    for left, n_asked in ((ends[-1] - 1, 10), (ends[-2] + 1, 10), (ends[-4] + 9, 12), (ends[4] + 3, 12)):
+    for left, n_asked in (
+        (ends[-1] - 1, 10),
+        (ends[-2] + 1, 10),
+        (ends[-4] + 9, 12),
+        (ends[4] + 3, 12),
+    ):
         (cut_off / RECORDS).write_bytes(data[:left])
         (cut_off / SNAPSHOT).write_bytes(snapshot)
         box = Box()
-        with pytest.warns(UserWarning, match=r"the last [\d,]+ bytes of .*records were cut off or are damaged"):
+        with pytest.warns(
+            UserWarning, match=r"the last [\d,]+ bytes of .*records were cut off or are damaged"
+        ):
             recovered = make(box, "chunks", cut_off)
         assert_same(recovered, wanted)
         assert len(box.points) == n_asked
@@ -281,7 +320,11 @@ def test_a_torn_record_is_dropped(cut_off: Path) -> None:
 
 
 def test_a_flipped_bit_is_noticed(cut_off: Path) -> None:
-    wanted, data, ends = make(Box(), "chunks"), (cut_off / RECORDS).read_bytes(), whole_records(cut_off)
+    wanted, data, ends = (
+        make(Box(), "chunks"),
+        (cut_off / RECORDS).read_bytes(),
+        whole_records(cut_off),
+    )
     flipped = bytearray(data)
     flipped[ends[4] + 100] ^= 4  # in the second record of the second step
     (cut_off / RECORDS).write_bytes(flipped)
@@ -292,8 +335,12 @@ def test_a_flipped_bit_is_noticed(cut_off: Path) -> None:
     assert len(box.points) == 7 * 3 - 3
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:200], lambda data: data[:-1] + b"\x01"])
-def test_without_its_snapshot_a_set_is_the_same(damage: Callable[[bytes], bytes], cut_off: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[:200], lambda data: data[:-1] + b"\x01"]
+)
+def test_without_its_snapshot_a_set_is_the_same(
+    damage: Callable[[bytes], bytes], cut_off: Path
+) -> None:
     (cut_off / SNAPSHOT).write_bytes(damage((cut_off / SNAPSHOT).read_bytes()))
     assert not Journal(cut_off).history
     box = Box()
@@ -301,10 +348,15 @@ def test_without_its_snapshot_a_set_is_the_same(damage: Callable[[bytes], bytes]
     assert len(box.points) == 3 * 3
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"PK" + data, lambda data: data[:40]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: b"PK" + data, lambda data: data[:40]]
+)
 def test_what_is_no_journal_is_refused(damage: Callable[[bytes], bytes], cut_off: Path) -> None:
     (cut_off / RECORDS).write_bytes(damage((cut_off / RECORDS).read_bytes()))
-    with pytest.raises(InputError, match=r"records is damaged, or no journal of a recovery; remove .*journal to ask"):
+    with pytest.raises(
+        InputError,
+        match=r"records is damaged, or no journal of a recovery; remove .*journal to ask",
+    ):
         Journal(cut_off)
 
 
@@ -315,7 +367,11 @@ def test_what_is_no_journal_is_refused(damage: Callable[[bytes], bytes], cut_off
         ({"mu": 0.05}, SPEC, "config.mu is 0.025 there; got 0.05"),
         ({"n_per_class": 5}, SPEC, "n_per_class is 4 there; got 5"),
         ({"seed": 1}, SPEC, "seed is 0 there; got 1"),
-        ({"paper_compat": True, "num_directions": 5}, SPEC, "paper_compat is False there; got True"),
+        (
+            {"paper_compat": True, "num_directions": 5},
+            SPEC,
+            "paper_compat is False there; got True",
+        ),
         ({"generator": Forgetful}, SPEC, "generator is None there; got .'Forgetful'"),
         ({}, replace(SPEC, name="two"), "spec.name is 'one' there; got 'two'"),
         ({}, replace(SPEC, scores_kind="log_probabilities"), "spec.scores_kind is 'logits' there"),
@@ -325,7 +381,9 @@ def test_a_journal_of_other_settings_is_refused(
     other: dict[str, Any], spec: APISpec, message: str, cut_off: Path
 ) -> None:
     box = Box(spec=spec)
-    with pytest.raises(InputError, match=f"journal keeps the answers of another recovery .{message}.*remove"):
+    with pytest.raises(
+        InputError, match=f"journal keeps the answers of another recovery .{message}.*remove"
+    ):
         make(box, "chunks", cut_off, **other)
     assert not box.points
     # What an answer costs, and how many fit in a request, changes nothing of it.
@@ -351,7 +409,11 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_nothing_is_kept_without_steps_or_of_an_open_box(tmp_path: Path) -> None:
     make(Box(), "support set", tmp_path / "journal", steps=0)
-    make(OpenBox(nn.Sequential(nn.Flatten(), nn.Linear(64, N_CLASSES)), SPEC), "support set", tmp_path / "journal")
+    make(
+        OpenBox(nn.Sequential(nn.Flatten(), nn.Linear(64, N_CLASSES)), SPEC),
+        "support set",
+        tmp_path / "journal",
+    )
     with pytest.raises(KeyboardInterrupt):
         make(Box(1), "support set", tmp_path / "journal")
     assert not (tmp_path / "journal").exists()

@@ -19,10 +19,19 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def expected_losses(
-    api_logits: np.ndarray, student_logits: np.ndarray, labels: np.ndarray, weight: float, kind: str, divergence: str
+    api_logits: np.ndarray,
+    student_logits: np.ndarray,
+    labels: np.ndarray,
+    weight: float,
+    kind: str,
+    divergence: str,
 ) -> np.ndarray:
     """The objective, image by image, in float64."""
-    to_kind = {"logits": lambda s: s, "probabilities": softmax, "log_probabilities": lambda s: np.log(softmax(s))}[kind]
+    to_kind = {
+        "logits": lambda s: s,
+        "probabilities": softmax,
+        "log_probabilities": lambda s: np.log(softmax(s)),
+    }[kind]
     losses = []
     for api, student, label in zip(api_logits, student_logits, labels, strict=True):
         p, p_student = softmax(api), softmax(student)
@@ -37,7 +46,9 @@ def expected_losses(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("divergence", ["l1", "l1_prob", "kl"])
-def test_losses_and_tell_are_the_objective_in_float64(kind: str, divergence: str, seed: int) -> None:
+def test_losses_and_tell_are_the_objective_in_float64(
+    kind: str, divergence: str, seed: int
+) -> None:
     draws = torch_generator(seed, "scores")
     api_logits = torch.randn(40, 4, generator=draws, dtype=torch.float64)
     student_logits = api_logits + 0.7 * torch.randn(40, 4, generator=draws, dtype=torch.float64)
@@ -48,9 +59,13 @@ def test_losses_and_tell_are_the_objective_in_float64(kind: str, divergence: str
     x = torch.rand(40, 1, 4, 4, generator=draws)
     student_scores = objective.student_scores(x, 4)
     scores = as_scores(api_logits, kind).float()
-    wanted = expected_losses(api_logits.numpy(), student_logits.numpy(), labels.numpy(), 0.6, kind, divergence)
+    wanted = expected_losses(
+        api_logits.numpy(), student_logits.numpy(), labels.numpy(), 0.6, kind, divergence
+    )
     rtol, atol = TOLERANCES["float32"]
-    np.testing.assert_allclose(objective.losses(scores, student_scores).numpy(), wanted, rtol=rtol, atol=atol)
+    np.testing.assert_allclose(
+        objective.losses(scores, student_scores).numpy(), wanted, rtol=rtol, atol=atol
+    )
 
     zeroth_order = ZerothOrder(num_directions=3, mu=0.1, seed=seed)
     zeroth_order.ask(x)
@@ -66,13 +81,17 @@ def test_without_a_student_the_boundary_weight_is_idle(seed: int) -> None:
     assert with_weight.student_scores(torch.zeros(6, 1, 4, 4), 3) is None
     wanted = torch.nn.functional.cross_entropy(scores.double(), labels, reduction="none")
     rtol, atol = TOLERANCES["float32"]
-    torch.testing.assert_close(with_weight.losses(scores, None).double(), wanted, rtol=rtol, atol=atol)
+    torch.testing.assert_close(
+        with_weight.losses(scores, None).double(), wanted, rtol=rtol, atol=atol
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_student_is_asked_without_a_graph(kind: str) -> None:
     weight = torch.ones(3, requires_grad=True)
-    objective = Objective(torch.zeros(2, dtype=torch.int64), kind, lambda x: x.mean() * weight.expand(2, 3), 1.0, "l1")
+    objective = Objective(
+        torch.zeros(2, dtype=torch.int64), kind, lambda x: x.mean() * weight.expand(2, 3), 1.0, "l1"
+    )
     scores = objective.student_scores(torch.rand(2, 1, 4, 4), 3)
     assert scores is not None
     assert not scores.requires_grad
@@ -82,7 +101,11 @@ def test_the_student_is_asked_without_a_graph(kind: str) -> None:
     ("answer", "error", "message"),
     [
         (torch.zeros(2, 4), InputError, r"student must return logits .* = \(2, 3\); got \(2, 4\)"),
-        (torch.zeros(2, 3, dtype=torch.int64), InputTypeError, "floating-point logits; got torch.int64"),
+        (
+            torch.zeros(2, 3, dtype=torch.int64),
+            InputTypeError,
+            "floating-point logits; got torch.int64",
+        ),
         ([[0.0, 0.0, 0.0]], InputTypeError, "floating-point logits; got list"),
         (torch.full((2, 3), torch.nan), InputError, "student returned NaN or infinity"),
     ],
@@ -94,7 +117,9 @@ def test_bad_students(answer: object, error: type[Exception], message: str) -> N
 
 
 def test_augment_is_one_crop_and_flip_for_the_batch(seed: int) -> None:
-    images = 0.1 + torch.rand(3, 2, 16, 8, generator=torch_generator(seed, "images"))  # no zeros: padding is seen
+    images = 0.1 + torch.rand(
+        3, 2, 16, 8, generator=torch_generator(seed, "images")
+    )  # no zeros: padding is seen
     padded = np.pad(images.numpy(), [(0, 0), (0, 0), (2, 2), (1, 1)])
     possible = {}
     for top in range(5):
@@ -103,7 +128,9 @@ def test_augment_is_one_crop_and_flip_for_the_batch(seed: int) -> None:
             possible[crop.tobytes()] = (top, left, False)
             possible[np.ascontiguousarray(crop[..., ::-1]).tobytes()] = (top, left, True)
     assert len(possible) == 30
-    seen = [possible[augment(images, seed, step).contiguous().numpy().tobytes()] for step in range(300)]
+    seen = [
+        possible[augment(images, seed, step).contiguous().numpy().tobytes()] for step in range(300)
+    ]
     # Each of 30 cases is missed by 300 fair draws with probability 4e-5; five of them, never.
     assert len(set(seen)) > 25
     again = possible[augment(images, seed, 7).contiguous().numpy().tobytes()]

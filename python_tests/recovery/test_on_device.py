@@ -15,7 +15,13 @@ from looks import NoLooks
 from tolerances import TOLERANCES
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, TorchBlackBox
-from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError, PrecisionWarning, ServiceWarning
+from bidfmkd_fast.errors import (
+    BadAnswer,
+    BudgetExhausted,
+    InputError,
+    PrecisionWarning,
+    ServiceWarning,
+)
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.recovery import Generator, Objective, Recovered, RecoveryConfig, recover
 from bidfmkd_fast.recovery.image_maker import ImageMaker
@@ -25,13 +31,17 @@ from bidfmkd_fast.recovery.recover import recover_side_by_side
 from bidfmkd_fast.seeds import seeded
 
 SHAPE, N_CLASSES, N_PER_CLASS = (1, 16, 16), 3, 4
-CONFIG = RecoveryConfig(steps=6, num_directions=4, latent_dim=8, generator_width=4, learning_rate=0.05)
+CONFIG = RecoveryConfig(
+    steps=6, num_directions=4, latent_dim=8, generator_width=4, learning_rate=0.05
+)
 RTOL, ATOL = TOLERANCES["float32"]
 
 
 def make_module(seed: int) -> torch.nn.Module:
     with seeded(seed, "test module"):
-        return build_model("conv4", in_channels=1, n_classes=N_CLASSES, image_size=SHAPE[1:], width=4).eval()
+        return build_model(
+            "conv4", in_channels=1, n_classes=N_CLASSES, image_size=SHAPE[1:], width=4
+        ).eval()
 
 
 def make_api(seed: int, budget: Budget | None = None) -> TorchBlackBox:
@@ -39,7 +49,9 @@ def make_api(seed: int, budget: Budget | None = None) -> TorchBlackBox:
     return TorchBlackBox(make_module(seed), spec, budget=budget)
 
 
-def make_recovery(api: TorchBlackBox, config: RecoveryConfig, student: object = None, seed: int = 0) -> DeviceRecovery:
+def make_recovery(
+    api: TorchBlackBox, config: RecoveryConfig, student: object = None, seed: int = 0
+) -> DeviceRecovery:
     labels = torch.arange(N_CLASSES).repeat_interleave(N_PER_CLASS)
     maker = ImageMaker(api, len(labels), config, None, seed, "cpu")
     objective = Objective(labels, "logits", student, config.boundary_weight, config.divergence)  # type: ignore[arg-type]
@@ -83,13 +95,17 @@ def test_answers_that_do_not_move_are_told() -> None:
             return torch.zeros(len(images), N_CLASSES) + images.mean() * 0
 
     api = TorchBlackBox(Flat(), APISpec(N_CLASSES, SHAPE, scores_kind="logits"))
-    with pytest.warns(PrecisionWarning, match="mu=0.025 what .* answers hardly moves for 100 % of the images"):
+    with pytest.warns(
+        PrecisionWarning, match="mu=0.025 what .* answers hardly moves for 100 % of the images"
+    ):
         make_recovery(api, CONFIG).run()
 
 
 def test_side_by_side_changes_nothing(seed: int) -> None:
     configs = [CONFIG, replace(CONFIG, steps=3)]
-    together = [make_recovery(make_api(seed + i), config, seed=seed + i) for i, config in enumerate(configs)]
+    together = [
+        make_recovery(make_api(seed + i), config, seed=seed + i) for i, config in enumerate(configs)
+    ]
     for i, one in enumerate(run_side_by_side(together)):
         assert isinstance(one, Recovered)
         alone = recover(make_api(seed + i), N_PER_CLASS, None, configs[i], seed=seed + i)
@@ -98,11 +114,21 @@ def test_side_by_side_changes_nothing(seed: int) -> None:
 
 
 def test_one_that_fails_leaves_the_others_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("bidfmkd_fast.recovery.recover"), "serves", lambda *_: True)
+    monkeypatch.setattr(
+        importlib.import_module("bidfmkd_fast.recovery.recover"), "serves", lambda *_: True
+    )
     per_step = 5 * N_CLASSES * N_PER_CLASS
-    logits = TorchBlackBox(torch.nn.Flatten(), APISpec(256, SHAPE, scores_kind="probabilities", input_range=(0, 9)))
+    logits = TorchBlackBox(
+        torch.nn.Flatten(), APISpec(256, SHAPE, scores_kind="probabilities", input_range=(0, 9))
+    )
     small, none = Budget(max_queries=2 * per_step), Budget(max_queries=1)
-    apis = [make_api(seed), logits, make_api(seed + 1, small), make_api(seed, none), make_api(seed + 2)]
+    apis = [
+        make_api(seed),
+        logits,
+        make_api(seed + 1, small),
+        make_api(seed, none),
+        make_api(seed + 2),
+    ]
     students = [None, None, None, None, make_module(seed)]
     results = dict(recover_side_by_side(apis, N_PER_CLASS, students, CONFIG, seeds=range(5)))
     for i in (0, 4):
@@ -128,7 +154,9 @@ def test_a_step_that_is_no_number_ends_it(seed: int) -> None:
     Broken.calls = 18
     with pytest.raises(BadAnswer, match="api: the API must answer finite scores"):
         make_recovery(api, CONFIG).run()
-    endless: Callable[[torch.Tensor], torch.Tensor] = lambda images: images.flatten(1)[:, :N_CLASSES] / 0.0  # noqa: E731
+    endless: Callable[[torch.Tensor], torch.Tensor] = lambda images: (
+        images.flatten(1)[:, :N_CLASSES] / 0.0
+    )  # noqa: E731
     with pytest.raises(InputError, match="student returned NaN or infinity"):
         make_recovery(make_api(seed), CONFIG, endless).run()
 
@@ -143,7 +171,10 @@ def test_a_budget_shared_with_others_ends_it_early(seed: int) -> None:
     assert not result.complete
     assert len(result.history) == 2
     assert api.ledger.queries == 2 * per_step
-    assert torch.equal(result.images, make_recovery(make_api(seed), replace(CONFIG, steps=2), seed=seed).run().images)
+    assert torch.equal(
+        result.images,
+        make_recovery(make_api(seed), replace(CONFIG, steps=2), seed=seed).run().images,
+    )
     with pytest.raises(BudgetExhausted):
         make_recovery(api, CONFIG, seed=seed).run()
 
@@ -154,13 +185,17 @@ def test_logits_told_as_probabilities() -> None:
             return 4 - images.flatten(1)[:, :N_CLASSES]
 
     api = TorchBlackBox(Logits(), APISpec(N_CLASSES, SHAPE, scores_kind="probabilities"))
-    with pytest.raises(BadAnswer, match="they must be from 0 to 1; it answered .*; does it give logits"):
+    with pytest.raises(
+        BadAnswer, match="they must be from 0 to 1; it answered .*; does it give logits"
+    ):
         make_recovery(api, CONFIG).run()
 
 
 @pytest.mark.parametrize("with_student", [False, True])
 def test_no_step_looks_at_a_value(with_student: bool, seed: int) -> None:
-    one = make_recovery(make_api(seed), replace(CONFIG, augment=True), make_module(seed) if with_student else None)
+    one = make_recovery(
+        make_api(seed), replace(CONFIG, augment=True), make_module(seed) if with_student else None
+    )
     one.step()  # the optimiser makes its state
     one._maker.optimizer.step = lambda: None  # type: ignore[assignment,method-assign]  # that looks, though not on a GPU
     with NoLooks():
@@ -199,17 +234,28 @@ def test_who_is_served(seed: int) -> None:
     ):
         assert serves(make_api(seed, budget), config, labels) == served  # type: ignore[arg-type]
     assert not serves(make_api(seed), CONFIG, torch.arange(12))
-    function = FunctionBlackBox(lambda images: images.flatten(1)[:, :N_CLASSES], APISpec(N_CLASSES, SHAPE))
+    function = FunctionBlackBox(
+        lambda images: images.flatten(1)[:, :N_CLASSES], APISpec(N_CLASSES, SHAPE)
+    )
     assert not serves(function, CONFIG, labels)  # type: ignore[arg-type]
     probabilities = torch.nn.Sequential(make_module(seed), torch.nn.Softmax(1))
-    for coarse in ({"decimals": 3}, {"dtype": "uint8"}, {"encoding": "png"}, {"scores_kind": "top_k", "top_k": 2}):
+    for coarse in (
+        {"decimals": 3},
+        {"dtype": "uint8"},
+        {"encoding": "png"},
+        {"scores_kind": "top_k", "top_k": 2},
+    ):
         spec = APISpec(N_CLASSES, SHAPE, **coarse)  # type: ignore[arg-type]
         assert not serves(TorchBlackBox(probabilities, spec), CONFIG, labels)  # type: ignore[arg-type]
 
 
-def test_only_the_plain_recovery_stays_on_the_device(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_plain_recovery_stays_on_the_device(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The slips of the authors' code and a user's generator are served by the loop."""
-    module = importlib.import_module("bidfmkd_fast.recovery.recover")  # the package's `recover` is the function
+    module = importlib.import_module(
+        "bidfmkd_fast.recovery.recover"
+    )  # the package's `recover` is the function
     monkeypatch.setattr(module, "serves", lambda *_: True)
     taken: list[int] = []
 
@@ -229,7 +275,9 @@ def test_only_the_plain_recovery_stays_on_the_device(seed: int, monkeypatch: pyt
 
 
 def test_crops_on_the_device(seed: int) -> None:
-    images = torch.randn(2, 3, 24, 17, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    images = torch.randn(
+        2, 3, 24, 17, generator=torch.Generator().manual_seed(seed)
+    ).requires_grad_()
     flips = set()
     for step in range(12):
         crop = crop_of(seed, step, 24, 17)
@@ -237,19 +285,31 @@ def test_crops_on_the_device(seed: int) -> None:
         actual, wanted = augment_at(images, torch.tensor(crop)), augment(images, seed, step)
         assert torch.equal(actual, wanted)
         weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(step))
-        gradients = [torch.autograd.grad((one * weights).sum(), images)[0] for one in (actual, wanted)]
+        gradients = [
+            torch.autograd.grad((one * weights).sum(), images)[0] for one in (actual, wanted)
+        ]
         assert torch.equal(*gradients)
     assert flips == {0, 1}
 
 
 def test_bfloat16_generator(seed: int) -> None:
     """Half precision makes the images; the points are float32 all the same, so recovery still works."""
-    recovered = recover(make_api(seed), N_PER_CLASS, None, replace(CONFIG, generator_precision="bfloat16"), seed=seed)
+    recovered = recover(
+        make_api(seed),
+        N_PER_CLASS,
+        None,
+        replace(CONFIG, generator_precision="bfloat16"),
+        seed=seed,
+    )
     full = recover(make_api(seed), N_PER_CLASS, None, CONFIG, seed=seed)
     assert recovered.images.dtype == torch.float32
     assert not torch.equal(recovered.images, full.images)
-    torch.testing.assert_close(recovered.history[0]["loss"], full.history[0]["loss"], rtol=0.05, atol=0.05)
-    with pytest.raises(InputError, match="generator_precision must be one of tf32, float32, bfloat16; got 'fp8'"):
+    torch.testing.assert_close(
+        recovered.history[0]["loss"], full.history[0]["loss"], rtol=0.05, atol=0.05
+    )
+    with pytest.raises(
+        InputError, match="generator_precision must be one of tf32, float32, bfloat16; got 'fp8'"
+    ):
         RecoveryConfig(generator_precision="fp8")
 
 
@@ -267,6 +327,8 @@ def test_the_first_answers_are_looked_at_once_for_an_api(seed: int) -> None:
 
     spec = APISpec(N_CLASSES, SHAPE, scores_kind="log_probabilities", name="scores")
     refused = make_recovery(TorchBlackBox(Wrong(), spec), CONFIG)
-    with pytest.raises(BadAnswer, match="scores: its scores_kind is 'log_probabilities', so none may be above 0"):
+    with pytest.raises(
+        BadAnswer, match="scores: its scores_kind is 'log_probabilities', so none may be above 0"
+    ):
         refused.run()
     assert refused.done == 1  # nothing is spent on further steps

@@ -54,7 +54,9 @@ def linear(seed: int) -> nn.Linear:
     return module
 
 
-def authors_estimate(api: nn.Module, student: nn.Module, x: Tensor, labels: Tensor, state: Tensor) -> Tensor:
+def authors_estimate(
+    api: nn.Module, student: nn.Module, x: Tensor, labels: Tensor, state: Tensor
+) -> Tensor:
     """The estimate `[B, d]` in the authors' order: 5 splits of q // 5 directions each, divided by q."""
     q, mu, d, splits = CONFIG.num_directions, CONFIG.mu, 64, 5
     flat = x.flatten(1)
@@ -103,7 +105,9 @@ def test_gradients_and_choice_are_the_authors(seed: int) -> None:
         estimate = authors_estimate(api, student, x, labels, state)
         scale = float(estimate.abs().max()) / B
         # Differences of losses over mu: float32 losses near 1 lose 1e-7 / 0.05 before the sum over d.
-        torch.testing.assert_close(gradient.flatten(1), estimate / B, rtol=100 * rtol, atol=100 * rtol * scale)
+        torch.testing.assert_close(
+            gradient.flatten(1), estimate / B, rtol=100 * rtol, atol=100 * rtol * scale
+        )
         cost = (x.flatten(1) * estimate).sum(-1).mean().item()
         costs.append(cost)
         if best_cost > cost:
@@ -129,9 +133,13 @@ def test_a_budget_that_ends_midway_keeps_the_choice_of_the_whole_steps(seed: int
     api = linear(seed)
 
     def run(budget: Budget | None, steps: int) -> Tensor:
-        box = FunctionBlackBox(lambda images: api(images.flatten(1)), APISpec(N_CLASSES, (1, 8, 8)), budget=budget)
+        box = FunctionBlackBox(
+            lambda images: api(images.flatten(1)), APISpec(N_CLASSES, (1, 8, 8)), budget=budget
+        )
         config = replace(CONFIG, steps=steps, num_directions=5)
-        return recover(box, N_PER_CLASS, None, config, generator=Watched(), seed=seed, paper_compat=True).images
+        return recover(
+            box, N_PER_CLASS, None, config, generator=Watched(), seed=seed, paper_compat=True
+        ).images
 
     assert torch.equal(run(Budget(max_queries=3 * 6 * B + 5), 8), run(None, 3))
 

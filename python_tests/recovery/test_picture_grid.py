@@ -32,7 +32,15 @@ def test_every_image_stands_in_the_row_of_its_class(channels: int) -> None:
     html = one._repr_html_()
     assert "Recovered(6 images" in html and "100 % as wanted" in html
     pixels = picture(html).reshape(3 * 6, 3 * 7, -1)
-    for row, column, value in ((0, 0, 0), (0, 1, 51), (1, 0, 102), (2, 0, 153), (2, 1, 204), (2, 2, 255), (1, 2, 255)):
+    for row, column, value in (
+        (0, 0, 0),
+        (0, 1, 51),
+        (1, 0, 102),
+        (2, 0, 153),
+        (2, 1, 204),
+        (2, 2, 255),
+        (1, 2, 255),
+    ):
         tile = pixels[6 * row : 6 * row + 4, 7 * column : 7 * column + 5]
         assert (tile == value).all(), (row, column)
 

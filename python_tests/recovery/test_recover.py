@@ -18,19 +18,30 @@ from bidfmkd_fast.seeds import seeded, torch_generator
 N_CLASSES, N_PER_CLASS = 3, 4
 N_IMAGES = N_CLASSES * N_PER_CLASS
 RTOL, ATOL = TOLERANCES["float32"]
-SMALL = RecoveryConfig(steps=6, num_directions=4, latent_dim=8, generator_width=4, learning_rate=0.05)
+SMALL = RecoveryConfig(
+    steps=6, num_directions=4, latent_dim=8, generator_width=4, learning_rate=0.05
+)
 
 
 def linear(seed: int, scale: float = 8.0) -> Callable[[torch.Tensor], torch.Tensor]:
     """A linear classifier of 8x8 images whose answer for an image does not depend, in any bit, on its batch."""
-    weight = scale * torch.randn(N_CLASSES, 64, generator=torch_generator(seed, "linear"), dtype=torch.float64) / 8
+    weight = (
+        scale
+        * torch.randn(N_CLASSES, 64, generator=torch_generator(seed, "linear"), dtype=torch.float64)
+        / 8
+    )
     return lambda images: (images.flatten(1).double()[:, None] * weight).sum(-1).float()
 
 
 class Recorder(FunctionBlackBox):
     """A black box that keeps what it was asked and what it answered."""
 
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], budget: Budget | None = None, **spec: Any):
+    def __init__(
+        self,
+        function: Callable[[torch.Tensor], torch.Tensor],
+        budget: Budget | None = None,
+        **spec: Any,
+    ):
         super().__init__(function, APISpec(N_CLASSES, (1, 8, 8), **spec), budget=budget)
         self.asked: list[torch.Tensor] = []
         self.answered: list[torch.Tensor] = []
@@ -54,7 +65,9 @@ class Recorder(FunctionBlackBox):
 def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     log_p = scores - np.log(np.exp(scores - scores.max(-1, keepdims=True)).sum(-1, keepdims=True))
     log_p -= scores.max(-1, keepdims=True)
-    return -np.take_along_axis(log_p, np.broadcast_to(labels[..., None], (*scores.shape[:-1], 1)), -1)[..., 0]
+    return -np.take_along_axis(
+        log_p, np.broadcast_to(labels[..., None], (*scores.shape[:-1], 1)), -1
+    )[..., 0]
 
 
 def masked_distance(scores: np.ndarray, student: np.ndarray) -> np.ndarray:
@@ -64,10 +77,16 @@ def masked_distance(scores: np.ndarray, student: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("boundary_weight", [None, 0.8])
-def test_every_slot_keeps_its_best_image_by_the_true_loss(boundary_weight: float | None, seed: int) -> None:
+def test_every_slot_keeps_its_best_image_by_the_true_loss(
+    boundary_weight: float | None, seed: int
+) -> None:
     api, student = Recorder(linear(seed)), linear(seed + 1)
-    config = RecoveryConfig(**{**vars(SMALL), "steps": 12, "boundary_weight": boundary_weight or 0.0})
-    recovered = recover(api, N_PER_CLASS, None if boundary_weight is None else student, config, seed=seed)
+    config = RecoveryConfig(
+        **{**vars(SMALL), "steps": 12, "boundary_weight": boundary_weight or 0.0}
+    )
+    recovered = recover(
+        api, N_PER_CLASS, None if boundary_weight is None else student, config, seed=seed
+    )
 
     images, scores = api.at_the_images(config.num_directions)
     labels = np.repeat(np.arange(N_CLASSES), N_PER_CLASS)
@@ -97,9 +116,13 @@ def test_the_history_is_what_happened(seed: int) -> None:
     losses = cross_entropy(scores, labels)
     assert [record["step"] for record in seen] == list(range(6))
     assert [record["queries"] for record in seen] == [60 * (step + 1) for step in range(6)]
-    np.testing.assert_allclose([record["loss"] for record in seen], losses.mean(1), rtol=RTOL, atol=ATOL)
+    np.testing.assert_allclose(
+        [record["loss"] for record in seen], losses.mean(1), rtol=RTOL, atol=ATOL
+    )
     running_best = np.minimum.accumulate(losses).mean(1)
-    np.testing.assert_allclose([record["best_loss"] for record in seen], running_best, rtol=RTOL, atol=ATOL)
+    np.testing.assert_allclose(
+        [record["best_loss"] for record in seen], running_best, rtol=RTOL, atol=ATOL
+    )
     np.testing.assert_allclose(
         [r["matched"] for r in seen], (scores.argmax(-1) == labels).mean(1), rtol=RTOL, atol=ATOL
     )
@@ -109,11 +132,19 @@ def test_the_history_is_what_happened(seed: int) -> None:
 def test_the_result_is_a_pure_function_of_the_seed(directions: str, seed: int) -> None:
     def run(run_seed: int, max_images: int) -> Any:
         grid = 3 if directions == "lowres" else 0
-        settings = {**vars(SMALL), "directions": directions, "grid": grid, "augment": True, "max_images": max_images}
+        settings = {
+            **vars(SMALL),
+            "directions": directions,
+            "grid": grid,
+            "augment": True,
+            "max_images": max_images,
+        }
         api = FunctionBlackBox(linear(seed), APISpec(N_CLASSES, (1, 8, 8)))
         torch.rand(max_images % 5)  # the global generator stands elsewhere each time
         before = torch.random.get_rng_state()
-        recovered = recover(api, N_PER_CLASS, linear(seed + 1), RecoveryConfig(**settings), seed=run_seed)
+        recovered = recover(
+            api, N_PER_CLASS, linear(seed + 1), RecoveryConfig(**settings), seed=run_seed
+        )
         assert torch.equal(before, torch.random.get_rng_state())
         return recovered, api.ledger
 
@@ -131,8 +162,12 @@ def test_the_result_is_a_pure_function_of_the_seed(directions: str, seed: int) -
     assert not torch.equal(first.images, other.images)
 
 
-@pytest.mark.parametrize("generator", [None, nn.Sequential(nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))])
-def test_two_sets_share_neither_images_nor_directions(generator: nn.Module | None, seed: int) -> None:
+@pytest.mark.parametrize(
+    "generator", [None, nn.Sequential(nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))]
+)
+def test_two_sets_share_neither_images_nor_directions(
+    generator: nn.Module | None, seed: int
+) -> None:
     """With the built-in generator and with one that has no parameters, so that all comes from the latents."""
     latent_dim = 64 if generator else 8
     signs, starts = [], []
@@ -155,7 +190,9 @@ class Still(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.image = nn.Parameter(torch.linspace(0.1, 0.9, 64).view(1, 1, 8, 8), requires_grad=False)
+        self.image = nn.Parameter(
+            torch.linspace(0.1, 0.9, 64).view(1, 1, 8, 8), requires_grad=False
+        )
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         return self.image + 0 * latents.sum(1).view(-1, 1, 1, 1)
@@ -179,14 +216,22 @@ def test_the_augmentation_is_drawn_anew_every_step(seed: int) -> None:
 def test_no_steps_is_the_control(augment: bool, seed: int) -> None:
     settings = {**vars(SMALL), "augment": augment}
     api, student = Recorder(linear(seed)), linear(seed + 1)
-    control = recover(api, N_PER_CLASS, student, RecoveryConfig(**{**settings, "steps": 0}), seed=seed)
+    control = recover(
+        api, N_PER_CLASS, student, RecoveryConfig(**{**settings, "steps": 0}), seed=seed
+    )
     assert (api.ledger.queries, api.ledger.requests) == (N_IMAGES, 1)
     assert control.complete
     assert control.history == []
     assert not control.images.requires_grad
     assert torch.equal(api(control.images), control.scores)
     # One step cannot have moved the images it was asked about: the control is where every recovery starts.
-    one = recover(Recorder(linear(seed)), N_PER_CLASS, student, RecoveryConfig(**{**settings, "steps": 1}), seed=seed)
+    one = recover(
+        Recorder(linear(seed)),
+        N_PER_CLASS,
+        student,
+        RecoveryConfig(**{**settings, "steps": 1}),
+        seed=seed,
+    )
     assert torch.equal(one.images, control.images)
     torch.testing.assert_close(one.losses, control.losses, rtol=RTOL, atol=ATOL)
 
@@ -199,7 +244,9 @@ def test_the_boundary_term_drives_api_and_student_apart(seed: int) -> None:
         for weight in (0.0, 3.0):
             settings = {**vars(SMALL), "steps": 40, "num_directions": 8, "boundary_weight": weight}
             box = FunctionBlackBox(api, APISpec(N_CLASSES, (1, 8, 8)))
-            recovered = recover(box, N_PER_CLASS, student, RecoveryConfig(**settings), seed=seed + pair)
+            recovered = recover(
+                box, N_PER_CLASS, student, RecoveryConfig(**settings), seed=seed + pair
+            )
             answers = student(recovered.images).double().numpy()
             apart.append(masked_distance(recovered.scores.double().numpy(), answers).mean())
         gains.append(apart[1] - apart[0])
@@ -212,12 +259,16 @@ def test_the_student_meets_the_api_in_its_kind_of_scores(scores_kind: str, seed:
     convert = torch.softmax if scores_kind == "probabilities" else torch.log_softmax
     small = 8.0 / 4  # no probability near the floor of 1e-7
     logits = Recorder(linear(seed, small))
-    other = Recorder(lambda images: convert(linear(seed, small)(images), 1), scores_kind=scores_kind)
+    other = Recorder(
+        lambda images: convert(linear(seed, small)(images), 1), scores_kind=scores_kind
+    )
     config = RecoveryConfig(**{**vars(SMALL), "steps": 1, "boundary_weight": 3.0})
     wanted = recover(logits, N_PER_CLASS, linear(seed + 1, small), config, seed=seed)
     came = recover(other, N_PER_CLASS, linear(seed + 1, small), config, seed=seed)
     # Both begin with the same images; from the second step on rounding would part them.
-    np.testing.assert_allclose(came.history[0]["loss"], wanted.history[0]["loss"], rtol=RTOL, atol=ATOL)
+    np.testing.assert_allclose(
+        came.history[0]["loss"], wanted.history[0]["loss"], rtol=RTOL, atol=ATOL
+    )
     torch.testing.assert_close(came.losses, wanted.losses, rtol=RTOL, atol=ATOL)
 
 
@@ -233,9 +284,16 @@ def test_probabilities_rounded_to_zero_do_no_harm(seed: int) -> None:
 
 
 def test_images_live_in_the_input_range_of_the_api(seed: int) -> None:
-    unit = recover(Recorder(linear(seed)), N_PER_CLASS, config=RecoveryConfig(**{**vars(SMALL), "steps": 0}), seed=seed)
+    unit = recover(
+        Recorder(linear(seed)),
+        N_PER_CLASS,
+        config=RecoveryConfig(**{**vars(SMALL), "steps": 0}),
+        seed=seed,
+    )
     wide_api = Recorder(linear(seed), input_range=(-3.0, 5.0))
-    wide = recover(wide_api, N_PER_CLASS, config=RecoveryConfig(**{**vars(SMALL), "steps": 0}), seed=seed)
+    wide = recover(
+        wide_api, N_PER_CLASS, config=RecoveryConfig(**{**vars(SMALL), "steps": 0}), seed=seed
+    )
     torch.testing.assert_close(wide.images, unit.images * 8 - 3, rtol=RTOL, atol=ATOL)
     recovered = recover(wide_api, N_PER_CLASS, config=SMALL, seed=seed)
     assert -3 <= recovered.images.min() < 0
@@ -258,10 +316,19 @@ def test_images_live_in_the_input_range_of_the_api(seed: int) -> None:
         (0, Budget(max_requests=0)),
     ],
 )
-def test_a_budget_below_one_step_is_refused_before_any_query(steps: int, budget: Budget, seed: int) -> None:
+def test_a_budget_below_one_step_is_refused_before_any_query(
+    steps: int, budget: Budget, seed: int
+) -> None:
     api = FunctionBlackBox(linear(seed), APISpec(N_CLASSES, (1, 8, 8)), budget=budget)
-    with pytest.raises(BudgetExhausted, match=r"recover: one step asks api (60|12) queries in (3|1) requests"):
-        recover(api, N_PER_CLASS, config=RecoveryConfig(**{**vars(SMALL), "steps": steps, "max_images": 24}), seed=seed)
+    with pytest.raises(
+        BudgetExhausted, match=r"recover: one step asks api (60|12) queries in (3|1) requests"
+    ):
+        recover(
+            api,
+            N_PER_CLASS,
+            config=RecoveryConfig(**{**vars(SMALL), "steps": steps, "max_images": 24}),
+            seed=seed,
+        )
     assert api.ledger.queries == api.ledger.requests == budget.queries == budget.requests == 0
 
 
@@ -270,13 +337,23 @@ def test_a_budget_below_one_step_is_refused_before_any_query(steps: int, budget:
     [
         (Budget(max_queries=199), 4096),
         (Budget(max_requests=3), 4096),
-        (Budget(max_queries=239), 12),  # the fourth step lacks one query, in the last of its five requests
+        (
+            Budget(max_queries=239),
+            12,
+        ),  # the fourth step lacks one query, in the last of its five requests
         (Budget(max_requests=19), 12),
     ],
 )
-def test_a_budget_that_ends_midway_loses_nothing(budget: Budget, max_images: int, seed: int) -> None:
+def test_a_budget_that_ends_midway_loses_nothing(
+    budget: Budget, max_images: int, seed: int
+) -> None:
     api = FunctionBlackBox(linear(seed), APISpec(N_CLASSES, (1, 8, 8)), budget=budget)
-    short = recover(api, N_PER_CLASS, config=RecoveryConfig(**{**vars(SMALL), "max_images": max_images}), seed=seed)
+    short = recover(
+        api,
+        N_PER_CLASS,
+        config=RecoveryConfig(**{**vars(SMALL), "max_images": max_images}),
+        seed=seed,
+    )
     three = RecoveryConfig(**{**vars(SMALL), "steps": 3})
     whole = recover(FunctionBlackBox(linear(seed), api.spec), N_PER_CLASS, config=three, seed=seed)
     assert not short.complete
@@ -295,7 +372,9 @@ def test_exactly_the_budget_is_enough(seed: int) -> None:
 
 
 @pytest.mark.parametrize("calls_before", [1, 3, 7])
-def test_a_shared_budget_spent_by_another_in_the_middle_of_a_step(calls_before: int, seed: int) -> None:
+def test_a_shared_budget_spent_by_another_in_the_middle_of_a_step(
+    calls_before: int, seed: int
+) -> None:
     """Each of a step's 5 rows is a call; the API's n-th call is the last that the others leave money for."""
     budget = Budget(max_queries=10_000)
     calls = 0
@@ -312,7 +391,9 @@ def test_a_shared_budget_spent_by_another_in_the_middle_of_a_step(calls_before: 
     recovered = recover(api, N_PER_CLASS, config=config, seed=seed)
     assert not recovered.complete
     assert len(recovered.history) == calls_before // 5
-    asked = [api.asked[row] for row in range(0, calls_before, 5)]  # row 0 of each step, the broken one included
+    asked = [
+        api.asked[row] for row in range(0, calls_before, 5)
+    ]  # row 0 of each step, the broken one included
     scores = np.stack([api.answered[row].double().numpy() for row in range(0, calls_before, 5)])
     best = cross_entropy(scores, np.repeat(np.arange(N_CLASSES), N_PER_CLASS)).argmin(0)
     wanted = torch.stack(asked)[best, torch.arange(N_IMAGES)]
@@ -320,7 +401,9 @@ def test_a_shared_budget_spent_by_another_in_the_middle_of_a_step(calls_before: 
 
 
 def test_a_bad_answer_is_the_callers_to_hear(seed: int) -> None:
-    api = FunctionBlackBox(lambda images: images.flatten(1)[:, :N_CLASSES] * torch.nan, APISpec(N_CLASSES, (1, 8, 8)))
+    api = FunctionBlackBox(
+        lambda images: images.flatten(1)[:, :N_CLASSES] * torch.nan, APISpec(N_CLASSES, (1, 8, 8))
+    )
     with pytest.raises(BadAnswer):
         recover(api, N_PER_CLASS, config=SMALL, seed=seed)
 
@@ -396,7 +479,9 @@ def test_a_generator_of_ones_own(seed: int) -> None:
         settings = RecoveryConfig(**{**vars(SMALL), "steps": 40, "num_directions": 16})
         torch.rand(start % 7)
         results.append(recover(api, N_PER_CLASS, config=settings, generator=generator, seed=seed))
-        assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+        assert all(
+            torch.equal(value, before[name]) for name, value in generator.state_dict().items()
+        )
         assert not generator.training
         assert all(p.grad is None for p in generator.parameters())
     # Initialised anew under the seed: what it had learnt before does not matter.
@@ -416,7 +501,10 @@ class Fixed(nn.Module):
 @pytest.mark.parametrize(
     ("generator", "message"),
     [
-        (Fixed(torch.zeros(N_IMAGES, 3, 8, 8)), r"must make float32 images \[12, 1, 8, 8\].*; got .* \[12, 3, 8, 8\]"),
+        (
+            Fixed(torch.zeros(N_IMAGES, 3, 8, 8)),
+            r"must make float32 images \[12, 1, 8, 8\].*; got .* \[12, 3, 8, 8\]",
+        ),
         (Fixed(torch.zeros(N_IMAGES, 1, 8, 8).double()), "got torch.float64"),
         (Fixed("images"), "got str"),
         (Fixed(torch.full((N_IMAGES, 1, 8, 8), -0.5)), r"images in \[0, 1\]; got -0.5"),
@@ -428,7 +516,12 @@ class Fixed(nn.Module):
 def test_a_generator_that_makes_no_images(generator: nn.Module, message: str, steps: int) -> None:
     api = FunctionBlackBox(linear(0), APISpec(N_CLASSES, (1, 8, 8)))
     with pytest.raises(InputError, match=message):
-        recover(api, N_PER_CLASS, config=RecoveryConfig(**{**vars(SMALL), "steps": steps}), generator=generator)
+        recover(
+            api,
+            N_PER_CLASS,
+            config=RecoveryConfig(**{**vars(SMALL), "steps": steps}),
+            generator=generator,
+        )
     assert api.ledger.requests == 0
 
 
@@ -438,16 +531,30 @@ def test_a_generator_that_makes_no_images(generator: nn.Module, message: str, st
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"api": linear(0)}, InputTypeError, "recover: api must be a black box such as TorchBlackBox; got function"),
+        (
+            {"api": linear(0)},
+            InputTypeError,
+            "recover: api must be a black box such as TorchBlackBox; got function",
+        ),
         ({"n_per_class": 0}, InputError, "recover: n_per_class must be at least 1; got 0"),
         ({"n_per_class": 2.0}, InputTypeError, "recover: n_per_class must be an integer; got 2.0"),
-        ({"config": {"steps": 3}}, InputTypeError, "recover: config must be a RecoveryConfig; got dict"),
+        (
+            {"config": {"steps": 3}},
+            InputTypeError,
+            "recover: config must be a RecoveryConfig; got dict",
+        ),
         ({"student": 3}, InputTypeError, "recover: student must be callable on images; got int"),
-        ({"generator": linear(0)}, InputTypeError, "recover: generator must be a torch.nn.Module; got function"),
+        (
+            {"generator": linear(0)},
+            InputTypeError,
+            "recover: generator must be a torch.nn.Module; got function",
+        ),
         ({"student": lambda x: x}, InputError, "recover: student must return logits"),
     ],
 )
-def test_bad_arguments_cost_no_query(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_arguments_cost_no_query(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
     api = FunctionBlackBox(linear(0), APISpec(N_CLASSES, (1, 8, 8)))
     with pytest.raises(error, match=message):
         recover(**{"api": api, "n_per_class": N_PER_CLASS, "config": SMALL, **arguments})
@@ -456,7 +563,9 @@ def test_bad_arguments_cost_no_query(arguments: dict[str, Any], error: type[Exce
 
 def test_image_shapes_the_built_in_generator_cannot_make() -> None:
     api = FunctionBlackBox(linear(0), APISpec(N_CLASSES, (1, 10, 10)))
-    with pytest.raises(InputError, match=r"Generator: image_shape .* give `recover` a generator module of your own"):
+    with pytest.raises(
+        InputError, match=r"Generator: image_shape .* give `recover` a generator module of your own"
+    ):
         recover(api, N_PER_CLASS)
     assert api.ledger.requests == 0
 
@@ -475,11 +584,23 @@ def test_image_shapes_the_built_in_generator_cannot_make() -> None:
         ({"mu": math.nan}, InputError, "mu must be finite and above 0; got nan"),
         ({"mu": "long"}, InputTypeError, "mu must be a number or 'auto'; got 'long'"),
         ({"learning_rate": math.inf}, InputError, "learning_rate must be finite and above 0"),
-        ({"boundary_weight": -0.1}, InputError, "boundary_weight must be finite and at least 0; got -0.1"),
-        ({"directions": "normal"}, InputError, "directions must be one of rademacher, .*; got 'normal'"),
+        (
+            {"boundary_weight": -0.1},
+            InputError,
+            "boundary_weight must be finite and at least 0; got -0.1",
+        ),
+        (
+            {"directions": "normal"},
+            InputError,
+            "directions must be one of rademacher, .*; got 'normal'",
+        ),
         ({"divergence": "l2"}, InputError, "divergence must be one of l1, .*; got 'l2'"),
         ({"directions": "lowres"}, InputError, "grid must be at least 1 with directions='lowres'"),
-        ({"grid": 4}, InputError, "grid must be at least 1 .* got grid=4 with directions='rademacher'"),
+        (
+            {"grid": 4},
+            InputError,
+            "grid must be at least 1 .* got grid=4 with directions='rademacher'",
+        ),
         ({"betas": (0.5,)}, InputError, "betas must be two numbers"),
         ({"betas": (0.5, 1.0)}, InputError, "betas must be two numbers"),
         ({"betas": 0.9}, InputError, "betas must be two numbers"),

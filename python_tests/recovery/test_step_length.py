@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox
-from bidfmkd_fast.black_box.resolution import QUERIES
+from bidfmkd_fast.black_box.step_length import QUERIES
 from bidfmkd_fast.errors import BudgetExhausted, InputError, PrecisionWarning
 from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
 
@@ -39,10 +39,15 @@ def test_auto_is_measured_paid_for_and_recorded(seed: int) -> None:
     assert recovered.mu == 0.025  # the usual step, where every digit counts
     assert box.ledger.queries == QUERIES + 2 * 4 * B
     fixed = RecoveryConfig(steps=2, num_directions=3, mu=0.025, generator_width=4)
-    assert torch.equal(recovered.images, recover(api(), N_PER_CLASS, config=fixed, seed=seed).images)
+    assert torch.equal(
+        recovered.images, recover(api(), N_PER_CLASS, config=fixed, seed=seed).images
+    )
     untrained = RecoveryConfig(steps=0, mu="auto", generator_width=4)
     asked = api()
-    assert recover(asked, N_PER_CLASS, config=untrained, seed=seed).mu is None and asked.ledger.queries == B
+    assert (
+        recover(asked, N_PER_CLASS, config=untrained, seed=seed).mu is None
+        and asked.ledger.queries == B
+    )
 
 
 def test_a_budget_must_pay_for_the_measurement_too() -> None:
@@ -80,7 +85,9 @@ def mean_descent(api_fields: dict[str, Any], config: RecoveryConfig) -> float:
 
 
 @pytest.mark.parametrize("fields", COARSE)
-def test_auto_descends_on_a_coarse_api_where_the_papers_step_does_not(fields: dict[str, Any]) -> None:
+def test_auto_descends_on_a_coarse_api_where_the_papers_step_does_not(
+    fields: dict[str, Any],
+) -> None:
     auto = replace(AUTO, num_directions=16)
     chosen = mean_descent(fields, auto)
     with pytest.warns(PrecisionWarning, match=r"coarse.*take a longer one or mu='auto'"):
@@ -98,11 +105,17 @@ def test_no_warning_where_the_step_is_resolved() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for mu in (0.005, "auto"):
-            recover(api(), N_PER_CLASS, config=RecoveryConfig(steps=2, num_directions=3, mu=mu, generator_width=4))
+            recover(
+                api(),
+                N_PER_CLASS,
+                config=RecoveryConfig(steps=2, num_directions=3, mu=mu, generator_width=4),
+            )
 
 
 def test_an_api_that_resolves_nothing_is_told() -> None:
-    flat = FunctionBlackBox(lambda images: images.new_ones(len(images), 5), APISpec(5, SHAPE, name="flat"))
+    flat = FunctionBlackBox(
+        lambda images: images.new_ones(len(images), 5), APISpec(5, SHAPE, name="flat")
+    )
     with pytest.warns(PrecisionWarning, match="no step is long enough for what flat resolves"):
         recover(flat, N_PER_CLASS, config=RecoveryConfig(steps=1, mu="auto", generator_width=4))
 

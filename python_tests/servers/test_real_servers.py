@@ -22,7 +22,9 @@ import bidfmkd_fast as bf
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.training import DistillationConfig, ReplayConfig, TrainConfig
 
-remote = pytest.importorskip("bidfmkd_fast.black_box.remote", reason="there is no remote black box yet")
+remote = pytest.importorskip(
+    "bidfmkd_fast.black_box.remote.v2_http", reason="there is no remote black box yet"
+)
 
 ROOT = Path(__file__).parents[2]
 SERVERS = ("triton", "mlserver")
@@ -58,10 +60,21 @@ def server(
         pytest.skip(f"there is no {kind} here; examples/servers/{kind}/setup.sh installs it")
     port, grpc_port = free_ports(2)
     log = tmp_path_factory.mktemp(kind) / "log.txt"
-    command = [python, ROOT / f"examples/servers/{kind}/serve.py", pool, "--port", port, "--grpc-port", grpc_port]
+    command = [
+        python,
+        ROOT / f"examples/servers/{kind}/serve.py",
+        pool,
+        "--port",
+        port,
+        "--grpc-port",
+        grpc_port,
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(part) for part in command], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            [str(part) for part in command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -98,14 +111,16 @@ def images_for(n: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("transport", ["json", "binary", "grpc"])
-def test_scores_are_the_local_ones(server: RealServer, pool: Path, transport: str, seed: int) -> None:
+def test_scores_are_the_local_ones(
+    server: RealServer, pool: Path, transport: str, seed: int
+) -> None:
     if server.kind == "mlserver" and transport == "binary":
         pytest.skip("MLServer has no binary tensors over HTTP")
     images = images_for(40, seed)
     for local in bf.load_pool(pool):
         if transport == "grpc":
             pytest.importorskip("tritonclient.grpc", reason="the extra grpc is not installed")
-            from bidfmkd_fast.black_box.grpc import GrpcBlackBox
+            from bidfmkd_fast.black_box.remote.v2_grpc import GrpcBlackBox
 
             api: bf.BlackBox = GrpcBlackBox(server.grpc_url, local.name, local.spec)
         else:
@@ -125,7 +140,9 @@ def test_more_images_than_one_request_holds(server: RealServer, pool: Path, seed
     images = images_for(600, seed)
     api = remote.RemoteBlackBox(server.url, "api_001", bf.load_pool(pool)[1].spec, transport="json")
     before = scored(server, "api_001")
-    np.testing.assert_allclose(api(images).numpy(), bf.load_pool(pool)[1](images).numpy(), RTOL, ATOL)
+    np.testing.assert_allclose(
+        api(images).numpy(), bf.load_pool(pool)[1](images).numpy(), RTOL, ATOL
+    )
     assert api.ledger.queries == 600
     assert api.ledger.requests == 3
     if before is not None:
@@ -157,7 +174,9 @@ def test_a_run_through_real_servers(
 
     local = bf.BiDfMKD(bf.load_pool(pool), config=config).fit(tmp_path / "local")
     for name, value in local.meta_model.module.state_dict().items():
-        torch.testing.assert_close(run.meta_model.module.state_dict()[name], value, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(
+            run.meta_model.module.state_dict()[name], value, rtol=1e-2, atol=1e-3
+        )
 
 
 def scored(server: RealServer, model: str) -> int | None:

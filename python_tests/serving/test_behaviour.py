@@ -18,7 +18,14 @@ RTOL, ATOL = TOLERANCES["float32"]
 
 
 def test_each_fate_has_its_share(seed: int) -> None:
-    shares = {"throttled": 0.1, "failed": 0.2, "dropped": 0.05, "lost": 0.05, "nan": 0.1, "wrong_shape": 0.1}
+    shares = {
+        "throttled": 0.1,
+        "failed": 0.2,
+        "dropped": 0.05,
+        "lost": 0.05,
+        "nan": 0.1,
+        "wrong_shape": 0.1,
+    }
     behaviour = Behaviour(**shares)
     n = 20_000
     counts = Counter(behaviour.fate(seed, "api", number) for number in range(n))
@@ -52,7 +59,11 @@ def test_well_behaved_tells_the_very_scores(seed: int) -> None:
 @pytest.mark.parametrize("wanted", ["probabilities", "log_probabilities"])
 def test_kinds_of_scores(kind: str, wanted: str, seed: int) -> None:
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed)).double()
-    exact = {"logits": logits, "probabilities": logits.softmax(1), "log_probabilities": logits.log_softmax(1)}
+    exact = {
+        "logits": logits,
+        "probabilities": logits.softmax(1),
+        "log_probabilities": logits.log_softmax(1),
+    }
     told = Behaviour(scores_kind=wanted).tell(exact[kind].float(), kind, seed, "a", 0)["scores"]
     np.testing.assert_allclose(told, exact[wanted].numpy(), RTOL, ATOL)
 
@@ -75,7 +86,9 @@ def test_rounded_and_top_k(seed: int) -> None:
 def test_drift_grows_with_the_requests_and_has_one_direction(seed: int) -> None:
     logits = torch.zeros(2, 5)
     behaviour = Behaviour(drift=3.0)
-    first, later = (behaviour.tell(logits, "logits", seed, "a", number)["scores"] for number in (0, 2000))
+    first, later = (
+        behaviour.tell(logits, "logits", seed, "a", number)["scores"] for number in (0, 2000)
+    )
     assert np.array_equal(first, logits.numpy())
     again = behaviour.tell(logits, "logits", seed, "a", 1000)["scores"]
     np.testing.assert_allclose(later, 2 * again, RTOL, ATOL)
@@ -106,7 +119,10 @@ def test_behaviours_of_a_file(tmp_path: Path) -> None:
     file.write_text("b: {nan: 1.0, max_batch: 8}\n")
     common = Behaviour(decimals=4)
     assert behaviours_of(["a", "b"], common, None) == {"a": common, "b": common}
-    assert behaviours_of(["a", "b"], common, file) == {"a": common, "b": Behaviour(decimals=4, nan=1.0, max_batch=8)}
+    assert behaviours_of(["a", "b"], common, file) == {
+        "a": common,
+        "b": Behaviour(decimals=4, nan=1.0, max_batch=8),
+    }
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from bidfmkd_fast.black_box import RemoteBlackBox
 from bidfmkd_fast.data import make_glyphs
-from bidfmkd_fast.scenarios import train_pool
+from bidfmkd_fast.pools import train_pool
 
 pytest.importorskip("uvicorn")
 
@@ -22,9 +22,13 @@ pytest.importorskip("uvicorn")
     ("number", "code", "line"),
     [(signal.SIGINT, 0, ""), (signal.SIGTERM, 143, "bidfmkd serve: ended by SIGTERM\n")],
 )
-def test_what_is_in_flight_is_not_waited_for(number: int, code: int, line: str, tmp_path: Path) -> None:
-    train_pool(make_glyphs(), tmp_path / "pool", n_apis=1, n_way=3, width=2, epochs=1, progress=False)
-    main = "from bidfmkd_fast.cli import main; raise SystemExit(main())"
+def test_what_is_in_flight_is_not_waited_for(
+    number: int, code: int, line: str, tmp_path: Path
+) -> None:
+    train_pool(
+        make_glyphs(), tmp_path / "pool", n_apis=1, n_way=3, width=2, epochs=1, progress=False
+    )
+    main = "from bidfmkd_fast.cli.main import main; raise SystemExit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", main, "serve", "pool", "--port", "0", "--config.latency", "60"],
         cwd=tmp_path,

@@ -17,12 +17,19 @@ from bidfmkd_fast.black_box import APISpec, BlackBox, FunctionBlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.serving import Behaviour
 from bidfmkd_fast.serving.server import Service, running
-from bidfmkd_fast.training.checkpoint import LEDGER
+from bidfmkd_fast.training.run_folder import LEDGER
 
 N_CLASSES, SHAPE = 3, (1, 16, 16)
 HEALTHY = [f"api_{number}" for number in range(6)]
 # 10 % of server errors, 5 % of dropped connections, a storm of 429 at the end of every 10 requests
-FAULTS = {"failed": 0.1, "dropped": 0.05, "storm_every": 10, "storm_length": 3, "retry_after": 0, "latency": 0.02}
+FAULTS = {
+    "failed": 0.1,
+    "dropped": 0.05,
+    "storm_every": 10,
+    "storm_length": 3,
+    "retry_after": 0,
+    "latency": 0.02,
+}
 N_PER_CLASS, STEPS, NUM_DIRECTIONS = 3, 4, 2
 IMAGES = N_CLASSES * N_PER_CLASS  # of one set; the control asks one query each, the run so many:
 QUERIES = STEPS * (1 + NUM_DIRECTIONS) * IMAGES
@@ -44,16 +51,22 @@ def api(name: str, number: int) -> BlackBox:
     weights = torch.randn(256, N_CLASSES, generator=torch.Generator().manual_seed(number))
     names = tuple(f"class {number + k}" for k in range(N_CLASSES))
     return FunctionBlackBox(
-        lambda images: images.flatten(1) @ weights, APISpec(N_CLASSES, SHAPE, class_names=names, name=name)
+        lambda images: images.flatten(1) @ weights,
+        APISpec(N_CLASSES, SHAPE, class_names=names, name=name),
     )
 
 
 def train(out: Path) -> subprocess.Popen[str]:
     settings = [f"--config.{name}={value}" for name, value in TRAIN.items()]
-    main = "from bidfmkd_fast.cli import main; raise SystemExit(main())"
+    main = "from bidfmkd_fast.cli.main import main; raise SystemExit(main())"
     command = [sys.executable, "-c", main, "train", "--pool", "pool", "--out", out.name, *settings]
     return subprocess.Popen(
-        command, cwd=out.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ
+        command,
+        cwd=out.parent,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ,
     )
 
 
@@ -71,14 +84,20 @@ def ledgers(out: Path) -> dict[str, Any]:
             ledger = LedgerFile(folder / LEDGER)
             for row in ledger.rows():
                 queries, requests, answered = total.get(row.name, (0, 0, 0))
-                total[row.name] = queries + row.queries, requests + row.requests, answered + row.answered_queries
+                total[row.name] = (
+                    queries + row.queries,
+                    requests + row.requests,
+                    answered + row.answered_queries,
+                )
             ledger.close()
     return total
 
 
 def test_killed_and_started_again(tmp_path: Path, seed: int) -> None:
     apis = [api(name, number) for number, name in enumerate([*HEALTHY, "nan"])]
-    behaviours = {name: Behaviour(max_batch=IMAGES, **FAULTS) for name in HEALTHY} | {"nan": Behaviour(nan=1.0)}
+    behaviours = {name: Behaviour(max_batch=IMAGES, **FAULTS) for name in HEALTHY} | {
+        "nan": Behaviour(nan=1.0)
+    }
     service = Service(apis, behaviours, seed)
     out, pool = tmp_path / "out", tmp_path / "pool"
     pool.mkdir()
@@ -88,7 +107,13 @@ def test_killed_and_started_again(tmp_path: Path, seed: int) -> None:
 
     with running(service) as url:
         spec = {"n_classes": N_CLASSES, "image_shape": list(SHAPE)}
-        dead = {"kind": "remote", "url": "http://127.0.0.1:9", "model": "dead", "spec": spec, "retries": 1}
+        dead = {
+            "kind": "remote",
+            "url": "http://127.0.0.1:9",
+            "model": "dead",
+            "spec": spec,
+            "retries": 1,
+        }
         served = [
             # 40 attempts in a row would be a broken client, not bad luck
             {"kind": "remote", "url": url, "model": one.name, "retries": 40, "backoff": 0.0,
@@ -108,7 +133,11 @@ def test_killed_and_started_again(tmp_path: Path, seed: int) -> None:
         kept, before, spent = [sets_of(out, number) for number in range(6)], counted(), ledgers(out)
         assert 5 <= sum(run for _, run in kept) < 12
         for name in HEALTHY:  # what the killed process spent is known
-            assert spent[name][1] >= before[name]["received"]["requests"] >= before[name]["execution_count"]
+            assert (
+                spent[name][1]
+                >= before[name]["received"]["requests"]
+                >= before[name]["execution_count"]
+            )
 
         second = train(out)
         told, _ = second.communicate(timeout=120)
@@ -120,7 +149,9 @@ def test_killed_and_started_again(tmp_path: Path, seed: int) -> None:
     for number, name in enumerate(HEALTHY):
         control, run = kept[number]
         scored = after[name]["inference_count"] - before[name]["inference_count"]
-        assert scored <= (2 - control) * IMAGES + (2 - run) * QUERIES  # nothing that was kept is asked for again
+        assert (
+            scored <= (2 - control) * IMAGES + (2 - run) * QUERIES
+        )  # nothing that was kept is asked for again
         # Of the set that was under way one step at most.
         assert 0 <= after[name]["inference_count"] - 2 * IMAGES - 2 * QUERIES <= QUERIES // STEPS
         assert sets_of(out, number) == (2, 2)

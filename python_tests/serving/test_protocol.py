@@ -8,7 +8,14 @@ import struct
 import numpy as np
 import pytest
 
-from bidfmkd_fast.serving.protocol import HEADER_LENGTH, Refused, Request, TensorInfo, read_request, write_answer
+from bidfmkd_fast.serving.protocol import (
+    HEADER_LENGTH,
+    Refused,
+    Request,
+    TensorInfo,
+    read_request,
+    write_answer,
+)
 
 INPUT = TensorInfo("images", "FP32", (-1, 1, 2, 2))
 VALUES = [0.5, -1.0, 2.0, 0.25, 1.0, 3.0, -4.0, 0.125]  # exact in float32
@@ -16,13 +23,24 @@ OUTPUTS = ["scores", "labels"]
 
 
 def message(**changes: object) -> dict:
-    tensor = {"name": "images", "datatype": "FP32", "shape": [2, 1, 2, 2], "data": VALUES, **changes}
-    return {"id": "7", "inputs": [{key: value for key, value in tensor.items() if value is not None}]}
+    tensor = {
+        "name": "images",
+        "datatype": "FP32",
+        "shape": [2, 1, 2, 2],
+        "data": VALUES,
+        **changes,
+    }
+    return {
+        "id": "7",
+        "inputs": [{key: value for key, value in tensor.items() if value is not None}],
+    }
 
 
 def read(content: object, raw: bytes | None = None, wanted: TensorInfo = INPUT) -> Request:
     text = json.dumps(content).encode()
-    return read_request(text + (raw or b""), None if raw is None else str(len(text)), wanted, OUTPUTS)
+    return read_request(
+        text + (raw or b""), None if raw is None else str(len(text)), wanted, OUTPUTS
+    )
 
 
 def test_flat_and_nested_json() -> None:
@@ -41,12 +59,22 @@ def test_raw_bytes() -> None:
     assert request.images.ravel().tolist() == VALUES
     pixels = TensorInfo("images", "UINT8", (-1, 1, 2, 2))
     tensor = message(data=None, datatype="UINT8", parameters={"binary_data_size": 8})
-    assert read(tensor, bytes(range(248, 256)), pixels).images.ravel().tolist() == list(range(248, 256))
-    assert read(message(data=[0, 1, 2, 3, 4, 5, 254, 255], datatype="UINT8"), None, pixels).images.max() == 255
+    assert read(tensor, bytes(range(248, 256)), pixels).images.ravel().tolist() == list(
+        range(248, 256)
+    )
+    assert (
+        read(
+            message(data=[0, 1, 2, 3, 4, 5, 254, 255], datatype="UINT8"), None, pixels
+        ).images.max()
+        == 255
+    )
 
 
 def test_which_outputs_in_which_form() -> None:
-    assert read({**message(), "parameters": {"binary_data_output": True}}).outputs == {"scores": True, "labels": True}
+    assert read({**message(), "parameters": {"binary_data_output": True}}).outputs == {
+        "scores": True,
+        "labels": True,
+    }
     assert read({**message(), "outputs": [{"name": "labels"}]}).outputs == {"labels": False}
     binary = {"name": "scores", "parameters": {"binary_data": True}}
     assert read({**message(), "outputs": [binary]}).outputs == {"scores": True}
@@ -71,7 +99,10 @@ def test_which_outputs_in_which_form() -> None:
         (message(parameters={"binary_data_size": 32}), "either data or binary_data_size"),
         (message(data=None, parameters={"binary_data_size": 32}), "got 32 with 0 bytes of it"),
         (message(parameters=[]), "parameters must be an object"),
-        ({**message(), "outputs": [{"name": "logits"}]}, "the outputs are scores, labels; got 'logits'"),
+        (
+            {**message(), "outputs": [{"name": "logits"}]},
+            "the outputs are scores, labels; got 'logits'",
+        ),
         ({**message(), "outputs": ["scores"]}, "outputs must be a list of objects"),
     ],
 )
@@ -98,7 +129,13 @@ def test_refused_bytes() -> None:
 
 def test_answers() -> None:
     request = read(
-        {**message(), "outputs": [{"name": "scores", "parameters": {"binary_data": True}}, {"name": "labels"}]}
+        {
+            **message(),
+            "outputs": [
+                {"name": "scores", "parameters": {"binary_data": True}},
+                {"name": "labels"},
+            ],
+        }
     )
     outputs = {"scores": np.array([[0.5, 0.25]], np.float32), "labels": np.array([[3, 1]])}
     body, headers = write_answer("api", request, outputs)
@@ -109,7 +146,12 @@ def test_answers() -> None:
         "model_version": "1",
         "id": "7",
         "outputs": [
-            {"name": "scores", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": 8}},
+            {
+                "name": "scores",
+                "datatype": "FP32",
+                "shape": [1, 2],
+                "parameters": {"binary_data_size": 8},
+            },
             {"name": "labels", "datatype": "INT64", "shape": [1, 2], "data": [3, 1]},
         ],
     }
@@ -122,5 +164,9 @@ def test_answers() -> None:
 
 def test_metadata_and_configuration() -> None:
     assert INPUT.metadata() == {"name": "images", "datatype": "FP32", "shape": [-1, 1, 2, 2]}
-    assert INPUT.config(batched=True) == {"name": "images", "data_type": "TYPE_FP32", "dims": [1, 2, 2]}
+    assert INPUT.config(batched=True) == {
+        "name": "images",
+        "data_type": "TYPE_FP32",
+        "dims": [1, 2, 2],
+    }
     assert INPUT.config(batched=False)["dims"] == [-1, 1, 2, 2]

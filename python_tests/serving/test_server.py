@@ -32,7 +32,9 @@ HTTP = urllib3.PoolManager(retries=False)
 
 def api(name: str, seed: int, input_range: tuple[float, float] = (0.0, 1.0)) -> FunctionBlackBox:
     weights = torch.randn(16, 5, generator=torch.Generator().manual_seed(seed))
-    return FunctionBlackBox(lambda images: images.flatten(1) @ weights, APISpec(5, SHAPE, input_range, name=name))
+    return FunctionBlackBox(
+        lambda images: images.flatten(1) @ weights, APISpec(5, SHAPE, input_range, name=name)
+    )
 
 
 @pytest.fixture
@@ -43,12 +45,16 @@ def images(seed: int) -> Tensor:
 @contextmanager
 def served(seed: int, behaviour: Behaviour | None = None) -> Iterator[tuple[str, Service]]:
     """A service with the model `a`, which behaves as told, and `b`, which behaves well."""
-    service = Service([api("a", seed), api("b", seed + 9)], {} if behaviour is None else {"a": behaviour}, seed)
+    service = Service(
+        [api("a", seed), api("b", seed + 9)], {} if behaviour is None else {"a": behaviour}, seed
+    )
     with running(service) as url:
         yield url, service
 
 
-def ask(url: str, images: np.ndarray, *, model: str = "a", binary: bool = True) -> urllib3.BaseHTTPResponse:
+def ask(
+    url: str, images: np.ndarray, *, model: str = "a", binary: bool = True
+) -> urllib3.BaseHTTPResponse:
     datatype = "UINT8" if images.dtype == np.uint8 else "FP32"
     tensor: dict = {"name": "images", "datatype": datatype, "shape": list(images.shape)}
     message = {"id": "x1", "inputs": [tensor], "parameters": {"binary_data_output": binary}}
@@ -58,7 +64,9 @@ def ask(url: str, images: np.ndarray, *, model: str = "a", binary: bool = True) 
     tensor["parameters"] = {"binary_data_size": images.nbytes}
     text = json.dumps(message).encode()
     headers = {HEADER_LENGTH: str(len(text))}
-    return HTTP.request("POST", f"{url}/v2/models/{model}/infer", body=text + images.tobytes(), headers=headers)
+    return HTTP.request(
+        "POST", f"{url}/v2/models/{model}/infer", body=text + images.tobytes(), headers=headers
+    )
 
 
 def scores_of(response: urllib3.BaseHTTPResponse) -> np.ndarray:
@@ -76,7 +84,9 @@ def error_of(response: urllib3.BaseHTTPResponse) -> str:
     return response.json()["error"]
 
 
-def test_a_top_k_api_is_served_as_the_probabilities_it_is_completed_to(images: Tensor, seed: int) -> None:
+def test_a_top_k_api_is_served_as_the_probabilities_it_is_completed_to(
+    images: Tensor, seed: int
+) -> None:
     inside = api("a", seed)
     spec = APISpec(5, SHAPE, scores_kind="top_k", top_k=2, name="a")
     box = FunctionBlackBox(lambda asked: inside(asked).softmax(1), spec)
@@ -99,7 +109,9 @@ def test_scores_are_the_local_ones(binary: bool, images: Tensor, seed: int) -> N
 
 
 def test_uint8_images_span_the_input_range(seed: int) -> None:
-    pixels = torch.randint(0, 256, (3, *SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (3, *SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
     box = api("a", seed, (-1.0, 1.0))
     with running(Service([box], {"a": Behaviour(dtype="uint8")})) as url:
         told = scores_of(ask(url, pixels.numpy()))
@@ -115,7 +127,12 @@ def test_health_metadata_and_configuration(seed: int) -> None:
         return response.json() if response.data else {}
 
     with served(seed, Behaviour(max_batch=32, top_k=2)) as (url, _):
-        for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/a/ready", "/v2/models/a/versions/1/ready"):
+        for path in (
+            "/v2/health/live",
+            "/v2/health/ready",
+            "/v2/models/a/ready",
+            "/v2/models/a/versions/1/ready",
+        ):
             get(path)
         assert "binary_tensor_data" in get("/v2")["extensions"]
         metadata = get("/v2/models/a")
@@ -128,11 +145,20 @@ def test_health_metadata_and_configuration(seed: int) -> None:
         ]
         config = get("/v2/models/a/config")
         assert config["max_batch_size"] == 32
-        assert config["input"] == [{"name": "images", "data_type": "TYPE_FP32", "dims": list(SHAPE)}]
-        assert get("/v2/models/b/config")["max_batch_size"] == 0  # Triton's word for no batch dimension of its own
+        assert config["input"] == [
+            {"name": "images", "data_type": "TYPE_FP32", "dims": list(SHAPE)}
+        ]
+        assert (
+            get("/v2/models/b/config")["max_batch_size"] == 0
+        )  # Triton's word for no batch dimension of its own
         assert get("/v2/models/b/config")["input"][0]["dims"] == [-1, *SHAPE]
         assert [one["name"] for one in get("/v2/models/stats")["model_stats"]] == ["a", "b"]
-        for path in ("/v2/models/c", "/v2/models/c/ready", "/v2/models/c/config", "/v2/models/c/stats"):
+        for path in (
+            "/v2/models/c",
+            "/v2/models/c/ready",
+            "/v2/models/c/config",
+            "/v2/models/c/stats",
+        ):
             response = HTTP.request("GET", url + path)
             assert response.status == 404
             assert "there is no model 'c'; there are a, b" in error_of(response)
@@ -161,7 +187,10 @@ def test_too_many_requests(images: Tensor, seed: int) -> None:
         assert responses[2].headers["Retry-After"] == "4"
         assert ask(url, images.numpy(), model="b").status == 200
         assert service.statistics("a")["model_stats"][0]["inference_count"] == 4 * 6
-        assert service.statistics("a")["model_stats"][0]["received"] == {"requests": 6, "images": 36}
+        assert service.statistics("a")["model_stats"][0]["received"] == {
+            "requests": 6,
+            "images": 36,
+        }
 
 
 def test_failures_have_several_statuses(images: Tensor, seed: int) -> None:
@@ -212,27 +241,52 @@ def test_bad_services(seed: int) -> None:
         Service([api("a", seed)], {"a": Behaviour(top_k=6)})
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"port {port} of 127.0.0.1 cannot be had"), running(Service([]), port):
+        with (
+            pytest.raises(InputError, match=f"port {port} of 127.0.0.1 cannot be had"),
+            running(Service([]), port),
+        ):
             pass
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "bidfmkd_fast.serving.server")
-    with pytest.raises(InputError, match=r"uvicorn is not installed; `pip install 'starlette>=0.40' 'uvicorn>=0.30'`"):
+    with pytest.raises(
+        InputError,
+        match=r"uvicorn is not installed; `pip install 'starlette>=0.40' 'uvicorn>=0.30'`",
+    ):
         importlib.import_module("bidfmkd_fast.serving.server")
 
 
 def test_the_command_serves_a_pool_until_interrupted(tmp_path: Path) -> None:
-    from bidfmkd_fast.cli import main
-    from bidfmkd_fast.scenarios import load_pool
+    from bidfmkd_fast.cli.main import main
+    from bidfmkd_fast.pools import load_pool
 
     pool, faults = str(tmp_path / "pool"), tmp_path / "faults.yaml"
-    assert main(["pool", "--n-apis", "2", "--n-way", "3", "--width", "2", "--epochs", "1", "--out", pool]) == 0
+    assert (
+        main(
+            [
+                "pool",
+                "--n-apis",
+                "2",
+                "--n-way",
+                "3",
+                "--width",
+                "2",
+                "--epochs",
+                "1",
+                "--out",
+                pool,
+            ]
+        )
+        == 0
+    )
     faults.write_text("api_001: {failed: 1.0}\n")
     options = ["serve", pool, "--port", "0", "--config.decimals", "3", "--per-model", str(faults)]
-    command = "import sys; from bidfmkd_fast.cli import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen([sys.executable, "-c", command, *options], stdout=subprocess.PIPE, text=True)
+    command = "import sys; from bidfmkd_fast.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, *options], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None
         announced = process.stdout.readline()

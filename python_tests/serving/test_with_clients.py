@@ -11,7 +11,9 @@ from bidfmkd_fast.black_box import APISpec, BlackBox, FunctionBlackBox
 from bidfmkd_fast.serving import Behaviour
 from bidfmkd_fast.serving.server import Service, running
 
-remote = pytest.importorskip("bidfmkd_fast.black_box.remote", reason="there is no remote black box yet")
+remote = pytest.importorskip(
+    "bidfmkd_fast.black_box.remote.v2_http", reason="there is no remote black box yet"
+)
 
 SHAPE = (1, 4, 4)
 N_CALLS, N_IMAGES, N_BATCH = 6, 50, 10
@@ -29,7 +31,13 @@ def images_for(n: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("dropped", [0.0, 0.05])
 def test_the_ledger_agrees_with_the_server(dropped: float, seed: int) -> None:
     faults = Behaviour(
-        max_batch=N_BATCH, failed=0.1, dropped=dropped, lost=dropped, storm_every=20, storm_length=3, retry_after=0
+        max_batch=N_BATCH,
+        failed=0.1,
+        dropped=dropped,
+        lost=dropped,
+        storm_every=20,
+        storm_length=3,
+        retry_after=0,
     )
     service = Service([api(seed)], {"a": faults}, seed)
     images = images_for(N_IMAGES, seed)
@@ -57,8 +65,15 @@ def test_without_faults_all_counts_are_equal(seed: int) -> None:
         box = remote.RemoteBlackBox(url, "a")
         box(images_for(N_IMAGES, seed))
     counted = service.statistics("a")["model_stats"][0]
-    assert box.ledger.queries == counted["inference_count"] == box.ledger.answered_queries == N_IMAGES
-    assert box.ledger.requests == counted["execution_count"] == box.ledger.answered_requests == N_IMAGES // N_BATCH
+    assert (
+        box.ledger.queries == counted["inference_count"] == box.ledger.answered_queries == N_IMAGES
+    )
+    assert (
+        box.ledger.requests
+        == counted["execution_count"]
+        == box.ledger.answered_requests
+        == N_IMAGES // N_BATCH
+    )
 
 
 def test_rounded_top_k_of_8_bit_images(seed: int) -> None:

@@ -17,7 +17,9 @@ UNUSUAL = TrainConfig(
     seed=7,
     n_per_class=12,
     boundary_start=3,
-    recovery=RecoveryConfig(steps=0, mu=1e-5, directions="lowres", grid=4, betas=(0.1, 0.2), augment=True),
+    recovery=RecoveryConfig(
+        steps=0, mu=1e-5, directions="lowres", grid=4, betas=(0.1, 0.2), augment=True
+    ),
     distillation=DistillationConfig(inner_lr=0.5, first_order=True),
     replay=ReplayConfig(patience=9, n_query=3),
 )
@@ -51,11 +53,17 @@ def test_numbers_that_yaml_reads_as_text() -> None:
     ("values", "unknown", "known"),
     [
         ({"sed": 1}, "'sed'", "'seed'"),
-        ({"recovery": {"num_direction": 1}}, "'recovery.num_direction'", "'recovery.num_directions'"),
+        (
+            {"recovery": {"num_direction": 1}},
+            "'recovery.num_direction'",
+            "'recovery.num_directions'",
+        ),
         ({"replay": {"inner_learning": 1}}, "'replay.inner_learning'", "'replay.inner_"),
     ],
 )
-def test_an_unknown_key_is_named_with_the_closest_known_one(values: dict[str, Any], unknown: str, known: str) -> None:
+def test_an_unknown_key_is_named_with_the_closest_known_one(
+    values: dict[str, Any], unknown: str, known: str
+) -> None:
     with pytest.raises(InputError) as error:
         TrainConfig.from_dict(values)
     assert unknown in str(error.value)
@@ -89,9 +97,15 @@ def test_a_wrong_type_is_refused(values: dict[str, Any], message: str) -> None:
         ({"replay": {"n_shot": 0}}, "n_shot must be at least 1"),
         ({"recovery": {"mu": -1.0}}, "mu must be finite and above 0"),
         ({"n_per_class": 5, "replay": {"n_shot": 1, "n_query": 10}}, "at most 2 n_per_class = 10"),
-        ({"paper_compat": True, "recovery": {"num_directions": 4}}, "at least 5, the authors' number of splits; got 4"),
+        (
+            {"paper_compat": True, "recovery": {"num_directions": 4}},
+            "at least 5, the authors' number of splits; got 4",
+        ),
         ({"meta_model_side": -1}, "meta_model_side must be at least 0"),
-        ({"n_per_class": 5, "replay": {"n_shot": 5, "n_query": 2}}, "n_shot must be below n_per_class"),
+        (
+            {"n_per_class": 5, "replay": {"n_shot": 5, "n_query": 2}},
+            "n_shot must be below n_per_class",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_refused(values: dict[str, Any], message: str) -> None:
@@ -116,7 +130,11 @@ def test_the_control_differs_in_the_recovery_steps_only() -> None:
     config = replace(UNUSUAL, recovery=replace(UNUSUAL.recovery, steps=5))
     assert config.control() == control
     assert control.recovery.steps == 0
-    changed = [one.name for one in fields(config) if getattr(config, one.name) != getattr(config.control(), one.name)]
+    changed = [
+        one.name
+        for one in fields(config)
+        if getattr(config, one.name) != getattr(config.control(), one.name)
+    ]
     assert changed == ["recovery"]
     assert replace(config.control().recovery, steps=5) == config.recovery
 
@@ -124,12 +142,25 @@ def test_the_control_differs_in_the_recovery_steps_only() -> None:
 def test_the_preset_has_the_settings_of_the_paper() -> None:
     config = paper()
     recovery = config.recovery
-    assert (recovery.num_directions, recovery.mu, recovery.steps, recovery.directions) == (100, 0.005, 200, "sphere")
-    assert (recovery.generator_width, recovery.learning_rate, recovery.betas) == (64, 1e-3, (0.5, 0.999))
+    assert (recovery.num_directions, recovery.mu, recovery.steps, recovery.directions) == (
+        100,
+        0.005,
+        200,
+        "sphere",
+    )
+    assert (recovery.generator_width, recovery.learning_rate, recovery.betas) == (
+        64,
+        1e-3,
+        (0.5, 0.999),
+    )
     assert recovery.augment
     assert (recovery.divergence, recovery.boundary_weight) == ("l1", 1.0)
     assert (config.n_per_class, config.meta_batch_size, config.boundary_start) == (30, 4, 1000)
-    assert (config.replay.inner_steps, config.replay.inner_lr, config.replay.n_query) == (5, 0.01, 15)
+    assert (config.replay.inner_steps, config.replay.inner_lr, config.replay.n_query) == (
+        5,
+        0.01,
+        15,
+    )
     assert config.replay.patience == 200
     assert config.distillation.inner_steps == 10
     assert not config.paper_compat

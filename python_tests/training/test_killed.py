@@ -34,7 +34,7 @@ from bidfmkd_fast.black_box import FunctionBlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.recovery import journal
 from bidfmkd_fast.training import BiDfMKD, Run
-from bidfmkd_fast.training.checkpoint import LEDGER, META_MODEL, METRICS
+from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, METRICS
 
 KILLED = -signal.SIGKILL
 # In a call to an API, half way through writing its answer, and before a snapshot gets its name.
@@ -69,7 +69,9 @@ def test_ten_kills_in_the_middle_of_sets(tmp_path: Path) -> None:
     for number, moment in enumerate(MOMENTS, start=1):
         assert exit_code(fit_local, folder, log, moment) == KILLED, moment
         again = asked(log)
-        assert sum(again.values()) - len(again) <= number - 1  # the call of this kill has not been repeated yet
+        assert (
+            sum(again.values()) - len(again) <= number - 1
+        )  # the call of this kill has not been repeated yet
         assert spent(folder) == queries(log)  # to the last one
     # A budget that pays exactly for what is left, and for the one call that the last kill cut off.
     left = sum(times for call, times in (once - again).items()) * (1 + DIRECTIONS) * B
@@ -80,7 +82,9 @@ def test_ten_kills_in_the_middle_of_sets(tmp_path: Path) -> None:
     assert sum(again.values()) - len(again) <= len(MOMENTS)
     assert (folder / META_MODEL).read_bytes() == (whole / META_MODEL).read_bytes()
     assert_same_sets(folder / "recovered", whole / "recovered")  # the journals are gone
-    assert len((folder / METRICS).read_text().splitlines()) == len((whole / METRICS).read_text().splitlines())
+    assert len((folder / METRICS).read_text().splitlines()) == len(
+        (whole / METRICS).read_text().splitlines()
+    )
 
 
 def test_a_task_model_that_draws_goes_on_with_the_draws_of_its_step(
@@ -89,7 +93,9 @@ def test_a_task_model_that_draws_goes_on_with_the_draws_of_its_step(
     """A meta-model with dropout, and a query set that is cut off in its fifth step, after a snapshot and one more."""
     monkeypatch.setattr(journal, "SNAPSHOT_STEPS", 3)
     monkeypatch.setattr(journal, "SNAPSHOT_SECONDS", 0.0)
-    meta_model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(256, 3))
+    meta_model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(256, 3)
+    )
     answer = answers_of(0)
 
     def run(at: int | None, folder: Path) -> Run:
@@ -119,7 +125,11 @@ def test_services_asked_side_by_side_and_killed(tmp_path: Path, seed: int) -> No
     from bidfmkd_fast.serving.behaviour import Behaviour
     from bidfmkd_fast.serving.server import Service, running
 
-    lock, seen, kills = threading.Lock(), [Counter[bytes]() for _ in range(3)], [40, 200, 300, 500, 800]
+    lock, seen, kills = (
+        threading.Lock(),
+        [Counter[bytes]() for _ in range(3)],
+        [40, 200, 300, 500, 800],
+    )
     victim: list[int] = []
 
     def watched(number: int) -> FunctionBlackBox:
@@ -137,7 +147,9 @@ def test_services_asked_side_by_side_and_killed(tmp_path: Path, seed: int) -> No
 
     folder = tmp_path / "run"
     service = Service(
-        [watched(number) for number in range(3)], {f"api_{n}": Behaviour(max_batch=9) for n in range(3)}, seed
+        [watched(number) for number in range(3)],
+        {f"api_{n}": Behaviour(max_batch=9) for n in range(3)},
+        seed,
     )
     with running(service) as url:
         for killed in range(len(kills) + 1):
@@ -145,29 +157,46 @@ def test_services_asked_side_by_side_and_killed(tmp_path: Path, seed: int) -> No
             victim.append(one.pid)
             one.join(120)
             assert one.exitcode == (KILLED if killed < 5 else 0)
-    wanted = BiDfMKD([FunctionBlackBox(answers_of(n), spec_of(n)) for n in range(3)], config=CONFIG).fit(progress=False)
+    wanted = BiDfMKD(
+        [FunctionBlackBox(answers_of(n), spec_of(n)) for n in range(3)], config=CONFIG
+    ).fit(progress=False)
     state = load_file(folder / META_MODEL)
     for name, value in wanted.meta_model.module.state_dict().items():
         assert torch.equal(state[name] if name in state else state[f"module.{name}"], value), name
     for images in seen:
         assert len(images) == 2 * SET
-        assert images.total() - 2 * SET <= 5 * (1 + DIRECTIONS) * B  # of each service one step per kill
+        assert (
+            images.total() - 2 * SET <= 5 * (1 + DIRECTIONS) * B
+        )  # of each service one step per kill
 
 
 def test_recover_goes_on_in_the_same_folder(tmp_path: Path) -> None:
     settings = [
-        f"--config.{name}" for name in ("steps=8", "num_directions=2", "generator_width=4", "latent_dim=8", "mu=auto")
+        f"--config.{name}"
+        for name in ("steps=8", "num_directions=2", "generator_width=4", "latent_dim=8", "mu=auto")
     ]
     log, other = tmp_path / "log", tmp_path / "whole log"
 
     def arguments(out: str, *more: str) -> list[str]:
-        return ["recover", "--pool", "any", "--n-per-class", "3", "--out", str(tmp_path / out), *settings, *more]
+        return [
+            "recover",
+            "--pool",
+            "any",
+            "--n-per-class",
+            "3",
+            "--out",
+            str(tmp_path / out),
+            *settings,
+            *more,
+        ]
 
     assert exit_code(command, arguments("whole"), None, other) == 0
     for kill_at in (5, 1, 3):  # the first call measures mu
         assert exit_code(command, arguments("out"), kill_at, log) == KILLED
     assert (tmp_path / "out" / "api_000_support.journal").is_dir()
-    assert exit_code(command, arguments("out", "--config.learning_rate=1"), None, log) == 2  # other settings
+    assert (
+        exit_code(command, arguments("out", "--config.learning_rate=1"), None, log) == 2
+    )  # other settings
     one = queries(other) - queries(log)  # three of the calls were made for nothing
     step = (1 + DIRECTIONS) * B
     budget = str(queries(log) + one + 3 * step)

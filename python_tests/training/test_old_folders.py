@@ -10,7 +10,7 @@ import torch
 
 import bidfmkd_fast as bf
 from bidfmkd_fast.training import TrainConfig
-from bidfmkd_fast.training.checkpoint import CONFIG, META_MODEL, RunFolder
+from bidfmkd_fast.training.run_folder import CONFIG, META_MODEL, RunFolder
 
 OLD = Path(__file__).parent.parent / "old_folders"
 
@@ -21,7 +21,11 @@ def test_a_finished_run_opens() -> None:
     classifier = folder.meta_model().adapt(images, torch.arange(6) // 2)
     assert classifier.predict(images).shape == (6,)
     assert len(folder.memory()) == 24
-    assert folder.summary()["queries"] == sum(row["queries"] for row in folder.summary()["ledger"]) == 144
+    assert (
+        folder.summary()["queries"]
+        == sum(row["queries"] for row in folder.summary()["ledger"])
+        == 144
+    )
     assert folder.config().recovery.steps == 2
 
 
@@ -32,6 +36,8 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     (folder / META_MODEL).unlink()
     (folder / "recovered" / "api_001_query.safetensors").unlink()
     apis = bf.load_pool(OLD / "pool")
-    run = bf.BiDfMKD(apis, config=TrainConfig.from_yaml(folder / CONFIG)).fit(folder, progress=False)
+    run = bf.BiDfMKD(apis, config=TrainConfig.from_yaml(folder / CONFIG)).fit(
+        folder, progress=False
+    )
     assert [api.ledger.queries for api in apis] == [0, 36]
     assert run.queries == 180

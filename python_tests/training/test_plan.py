@@ -14,7 +14,13 @@ from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, 
 from bidfmkd_fast.black_box.probe import PROBE_QUERIES
 from bidfmkd_fast.errors import BudgetExhausted
 from bidfmkd_fast.recovery import RecoveryConfig
-from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig, fit_with_control
+from bidfmkd_fast.training import (
+    BiDfMKD,
+    DistillationConfig,
+    ReplayConfig,
+    TrainConfig,
+    fit_with_control,
+)
 from bidfmkd_fast.training.plan import plan
 
 N_CLASSES = 3
@@ -42,7 +48,9 @@ def local(number: int) -> BlackBox:
 
 def top_k(number: int) -> BlackBox:
     fields = {"scores_kind": "top_k", "top_k": 2}
-    return FunctionBlackBox(lambda images: (images.flatten(1) @ weight(number)).softmax(1), spec(number, **fields))
+    return FunctionBlackBox(
+        lambda images: (images.flatten(1) @ weight(number)).softmax(1), spec(number, **fields)
+    )
 
 
 def opened(number: int) -> BlackBox:
@@ -83,14 +91,21 @@ def test_a_plan_is_what_a_run_and_its_control_ask(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("make", "first_step"), [(local, 11 * 9), (opened, 9)])
-def test_a_budget_must_reach_from_the_control_into_the_run(make: Any, first_step: int, tmp_path: Path) -> None:
+def test_a_budget_must_reach_from_the_control_into_the_run(
+    make: Any, first_step: int, tmp_path: Path
+) -> None:
     recovery = replace(TINY.recovery, num_directions=12)
-    config = replace(TINY, recovery=recovery, paper_compat=True)  # 10 of the 12 directions are drawn
+    config = replace(
+        TINY, recovery=recovery, paper_compat=True
+    )  # 10 of the 12 directions are drawn
     for left_over in (-1, 0):
         apis = [make(number) for number in range(2)]
         budget = Budget(max_queries=2 * 2 * 9 + first_step + left_over)
         if left_over < 0:
-            with pytest.raises(BudgetExhausted, match=f"the control and one recovery step ask {36 + first_step} quer"):
+            with pytest.raises(
+                BudgetExhausted,
+                match=f"the control and one recovery step ask {36 + first_step} quer",
+            ):
                 fit_with_control(apis, tmp_path / "run", config, budget=budget)
             assert not any(api.ledger.requests for api in apis)
         else:

@@ -17,9 +17,15 @@ from bidfmkd_fast.meta import Evaluation, MetaModel, TaskMemory
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.recovery import Recovered
 from bidfmkd_fast.training import RecoveredSet, Run, TrainConfig
-from bidfmkd_fast.training.checkpoint import RunFolder
 from bidfmkd_fast.training.grids import save_grid, write_grids
-from bidfmkd_fast.training.report import Comparison, compare, markdown_table, text_table, write_report
+from bidfmkd_fast.training.report import (
+    Comparison,
+    compare,
+    markdown_table,
+    text_table,
+    write_report,
+)
+from bidfmkd_fast.training.run_folder import RunFolder
 
 BLUE, ORANGE = (0, 114, 178), (230, 120, 0)
 
@@ -60,7 +66,11 @@ def test_tables_are_aligned() -> None:
         "a               5.00 ± 1.00",
         "a longer name  15.00 ± 1.00",
     ]
-    assert markdown_table(rows).splitlines()[:3] == ["| model | 1-shot |", "|---|---:|", "| a | 5.00 ± 1.00 |"]
+    assert markdown_table(rows).splitlines()[:3] == [
+        "| model | 1-shot |",
+        "|---|---:|",
+        "| a | 5.00 ± 1.00 |",
+    ]
 
 
 def test_one_model_alone_has_no_differences() -> None:
@@ -72,22 +82,36 @@ def test_one_model_alone_has_no_differences() -> None:
 def test_compare_judges_every_model_on_the_same_episodes() -> None:
     dataset = make_glyphs(size=16, n_per_class=4)
     torch.manual_seed(0)
-    arguments = {"in_channels": 1, "n_classes": 5, "image_size": (16, 16), "width": 4, "batch_statistics": True}
-    models = {name: MetaModel(build_model("conv4", **arguments), adapt_steps=1) for name in ("one", "two")}  # type: ignore[arg-type]
+    arguments = {
+        "in_channels": 1,
+        "n_classes": 5,
+        "image_size": (16, 16),
+        "width": 4,
+        "batch_statistics": True,
+    }
+    models = {
+        name: MetaModel(build_model("conv4", **arguments), adapt_steps=1) for name in ("one", "two")
+    }  # type: ignore[arg-type]
     models["one again"] = models["one"]
     told = compare(models, dataset, n_shots=[1, 2], n_query=2, n_episodes=3)
     assert list(told.evaluations["one"]) == [1, 2]
-    assert torch.equal(told.evaluations["one"][2].per_episode, told.evaluations["one again"][2].per_episode)
+    assert torch.equal(
+        told.evaluations["one"][2].per_episode, told.evaluations["one again"][2].per_episode
+    )
     assert told.differences[1][1] == "+0.00 ± 0.00"
     with pytest.raises(InputError, match="at least one model"):
         compare({}, dataset)
 
 
-def recovered_set(images: Tensor, labels: list[int], answers: list[int], part: str = "support") -> RecoveredSet:
+def recovered_set(
+    images: Tensor, labels: list[int], answers: list[int], part: str = "support"
+) -> RecoveredSet:
     n_classes = max(labels) + 1
     scores = torch.eye(n_classes)[answers]
     recovered = Recovered(images, torch.tensor(labels), scores, torch.zeros(len(labels)), [], True)
-    return RecoveredSet(0, "the api", tuple(f"class {k}" for k in range(n_classes)), part, images, recovered)
+    return RecoveredSet(
+        0, "the api", tuple(f"class {k}" for k in range(n_classes)), part, images, recovered
+    )
 
 
 def test_a_grid_shows_every_image_enlarged_in_its_row_and_framed(tmp_path: Path) -> None:
@@ -105,10 +129,14 @@ def test_a_grid_shows_every_image_enlarged_in_its_row_and_framed(tmp_path: Path)
         wanted = (images[position].clamp(0, 1) * 255).permute(1, 2, 0).numpy()
         right = position in (0, 2)
         rows, columns = np.indices((16, 16))
-        seen = np.ones((16, 16), bool) if right else columns - rows < 10  # the rest is under the filled corner
+        seen = (
+            np.ones((16, 16), bool) if right else columns - rows < 10
+        )  # the rest is under the filled corner
         assert np.abs(shown - wanted)[seen].max() <= 0.5
         assert tuple(pixels[top + 2, start + 2]) == (BLUE if right else ORANGE)
-        corner = pixels[top + 3 : top + 7, start + 47 : start + 51]  # a shape, for whoever sees no colours
+        corner = pixels[
+            top + 3 : top + 7, start + 47 : start + 51
+        ]  # a shape, for whoever sees no colours
         assert (corner == ORANGE).all() == (not right)
     names = pixels[head:, :left]
     assert (names.min(axis=(1, 2)) < 128).any(), "the class names are missing"
@@ -131,7 +159,9 @@ def folder_of(tmp_path: Path, n_apis: int, complete: bool = True) -> tuple[Run, 
     for index in range(n_apis):
         for part in ("support", "query"):
             one = recovered_set(torch.rand(2, 1, 8, 8), [0, 1], [0, 0], part)
-            sets.append(RecoveredSet(index, one.api_name, one.class_names, part, one.images, one.recovered))
+            sets.append(
+                RecoveredSet(index, one.api_name, one.class_names, part, one.images, one.recovered)
+            )
             memory.add(one.images, [("", "a"), ("", "b")])
     seconds = {"recovery": 1.25, "distillation": 0.5, "replay": 2.0}
     model = MetaModel(module)
@@ -143,7 +173,10 @@ def folder_of(tmp_path: Path, n_apis: int, complete: bool = True) -> tuple[Run, 
 
 def test_the_report_has_table_cost_and_pictures_that_are_there(tmp_path: Path) -> None:
     run, folder = folder_of(tmp_path, n_apis=5)
-    assert [path.name for path in write_grids(run, folder, n_apis=2)] == ["api_000.png", "api_001.png"]
+    assert [path.name for path in write_grids(run, folder, n_apis=2)] == [
+        "api_000.png",
+        "api_001.png",
+    ]
     text = write_report(folder, [comparison()], extra_seconds={"meta-test": 3.0}).read_text()
     for wanted in (
         "| ours | 35.00 ± 29.40 | 50.00 ± 19.60 |",

@@ -17,8 +17,14 @@ from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import BudgetExhausted, InputError
 from bidfmkd_fast.recovery import RecoveryConfig
-from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig, fit_with_control
-from bidfmkd_fast.training.checkpoint import LEDGER, META_MODEL, METRICS
+from bidfmkd_fast.training import (
+    BiDfMKD,
+    DistillationConfig,
+    ReplayConfig,
+    TrainConfig,
+    fit_with_control,
+)
+from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, METRICS
 
 STEP = 27
 TINY = TrainConfig(
@@ -45,7 +51,9 @@ def pool(log: Path, kill_at: int | None = None, n: int = 4) -> list[BlackBox]:
             return images.flatten(1) @ weight
 
         names = tuple(f"class {number + k}" for k in range(3))
-        spec = APISpec(3, (1, 16, 16), (-1.0, 1.0), class_names=names, name=f"api {number}", price_per_1000=2.0)
+        spec = APISpec(
+            3, (1, 16, 16), (-1.0, 1.0), class_names=names, name=f"api {number}", price_per_1000=2.0
+        )
         return FunctionBlackBox(answer, spec)
 
     return [api(number) for number in range(n)]
@@ -81,7 +89,9 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path, kill_at: int, n_
     assert len(list((folder / "recovered").glob("*.safetensors"))) == n_kept
     before = asked(log)
     ledger = LedgerFile(folder / LEDGER)
-    assert sum(row.queries for row in ledger.rows()) == sum(before)  # the call that was killed included
+    assert sum(row.queries for row in ledger.rows()) == sum(
+        before
+    )  # the call that was killed included
     ledger.close()
 
     budget = Budget(max_queries=10**6)
@@ -99,7 +109,10 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     run_in_process(folder, log, 11)
     run_in_process(folder, log, 0)
     run_in_process(whole, tmp_path / "other", 0)
-    files = [META_MODEL, *(str(file.relative_to(whole)) for file in sorted((whole / "recovered").iterdir()))]
+    files = [
+        META_MODEL,
+        *(str(file.relative_to(whole)) for file in sorted((whole / "recovered").iterdir())),
+    ]
     assert len(files) == 1 + 8
     for name in files:
         ours, theirs = load_file(folder / name), load_file(whole / name)
@@ -111,7 +124,9 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
 
 def test_the_control_is_not_asked_for_again_either(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    run_in_process(folder, log, 8 + 5, control=True)  # 8 calls of the control, then in the second API's support set
+    run_in_process(
+        folder, log, 8 + 5, control=True
+    )  # 8 calls of the control, then in the second API's support set
     before = len(asked(log))
     budget = Budget(max_queries=sum(asked(log)) + 12 * STEP)
     run, control = fit_with_control(pool(log), folder, TINY, budget=budget)
@@ -147,7 +162,9 @@ def interrupted(tmp_path: Path) -> tuple[Path, Path]:
 def test_other_settings_or_another_pool_are_refused(tmp_path: Path) -> None:
     folder, log = interrupted(tmp_path)
     other = replace(TINY, recovery=replace(TINY.recovery, steps=3))
-    with pytest.raises(InputError, match=r"a run of other settings \(recovery.steps is 2 there; got 3\)"):
+    with pytest.raises(
+        InputError, match=r"a run of other settings \(recovery.steps is 2 there; got 3\)"
+    ):
         BiDfMKD(pool(log), config=other).fit(folder)
     with pytest.raises(InputError, match="is 'api 0'; got 'api 1'; is this another pool"):
         BiDfMKD(pool(log)[1:], config=TINY).fit(folder)
@@ -162,12 +179,14 @@ def test_damaged_and_foreign_sets_are_told(tmp_path: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
     with pytest.raises(
-        InputError, match="api_000_support.safetensors is damaged .*remove it to have it asked for again"
+        InputError,
+        match="api_000_support.safetensors is damaged .*remove it to have it asked for again",
     ):
         BiDfMKD(pool(log), config=TINY).fit(folder)
     file.write_bytes((folder / "recovered" / "api_000_query.safetensors").read_bytes())
     with pytest.raises(
-        InputError, match="api_000_support.safetensors is the query set of 'api 0', not the support set"
+        InputError,
+        match="api_000_support.safetensors is the query set of 'api 0', not the support set",
     ):
         BiDfMKD(pool(log), config=TINY).fit(folder)
     file.unlink()

@@ -24,9 +24,9 @@ from bidfmkd_fast.black_box import BlackBox, Budget, FunctionBlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.training import BiDfMKD, TrainConfig, fit_with_control
-from bidfmkd_fast.training.checkpoint import LEDGER, META_MODEL, RunFolder
+from bidfmkd_fast.training.loop import Stages
 from bidfmkd_fast.training.recovered_set import bytes_of_set
-from bidfmkd_fast.training.stages import Stages
+from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, RunFolder
 
 SUPPORT = "recovered/api_000_support.safetensors"
 SET = 2 * STEP  # queries of a set
@@ -58,7 +58,10 @@ def test_a_second_fit_in_the_same_process_is_refused_before_it_asks(tmp_path: Pa
     apis = pool(log)
     run = BiDfMKD([calling(apis[0], fit_again), *apis[1:]], config=TINY).fit(folder)
     assert len(refused) == 2 * 4
-    assert set(refused) == {refused[0]} and f"{folder} is in use by process {os.getpid()} on " in refused[0]
+    assert (
+        set(refused) == {refused[0]}
+        and f"{folder} is in use by process {os.getpid()} on " in refused[0]
+    )
     assert asked(other_log) == [] and run.complete and run.queries == sum(asked(log))
     assert not (folder / "run.lock").exists()
 
@@ -120,12 +123,16 @@ def test_a_budget_that_is_spent_stays_spent_without_the_ledger(tmp_path: Path) -
     assert run.budget_ended and len(asked(log)) == n_asked
 
 
-@pytest.mark.parametrize("spoil", [lambda data: b"x" * 500, lambda data: data[:100] + b"x" * 5000 + data[5100:]])
+@pytest.mark.parametrize(
+    "spoil", [lambda data: b"x" * 500, lambda data: data[:100] + b"x" * 5000 + data[5100:]]
+)
 def test_a_damaged_ledger_is_refused(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
     folder, log = interrupted(tmp_path)
     (folder / LEDGER).write_bytes(spoil((folder / LEDGER).read_bytes()))
     n_asked = len(asked(log))
-    with pytest.raises(InputError, match="ledger.sqlite cannot be used: .*; remove it, and the run counts"):
+    with pytest.raises(
+        InputError, match="ledger.sqlite cannot be used: .*; remove it, and the run counts"
+    ):
         BiDfMKD(pool(log), config=TINY).fit(folder)
     assert len(asked(log)) == n_asked
     (folder / LEDGER).unlink()
@@ -144,7 +151,9 @@ def test_a_whole_ledger_is_left_alone(tmp_path: Path, mu: float | str) -> None:
     assert again.queries == run.queries == sum(asked(log))
 
 
-def test_a_finished_control_is_read_and_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_control_is_read_and_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     _, control = fit_with_control(pool(log), folder, TINY)
     (folder / META_MODEL).unlink()  # as if the run had been cut off at its end
@@ -161,18 +170,31 @@ def test_a_finished_control_is_read_and_not_trained_again(tmp_path: Path, monkey
     _, again = fit_with_control(pool(log), folder, TINY, budget=budget)
     assert made == [TINY]
     assert files == {file: file.read_bytes() for file in (folder / "control").rglob("*.*")}
-    assert (again.queries, again.requests, again.ledger) == (control.queries, control.requests, control.ledger)
+    assert (again.queries, again.requests, again.ledger) == (
+        control.queries,
+        control.requests,
+        control.ledger,
+    )
     assert again.history == control.history and again.memory.classes == control.memory.classes
-    assert len(again.recovered) == len(control.recovered) and again.complete and again.config == control.config
+    assert (
+        len(again.recovered) == len(control.recovered)
+        and again.complete
+        and again.config == control.config
+    )
     for one, other in zip(again.recovered, control.recovered):
-        assert torch.equal(one.images, other.images) and (one.api_name, one.part) == (other.api_name, other.part)
+        assert torch.equal(one.images, other.images) and (one.api_name, one.part) == (
+            other.api_name,
+            other.part,
+        )
     ours, theirs = again.meta_model.module.state_dict(), control.meta_model.module.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_control_that_a_budget_ended_goes_on(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    BiDfMKD(pool(log), config=TINY.control(), budget=Budget(max_queries=3 * 9)).fit(folder / "control")
+    BiDfMKD(pool(log), config=TINY.control(), budget=Budget(max_queries=3 * 9)).fit(
+        folder / "control"
+    )
     _, control = fit_with_control(pool(log), folder, TINY)
     assert control.complete and len(control.recovered) == 8
 
@@ -201,13 +223,22 @@ def in_its_place(file: Path) -> None:
         (flip, "does not have the checksum"),
         (lambda file: file.write_bytes(file.read_bytes()[:-7]), "is not readable"),
         (in_its_place, "it is a folder"),
-        (lambda file: spoilt(file, images=torch.full((9, 1, 16, 16), torch.nan)), "its images must be finite"),
-        (lambda file: spoilt(file, scores=torch.full((9, 3), torch.inf)), "its scores must be finite"),
+        (
+            lambda file: spoilt(file, images=torch.full((9, 1, 16, 16), torch.nan)),
+            "its images must be finite",
+        ),
+        (
+            lambda file: spoilt(file, scores=torch.full((9, 3), torch.inf)),
+            "its scores must be finite",
+        ),
         (
             lambda file: spoilt(file, images=torch.zeros(8, 1, 16, 16)),
             r"must be \[9, 1, 16, 16\]; got \[8, 1, 16, 16\]",
         ),
-        (lambda file: spoilt(file, labels=torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 77])), r"in order, 3 .*got 0\.\.77"),
+        (
+            lambda file: spoilt(file, labels=torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 77])),
+            r"in order, 3 .*got 0\.\.77",
+        ),
         (lambda file: spoilt(file, history=torch.zeros(3)), "its history is not one of steps"),
         (lambda file: save_file({"x": torch.zeros(1)}, file), "it lacks images, labels"),
     ],
@@ -218,7 +249,9 @@ def test_a_spoilt_set_is_refused_by_name_before_anything_is_asked(
     folder, log = interrupted(tmp_path)
     spoil(folder / SUPPORT)
     n_asked = len(asked(log))
-    with pytest.raises(InputError, match=f"{folder / SUPPORT} is damaged .*{reason}.*remove it to have it") as caught:
+    with pytest.raises(
+        InputError, match=f"{folder / SUPPORT} is damaged .*{reason}.*remove it to have it"
+    ) as caught:
         BiDfMKD(pool(log), config=TINY).fit(folder)
     assert len(asked(log)) == n_asked and "\n" not in str(caught.value)
 
@@ -245,7 +278,9 @@ def test_the_size_of_a_set_is_known_before_it_is_asked_for(tmp_path: Path) -> No
     assert size <= wanted < size + 5000
 
 
-def test_a_disk_that_runs_full_loses_nothing_and_asks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_runs_full_loses_nothing_and_asks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     take, left = os.posix_fallocate, [3]
 
@@ -256,7 +291,9 @@ def test_a_disk_that_runs_full_loses_nothing_and_asks_nothing(tmp_path: Path, mo
         take(*arguments)
 
     monkeypatch.setattr(os, "posix_fallocate", limited)
-    with pytest.raises(InputError, match="api_001_query.safetensors: No space left on device; free some space"):
+    with pytest.raises(
+        InputError, match="api_001_query.safetensors: No space left on device; free some space"
+    ):
         BiDfMKD(pool(log), config=TINY).fit(folder)
     assert sum(asked(log)) == 3 * SET and len(list((folder / "recovered").iterdir())) == 3
     monkeypatch.undo()
@@ -264,7 +301,9 @@ def test_a_disk_that_runs_full_loses_nothing_and_asks_nothing(tmp_path: Path, mo
     assert run.complete and sum(asked(log)) == run.queries == 8 * SET
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "recovered/api_000_support.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "summary.json", "recovered/api_000_support.safetensors"]
+)
 def test_a_disk_that_is_full_from_the_start(tmp_path: Path, name: str) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     (folder / "recovered").mkdir(parents=True)
@@ -277,11 +316,15 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path, name: str) -> None:
     assert asked(log) == []
 
 
-def test_a_folder_that_is_removed_midway_stops_the_run_before_the_next_request(tmp_path: Path) -> None:
+def test_a_folder_that_is_removed_midway_stops_the_run_before_the_next_request(
+    tmp_path: Path,
+) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     apis = pool(log)
     apis[1] = calling(apis[1], lambda: shutil.rmtree(folder))
-    with pytest.raises(InputError, match=r"ledger.sqlite was removed or replaced during the run") as caught:
+    with pytest.raises(
+        InputError, match=r"ledger.sqlite was removed or replaced during the run"
+    ) as caught:
         BiDfMKD(apis, config=TINY).fit(folder)
     # Both sets of the first API, and the call during which the folder was removed.
     assert "\n" not in str(caught.value) and len(asked(log)) == 5 and not folder.exists()
@@ -292,7 +335,10 @@ def test_a_ledger_that_cannot_be_written_stops_before_the_request(tmp_path: Path
     file, api = LedgerFile(tmp_path / LEDGER), pool(log)[0]
     with api.ledger.written_to(file, 0, api.name):
         file._connection.execute("PRAGMA query_only=ON")
-        with pytest.raises(InputError, match="ledger: cannot count in .*readonly database; nothing was sent uncounted"):
+        with pytest.raises(
+            InputError,
+            match="ledger: cannot count in .*readonly database; nothing was sent uncounted",
+        ):
             api(torch.zeros(2, 1, 16, 16))
     assert asked(log) == []
     file.close()

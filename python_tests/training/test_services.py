@@ -18,13 +18,27 @@ from typing import Any
 import pytest
 import torch
 
-from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, JSONBlackBox, RemoteBlackBox
-from bidfmkd_fast.black_box.service import ServiceBlackBox
+from bidfmkd_fast.black_box import (
+    APISpec,
+    BlackBox,
+    Budget,
+    FunctionBlackBox,
+    JSONBlackBox,
+    RemoteBlackBox,
+)
+from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, ServiceWarning
 from bidfmkd_fast.recovery import RecoveryConfig
-from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig, recoveries
-from bidfmkd_fast.training.checkpoint import LEDGER, RunFolder
+from bidfmkd_fast.training import (
+    BiDfMKD,
+    DistillationConfig,
+    ReplayConfig,
+    Run,
+    TrainConfig,
+    recoveries,
+)
 from bidfmkd_fast.training.report import write_report
+from bidfmkd_fast.training.run_folder import LEDGER, RunFolder
 
 N_CLASSES, SHAPE, B = 3, (1, 16, 16), 9
 STEP = 3 * B
@@ -40,12 +54,16 @@ TINY = TrainConfig(
 
 def answers_of(number: int) -> Callable[[torch.Tensor], torch.Tensor]:
     weight = torch.randn(256, N_CLASSES, generator=torch.Generator().manual_seed(number)).double()
-    return lambda images: (images.flatten(1).double() @ weight).float()  # in double: the same in batches of any size
+    return lambda images: (
+        images.flatten(1).double() @ weight
+    ).float()  # in double: the same in batches of any size
 
 
 def spec_of(number: int, **fields: Any) -> APISpec:
     names = tuple(f"class {number + k}" for k in range(N_CLASSES))
-    return APISpec(N_CLASSES, SHAPE, class_names=names, data_set="made up", name=f"api_{number}", **fields)
+    return APISpec(
+        N_CLASSES, SHAPE, class_names=names, data_set="made up", name=f"api_{number}", **fields
+    )
 
 
 def local(number: int) -> BlackBox:
@@ -55,7 +73,9 @@ def local(number: int) -> BlackBox:
 class Scripted(ServiceBlackBox):
     """A service in this process; `before` is called with the number of each request and may raise or wait."""
 
-    def __init__(self, number: int, before: Callable[[int], None] = lambda call: None, **spec: Any) -> None:
+    def __init__(
+        self, number: int, before: Callable[[int], None] = lambda call: None, **spec: Any
+    ) -> None:
         super().__init__(spec_of(number, **spec))
         self.answer, self.before, self.calls = answers_of(number), before, 0
 
@@ -86,7 +106,9 @@ def answering(status: int, headers: dict[str, str], body: str) -> Iterator[str]:
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.daemon_threads = True
-    threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    threading.Thread(
+        target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
     yield f"http://127.0.0.1:{httpd.server_address[1]}"
     httpd.shutdown()
     httpd.server_close()
@@ -112,7 +134,8 @@ def test_services_recovered_at_once_give_what_local_apis_give_one_by_one() -> No
 def test_services_of_a_group_are_asked_at_the_same_time() -> None:
     both = threading.Barrier(2, timeout=60)
     BiDfMKD(
-        [Scripted(n, lambda call: both.wait() and None if call == 1 else None) for n in range(2)], config=TINY
+        [Scripted(n, lambda call: both.wait() and None if call == 1 else None) for n in range(2)],
+        config=TINY,
     ).fit()
 
 
@@ -127,7 +150,9 @@ def fails_until(call_number: int) -> Callable[[int], None]:
 @pytest.mark.filterwarnings("error")
 def test_a_service_that_is_back_later_is_recovered_at_the_end(tmp_path: Path) -> None:
     apis = [local(0), Scripted(1, fails_until(1)), local(2), local(3)]
-    with pytest.warns(ServiceWarning, match="api_1: it is skipped and asked again at the end: no answer to call 1"):
+    with pytest.warns(
+        ServiceWarning, match="api_1: it is skipped and asked again at the end: no answer to call 1"
+    ):
         run = BiDfMKD(apis, config=TINY).fit(tmp_path / "run")
     assert run.complete and not run.skipped
     assert [one.api_index for one in run.recovered] == [0, 0, 2, 2, 3, 3, 1, 1]
@@ -154,7 +179,9 @@ def test_a_set_that_was_recovered_before_the_failure_is_not_asked_for_again() ->
 
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("failing", [2, 5])
-def test_a_set_that_failed_midway_is_not_asked_for_from_the_start(failing: int, kept: bool, tmp_path: Path) -> None:
+def test_a_set_that_failed_midway_is_not_asked_for_from_the_start(
+    failing: int, kept: bool, tmp_path: Path
+) -> None:
     """The second step of the support set, or of the query set, in a run that is written to a folder or to none."""
     fails_once = iter([True])
 
@@ -165,12 +192,17 @@ def test_a_set_that_failed_midway_is_not_asked_for_from_the_start(failing: int, 
     config = replace(TINY, meta_batch_size=2, recovery=replace(TINY.recovery, steps=3))
     api = Scripted(1, before)
     with pytest.warns(ServiceWarning, match="down"):
-        run = BiDfMKD([local(0), api, local(2)], config=config).fit(tmp_path / "run" if kept else None)
+        run = BiDfMKD([local(0), api, local(2)], config=config).fit(
+            tmp_path / "run" if kept else None
+        )
     assert run.complete and api.calls == 6 + 1
-    assert all([record["step"] for record in one.recovered.history] == [0, 1, 2] for one in run.recovered)
+    assert all(
+        [record["step"] for record in one.recovered.history] == [0, 1, 2] for one in run.recovered
+    )
     if failing == 2:  # no task model had its say before
         assert torch.equal(
-            run.recovered[-2].images, BiDfMKD([local(0), local(1)], config=config).fit().recovered[2].images
+            run.recovered[-2].images,
+            BiDfMKD([local(0), local(1)], config=config).fit().recovered[2].images,
         )
     assert not list(tmp_path.rglob("*.journal"))
 
@@ -182,7 +214,9 @@ def test_a_set_that_failed_midway_is_not_asked_for_from_the_start(failing: int, 
         (BadAnswer("api_1: it answered NaN"), "it answered NaN"),
     ],
 )
-def test_a_service_that_never_answers_is_left_out_and_named(tmp_path: Path, error: Exception, message: str) -> None:
+def test_a_service_that_never_answers_is_left_out_and_named(
+    tmp_path: Path, error: Exception, message: str
+) -> None:
     def before(call: int) -> None:
         raise error
 
@@ -231,8 +265,13 @@ def test_a_server_with_another_model_than_it_had_is_skipped() -> None:
 def test_ctrl_c_ends_a_run_that_waits_for_a_silent_service() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=16) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        apis = [local(0), *(JSONBlackBox(url, spec_of(number), "tf_serving", timeout=300) for number in (1, 2))]
-        timer = threading.Timer(1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+        apis = [
+            local(0),
+            *(JSONBlackBox(url, spec_of(number), "tf_serving", timeout=300) for number in (1, 2)),
+        ]
+        timer = threading.Timer(
+            1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]
+        )
         at = time.monotonic()
         timer.start()
         with pytest.raises(KeyboardInterrupt):
@@ -255,7 +294,9 @@ def test_a_slow_service_does_not_hold_up_the_rest(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(recoveries, "_PATIENCE", 0.0)
     monkeypatch.setattr(recoveries, "_LEAST_SECONDS", 0.01)
     last = threading.Event()
-    slow = Scripted(0, lambda call: None if call > 1 or last.wait(120) else pytest.fail("it held up the rest"))
+    slow = Scripted(
+        0, lambda call: None if call > 1 or last.wait(120) else pytest.fail("it held up the rest")
+    )
     apis = [slow, Scripted(1), local(2), local(3), Scripted(4, lambda call: last.set())]
     run = BiDfMKD(apis, config=TINY).fit()
     assert run.complete
@@ -304,14 +345,20 @@ def test_eight_services_under_faults(tmp_path: Path, seed: int) -> None:
 
     names = [f"api_{number}" for number in range(8)]
     faults = Behaviour(failed=0.1, max_batch=5, storm_every=20, storm_length=2, retry_after=0)
-    behaviours = {name: replace(faults, dropped=0.05 if name in names[:4] else 0.0) for name in names}
+    behaviours = {
+        name: replace(faults, dropped=0.05 if name in names[:4] else 0.0) for name in names
+    }
     behaviours["api_7"] = Behaviour(nan=1.0)
     service = Service([local(number) for number in range(8)], behaviours, seed)
     with running(service) as url:
         dead = "http://127.0.0.1:9"
         apis = [
             RemoteBlackBox(
-                dead if number == 6 else url, name, spec_of(number), backoff=0.0, retries=2 if number == 6 else 12
+                dead if number == 6 else url,
+                name,
+                spec_of(number),
+                backoff=0.0,
+                retries=2 if number == 6 else 12,
             )
             for number, name in enumerate(names)
         ]
@@ -333,4 +380,6 @@ def test_eight_services_under_faults(tmp_path: Path, seed: int) -> None:
         if row.name != "api_7":
             assert row.answered_queries == 4 * STEP == got["inference_count"]
             assert row.answered_requests == got["execution_count"]
-    assert sum(row.requests - row.answered_requests for row in run.ledger[:6]) > 0  # there were faults
+    assert (
+        sum(row.requests - row.answered_requests for row in run.ledger[:6]) > 0
+    )  # there were faults

@@ -31,7 +31,10 @@ TINY = TrainConfig(
     distillation=DistillationConfig(inner_steps=1),
     replay=ReplayConfig(final_steps=1, n_query=2, inner_steps=1),
 )
-CONTROL, RUN = Cost(18, 2, 0.036), Cost(108, 4, 0.216)  # of one API: 2 sets of 9 images, and 2 steps of 1 + 2 rows
+CONTROL, RUN = (
+    Cost(18, 2, 0.036),
+    Cost(108, 4, 0.216),
+)  # of one API: 2 sets of 9 images, and 2 steps of 1 + 2 rows
 
 
 def api(number: int = 0) -> BlackBox:
@@ -52,10 +55,18 @@ def test_a_plan_tells_what_the_run_then_spends(tmp_path: Path) -> None:
     told = numbers(plan([api()], TINY).spending.rows())
     assert told["control, planned"] == ["18", "2", "0.036"]
     assert told["run, planned"] == ["108", "4", "0.22"]
-    fit_with_control([api()], tmp_path / "run", TINY, budget=Budget(max_queries=5000, max_cost=12.5), progress=False)
+    fit_with_control(
+        [api()],
+        tmp_path / "run",
+        TINY,
+        budget=Budget(max_queries=5000, max_cost=12.5),
+        progress=False,
+    )
     read = read_spending(tmp_path / "run")
     assert read.parts["control"] == CONTROL
-    assert read.parts["run"].queries == RUN.queries and read.parts["run"].price == pytest.approx(RUN.price)
+    assert read.parts["run"].queries == RUN.queries and read.parts["run"].price == pytest.approx(
+        RUN.price
+    )
     assert read.planned is not None and read.planned.queries == read.total.queries
     assert numbers(read.rows())["cap"] == ["5,000", "none", "12.50"]
     assert numbers(read.rows())["all"] == ["126", "6", "0.25"]
@@ -115,7 +126,10 @@ def test_a_ledger_is_read_while_it_is_written_and_after(ending: str, tmp_path: P
     file = tmp_path / "a folder%20" / "ledger.sqlite"
     file.parent.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITER, str(file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdin is not None and process.stdout is not None
     assert process.stdout.readline() == "counted\n"
@@ -149,8 +163,13 @@ def test_status_of_a_run_that_is_finished_cut_off_or_under_way(tmp_path: Path) -
     assert status_text(folder).startswith(f"{folder}: cut off, 3 of 4 sets recovered\n")
     assert "run           216" in status_text(folder)  # from the ledger
     (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
-    assert f"under way (process {os.getpid()} on {socket.gethostname()}), 3 of 4 sets" in status_text(folder)
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    assert (
+        f"under way (process {os.getpid()} on {socket.gethostname()}), 3 of 4 sets"
+        in status_text(folder)
+    )
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
     (folder / LOCK).write_text(f"process {gone.stdout.strip()} on {socket.gethostname()}")
     assert "cut off, 3 of 4 sets" in status_text(folder)  # a lock that its process left behind
 
@@ -167,7 +186,10 @@ def test_status_while_a_run_is_under_way(tmp_path: Path) -> None:
 
     spec = APISpec(3, (1, 16, 16), name="api 0")
     fit_with_control([FunctionBlackBox(scores, spec)], tmp_path / "run", TINY, progress=False)
-    asked = [next(line.split()[1] for line in told.splitlines() if line.startswith("run ")) for told in seen]
+    asked = [
+        next(line.split()[1] for line in told.splitlines() if line.startswith("run "))
+        for told in seen
+    ]
     assert asked == ["27", "54", "81", "108"]  # counted before it is asked
     assert "0 of 2 sets" in seen[0] and "1 of 2 sets" in seen[-1]
     assert all("planned" in told for told in seen)
@@ -177,7 +199,9 @@ def test_status_of_a_folder_of_several_runs(tmp_path: Path) -> None:
     for name in ("one", "two.partial"):
         at = tmp_path / "cells" / name
         fit_with_control([api()], at, TINY, progress=False)
-    average = tmp_path / "cells" / "average"  # a method that uses another's sets, and has asked nothing by itself
+    average = (
+        tmp_path / "cells" / "average"
+    )  # a method that uses another's sets, and has asked nothing by itself
     average.mkdir()
     (average / "summary.json").write_text(json.dumps({"queries": 108, "seconds": {}, "ledger": []}))
     (average / "meta_model.safetensors").touch()
@@ -202,7 +226,11 @@ def test_what_holds_no_run(tmp_path: Path) -> None:
 
 def test_a_run_that_came_to_nothing_leaves_no_plan(tmp_path: Path) -> None:
     dead = RemoteBlackBox(
-        "http://127.0.0.1:9", "dead", spec=APISpec(3, (1, 16, 16), name="dead"), retries=0, timeout=1.0
+        "http://127.0.0.1:9",
+        "dead",
+        spec=APISpec(3, (1, 16, 16), name="dead"),
+        retries=0,
+        timeout=1.0,
     )
     with pytest.warns(UserWarning), pytest.raises(Exception, match="dead"):
         fit_with_control([dead], tmp_path / "run", TINY, progress=False)

@@ -51,7 +51,9 @@ def test_the_estimate_flows_into_the_graph(seed: int) -> None:
     torch.testing.assert_close(loss, losses[0].mean())
     torch.testing.assert_close(zo.last_loss, losses[0])
     (3 * loss).backward()
-    estimate = bf.ops.estimate_gradient(losses[1:] - losses[:1], torch.tensor([seed, 0]), (b, 3), 0.2)
+    estimate = bf.ops.estimate_gradient(
+        losses[1:] - losses[:1], torch.tensor([seed, 0]), (b, 3), 0.2
+    )
     torch.testing.assert_close(weight.grad, 3 * inputs.detach().T @ (estimate / b))
 
 
@@ -59,7 +61,10 @@ def test_the_estimate_flows_into_the_graph(seed: int) -> None:
 def test_chunks_are_the_whole(kind: str, grid: int, seed: int) -> None:
     x = leaf(5, 3, 8, 8, seed=seed)
     for max_images in (1, 7, 5 * 13, 10**6):
-        whole, parts = bf.ZerothOrder(70, 0.1, kind, grid, seed), bf.ZerothOrder(70, 0.1, kind, grid, seed)
+        whole, parts = (
+            bf.ZerothOrder(70, 0.1, kind, grid, seed),
+            bf.ZerothOrder(70, 0.1, kind, grid, seed),
+        )
         for _ in range(2):
             chunks = list(parts.ask_chunks(x, max_images))  # all kept: none may overwrite another
             assert max(len(chunk) for chunk in chunks) == max(1, min(71, max_images // 5))
@@ -98,7 +103,9 @@ def test_tell_scores_is_tell_of_the_objective(seed: int) -> None:
     loss = by_scores.tell_scores(scores, labels)
     (gradient,) = torch.autograd.grad(loss, x)
     by_losses.ask(x)
-    losses = F.cross_entropy(scores.flatten(0, 1).double(), labels.repeat(9), reduction="none").view(9, 3)
+    losses = F.cross_entropy(
+        scores.flatten(0, 1).double(), labels.repeat(9), reduction="none"
+    ).view(9, 3)
     expected = by_losses.tell(losses)
     (wanted,) = torch.autograd.grad(expected, x)
     torch.testing.assert_close(loss.double(), expected, rtol=RTOL, atol=ATOL)
@@ -114,7 +121,9 @@ def test_the_boundary_term_needs_a_weight_and_scores(seed: int) -> None:
     plain = zo.tell_scores(scores, torch.tensor([0, 1]))
     zo.ask(x)
     student = scores[0] + 1
-    pushed = zo.tell_scores(scores, torch.tensor([0, 1]), student, boundary_weight=0.5, divergence="l1")
+    pushed = zo.tell_scores(
+        scores, torch.tensor([0, 1]), student, boundary_weight=0.5, divergence="l1"
+    )
     torch.testing.assert_close(plain - pushed, torch.tensor(0.5 * 5))  # five classes, each 1 apart
 
 
@@ -158,7 +167,9 @@ def test_threads_share_an_estimator(seed: int) -> None:
                 wrong.append(f"thread {number} has the losses of another")
             # The step is the one whose points these are.
             states = [torch.tensor([seed, step]) for step in range(n_threads * n_asks)]
-            steps = [s for s in states if torch.equal(bf.ops.perturb(x.detach(), s, 2, 0.1), points)]
+            steps = [
+                s for s in states if torch.equal(bf.ops.perturb(x.detach(), s, 2, 0.1), points)
+            ]
             seen.extend(int(state[1]) for state in steps)
             estimate = bf.ops.estimate_gradient(losses[1:] - losses[:1], steps[0], x.shape, 0.1)
             if not torch.equal(gradient, estimate / 2):
@@ -213,7 +224,13 @@ def test_state_dict_keeps_the_position(seed: int) -> None:
         assert torch.equal(mine, theirs)
     other.load_state_dict({"seed": seed, "step": 0})
     assert other.state is None
-    for bad in ({"seed": 1}, {"seed": 1, "step": -1}, {"seed": 2**63, "step": 0}, {"seed": 1.5, "step": 0}, None):
+    for bad in (
+        {"seed": 1},
+        {"seed": 1, "step": -1},
+        {"seed": 2**63, "step": 0},
+        {"seed": 1.5, "step": 0},
+        None,
+    ):
         with pytest.raises(InputError, match=r"ZerothOrder.load_state_dict: "):
             other.load_state_dict(bad)
     assert other.state_dict() == {"seed": seed, "step": 0}
@@ -254,16 +271,30 @@ def test_bad_input() -> None:
         ({"seed": 1.5}, "seed must be an integer; got 1.5"),
         ({"seed": True}, "seed must be an integer; got True"),
         ({"seed": 2**63}, "seed must be below 9223372036854775808; got 9223372036854775808"),
-        ({"seed": -(2**63) - 1}, "seed must be at least -9223372036854775808; got -9223372036854775809"),
-        ({"directions": "normal"}, "directions must be one of rademacher, sphere, gaussian, lowres; got 'normal'"),
+        (
+            {"seed": -(2**63) - 1},
+            "seed must be at least -9223372036854775808; got -9223372036854775809",
+        ),
+        (
+            {"directions": "normal"},
+            "directions must be one of rademacher, sphere, gaussian, lowres; got 'normal'",
+        ),
         ({"grid": 2}, "grid goes with directions 'lowres' only; got grid=2"),
-        ({"directions": "lowres"}, "grid must be from 1 to the image's smaller side with directions 'lowres'; got 0"),
+        (
+            {"directions": "lowres"},
+            "grid must be from 1 to the image's smaller side with directions 'lowres'; got 0",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             bf.ZerothOrder(**keywords)
         with pytest.raises(InputError, match=message):
             bf.as_differentiable(torch.nn.Identity(), **keywords)
-    assert bf.ZerothOrder(np.int64(3), np.float32(0.5), seed=np.int64(-(2**63))).ask(torch.zeros(2, 3)).shape[0] == 4
+    assert (
+        bf.ZerothOrder(np.int64(3), np.float32(0.5), seed=np.int64(-(2**63)))
+        .ask(torch.zeros(2, 3))
+        .shape[0]
+        == 4
+    )
     zo = bf.ZerothOrder(3, 0.1)
     for max_images in (0, 2.5, True):
         with pytest.raises(InputError, match="ask_chunks: max_images must be a"):
@@ -273,7 +304,9 @@ def test_bad_input() -> None:
     zo.ask(torch.zeros(2, 3))
     with pytest.raises(InputError, match=r"losses must be \[1 \+ q, B\] = \[4, 2\]; got \[3, 2\]"):
         zo.tell(torch.zeros(3, 2))
-    with pytest.raises(InputError, match=r"scores must be \[1 \+ q, B, n_classes\] with q = 3; got \[3, 2, 5\]"):
+    with pytest.raises(
+        InputError, match=r"scores must be \[1 \+ q, B, n_classes\] with q = 3; got \[3, 2, 5\]"
+    ):
         zo.tell_scores(torch.zeros(3, 2, 5), torch.zeros(2, dtype=torch.int64))
     zo.tell(torch.zeros(4, 2))
     with pytest.raises(InputError, match="tell once per ask"):

@@ -21,9 +21,15 @@ def test_gradient_of_any_loss(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(8, 5, generator=generator)
     x = torch.randn(2, 8, generator=generator).requires_grad_()
-    teacher = bf.as_differentiable(lambda images: images @ weight, num_directions=20000, mu=0.1, seed=seed)
+    teacher = bf.as_differentiable(
+        lambda images: images @ weight, num_directions=20000, mu=0.1, seed=seed
+    )
     assert torch.equal(teacher(x), x @ weight)
-    for loss in (lambda s: F.cross_entropy(s, torch.tensor([0, 3])), lambda s: s.square().sum(), lambda s: s[0, 1]):
+    for loss in (
+        lambda s: F.cross_entropy(s, torch.tensor([0, 3])),
+        lambda s: s.square().sum(),
+        lambda s: s[0, 1],
+    ):
         (estimate,) = torch.autograd.grad(loss(teacher(x)), x)
         (exact,) = torch.autograd.grad(loss(x @ weight), x)
         assert F.cosine_similarity(estimate.flatten(), exact.flatten(), dim=0) > 0.99
@@ -50,7 +56,9 @@ def test_trains_a_generator_through_a_black_box(seed: int) -> None:
     torch.manual_seed(seed)
     secret = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     spec = bf.APISpec(n_classes=3, image_shape=(1, 4, 4))
-    teacher = bf.as_differentiable(bf.TorchBlackBox(secret, spec), num_directions=20, mu=0.05, seed=seed)
+    teacher = bf.as_differentiable(
+        bf.TorchBlackBox(secret, spec), num_directions=20, mu=0.05, seed=seed
+    )
     generator = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Unflatten(1, (1, 4, 4)))
     optimizer = torch.optim.Adam(generator.parameters(), lr=0.05)
     latents, labels = torch.randn(12, 8), torch.arange(12) % 3
@@ -65,7 +73,9 @@ def test_trains_a_generator_through_a_black_box(seed: int) -> None:
 
 
 def test_bad_answer() -> None:
-    with pytest.raises(InputError, match=r"query must answer \[N, n_classes\] with N = 2; got \[8\]"):
+    with pytest.raises(
+        InputError, match=r"query must answer \[N, n_classes\] with N = 2; got \[8\]"
+    ):
         bf.as_differentiable(lambda images: images.flatten())(torch.zeros(2, 4))
     with pytest.raises(InputError, match="query must be callable on images; got str"):
         bf.as_differentiable("teacher")
@@ -76,7 +86,9 @@ def test_bad_answer() -> None:
 def test_a_module_that_is_asked_stays_outside(seed: int) -> None:
     """Its parameters, batch norms and mode are not those of the teacher, and training leaves them as they were."""
     torch.manual_seed(seed)
-    victim = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).eval()
+    victim = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)
+    ).eval()
     before = {name: value.clone() for name, value in victim.state_dict().items()}
     teacher = bf.as_differentiable(victim, num_directions=4, mu=0.1, seed=seed)
     assert list(teacher.parameters()) == list(teacher.buffers()) == list(teacher.children()) == []
@@ -118,7 +130,10 @@ def test_strict_checkpoints_keep_the_position(tmp_path: Path, seed: int) -> None
     torch.save(first.state_dict(), tmp_path / "a.pt")
     safetensors.torch.save_file(first.state_dict(), tmp_path / "a.safetensors")
     wanted = gradients(first, 2)
-    for state in (torch.load(tmp_path / "a.pt"), safetensors.torch.load_file(tmp_path / "a.safetensors")):
+    for state in (
+        torch.load(tmp_path / "a.pt"),
+        safetensors.torch.load_file(tmp_path / "a.safetensors"),
+    ):
         second = Project(teacher_of(seed + 1))
         assert not torch.equal(gradients(second, 1)[0], wanted[0])
         second.load_state_dict(state, strict=True)
@@ -129,7 +144,9 @@ def test_strict_checkpoints_keep_the_position(tmp_path: Path, seed: int) -> None
     gradients(third, 2)
     third.load_state_dict(without, strict=True)
     assert all(torch.equal(*pair) for pair in zip(gradients(third, 2), wanted))
-    with pytest.raises(RuntimeError, match="network.weight"):  # strict remains strict about the rest
+    with pytest.raises(
+        RuntimeError, match="network.weight"
+    ):  # strict remains strict about the rest
         third.load_state_dict({"teacher._extra_state": torch.tensor([0, 0])}, strict=True)
     with pytest.raises(InputError, match=r"the extra state must be int64 \[seed, step\]"):
         third.teacher.set_extra_state({"seed": 1})

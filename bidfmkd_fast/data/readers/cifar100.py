@@ -25,14 +25,18 @@ def read(tree: Tree, split: Split | None) -> Listing:
     """
     folder = tree.folder_of(*_FILES)
     if folder is None:
-        raise InputError(f"convert_dataset: cifar100: {tree.path} holds no folder with the files {', '.join(_FILES)}")
+        raise InputError(
+            f"convert_dataset: cifar100: {tree.path} holds no folder with the files {', '.join(_FILES)}"
+        )
     meta, *parts = (
         load_arrays(content, f"{tree.path}: {folder}{name}")
         for name, content in zip(_FILES, tree.read(*(folder + name for name in _FILES)))
     )
     names = meta.get("fine_label_names")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"convert_dataset: {tree.path}: {folder}meta: wanted fine_label_names, a list of class names")
+        raise InputError(
+            f"convert_dataset: {tree.path}: {folder}meta: wanted fine_label_names, a list of class names"
+        )
     classes: list[str] = []
     for name, part in zip(_FILES[1:], parts):
         classes += _classes(part, names, f"{tree.path}: {folder}{name}")
@@ -46,10 +50,16 @@ def read(tree: Tree, split: Split | None) -> Listing:
 def _classes(part: dict, names: list[str], where: str) -> list[str]:
     rows, labels = part.get("data"), part.get("fine_labels")
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 3072:
-        came = f"an array {list(rows.shape)}" if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise InputError(f"convert_dataset: {where}: data must be [N, 3072], images of 3 x 32 x 32; got {came}")
+        came = (
+            f"an array {list(rows.shape)}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        )
+        raise InputError(
+            f"convert_dataset: {where}: data must be [N, 3072], images of 3 x 32 x 32; got {came}"
+        )
     if not isinstance(labels, list) or len(labels) != len(rows):
-        raise InputError(f"convert_dataset: {where}: fine_labels must be a list of {len(rows)} numbers")
+        raise InputError(
+            f"convert_dataset: {where}: fine_labels must be a list of {len(rows)} numbers"
+        )
     if not all(type(label) is int and 0 <= label < len(names) for label in labels):
         raise InputError(f"convert_dataset: {where}: fine_labels must be in 0..{len(names) - 1}")
     return [names[label] for label in labels]

@@ -22,7 +22,9 @@ def read(tree: Tree, split: Split | None) -> Listing:
     files = [name for name in tree.names if is_image_name(name)]
     if not files:
         held = f"; it holds {endings(tree.names)}" if tree.names else ""
-        raise InputError(f"convert_dataset: class_folders: {tree.path} holds no images that can be read{held}")
+        raise InputError(
+            f"convert_dataset: class_folders: {tree.path} holds no images that can be read{held}"
+        )
     top = posixpath.commonpath([posixpath.dirname(file) for file in files])
     parts = [posixpath.relpath(file, top or ".").split("/") for file in files]
     loose = next((file for file, part in zip(files, parts) if len(part) == 1), None)
@@ -31,7 +33,9 @@ def read(tree: Tree, split: Split | None) -> Listing:
             f"convert_dataset: {tree.path} has one class folder, {top!r}; few-shot tasks need two classes at least"
         )
     if loose is not None:
-        wanted = "wanted a folder for each class, or lists of the images and their classes by --split"
+        wanted = (
+            "wanted a folder for each class, or lists of the images and their classes by --split"
+        )
         raise InputError(f"convert_dataset: {tree.path}: {loose} lies in no class folder; {wanted}")
     if all(part[0] in SPLIT_NAMES and len(part) > 2 for part in parts):
         classes = ["/".join(part[1:-1]) for part in parts]

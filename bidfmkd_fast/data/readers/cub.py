@@ -25,7 +25,9 @@ def read(tree: Tree, split: Split | None) -> Listing:
     """
     folder = tree.folder_of(*_LISTS)
     if folder is None:
-        raise InputError(f"convert_dataset: cub: {tree.path} holds no folder with {', '.join(_LISTS)}")
+        raise InputError(
+            f"convert_dataset: cub: {tree.path} holds no folder with {', '.join(_LISTS)}"
+        )
     where = f"{tree.path}: {folder}"
     labels, names, images = (
         _numbered(content, where + name)
@@ -40,7 +42,9 @@ def read(tree: Tree, split: Split | None) -> Listing:
                 f"convert_dataset: {where}image_class_labels.txt gives image {number}, {image}, no class of classes.txt"
             )
         if (file := f"{folder}images/{image}") not in there:
-            raise InputError(f"convert_dataset: {where}images.txt lists {image}, but there is no {file}")
+            raise InputError(
+                f"convert_dataset: {where}images.txt lists {image}, but there is no {file}"
+            )
         files.append(file)
         classes.append(name)
     if split is None:

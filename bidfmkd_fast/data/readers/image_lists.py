@@ -43,17 +43,25 @@ def _find(listed: str, by_file: dict[str, list[tuple[str, ...]]], where: str, tr
     Published lists hold paths of their authors' machines, and miniImageNet's hold bare file names.
     """
     wanted = [part for part in listed.replace("\\", "/").split("/") if part not in ("", ".")]
-    candidates = {parts: _common_end(parts, wanted) for parts in by_file.get(wanted[-1] if wanted else "", [])}
+    candidates = {
+        parts: _common_end(parts, wanted) for parts in by_file.get(wanted[-1] if wanted else "", [])
+    }
     best = max(candidates.values(), default=0)
     enough = {parts for parts in candidates if best >= min(2, len(wanted), len(parts))}
     found = [parts for parts, common in candidates.items() if common == best and parts in enough]
     if not found:
-        raise InputError(f"convert_dataset: {where} lists the image {listed!r}, which {tree.path} lacks")
+        raise InputError(
+            f"convert_dataset: {where} lists the image {listed!r}, which {tree.path} lacks"
+        )
     if len(found) > 1:
         both = " and ".join("/".join(parts) for parts in found[:2])
-        raise InputError(f"convert_dataset: {where} lists the image {listed!r}, which may be {both}")
+        raise InputError(
+            f"convert_dataset: {where} lists the image {listed!r}, which may be {both}"
+        )
     return "/".join(found[0])
 
 
 def _common_end(one: tuple[str, ...], other: list[str]) -> int:
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other)))))
+    return len(
+        list(takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other))))
+    )

@@ -18,11 +18,31 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bidfmkd_fast.data.readers.tree import Tree
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.progress import Bar
+from bidfmkd_fast.runtime.progress import Bar
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # none of them can start a program, as EPS does
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "BMP",
+    "GIF",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)  # none of them can start a program, as EPS does
 HEIF_SUFFIXES = (".heic", ".heif")  # what telephones write; read where pillow-heif is installed
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp")
+_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _GREY = ("1", "L", "LA", "La")
 _TURNS = {  # what makes an image upright, by its orientation mark; 1 is upright
@@ -34,7 +54,9 @@ _TURNS = {  # what makes an image upright, by its orientation mark; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_EXIF_DAMAGED = "damaged EXIF data; where the orientation mark is lost, the picture is read as it lies"
+_EXIF_DAMAGED = (
+    "damaged EXIF data; where the orientation mark is lost, the picture is read as it lies"
+)
 
 
 class Wanted(NamedTuple):
@@ -73,7 +95,9 @@ def decode(content: bytes, where: str, wanted: Wanted) -> np.ndarray:
     as a common image, for floats and 32-bit integers, and for what is too large to be meant.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=(*FORMATS, "HEIF") if _reads_heif() else FORMATS) as opened:
+        with Image.open(
+            io.BytesIO(content), formats=(*FORMATS, "HEIF") if _reads_heif() else FORMATS
+        ) as opened:
             opened.load()
             image = _upright(opened) if wanted.upright else opened
             image = _eight_bits(image, opened, where)
@@ -83,7 +107,9 @@ def decode(content: bytes, where: str, wanted: Wanted) -> np.ndarray:
             raise InputError(
                 f"convert_dataset: {where} is HEIC; `pip install pillow-heif` makes it readable"
             ) from error
-        raise InputError(f"convert_dataset: {where} is no image (wanted one of {', '.join(FORMATS)})") from error
+        raise InputError(
+            f"convert_dataset: {where} is no image (wanted one of {', '.join(FORMATS)})"
+        ) from error
     except InputError:
         raise
     except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
@@ -107,7 +133,9 @@ def decode_all(tree: Tree, names: Sequence[str], wanted: Wanted, progress: bool)
                 images, first = np.empty((len(names), *image.shape), np.uint8), name
             if image.shape[:2] != images.shape[1:3]:
                 sizes = f"{first} is {images.shape[2]}x{images.shape[1]}, {name} is {image.shape[1]}x{image.shape[0]}"
-                raise InputError(f"convert_dataset: images differ in size: {sizes}; give --size, 84 in most papers")
+                raise InputError(
+                    f"convert_dataset: images differ in size: {sizes}; give --size, 84 in most papers"
+                )
             if image.ndim > images.ndim - 1:
                 images = np.repeat(images[..., None], 3, axis=3)
             images[row_of[name]] = image if image.ndim == images.ndim - 1 else image[..., None]
@@ -123,7 +151,9 @@ def _upright(image: Image.Image) -> Image.Image:
     """
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged data make Pillow raise nearly anything; the pixels are there all the same
+    except (
+        Exception
+    ):  # damaged data make Pillow raise nearly anything; the pixels are there all the same
         warnings.warn(_EXIF_DAMAGED, UserWarning, stacklevel=1)
         return image
     return image if turn is None else image.transpose(turn)
@@ -133,9 +163,13 @@ def _eight_bits(image: Image.Image, opened: Image.Image, where: str) -> Image.Im
     """Scale grey of 16 bits to 8, the whole range onto the whole range."""
     if image.mode[0] not in "IF":
         return image
-    if not image.mode.startswith("I;16") and not (image.mode == "I" and opened.format in ("PNG", "PPM")):
+    if not image.mode.startswith("I;16") and not (
+        image.mode == "I" and opened.format in ("PNG", "PPM")
+    ):
         kind = "floats" if image.mode == "F" else "32-bit integers"
-        raise InputError(f"convert_dataset: {where} holds {kind}, whose range it does not tell; make it 8 or 16 bits")
+        raise InputError(
+            f"convert_dataset: {where} holds {kind}, whose range it does not tell; make it 8 or 16 bits"
+        )
     values = np.asarray(image).astype(np.int64)
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 = 257 x 255
 
@@ -148,7 +182,9 @@ def _warnings_with_files() -> Iterator[None]:
     """Inside the block gather what Pillow warns of, in all threads; then warn once of each fault, naming the files."""
     files_of: dict[str, list[str]] = {}
 
-    def note(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    def note(
+        message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any
+    ) -> None:
         # Pillow reads EXIF data as the tags of a TIFF file, and warns of each damaged tag by its number.
         text = _EXIF_DAMAGED if "TiffImagePlugin" in filename else " ".join(str(message).split())
         files = files_of.setdefault(text, [])
@@ -162,10 +198,14 @@ def _warnings_with_files() -> Iterator[None]:
         yield
     for text, names in files_of.items():
         more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-        warnings.warn(f"convert_dataset: {', '.join(names[:3])}{more}: {text}", UserWarning, stacklevel=4)
+        warnings.warn(
+            f"convert_dataset: {', '.join(names[:3])}{more}: {text}", UserWarning, stacklevel=4
+        )
 
 
-def _in_threads(tree: Tree, names: Sequence[str], wanted: Wanted) -> Iterator[tuple[str, np.ndarray]]:
+def _in_threads(
+    tree: Tree, names: Sequence[str], wanted: Wanted
+) -> Iterator[tuple[str, np.ndarray]]:
     """Decoded images in the order of the stream; Pillow works outside Python's lock, so threads help."""
 
     def decoded(content: bytes, name: str) -> np.ndarray:

@@ -38,7 +38,9 @@ def endings(names: Sequence[str]) -> str:
     """Return how many of these files have which ending, and what would read them: "9 .heic (...), 2 .txt"."""
     counts = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names)
     hint = " (`pip install pillow-heif` reads them)"
-    return _some([f"{n:,} {end}{hint if end in HEIF_SUFFIXES else ''}" for end, n in counts.most_common()])
+    return _some(
+        [f"{n:,} {end}{hint if end in HEIF_SUFFIXES else ''}" for end, n in counts.most_common()]
+    )
 
 
 def _some(texts: Sequence[str]) -> str:

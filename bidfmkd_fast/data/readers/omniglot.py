@@ -30,7 +30,9 @@ def read(tree: Tree, split: Split | None) -> Listing:
     classes = [name.rpartition("/")[0] for name in both.names]
     split = split or published_split("omniglot")
     resample = Image.Resampling.BOX
-    return Listing("omniglot", classes, both, both.names, split=split, size=28, resample=resample, mode="L")
+    return Listing(
+        "omniglot", classes, both, both.names, split=split, size=28, resample=resample, mode="L"
+    )
 
 
 def _find(tree: Tree, part: str) -> str | None:
@@ -53,10 +55,15 @@ class _Both(Tree):
                 raise InputError(
                     f"convert_dataset: omniglot: {tree.path} lacks {part} (a folder, or {part}.zip in a folder)"
                 )
-            its, prefix = (tree, place) if place.endswith("/") else (open_tree(tree.path / place), f"{part}/")
+            its, prefix = (
+                (tree, place) if place.endswith("/") else (open_tree(tree.path / place), f"{part}/")
+            )
             for name in its.names:
                 if name.startswith(prefix) and is_image_name(name):
-                    self._files[f"{part.removeprefix('images_')}/{name.removeprefix(prefix)}"] = (its, name)
+                    self._files[f"{part.removeprefix('images_')}/{name.removeprefix(prefix)}"] = (
+                        its,
+                        name,
+                    )
         super().__init__(tree.path, self._files)
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:

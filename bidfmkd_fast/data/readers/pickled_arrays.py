@@ -27,8 +27,13 @@ def load_arrays(content: bytes, where: str) -> dict[str, Any]:
             f"convert_dataset: {where} is no whole pickle: {error}; it may be damaged or cut off"
         ) from error
     if not isinstance(value, dict):
-        raise InputError(f"convert_dataset: {where}: wanted a pickled dict; got {type(value).__name__}")
-    return {str(key): item.to_numpy(where) if isinstance(item, _Array) else item for key, item in value.items()}
+        raise InputError(
+            f"convert_dataset: {where}: wanted a pickled dict; got {type(value).__name__}"
+        )
+    return {
+        str(key): item.to_numpy(where) if isinstance(item, _Array) else item
+        for key, item in value.items()
+    }
 
 
 class _Type:
@@ -53,12 +58,23 @@ class _Array:
         self.state = state
 
     def to_numpy(self, where: str) -> np.ndarray:
-        _, shape, kind, by_column, raw = self.state if len(self.state) == 5 else (0, (), None, False, b"")
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2's bytes are text to Python 3
+        _, shape, kind, by_column, raw = (
+            self.state if len(self.state) == 5 else (0, (), None, False, b"")
+        )
+        raw = (
+            raw.encode("latin1") if isinstance(raw, str) else raw
+        )  # Python 2's bytes are text to Python 3
         sizes = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
-        plain = isinstance(kind, _Type) and kind.code in ("u1", "|u1") and isinstance(raw, bytes) and not by_column
+        plain = (
+            isinstance(kind, _Type)
+            and kind.code in ("u1", "|u1")
+            and isinstance(raw, bytes)
+            and not by_column
+        )
         if not plain or not sizes or math.prod(shape) != len(raw):
-            raise InputError(f"convert_dataset: {where} holds an array that is not whole rows of bytes")
+            raise InputError(
+                f"convert_dataset: {where} holds an array that is not whole rows of bytes"
+            )
         return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
@@ -72,5 +88,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) not in self._ALLOWED:
-            raise InputError(f"wants to run {module}.{name}, which no array of images needs; it was not run")
+            raise InputError(
+                f"wants to run {module}.{name}, which no array of images needs; it was not run"
+            )
         return self._ALLOWED[module, name]

@@ -14,7 +14,7 @@ import torch
 from bidfmkd_fast.data.dataset import SPLITS
 from bidfmkd_fast.data.readers.tree import Tree
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.json_files import parse_json
+from bidfmkd_fast.files.json_files import parse_json
 from bidfmkd_fast.seeds import torch_generator
 
 SPLIT_NAMES = {name: name for name in SPLITS} | {
@@ -53,14 +53,20 @@ class Split:
         found: dict[str, str] = {}
         absent = []
         for entry, split in self.of.items():
-            named = [entry] if entry in classes else [name for name in classes if name.startswith(f"{entry}/")]
+            named = (
+                [entry]
+                if entry in classes
+                else [name for name in classes if name.startswith(f"{entry}/")]
+            )
             if not named:
                 absent.append(entry)
             for name in named:
                 if found.setdefault(name, split) != split:
                     raise _in_two(self.where, name, found[name], split)
         if absent:
-            some = ", ".join(map(repr, absent[:3])) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+            some = ", ".join(map(repr, absent[:3])) + (
+                f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+            )
             there = ", ".join(map(repr, sorted(classes)[:3]))
             raise InputError(
                 f"convert_dataset: {self.where} names classes that the source lacks: {some}; it has {there}, ..."
@@ -76,7 +82,9 @@ def make_split(where: str, rows: Sequence[Row]) -> Split:
             raise _in_two(where, row.class_name, of[row.class_name], row.split)
     images = [(row.file, row.class_name) for row in rows if row.file is not None]
     if not rows or len(images) not in (0, len(rows)):
-        raise InputError(f"convert_dataset: {where} must name classes, or an image and its class in every row")
+        raise InputError(
+            f"convert_dataset: {where} must name classes, or an image and its class in every row"
+        )
     return Split(where, of, images or None)
 
 
@@ -87,7 +95,10 @@ def random_split(classes: Collection[str], seed: int) -> Split:
     order = torch.randperm(len(names), generator=torch_generator(seed, "convert", "split")).tolist()
     sizes = (len(names) - n_val - n_test, n_val, n_test)
     splits = [split for split, size in zip(SPLITS, sizes) for _ in range(size)]
-    return Split(f"drawn at random, seed {seed}", {names[index]: split for index, split in zip(order, splits)})
+    return Split(
+        f"drawn at random, seed {seed}",
+        {names[index]: split for index, split in zip(order, splits)},
+    )
 
 
 def is_split_list(name: str) -> bool:
@@ -103,9 +114,13 @@ def read_split(path: Path) -> Split:
         chosen = _choose(files, str(path))
         if not chosen:
             raise InputError(f"convert_dataset: {path} holds no split lists: wanted {_WANTED}")
-        return _parse_three(str(path), {split: (name, _content(path / name)) for split, name in chosen.items()})
+        return _parse_three(
+            str(path), {split: (name, _content(path / name)) for split, name in chosen.items()}
+        )
     if path.suffix.lower() not in (".csv", ".json"):
-        raise InputError(f"convert_dataset: split lists are a folder, a .csv or a .json file; got {path}")
+        raise InputError(
+            f"convert_dataset: split lists are a folder, a .csv or a .json file; got {path}"
+        )
     return make_split(str(path), list(_parse(str(path), path.name, _content(path), None)))
 
 
@@ -120,10 +135,16 @@ def find_split(tree: Tree) -> Split | None:
     for name in tree.names:
         folder, _, file = name.rpartition("/")
         folders.setdefault(folder, []).append(file)
-    found = {folder: chosen for folder, files in folders.items() if (chosen := _choose(files, f"{tree.path}/{folder}"))}
+    found = {
+        folder: chosen
+        for folder, files in folders.items()
+        if (chosen := _choose(files, f"{tree.path}/{folder}"))
+    }
     if len(found) > 1:
         where = ", ".join(repr(folder) for folder in sorted(found))
-        raise InputError(f"convert_dataset: {tree.path} holds split lists in {where}; choose with --split")
+        raise InputError(
+            f"convert_dataset: {tree.path} holds split lists in {where}; choose with --split"
+        )
     for folder, chosen in found.items():
         names = [f"{folder}/{name}".lstrip("/") for name in chosen.values()]
         contents = dict(zip(chosen, zip(chosen.values(), tree.read(*names))))
@@ -147,7 +168,9 @@ def _choose(files: Sequence[str], where: str) -> dict[str, str]:
             complete.append(chosen)
     if len(complete) > 1:
         both = " and ".join(chosen["meta_train"] for chosen in complete)
-        raise InputError(f"convert_dataset: {where} holds split lists of several kinds, {both}; keep one")
+        raise InputError(
+            f"convert_dataset: {where} holds split lists of several kinds, {both}; keep one"
+        )
     return complete[0] if complete else {}
 
 
@@ -156,7 +179,9 @@ def _parse_three(where: str, contents: dict[str, tuple[str, bytes]]) -> Split:
         row
         for split in SPLITS
         if split in contents
-        for row in _parse(f"{where}/{contents[split][0]}", contents[split][0], contents[split][1], split)
+        for row in _parse(
+            f"{where}/{contents[split][0]}", contents[split][0], contents[split][1], split
+        )
     ]
     return make_split(where, rows)
 
@@ -182,11 +207,20 @@ def _parse_csv(where: str, text: str, split: str | None) -> Iterator[Row]:
     columns = reader.fieldnames or ()
     wanted = ["label"] + ["split"] * (split is None)
     if not set(wanted) <= set(columns):
-        raise InputError(f"convert_dataset: {where}: wanted the columns {['filename', *wanted]}; got {list(columns)}")
+        raise InputError(
+            f"convert_dataset: {where}: wanted the columns {['filename', *wanted]}; got {list(columns)}"
+        )
     for row in reader:
         its = split or SPLIT_NAMES.get(row["split"] or "")
-        if not row["label"] or its is None or None in row or ("filename" in columns and not row["filename"]):
-            raise InputError(f"convert_dataset: {where}, line {reader.line_num}: wanted {','.join(columns)}; got {row}")
+        if (
+            not row["label"]
+            or its is None
+            or None in row
+            or ("filename" in columns and not row["filename"])
+        ):
+            raise InputError(
+                f"convert_dataset: {where}, line {reader.line_num}: wanted {','.join(columns)}; got {row}"
+            )
         yield Row(its, row["label"], row.get("filename"))
 
 
@@ -203,21 +237,29 @@ def _parse_json(where: str, value: object, split: str | None) -> Iterator[Row]:
     elif isinstance(value, dict) and all(isinstance(value.get(key), list) for key in _IMAGE_KEYS):
         names, files, labels = (value[key] for key in _IMAGE_KEYS)
         if len(files) != len(labels):
-            raise InputError(f"convert_dataset: {where}: {len(files)} image_names but {len(labels)} image_labels")
+            raise InputError(
+                f"convert_dataset: {where}: {len(files)} image_names but {len(labels)} image_labels"
+            )
         for file, label in zip(files, labels):
             if type(label) is not int or not 0 <= label < len(names) or not isinstance(file, str):
                 wanted = f"a file name and a number of one of {len(names)} label_names"
-                raise InputError(f"convert_dataset: {where}: wanted {wanted}; got {file!r} and {label!r}")
+                raise InputError(
+                    f"convert_dataset: {where}: wanted {wanted}; got {file!r} and {label!r}"
+                )
             yield Row(split, str(names[label]), file)
     else:
-        raise InputError(f"convert_dataset: {where}: wanted a list of class names, or {', '.join(_IMAGE_KEYS)}")
+        raise InputError(
+            f"convert_dataset: {where}: wanted a list of class names, or {', '.join(_IMAGE_KEYS)}"
+        )
 
 
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"convert_dataset: cannot read the split list {path}: {error.strerror}") from error
+        raise InputError(
+            f"convert_dataset: cannot read the split list {path}: {error.strerror}"
+        ) from error
 
 
 def _in_two(where: str, class_name: str, one: str, other: str) -> InputError:

@@ -14,9 +14,28 @@ from pathlib import Path, PurePosixPath
 
 from bidfmkd_fast.errors import InputError
 
-MAX_FILE_BYTES = 1 << 29  # three times the largest file wanted (CIFAR-100's training images): more is no image
-_SYSTEM = {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini"}
-_DAMAGE = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
+MAX_FILE_BYTES = (
+    1 << 29
+)  # three times the largest file wanted (CIFAR-100's training images): more is no image
+_SYSTEM = {
+    "__macosx",
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "$recycle.bin",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+}
+_DAMAGE = (
+    OSError,
+    EOFError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+)
 
 
 class Tree(ABC):
@@ -36,7 +55,9 @@ class Tree(ABC):
     def name(self) -> str:
         """The name of the folder, or of the archive without its ending."""
         name = self.path.resolve().name
-        return name if self.path.is_dir() else name.removesuffix(self.path.suffix).removesuffix(".tar")
+        return (
+            name if self.path.is_dir() else name.removesuffix(self.path.suffix).removesuffix(".tar")
+        )
 
     @abstractmethod
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -50,7 +71,9 @@ class Tree(ABC):
     def folder_of(self, *names: str) -> str | None:
         """The folder, ending in "/" or empty for the root, that holds all these files; the one nearest to the root."""
         there = set(self.names)
-        found = [name[: -len(names[0])] for name in self.names if f"/{name}".endswith(f"/{names[0]}")]
+        found = [
+            name[: -len(names[0])] for name in self.names if f"/{name}".endswith(f"/{names[0]}")
+        ]
         found = [folder for folder in found if all(folder + name in there for name in names)]
         return min(found, key=lambda folder: (folder.count("/"), folder), default=None)
 
@@ -89,7 +112,10 @@ class _Folder(Tree):
 class _Zip(Tree):
     def __init__(self, path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
-            super().__init__(path, [_inside(path, info.filename) for info in archive.infolist() if not info.is_dir()])
+            super().__init__(
+                path,
+                [_inside(path, info.filename) for info in archive.infolist() if not info.is_dir()],
+            )
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         with _damage_named(self.path), zipfile.ZipFile(self.path) as archive:
@@ -109,7 +135,9 @@ class _Member(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros with which every archive ends
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"{error} at byte {archive.offset:,}, without the mark of its end") from error
+            raise tarfile.ReadError(
+                f"{error} at byte {archive.offset:,}, without the mark of its end"
+            ) from error
 
 
 class _Tar(Tree):
@@ -124,7 +152,9 @@ class _Tar(Tree):
                 if member.isfile():
                     names.append(name)
                 elif not member.isdir():
-                    raise InputError(f"convert_dataset: {path}: {name!r} is a link or device, which no data set needs")
+                    raise InputError(
+                        f"convert_dataset: {path}: {name!r} is a link or device, which no data set needs"
+                    )
         super().__init__(path, names)
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -132,12 +162,16 @@ class _Tar(Tree):
         with _damage_named(self.path), tarfile.open(self.path, tarinfo=_Member) as archive:
             for member in archive:
                 name = _inside(self.path, member.name)
-                content = archive.extractfile(member) if name in wanted and member.isfile() else None
+                content = (
+                    archive.extractfile(member) if name in wanted and member.isfile() else None
+                )
                 if content is not None:
                     wanted.remove(name)
                     yield name, content.read()
         if wanted:
-            raise InputError(f"convert_dataset: {self.path} has changed: {min(wanted)!r} is no longer in it")
+            raise InputError(
+                f"convert_dataset: {self.path} has changed: {min(wanted)!r} is no longer in it"
+            )
 
 
 @contextmanager
@@ -145,7 +179,9 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise InputError(f"convert_dataset: {path} cannot be read: {error}; it may be damaged or cut off") from error
+        raise InputError(
+            f"convert_dataset: {path} cannot be read: {error}; it may be damaged or cut off"
+        ) from error
 
 
 def _walk(root: Path) -> Iterator[str]:

@@ -19,14 +19,18 @@ class PoolModel(MLModel):
     """API number `parameters.extra["number"]` of the pool in the folder `parameters.uri`."""
 
     async def load(self) -> bool:
-        self.api = bf.load_pool(self.settings.parameters.uri)[self.settings.parameters.extra["number"]]
+        self.api = bf.load_pool(self.settings.parameters.uri)[
+            self.settings.parameters.extra["number"]
+        ]
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         images = NumpyCodec.decode_input(payload.inputs[0]).astype(np.float32)
         scores = self.api(torch.from_numpy(images)).numpy()
         return InferenceResponse(
-            model_name=self.name, id=payload.id, outputs=[NumpyCodec.encode_output("scores", scores)]
+            model_name=self.name,
+            id=payload.id,
+            outputs=[NumpyCodec.encode_output("scores", scores)],
         )
 
 
@@ -42,8 +46,12 @@ def main() -> None:
             name=api.name,
             implementation=PoolModel,
             parameters=ModelParameters(uri=options.pool, extra={"number": number}),
-            inputs=[MetadataTensor(name="images", datatype="FP32", shape=[-1, *api.spec.image_shape])],
-            outputs=[MetadataTensor(name="scores", datatype="FP32", shape=[-1, api.spec.n_classes])],
+            inputs=[
+                MetadataTensor(name="images", datatype="FP32", shape=[-1, *api.spec.image_shape])
+            ],
+            outputs=[
+                MetadataTensor(name="scores", datatype="FP32", shape=[-1, api.spec.n_classes])
+            ],
         )
         for number, api in enumerate(bf.load_pool(options.pool))
     ]

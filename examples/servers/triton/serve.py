@@ -35,7 +35,9 @@ def main() -> None:
         allow_metrics=False,
     )
     # Anyone on this machine may read the statistics, to compare them with a client's ledger.
-    security = TritonSecurityConfig(restricted_endpoints=sorted(set(DEFAULT_PROTECTED_ENDPOINTS) - {"statistics"}))
+    security = TritonSecurityConfig(
+        restricted_endpoints=sorted(set(DEFAULT_PROTECTED_ENDPOINTS) - {"statistics"})
+    )
     with (
         tempfile.TemporaryDirectory() as folder,
         Triton(config=config, workspace=f"{folder}/triton", security_config=security) as triton,

@@ -1,0 +1,1 @@
+"""Black boxes in this process: torch modules, functions, ONNX files."""

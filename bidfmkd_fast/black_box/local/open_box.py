@@ -1,0 +1,56 @@
+"""The opposite of a black box: a local module whose gradients may be used, the ceiling of every estimate of them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from bidfmkd_fast.black_box.base import BlackBox
+from bidfmkd_fast.black_box.first_answers import FirstAnswers
+from bidfmkd_fast.black_box.local.torch_module import refuse_split, refuse_wire_fields
+from bidfmkd_fast.black_box.spec import APISpec
+
+
+class OpenBox(BlackBox):
+    """A local module that answers with a graph: `recover` takes its true gradient instead of an estimate.
+
+    Only for comparisons; a call counts as its images, whatever the gradient would cost elsewhere. The module is copied
+    and put in evaluation mode, and answers in full: `dtype`, `encoding`, `decimals` and `top_k`, which say what a
+    service loses, take nothing away here.
+
+    Args:
+        module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of `spec.returned_kind`.
+        spec: what is known of the API.
+        device: where the module runs; images are moved there and scores back.
+
+    Raises:
+        InputError: the spec asks for another size, layout or normalisation, or for a `max_batch` that would change the
+            scores of a module whose batch norms use batch statistics.
+    """
+
+    def __init__(
+        self, module: nn.Module, spec: APISpec, *, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(spec)
+        self._first_answers = FirstAnswers(
+            replace(spec, scores_kind=spec.returned_kind, decimals=None, top_k=None)
+        )
+        refuse_wire_fields(spec)
+        refuse_split(module, self.name, max_batch=spec.max_batch)
+        self._device = torch.device(device)
+        self._module = copy.deepcopy(module).to(self._device).eval().requires_grad_(False)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scores `[N, n_classes]` of images `[N, C, H, W]`, differentiable; checked and counted as a black box's."""
+        self._check_images(images)
+        n_requests = self._count_requests(len(images))
+        self._reserve(len(images), n_requests)
+        answer = self._ask(images, n_requests)
+        self._first_answers.warn(images, answer, stacklevel=2)
+        return answer
+
+    def _score(self, images: Tensor) -> Tensor:
+        return self._module(images.to(self._device)).to(images.device)

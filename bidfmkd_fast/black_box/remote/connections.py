@@ -1,0 +1,106 @@
+"""Pooled connections by urllib3 that can be cut from another thread at any moment, however silent the other end is."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from typing import Any
+
+import urllib3
+from urllib3 import connection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from bidfmkd_fast.secrets import ScrubFilter
+
+_local = threading.local()
+for _module in ("connection", "connectionpool"):  # they log URLs, with the query string
+    logging.getLogger(f"urllib3.{_module}").addFilter(ScrubFilter())
+
+
+class Line:
+    """The connection that one request uses, so that another thread can cut it."""
+
+    def __init__(self) -> None:
+        self._handle: socket.socket | None = None
+        self._is_cut = False
+
+    def use(self) -> None:
+        """Follow the request that the current thread is about to send."""
+        _local.line = self
+
+    def hold(self, handle: socket.socket | None) -> None:
+        """Note the connection in use; cut it at once if the request was given up before it was there."""
+        self._handle = handle
+        if self._is_cut:
+            self.cut()
+
+    def cut(self) -> None:
+        """Shut the connection down: whatever waits on it fails or ends at once."""
+        self._is_cut = True
+        if self._handle is not None:
+            with contextlib.suppress(OSError):  # the other end was faster
+                self._handle.shutdown(socket.SHUT_RDWR)
+
+
+class _Cuttable:
+    """Mixin for urllib3's connections: tells the current thread's `Line` which socket is in use.
+
+    The handle is a duplicate, because TLS replaces the connection's own socket object while it shakes hands.
+    """
+
+    _handle: socket.socket | None = None
+
+    def _new_conn(self) -> socket.socket:
+        made: socket.socket = super()._new_conn()  # type: ignore[misc]
+        self._handle = made.dup()
+        self._tell()
+        return made
+
+    def request(self, *arguments: Any, **options: Any) -> None:
+        self._tell()
+        super().request(*arguments, **options)  # type: ignore[misc]
+
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]
+        if self._handle is not None:
+            self._handle.close()
+
+    def _tell(self) -> None:
+        line: Line | None = getattr(_local, "line", None)
+        if line is not None:
+            line.hold(self._handle)
+
+
+class HTTPConnection(_Cuttable, connection.HTTPConnection):
+    """urllib3's, which can be cut; errors show its name."""
+
+
+class HTTPSConnection(_Cuttable, connection.HTTPSConnection):
+    """urllib3's, which can be cut; errors show its name."""
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = HTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = HTTPSConnection
+
+
+def connection_pools(
+    proxy: tuple[str, dict[str, str]] | None, **options: Any
+) -> urllib3.PoolManager:
+    """Return urllib3's pools of connections that a `Line` can cut.
+
+    Args:
+        proxy: URL of the proxy to go through and the headers for it; None for direct connections.
+        options: as for `PoolManager`.
+    """
+    if proxy is None:
+        pools = urllib3.PoolManager(**options)
+    else:
+        pools = urllib3.ProxyManager(proxy[0], proxy_headers=proxy[1], **options)
+    pools.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+    return pools

@@ -1,0 +1,224 @@
+"""Any service that takes images in JSON and answers JSON: a small mapping says where images go and scores are."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.remote.http_client import HTTPClient
+from bidfmkd_fast.black_box.remote.reading import float32_array, parse_json, reading, said, shown
+from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge, ServiceBlackBox
+from bidfmkd_fast.black_box.remote.v2 import place_labels
+from bidfmkd_fast.black_box.spec import APISpec
+from bidfmkd_fast.black_box.wire import wire_array, wire_files
+from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
+
+IMAGE, IMAGES = "$image", "$images"
+
+
+def _follow(value: Any, path: list[str]) -> Any:
+    if not path:
+        return value
+    step, rest = path[0], path[1:]
+    if isinstance(value, list):
+        return (
+            [_follow(item, rest) for item in value]
+            if step == "*"
+            else _follow(value[int(step)], rest)
+        )
+    return _follow(value[step], rest)
+
+
+def _count(template: Any, mark: str) -> int:
+    if isinstance(template, Mapping):
+        return sum(_count(value, mark) for value in template.values())
+    if isinstance(template, (list, tuple)):
+        return sum(_count(value, mark) for value in template)
+    return int(template == mark)
+
+
+def _put(template: Any, mark: str, value: Any) -> Any:
+    if isinstance(template, Mapping):
+        return {key: _put(inner, mark, value) for key, inner in template.items()}
+    if isinstance(template, (list, tuple)):
+        return [_put(inner, mark, value) for inner in template]
+    return value if isinstance(template, str) and template == mark else template
+
+
+@dataclass(frozen=True)
+class JSONMapping:
+    """Where the images go and where the scores come out.
+
+    Args:
+        body: the request, with `"$images"` where the list of images goes, or `"$image"` where its one image
+            goes. An image is nested lists of numbers, or a base64 string where the spec's encoding is PNG or JPEG.
+        scores: path to the scores in the answer: keys and positions parted by dots, `*` for every item of a list, as
+            `predictions.*` or `*.score`; empty for the answer itself. What it finds are the scores of the images in
+            order: `[N, k]`, or `[k]` for a single image.
+        labels: path to the labels of these scores, class names or numbers, where they are not in the spec's order.
+        item: one image as it stands in the list, with `"$image"` in it.
+
+    Raises:
+        InputError: no place, or two kinds of place, for the images (InputTypeError: paths that are no strings).
+    """
+
+    body: Any
+    scores: str
+    labels: str | None = None
+    item: Any = IMAGE
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scores, str) or not isinstance(self.labels, (str, type(None))):
+            raise InputTypeError(
+                f"JSONMapping: scores and labels must be paths; got {self.scores!r}, {self.labels!r}"
+            )
+        single, many = _count(self.body, IMAGE), _count(self.body, IMAGES)
+        if single + many != 1:
+            raise InputError(
+                f"JSONMapping: body must hold either {IMAGES!r} or {IMAGE!r}, once; it holds {single + many}"
+            )
+        if _count(self.item, IMAGE) != 1:
+            raise InputError(
+                f"JSONMapping: item must hold {IMAGE!r} once; it holds {_count(self.item, IMAGE)}"
+            )
+
+    @property
+    def single(self) -> bool:
+        """Whether a request holds one image."""
+        return _count(self.body, IMAGE) == 1
+
+    def request(self, images: list[Any]) -> Any:
+        """The body for images that are JSON values already."""
+        items = [_put(self.item, IMAGE, image) for image in images]
+        return _put(self.body, IMAGE, items[0]) if self.single else _put(self.body, IMAGES, items)
+
+
+MAPPINGS = {
+    # TensorFlow Serving's REST API, POST .../v1/models/NAME:predict; images are [H, W, C] there.
+    "tf_serving": JSONMapping(body={"instances": IMAGES}, scores="predictions"),
+    # The same with image files as the input.
+    "tf_serving_files": JSONMapping(
+        body={"instances": IMAGES}, scores="predictions", item={"b64": IMAGE}
+    ),
+    # A Hugging Face image-classification endpoint: one file a request, a list of labels with their scores back.
+    "huggingface": JSONMapping(body={"inputs": IMAGE}, scores="*.score", labels="*.label"),
+}
+
+
+class JSONBlackBox(ServiceBlackBox):
+    """A service that takes images in JSON by POST and answers JSON.
+
+    Args:
+        url: where to POST.
+        spec: what is known of the API. `layout`, `dtype` and `encoding` say what an image is; with labels in the answer
+            `class_names` say which is which.
+        mapping: where things are; or the name of one of `MAPPINGS`, or a mapping of `JSONMapping`'s fields.
+        budget, in_flight, images_per_second, requests_per_second: as for `ServiceBlackBox`.
+        connection: further options of `HTTPClient`.
+
+    Raises:
+        InputError: bad arguments.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        spec: APISpec,
+        mapping: JSONMapping | Mapping[str, Any] | str,
+        *,
+        budget: Budget | None = None,
+        in_flight: int = 4,
+        images_per_second: float | None = None,
+        requests_per_second: float | None = None,
+        **connection: Any,
+    ) -> None:
+        super().__init__(
+            spec,
+            budget=budget,
+            in_flight=in_flight,
+            images_per_second=images_per_second,
+            requests_per_second=requests_per_second,
+        )
+        self._mapping = _mapping(self.name, mapping)
+        self._client = HTTPClient(self.name, url, connections=in_flight, **connection)
+        if self._mapping.single:
+            self._max_batch = 1
+
+    def _request(self, images: Tensor, attempt: Attempt) -> Tensor:
+        spec, client = self._spec, self._client
+        if spec.encoding == "raw":
+            content = wire_array(images, spec).tolist()
+        else:
+            content = [base64.b64encode(file).decode() for file in wire_files(images, spec)]
+        body = json.dumps(self._mapping.request(content)).encode()
+        response = client.post(
+            "",
+            body,
+            {"Content-Type": "application/json"},
+            attempt,
+            most_bytes=self._most_bytes(len(images)),
+        )
+        if response.status in (400, 413):
+            raise BatchTooLarge(
+                f"{self.name}: the service answered {response.status}: {said(response.data)}"
+            )
+        client.check_status(response)
+        answer = parse_json(self.name, response.data)
+        with reading(self.name, "the answer holds no scores that can be read", response.data):
+            scores = torch.from_numpy(self._numbers(self._find(answer, self._mapping.scores)))
+            if self._mapping.labels is None:
+                return scores
+            labels = np.array(self._find(answer, self._mapping.labels))
+            return place_labels(
+                self.name, spec, scores, labels[None] if labels.ndim == 1 else labels
+            )
+
+    def _numbers(self, found: Any) -> np.ndarray[Any, Any]:
+        try:
+            scores = float32_array(found)
+        except (OverflowError, RecursionError, TypeError, ValueError):
+            scores = np.empty(0, np.float32)
+        if scores.ndim == 1 and scores.size:
+            scores = scores[None]  # of a single image
+        if scores.ndim != 2:
+            where = repr(self._mapping.scores)
+            raise BadAnswer(
+                f"{self.name}: {where} must lead to lists of numbers; it leads to {shown(found)}"
+            )
+        return scores
+
+    def _find(self, answer: Any, path: str) -> Any:
+        try:
+            return _follow(answer, path.split(".") if path else [])
+        except (KeyError, IndexError, TypeError, ValueError):
+            told = shown(answer)
+            raise BadAnswer(
+                f"{self.name}: there is no {path!r} in what the service answered: {told}"
+            ) from None
+
+
+def _mapping(name: str, given: JSONMapping | Mapping[str, Any] | str) -> JSONMapping:
+    if isinstance(given, JSONMapping):
+        return given
+    if isinstance(given, str):
+        if given not in MAPPINGS:
+            raise InputError(
+                f"{name}: mapping must be one of {', '.join(MAPPINGS)}, or say it all; got {given!r}"
+            )
+        return MAPPINGS[given]
+    if not isinstance(given, Mapping):
+        raise InputTypeError(
+            f"{name}: mapping must be a JSONMapping, its fields or a name; got {type(given).__name__}"
+        )
+    try:
+        return JSONMapping(**given)
+    except TypeError as error:
+        raise InputError(f"{name}: mapping has body, scores, labels and item; {error}") from None

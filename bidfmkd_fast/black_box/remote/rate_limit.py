@@ -1,0 +1,64 @@
+"""A token bucket: at most so many images and requests per second, over all threads that share it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.runtime.interrupt import pause
+
+
+class RateLimit:
+    """Lets requests through at a given pace; what was not used in the last second may be used at once.
+
+    Args:
+        images_per_second, requests_per_second: the pace; None for no limit.
+        clock, sleep: how time is read and spent.
+
+    Raises:
+        InputError: a pace is not above 0.
+    """
+
+    def __init__(
+        self,
+        images_per_second: float | None = None,
+        requests_per_second: float | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = pause,
+    ) -> None:
+        for name, rate in (
+            ("images_per_second", images_per_second),
+            ("requests_per_second", requests_per_second),
+        ):
+            if rate is not None and not 0 < rate < math.inf:
+                raise InputError(
+                    f"RateLimit: {name} must be above 0 and finite, or None for no limit; got {rate!r}"
+                )
+        self._rates = (images_per_second, requests_per_second)
+        self._tokens = [max(1.0, rate or 1.0) for rate in self._rates]
+        self._lock, self._clock, self._sleep, self._filled = threading.Lock(), clock, sleep, clock()
+
+    def wait(self, n_images: int) -> None:
+        """Wait until a request with so many images may go. A large one goes once the ones before it are paid off."""
+        with self._lock:
+            now = self._clock()
+            start = max(now, self._filled)  # what came before may still be waiting
+            owed = 0.0
+            for i, rate in enumerate(self._rates):
+                if rate is not None:
+                    self._fill(i, rate, start - self._filled)
+                    owed = max(owed, -self._tokens[i] / rate)
+            for i, (rate, used) in enumerate(zip(self._rates, (n_images, 1))):
+                if rate is not None:
+                    self._fill(i, rate, owed)
+                    self._tokens[i] -= used
+            self._filled = goes = start + owed
+        if goes > now:
+            self._sleep(goes - now)
+
+    def _fill(self, i: int, rate: float, seconds: float) -> None:
+        self._tokens[i] = min(max(1.0, rate), self._tokens[i] + rate * seconds)

@@ -1,0 +1,80 @@
+"""How often and after what pauses a request is repeated, over HTTP and gRPC alike; the counting is urllib3's."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import time
+from typing import Any
+
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
+
+from bidfmkd_fast.errors import APIUnavailable, InputError
+from bidfmkd_fast.runtime.interrupt import pause
+
+DAY = 86_400  # seconds; sockets and sleeps cannot take every number that YAML can write
+
+
+class PatientRetry(Retry):
+    """urllib3's `Retry` with a pause that can be interrupted; it gives up where a service asks for a long wait."""
+
+    longest_wait = 60.0
+
+    def new(self, **kw: Any) -> PatientRetry:
+        following = super().new(**kw)
+        following.longest_wait = self.longest_wait
+        return following
+
+    def after(self, error: HTTPError) -> PatientRetry:
+        """Count a failed attempt; raise urllib3's MaxRetryError if it was the last."""
+        return self.increment("POST", "/", error=error)
+
+    def wait(self, retry_after: str | None = None) -> None:
+        """Pause before the next attempt: as long as the header `Retry-After` asks, else the backoff time.
+
+        Raises:
+            APIUnavailable: the service asks for a longer wait than `longest_wait`.
+        """
+        asked = None if retry_after is None else seconds_asked(retry_after)
+        if asked is not None and asked > self.longest_wait:
+            raise APIUnavailable(
+                f"it asks to wait {asked:.0f} s (Retry-After), longer than {self.longest_wait:g} s"
+            )
+        pause(asked or self.get_backoff_time())
+
+
+def seconds_asked(retry_after: str) -> float | None:
+    """Return the seconds that a `Retry-After` header asks for, a number or a date; None where it says neither."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
+    return None if math.isnan(seconds) else max(0.0, seconds)
+
+
+def retry_policy(name: str, retries: int, backoff: float, longest_wait: float) -> PatientRetry:
+    """Return the policy that `HTTPClient` describes.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+    for what, value in (("backoff", backoff), ("longest_wait", longest_wait)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= DAY:
+            raise InputError(
+                f"{name}: {what} must be a number of seconds from 0 to {DAY:,}; got {value!r}"
+            )
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise InputError(f"{name}: retries must be an integer of at least 0; got {retries!r}")
+    policy = PatientRetry(
+        total=retries,
+        allowed_methods=None,  # POST too: asking twice for scores changes nothing but the bill, which is counted
+        backoff_factor=backoff,
+        backoff_max=30,
+        backoff_jitter=backoff,
+    )
+    policy.longest_wait = longest_wait
+    return policy

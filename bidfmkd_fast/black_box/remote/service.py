@@ -1,0 +1,145 @@
+"""Black boxes behind a network: calls cut into requests, several in flight, each attempt paid for and counted."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.black_box.base import BlackBox
+from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.remote.http_client import MOST_BYTES
+from bidfmkd_fast.black_box.remote.rate_limit import RateLimit
+from bidfmkd_fast.black_box.spec import APISpec
+from bidfmkd_fast.errors import APIUnavailable, InputError
+from bidfmkd_fast.runtime.interrupt import Interrupted, Stop, check, current
+
+Attempt = Callable[[], None]
+
+_BATCH = 256  # images per request where nothing is known: large enough that the transport is not what one waits for
+_MOST_IN_FLIGHT = 1024  # each takes a thread and a connection
+_BYTES_PER_SCORE = 256  # that an answer may hold, with the name of its class
+
+
+class BatchTooLarge(APIUnavailable):
+    """The service refused a request and may take a smaller one."""
+
+
+class ServiceBlackBox(BlackBox):
+    """What all remote APIs share. Subclasses define `_request`, one request with its retries.
+
+    Args:
+        spec: what is known of the API.
+        budget: cap on what it may cost; None for no cap. An attempt that is repeated is paid again.
+        in_flight: most requests under way at once.
+        images_per_second, requests_per_second: the pace to keep to; None for no limit.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    _is_service = True
+
+    def __init__(
+        self,
+        spec: APISpec,
+        *,
+        budget: Budget | None = None,
+        in_flight: int = 4,
+        images_per_second: float | None = None,
+        requests_per_second: float | None = None,
+    ) -> None:
+        super().__init__(spec, budget=budget)
+        if (
+            isinstance(in_flight, bool)
+            or not isinstance(in_flight, int)
+            or not 1 <= in_flight <= _MOST_IN_FLIGHT
+        ):
+            raise InputError(
+                f"{self.name}: in_flight must be an integer of at least 1, at most {_MOST_IN_FLIGHT}; got {in_flight!r}"
+            )
+        self._in_flight = in_flight
+        self._max_batch = spec.max_batch
+        self._rate = RateLimit(images_per_second, requests_per_second)
+
+    @abstractmethod
+    def _request(self, images: Tensor, attempt: Attempt) -> Tensor:
+        """Scores of one batch on the CPU; `attempt()` is called right before every time that something is sent.
+
+        Raises `BatchTooLarge` where half as many images should be tried.
+        """
+
+    def _score(self, images: Tensor) -> Tensor:
+        return self._send(images, paid=True)
+
+    def _batch(self) -> int:
+        return _BATCH if self._max_batch is None else self._max_batch
+
+    def _count_requests(self, n_images: int) -> int:
+        return -(-n_images // self._batch())
+
+    def _ask(self, images: Tensor, n_requests: int) -> Tensor:
+        batches = images.cpu().tensor_split(
+            n_requests
+        )  # as many as are paid for, of near-equal size
+        stop = Stop(current())
+        with ThreadPoolExecutor(min(self._in_flight, len(batches)), initializer=stop.adopt) as pool:
+            requests = [pool.submit(self._send, batch, True) for batch in batches]
+            try:
+                wait(requests, return_when=FIRST_EXCEPTION)
+            except (
+                BaseException
+            ):  # Ctrl-C here: leaving the block waits for the requests, so they must end
+                stop.set()
+                raise
+            finally:
+                unsent = [batch for batch, request in zip(batches, requests) if request.cancel()]
+        self._release(sum(map(len, unsent)), len(unsent))
+        errors = [
+            error
+            for request in requests
+            if not request.cancelled() and (error := request.exception())
+        ]
+        if errors:
+            raise errors[0]
+        return torch.cat([request.result() for request in requests])
+
+    def _most_bytes(self, n_images: int) -> int:
+        """Return how large an answer may be: names and digits of all scores at their longest, and more than that."""
+        return MOST_BYTES + _BYTES_PER_SCORE * n_images * self._spec.n_classes
+
+    def _release(self, n_images: int, n_requests: int) -> None:
+        if self._budget is not None:
+            self._budget.release(n_images, n_requests, self._price(n_images))
+
+    def _send(self, images: Tensor, paid: bool) -> Tensor:
+        """One request; `paid` says that its first attempt is reserved in the budget already."""
+        n_images = len(images)
+
+        def attempt() -> None:
+            nonlocal paid
+            if not paid:
+                self._reserve(n_images, 1)
+            paid = False
+            try:
+                check()
+                self._rate.wait(n_images)
+            except Interrupted:
+                self._release(n_images, 1)
+                raise
+            self._ledger.record(n_images, 1)
+
+        try:
+            answer = self._request(images, attempt)
+        except BatchTooLarge:
+            if n_images == 1:
+                raise
+            half = -(-n_images // 2)
+            self._max_batch = min(self._batch(), half)
+            return torch.cat([self._send(part, paid=False) for part in images.split(half)])
+        self._check_answer(answer, n_images)
+        self._ledger.record_answered(n_images, 1)
+        return answer

@@ -1,0 +1,138 @@
+"""What the HTTP and the gRPC client of the v2 protocol share: the model's metadata, the spec, reading the scores."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.black_box.answers import place
+from bidfmkd_fast.black_box.remote.reading import float32_array, reading, short
+from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
+from bidfmkd_fast.black_box.remote.v2_messages import Array, V2Model, per_image
+from bidfmkd_fast.black_box.spec import APISpec
+from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
+
+
+class V2BlackBox(ServiceBlackBox):
+    """A model behind a server of the v2 protocol. Subclasses define how metadata are read and requests are sent.
+
+    With a whole `APISpec` nothing is sent before the first question, so that a server may be down when the box is made;
+    otherwise what is missing of the spec is read from the server at once.
+    """
+
+    def _start(self, model: str, spec: APISpec | Mapping[str, Any] | None, **options: Any) -> None:
+        """To be called first, once metadata can be read."""
+        self._model_lock = threading.Lock()
+        self._model: V2Model | None = None
+        if not isinstance(spec, APISpec):
+            spec = self._complete(model, {} if spec is None else spec)
+        super().__init__(spec, **options)
+
+    @abstractmethod
+    def _read_model(self) -> V2Model:
+        """Ask the server for the model's metadata."""
+
+    def _complete(self, model: str, known: Mapping[str, Any]) -> APISpec:
+        check_fields(model, known)
+        known = {"name": model, **known}
+        # Before there is a spec, so before super().__init__: a box without one is never seen outside.
+        self._model = self._read_model()
+        found = self._model.fields()
+        if (
+            "image_shape" in known
+            and "image_shape" in found
+            and tuple(known["image_shape"]) != found["image_shape"]
+        ):
+            found["server_shape"] = found["image_shape"]
+        values = {**found, **known}
+        for field in ("n_classes", "image_shape"):
+            if field not in values:
+                raise InputError(f"{model}: the server does not tell {field}; give it in the spec")
+        return APISpec(**values)
+
+    def _batch(self) -> int:
+        self._served()  # it tells the limit
+        return super()._batch()
+
+    def _served(self) -> V2Model:
+        """The model's metadata, read once."""
+        with self._model_lock:
+            if self._model is None:
+                self._model = self._read_model()
+            model = self._model
+        model.check(self._spec)
+        if model.max_batch is not None and (
+            self._max_batch is None or self._max_batch > model.max_batch
+        ):
+            self._max_batch = model.max_batch
+        return model
+
+    def _scores(self, tensors: Mapping[str, Array], outputs: tuple[str, ...]) -> Tensor:
+        """The scores `[N, n_classes]` among the tensors of an answer."""
+        missing = [name for name in outputs if name not in tensors]
+        if missing:
+            held = short(", ".join(tensors))
+            raise BadAnswer(
+                f"{self.name}: the answer must hold {', '.join(outputs)}; it holds {held}"
+            )
+        with reading(self.name, f"{outputs[0]} must be scores [N, n_classes]"):
+            scores = torch.from_numpy(float32_array(per_image(tensors[outputs[0]])))
+            if len(outputs) == 1:
+                return scores
+            return place_labels(self.name, self._spec, scores, per_image(tensors[outputs[1]]))
+
+
+def check_fields(name: str, known: object) -> None:
+    """Raises unless `known` maps names of `APISpec` fields."""
+    if not isinstance(known, Mapping):
+        raise InputTypeError(
+            f"{name}: spec must be an APISpec or a mapping of its fields; got {type(known).__name__}"
+        )
+    unknown = set(known) - {field.name for field in fields(APISpec)}
+    if unknown:
+        raise InputError(
+            f"{name}: spec has no field {', '.join(sorted(map(str, unknown)))}; see APISpec"
+        )
+
+
+def place_labels(name: str, spec: APISpec, scores: Tensor, labels: Any) -> Tensor:
+    """Scores `[N, k]` of labels `[N, k]`, class numbers or names, as `[N, n_classes]`, 0 where nothing was told.
+
+    Raises:
+        BadAnswer: shapes that differ, a label that is none of the spec's, or one told twice.
+    """
+    labels = np.asarray(labels)
+    if scores.ndim != 2 or tuple(scores.shape) != labels.shape:
+        raise BadAnswer(
+            f"{name}: scores and labels must both be [N, k]; got {list(scores.shape)} and {list(labels.shape)}"
+        )
+    wanted = spec.n_classes if spec.top_k is None else spec.top_k
+    if scores.shape[1] != wanted:
+        kind = "all n_classes" if spec.top_k is None else "top_k"
+        raise BadAnswer(
+            f"{name}: the API must tell {kind} = {wanted} classes; it told {scores.shape[1]}"
+        )
+    if labels.dtype.kind in "iu":
+        numbers = labels.astype(np.int64)
+    else:
+        index = {label: number for number, label in enumerate(spec.names)}
+        unknown = sorted({str(label) for label in labels.ravel()} - set(index))
+        if unknown:
+            raise BadAnswer(
+                f"{name}: labels must be among the spec's class_names; got {short(', '.join(unknown))}"
+            )
+        numbers = np.vectorize(index.__getitem__, otypes=[np.int64])(labels.astype(str))
+    if numbers.size and not (numbers.min() >= 0 and numbers.max() < spec.n_classes):
+        raise BadAnswer(
+            f"{name}: labels must be from 0 to {spec.n_classes - 1}; got {numbers.min()} to {numbers.max()}"
+        )
+    if (np.diff(np.sort(numbers, axis=1), axis=1) == 0).any():
+        raise BadAnswer(f"{name}: an image's labels must all differ; the same was told twice")
+    return place(scores, torch.from_numpy(numbers), spec.n_classes)

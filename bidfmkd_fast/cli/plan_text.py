@@ -1,0 +1,43 @@
+"""What `probe` and `train --dry-run` print: what the probes found, and what a run would ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bidfmkd_fast.black_box import BlackBox, Budget
+from bidfmkd_fast.training import TrainConfig
+from bidfmkd_fast.training.plan import Plan, duration, plan, too_short
+from bidfmkd_fast.training.report import text_table
+from bidfmkd_fast.training.spending import over_cap
+
+
+def tell_probe(api: BlackBox, config: TrainConfig, budget: Budget | None) -> bool:
+    """Print what one API can give, and what a run of it would ask; whether it can be used."""
+    made = _plan([api], config, budget)
+    print(f"{text_table(made.apis[0].report.rows())}\n")
+    _tell_spending(made, *made.notes)
+    return not made.problems
+
+
+def tell_plan(apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | None) -> bool:
+    """Print what every API can give, and what a run of all would ask; whether all can be used."""
+    made = _plan(apis, config, budget)
+    print(f"{text_table(made.rows())}\n")
+    _tell_spending(made, *made.problems, *made.notes, *too_short(made, config))
+    return not made.problems
+
+
+def _plan(apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | None) -> Plan:
+    for api in apis:
+        api.budget = budget
+    return plan(apis, config, seed=config.seed, progress=True)
+
+
+def _tell_spending(made: Plan, *remarks: str) -> None:
+    print(text_table(made.spending.rows()))
+    if any(one.usable for one in made.apis):
+        print(
+            f"\n{duration(made.seconds)} until the last answer; requests that have to be repeated come on top"
+        )
+    for line in [*remarks, *over_cap(made.spending)]:
+        print(line)

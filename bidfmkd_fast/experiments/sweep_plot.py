@@ -1,0 +1,104 @@
+"""The plot of a sweep: accuracy with its confidence interval over the one number that varies, or cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bidfmkd_fast.extras import not_installed
+from bidfmkd_fast.files.atomic import written_whole
+from bidfmkd_fast.meta import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bidfmkd_fast.experiments.sweep import Cell
+
+
+def need_matplotlib() -> None:
+    """Raises InputError, before hours of computing, if the plot could not be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise not_installed("sweep", "matplotlib, which the plot needs,", "bench") from None
+
+
+def plot_sweep(
+    cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequence[Evaluation]]], path: Path
+) -> None:
+    """Write the picture of `draw_sweep` as a PNG."""
+    figure = draw_sweep(cells, evaluations)
+    with written_whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def draw_sweep(
+    cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequence[Evaluation]]]
+) -> Figure:
+    """Draw a panel per data set and number of shots; `evaluations` are those of each cell by data set.
+
+    Over a number, the ticks are the values that were tried, and the axis is logarithmic where `is_logarithmic` says so.
+    """
+    from matplotlib.figure import Figure
+
+    axis = numeric_axis(cells)
+    panels = [(name, i) for name, its in evaluations[0].items() for i in range(len(its))]
+    height = 3.2 if axis else 1.2 + 0.35 * len(cells)
+    figure = Figure(figsize=(4.5 * len(panels), height), layout="constrained")
+    for panel, (data_set, position) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels
+    ):
+        judged = [its[data_set][position] for its in evaluations]
+        means, widths = [100 * e.mean for e in judged], [100 * e.ci95 for e in judged]
+        panel.set_title(f"{data_set}, {judged[0].n_shot}-shot")
+        if axis is None:
+            panel.errorbar(means, range(len(cells)), xerr=widths, fmt="o", capsize=3)
+            panel.set_yticks(range(len(cells)), [cell.name for cell in cells])
+            panel.invert_yaxis()
+            panel.set_xlabel("accuracy, %")
+            continue
+        for variant in dict.fromkeys(cell.variant for cell in cells):
+            rows = sorted(
+                (cell.point[axis], i) for i, cell in enumerate(cells) if cell.variant == variant
+            )
+            x, its = [value for value, _ in rows], [i for _, i in rows]
+            panel.errorbar(
+                x,
+                [means[i] for i in its],
+                [widths[i] for i in its],
+                fmt="o-",
+                capsize=3,
+                label=variant or None,
+            )
+        values = sorted({cell.point[axis] for cell in cells})
+        if is_logarithmic(values):
+            panel.set_xscale("log")
+        panel.set_xticks(values, [f"{value:g}" for value in values])
+        panel.set_xticks([], minor=True)
+        panel.set_xlabel(axis)
+        panel.set_ylabel("accuracy, %")
+        if any(cell.variant for cell in cells):
+            panel.legend()
+    return figure
+
+
+def is_logarithmic(values: Sequence[float]) -> bool:
+    """Return True for values above 0 that are fractions or span a factor of 4.
+
+    Fractions are lengths of steps, learning rates and weights, of which ratios matter.
+    """
+    fractions = any(isinstance(value, float) for value in values)
+    return min(values) > 0 and (fractions or max(values) >= 4 * min(values))
+
+
+def numeric_axis(cells: Sequence[Cell]) -> str | None:
+    """The dotted key of the grid, if it has one only and that takes two numbers or more."""
+    keys = list(cells[0].point)
+    if len(keys) != 1:
+        return None
+    values: set[Any] = {cell.point[keys[0]] for cell in cells}
+    numbers = all(
+        isinstance(value, (int, float)) and not isinstance(value, bool) for value in values
+    )
+    return keys[0] if numbers and len(values) > 1 else None

@@ -1,0 +1,8 @@
+"""Ready-made settings: pools of APIs to learn from."""
+
+from __future__ import annotations
+
+from bidfmkd_fast.pools.api_training import train_pool
+from bidfmkd_fast.pools.pool import Pool, PoolEntry, load_modules, load_pool, read_pool
+
+__all__ = ["Pool", "PoolEntry", "load_modules", "load_pool", "read_pool", "train_pool"]

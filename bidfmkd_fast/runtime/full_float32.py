@@ -1,0 +1,67 @@
+"""Full float32 for the time of a block, whatever the process has allowed: TF32 or bfloat16 would drown a small step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+import torch
+
+_lock = Lock()
+_users = 0
+_before: list[tuple[Any, str, Any]] = []
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions and matrix products in full float32 inside the block, on every device.
+
+    Torch keeps these settings for the whole process; they come back when the last thread leaves the block.
+    """
+    global _users, _before
+    with _lock:
+        if _users == 0:
+            _before = _set_full()
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _restore(_before)
+
+
+def _set_full() -> list[tuple[Any, str, Any]]:
+    """Turn every reduced precision off; what to set, in this order, to have it back."""
+    backends: Any = torch.backends  # its submodules are only partly typed
+    if not hasattr(backends.cudnn, "conv"):  # torch before 2.9 has one switch per library only
+        before = [
+            (holder, "allow_tf32", holder.allow_tf32)
+            for holder in (backends.cudnn, backends.cuda.matmul)
+        ]
+        for holder, attribute, _ in before:
+            setattr(holder, attribute, False)
+        return before
+    holders = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]
+    holders += [backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul]
+    before = [(holder, "fp32_precision", holder.fp32_precision) for holder in holders]
+    try:
+        # The older setting has to agree with the newer ones: parts of torch refuse to run where they differ.
+        before.insert(0, (torch, "float32_matmul_precision", torch.get_float32_matmul_precision()))
+        torch.set_float32_matmul_precision("highest")
+    except RuntimeError:  # they differ already: the caller uses the newer settings alone
+        pass
+    for holder in holders:
+        holder.fp32_precision = "ieee"
+    return before
+
+
+def _restore(before: list[tuple[Any, str, Any]]) -> None:
+    for holder, attribute, value in before:
+        if holder is torch:
+            torch.set_float32_matmul_precision(value)
+        else:
+            setattr(holder, attribute, value)

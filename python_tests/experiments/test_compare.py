@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.experiments import methods as baselines
+from bidfmkd_fast.experiments.compare import Result, run_comparison, tables
+from bidfmkd_fast.experiments.config import ExperimentConfig, Judged
+from bidfmkd_fast.meta import Evaluation
+from bidfmkd_fast.meta.evaluate import mean_and_ci95
+from bidfmkd_fast.runtime.machine import machine_text
+from bidfmkd_fast.training.run import RecoveredSet
+from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
+
+
+def judged(values: list[float], n_shot: int, seed: int, rate: float) -> Judged:
+    per_episode = torch.tensor(values, dtype=torch.float64)
+    mean, ci95 = mean_and_ci95(per_episode)
+    return Judged(
+        rate, Evaluation(mean, ci95, per_episode, "made up", "meta_test", 5, n_shot, 15, seed, 10)
+    )
+
+
+def test_the_tables_against_numbers_by_hand() -> None:
+    results = {
+        "random": [
+            Result([judged([0.1, 0.2], 1, 0, 0.1)], 0, 0.0),
+            Result([judged([0.2, 0.3], 1, 1, 0.3)], 0, 0.0),
+        ],
+        "control": [
+            Result([judged([0.2, 0.2], 1, 0, 0.1)], 10, 4.0),
+            Result([judged([0.3, 0.3], 1, 1, 0.1)], 10, 8.0),
+        ],
+        "bidf_mkd": [
+            Result([judged([0.4, 0.4], 1, 0, 0.1)], 500, 9.0),
+            Result([judged([0.4, 0.6], 1, 1, 0.1)], 700, 9),
+        ],
+    }
+    (title, rows), (_, ours), (_, by_seed) = tables(results, [0, 1])
+    assert "4 episodes of unseen classes (made up meta_test) over 2 seeds" in title
+    # The episodes of both seeds together: 0.4 0.4 0.4 0.6 has a standard deviation of 0.1; 1.96 * 0.1 / 2 is 0.098.
+    # Less the control, 0.2 0.2 0.3 0.3, that is 0.2 0.2 0.1 0.3, of 0.0816.
+    assert rows == [
+        ["method", "1-shot", "1-shot less control", "queries", "seconds", "adapt lr"],
+        ["random initialisation", "20.00 ± 8.00", "-5.00 ± 5.66", "0", "0", "0.1, 0.3"],
+        ["no-recovery control", "25.00 ± 5.66", "", "10", "6", "0.1"],
+        ["BiDf-MKD", "45.00 ± 9.80", "+20.00 ± 8.00", "600", "9", "0.1"],
+    ]
+    assert ours[1:] == [
+        ["BiDf-MKD less random initialisation", "+25.00 ± 5.66"],
+        ["BiDf-MKD less no-recovery control", "+20.00 ± 8.00"],
+    ]
+    assert by_seed == [
+        ["less the control", "seed 0, 1-shot", "seed 1, 1-shot"],
+        ["random initialisation", "-5.00 ± 9.80", "-5.00 ± 9.80"],
+        ["BiDf-MKD", "+20.00 ± 0.00", "+20.00 ± 19.60"],
+    ]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the methods that are trained from now on."""
+    trained: list[str] = []
+    for name, (label, plain) in list(baselines.METHODS.items()):
+
+        def method(contest: Any, folder: Path, name: str = name, plain: Callable = plain) -> None:
+            trained.append(f"{name} {contest.train.seed}")
+            plain(contest, folder)
+
+        monkeypatch.setitem(baselines.METHODS, name, (label, method))
+    return trained
+
+
+def test_every_method_in_one_table_and_nothing_twice(
+    tiny: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = counted(monkeypatch)
+    told = run_comparison(tiny, tmp_path / "out", progress=False)
+    for label, _ in baselines.METHODS.values():
+        assert label in told
+    assert trained[-1] == "average 0" and len(trained) == 7  # after the run whose sets it uses
+    report = (tmp_path / "out" / "comparison.md").read_text()
+    for text in (
+        "BiDf-MKD less Distill-Avg",
+        f"seeds 0; {machine_text('cpu')}",
+        "| method | 1-shot | 2-shot | 1-shot less control",
+    ):
+        assert text in report
+    assert run_comparison(tiny, tmp_path / "out", progress=False) == told
+    assert len(trained) == 7
+    # The same folder grows with other methods and seeds.
+    trained.clear()
+    more = run_comparison(tiny, tmp_path / "out", methods=["maml"], seeds=[0, 1], progress=False)
+    assert trained == ["control 1", "maml 1"]
+    assert "by seed, glyphs" in more and "random" not in more
+
+
+def test_a_method_that_was_cut_off_is_made_anew(
+    tiny: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label, plain = baselines.METHODS["random"]
+
+    def cut_off(contest: Any, folder: Path) -> None:
+        plain(contest, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(baselines.METHODS, "random", (label, cut_off))
+    with pytest.raises(KeyboardInterrupt):
+        run_comparison(tiny, tmp_path / "out", methods=["random"], progress=False)
+    assert not (tmp_path / "out" / "seed_0" / "random").exists()
+    monkeypatch.setitem(baselines.METHODS, "random", (label, plain))
+    assert label in run_comparison(tiny, tmp_path / "out", methods=["random"], progress=False)
+
+
+def test_a_run_that_was_cut_off_keeps_its_sets(
+    tiny: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, kept = RunFolder.save_recovered, []
+
+    def cut_off(self: RunFolder, one: RecoveredSet) -> None:
+        if len(kept) == 9:  # six of the control, three of the run
+            raise KeyboardInterrupt
+        kept.append((self.path, one.api_index, one.part))
+        save(self, one)
+
+    monkeypatch.setattr(RunFolder, "save_recovered", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run_comparison(tiny, tmp_path / "out", methods=["bidf_mkd"], progress=False)
+    monkeypatch.setattr(
+        RunFolder, "save_recovered", lambda self, one: (kept.append(one.part), save(self, one))
+    )
+    run_comparison(tiny, tmp_path / "out", methods=["bidf_mkd"], progress=False)
+    assert len(kept) == 12
+    assert not list((tmp_path / "out").rglob("run.lock"))
+    # The same, bit for bit, as without a break.
+    monkeypatch.undo()
+    run_comparison(tiny, tmp_path / "whole", methods=["bidf_mkd"], progress=False)
+    for name in ("control", "bidf_mkd"):
+        ours, theirs = (
+            load_file(tmp_path / one / "seed_0" / name / META_MODEL) for one in ("out", "whole")
+        )
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_several_data_sets(tiny: ExperimentConfig, tmp_path: Path) -> None:
+    """API-MH: a table for each data set; here the second is a copy of the glyphs, larger and in colour."""
+    import numpy as np
+
+    from bidfmkd_fast.data import make_glyphs
+
+    glyphs = make_glyphs()
+    large = (
+        glyphs.images.repeat_interleave(2, 2)
+        .repeat_interleave(2, 3)[:, 0, :, :, None]
+        .expand(-1, -1, -1, 3)
+    )
+    np.savez(
+        tmp_path / "colours.npz",
+        images=large.numpy(),
+        labels=glyphs.labels.numpy(),
+        class_names=np.array(glyphs.class_names),
+        split_of_class=np.array(glyphs.split_of_class),
+    )
+    names = ("glyphs", str(tmp_path / "colours.npz"))
+    pool = replace(tiny.pool, scenario="mh", data_sets=names, n_apis=4, resnet_width=1)
+    train = replace(tiny.train, meta_model_side=16)
+    config = replace(
+        tiny,
+        pool=pool,
+        train=train,
+        evaluation=replace(tiny.evaluation, n_shots=(1,), n_episodes=2),
+    )
+    methods = ["bidf_mkd", "average", "white_box", "maml"]
+    told = run_comparison(config, tmp_path / "out", methods=methods, progress=False)
+    assert "(glyphs meta_test)" in told and "(colours meta_test)" in told
+    assert told.count("no-recovery control") == 4  # in two tables of each data set
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"methods": ["best"]}, "methods must be among random, control, .*; got 'best'"),
+        ({"methods": ["average"]}, "add bidf_mkd"),
+        ({"seeds": []}, "one or more different numbers"),
+        ({"seeds": [1, 1]}, "one or more different numbers"),
+    ],
+)
+def test_bad_arguments_leave_nothing(
+    tiny: ExperimentConfig, tmp_path: Path, change: dict, says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        run_comparison(tiny, tmp_path / "out", progress=False, **change)
+    assert not (tmp_path / "out").exists()

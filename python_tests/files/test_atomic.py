@@ -1,0 +1,192 @@
+"""Files are written whole or not at all, with the umask's permissions and a checksum; failures are one clear line."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files import atomic as files
+from bidfmkd_fast.meta import MetaModel
+from bidfmkd_fast.models import build_model
+
+TENSORS = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "empty": torch.zeros(0, 4),
+    "one": torch.tensor(True),
+}
+
+
+def numpy_file(path: Path) -> None:
+    with files.written_whole(path) as file:
+        np.savez(file, x=np.zeros(3))
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "text": lambda path: files.write_text(path, "x"),
+    "tensors": lambda path: files.write_tensors(path, TENSORS),
+    "numpy": numpy_file,
+    "line": lambda path: files.append_line(path, "x"),
+}
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file beside which nothing can be written: what is written goes to a device that is always full."""
+    path = tmp_path / "file"
+    (tmp_path / "file.partial").symlink_to("/dev/full")
+    yield path
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may become longer than 1,000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_permissions_follow_the_umask(tmp_path: Path, kind: str, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        WRITERS[kind](tmp_path / "file")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["text", "tensors", "numpy"])
+def test_a_full_disk_leaves_what_was_there(full_disk: Path, kind: str) -> None:
+    full_disk.write_text("before")
+    with pytest.raises(
+        InputError, match=r"cannot write to .*file: No space left on device; free some space"
+    ) as caught:
+        WRITERS[kind](full_disk)
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in full_disk.parent.iterdir()] == [
+        "file"
+    ] and full_disk.read_text() == "before"
+
+
+def test_a_line_on_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "lines").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"cannot write to .*lines: No space left"):
+        files.append_line(tmp_path / "lines", "x")
+
+
+def test_a_limit_on_the_size_of_files(tmp_path: Path, small_files: None) -> None:
+    with pytest.raises(InputError, match="File too large; raise the limit on the size of files"):
+        files.write_text(tmp_path / "file", "x" * 2000)
+    with pytest.raises(InputError, match="cannot write to .*file: File too large"):
+        files.reserve(tmp_path / "file", 2000)
+    with pytest.raises(InputError, match="cannot write to .*file: File too large"):
+        files.check_writable(tmp_path / "file")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_folder_in_its_place_and_a_file_as_folder(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "file").mkdir()
+    (tmp_path / "plain").touch()
+    for path in (tmp_path / "file", tmp_path / "plain" / "file"):
+        with pytest.raises(InputError, match=f"cannot write to {path}: "):
+            WRITERS[kind](path)
+    for path in (tmp_path / "file", tmp_path / "plain" / "file"):
+        with pytest.raises(InputError, match=f"cannot write to {path}: "):
+            files.check_writable(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "plain"]
+
+
+def test_an_interrupted_writer_leaves_what_was_there(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "file", "before")
+    with pytest.raises(KeyboardInterrupt), files.written_whole(tmp_path / "file") as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert (tmp_path / "file").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_reserved_space_is_used_and_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with files.reserved(path, 100_000):
+        assert (tmp_path / "new" / "file.partial").stat().st_size == 100_000
+        files.write_text(path, "short")
+    assert path.read_text() == "short"
+    with pytest.raises(KeyboardInterrupt), files.reserved(path, 100_000):
+        raise KeyboardInterrupt
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_tensors_come_back_and_old_files_still_open(tmp_path: Path) -> None:
+    files.write_tensors(tmp_path / "new", {**TENSORS, "shared": TENSORS["a"]}, {"about": "ü"})
+    save_file(TENSORS, tmp_path / "old", metadata={"about": "ü"})
+    for name in ("new", "old"):
+        tensors, about = files.read_tensors(tmp_path / name)
+        assert about == {"about": "ü"}
+        assert all(
+            torch.equal(tensors[key], value) and tensors[key].dtype == value.dtype
+            for key, value in TENSORS.items()
+        )
+
+
+def test_every_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_tensors(path, TENSORS, {"about": "text"})
+    whole = path.read_bytes()
+    refused = 0
+    for byte in range(len(whole)):
+        spoilt = bytearray(whole)
+        spoilt[byte] ^= 1 << byte % 8
+        path.write_bytes(spoilt)
+        try:
+            tensors, about = files.read_tensors(path)
+        except InputError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+        else:  # in what only fills up the header, or the name of the checksum itself
+            assert about["about"] == "text"
+            assert all(torch.equal(tensors[key], value) for key, value in TENSORS.items())
+    assert refused > 0.9 * len(whole)
+
+
+@pytest.mark.parametrize("spoil", ["missing", "folder", "empty", "truncated", "text"])
+def test_files_that_hold_no_tensors_are_named(tmp_path: Path, spoil: str) -> None:
+    path = tmp_path / "file"
+    if spoil == "folder":
+        path.mkdir()
+    elif spoil != "missing":
+        files.write_tensors(path, TENSORS)
+        path.write_bytes(
+            {"empty": b"", "truncated": path.read_bytes()[:-3], "text": b"x" * 100}[spoil]
+        )
+    with pytest.raises(InputError, match=f"{path} is not readable: ") as caught:
+        files.read_tensors(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_a_flipped_bit_or_nan_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = MetaModel(
+        build_model("conv4", in_channels=1, n_classes=2, image_size=(16, 16), width=2)
+    )
+    model.save(path)
+    spoilt = bytearray(path.read_bytes())
+    spoilt[-10] ^= 4
+    path.write_bytes(spoilt)
+    with pytest.raises(InputError, match="model.safetensors is damaged"):
+        MetaModel.load(path)
+    with torch.no_grad():
+        model.module.classifier.bias[0] = float("nan")
+    model.save(path)
+    with pytest.raises(InputError, match="model.safetensors holds NaN in classifier.bias"):
+        MetaModel.load(path)

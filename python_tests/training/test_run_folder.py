@@ -1,0 +1,154 @@
+"""The folder of a run: what is in it, that it comes back as it was, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from bidfmkd_fast.black_box import APISpec, FunctionBlackBox
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig
+from bidfmkd_fast.training.run_folder import RunFolder
+
+CONFIG = TrainConfig(
+    n_per_class=3,
+    meta_model_width=4,
+    recovery=RecoveryConfig(steps=1, num_directions=1, generator_width=4, latent_dim=8),
+    distillation=DistillationConfig(inner_steps=1),
+    replay=ReplayConfig(final_steps=30, n_query=2, inner_steps=1),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    weight = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
+    spec = APISpec(
+        2,
+        (1, 16, 16),
+        input_range=(-1, 1),
+        class_names=("a", "b"),
+        data_set="made up",
+        name="the api",
+    )
+    path = tmp_path_factory.mktemp("runs") / "one"
+    run = BiDfMKD(
+        [FunctionBlackBox(lambda images: images.flatten(1) @ weight, spec)], config=CONFIG
+    ).fit(path)
+    return run, path
+
+
+def test_models_memory_and_settings_come_back(finished: tuple[Run, Path]) -> None:
+    run, path = finished
+    folder = RunFolder.open(path)
+    assert folder.config() == CONFIG
+    for loaded, model in (
+        (folder.meta_model(), run.meta_model),
+        (folder.initial_model(), run.initial_model),
+    ):
+        state = model.module.state_dict()
+        assert loaded.module.state_dict().keys() == state.keys()
+        assert all(
+            torch.equal(value, state[name]) for name, value in loaded.module.state_dict().items()
+        )
+        assert (loaded.adapt_steps, loaded.adapt_learning_rate) == (
+            CONFIG.adapt_steps,
+            CONFIG.adapt_lr,
+        )
+    memory = folder.memory()
+    assert memory.classes == run.memory.classes
+    assert all(
+        torch.equal(memory.images_of(key), run.memory.images_of(key)) for key in memory.classes
+    )
+
+
+def test_summary_and_metrics_tell_what_the_run_tells(finished: tuple[Run, Path]) -> None:
+    run, path = finished
+    summary = RunFolder.open(path).summary()
+    assert summary["queries"] == run.queries == 2 * 2 * 6
+    assert summary["requests"] == run.requests
+    assert summary["complete"] is True
+    assert summary["images"] == 12
+    assert summary["apis"] == 1
+    support = run.recovered[0].recovered
+    share = (
+        sum(int(s.argmax()) == int(y) for s, y in zip(support.scores, support.labels, strict=True))
+        / 6
+    )
+    assert summary["matched"]["support"] == pytest.approx(share)
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == run.history
+    assert [line["stage"] for line in lines] == [
+        "recovery",
+        "recovery",
+        "distillation",
+        "replay",
+        "replay",
+    ]
+    assert {"stage", "step", "loss", "accuracy", "queries", "seconds"} <= set.intersection(
+        *map(set, lines)
+    )
+
+
+def test_recovered_sets_are_on_disk(finished: tuple[Run, Path]) -> None:
+    run, path = finished
+    for one, name in zip(run.recovered, ("support", "query"), strict=True):
+        file = path / "recovered" / f"api_000_{name}.safetensors"
+        stored = load_file(file)
+        assert torch.equal(stored["images"], one.images)
+        assert torch.equal(stored["scores"], one.recovered.scores)
+        assert torch.equal(stored["labels"], one.recovered.labels)
+        with safe_open(file, framework="pt") as opened:
+            about = opened.metadata()
+            assert len(about.pop("checksum")) == 32
+            assert about == {"api": "the api", "set": name, "class_names": '["a", "b"]'}
+
+
+def test_a_run_is_never_overwritten(finished: tuple[Run, Path]) -> None:
+    _, path = finished
+    before = (path / "config.yaml").read_text()
+    with pytest.raises(InputError, match="holds a run already"):
+        RunFolder.create(path, TrainConfig(seed=9))
+    assert (path / "config.yaml").read_text() == before
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to"):
+        RunFolder.create(tmp_path / "file" / "run", CONFIG)
+
+
+def test_folders_that_hold_no_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no run"):
+        RunFolder.open(tmp_path)
+    RunFolder.create(tmp_path / "begun", CONFIG)
+    with pytest.raises(InputError, match="a run that did not finish"):
+        RunFolder.open(tmp_path / "begun")
+
+
+def test_withdrawing_leaves_what_was_there_before(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder.create(tmp_path, CONFIG).withdraw()
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    RunFolder.create(tmp_path / "new", CONFIG).withdraw()
+    assert not (tmp_path / "new").exists()
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for name in ("memory.safetensors", "meta_model.safetensors", "summary.json"):
+        (tmp_path / name).write_text("nothing of the kind")
+    for read, message in (
+        (folder.memory, "not readable"),
+        (folder.meta_model, "not a saved meta-model"),
+        (folder.summary, "not readable"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read()
+    with pytest.raises(InputError, match=r"cannot read .*config\.yaml"):
+        folder.config()
