@@ -16,7 +16,8 @@ Losses = Callable[[Tensor], Tensor]
 
 
 def paper_order(x: Tensor, q: int, mu: float, kind: str, losses: Losses, splits: int = 5) -> Tensor:
-    """Draw, norm, divide, repeat, add, query, weight, sum; in splits of the directions, 5 as the authors do.
+    """Draw, norm, divide, repeat, add, query, weight, sum; in splits of the directions, 5 as the
+    authors do.
 
     Unlike theirs, it keeps the directions that are left over when `splits` does not divide q.
     """
@@ -38,7 +39,9 @@ def paper_order(x: Tensor, q: int, mu: float, kind: str, losses: Losses, splits:
 
 
 class BestEager:
-    """Buffers reused, operations in place, one matrix product for the weighted sum; signs from int64 words."""
+    """Buffers reused, operations in place, one matrix product for the weighted sum; signs from
+    int64 words.
+    """
 
     def __init__(self, x: Tensor, q: int, kind: str) -> None:
         self.q, self.kind = q, kind

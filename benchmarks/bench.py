@@ -22,7 +22,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
-    # Behind the installed package, which has the native module beside it; only `benchmarks` is to be found here.
+    # Behind the installed package, which has the native module beside it; only `benchmarks` is to
+    # be found here.
     sys.path.append(str(ROOT))
 
 REGRESSION = 1.25  # a slowdown by more than this is flagged
@@ -72,7 +73,9 @@ _WIDTHS = (
 
 
 def table(rows: list[Any], head: bool = True, least: Sequence[int] = (0,) * len(_HEAD)) -> str:
-    """An aligned text table with columns of `least` letters or more; a ratio above 1 means slower than ours."""
+    """An aligned text table with columns of `least` letters or more; a ratio above 1 means slower
+    than ours.
+    """
     body = [
         [
             row.case,
@@ -104,7 +107,9 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def write(rows: list[Any], out: Path, runs: int) -> Path:
-    """JSON and CSV, named by the device; cases that were not run now stay as they are in the files."""
+    """JSON and CSV, named by the device; cases that were not run now stay as they are in the
+    files.
+    """
     import torch
 
     import bidfmkd_fast
@@ -167,7 +172,9 @@ def plot(results: Path) -> None:
 
 
 def compare(rows: list[Any], file: Path) -> tuple[str, bool]:
-    """Ours now against ours in `file`, in units of the slowest contender of the case; and whether any regressed."""
+    """Ours now against ours in `file`, in units of the slowest contender of the case; and whether
+    any regressed.
+    """
     before = {
         (row["case"], row["contender"], row["threads"]): row
         for row in json.loads(file.read_text())["rows"]
@@ -198,7 +205,9 @@ def compare(rows: list[Any], file: Path) -> tuple[str, bool]:
 def bench(
     cases: list[str], threads: list[int], runs: int, out: Path, against: Path | None, seed: int
 ) -> int:
-    """Runs, prints and writes; 1 if anything regressed, else 0. The seed is of the cases' random inputs."""
+    """Runs, prints and writes; 1 if anything regressed, else 0. The seed is of the cases' random
+    inputs.
+    """
     import torch
 
     torch.manual_seed(seed)

@@ -81,7 +81,9 @@ def rows_of(
     n_bytes: int = 0,
     limit: str | None = None,
 ) -> list[Row]:
-    """Contenders take turns; each is a function and how often it does the work. Memory is of those that do it once."""
+    """Contenders take turns; each is a function and how often it does the work. Memory is of those
+    that do it once.
+    """
     memory: dict[str, float | None] = {}
     for name, (function, calls) in contenders.items():  # warms up too
         torch.cuda.synchronize()
@@ -188,7 +190,9 @@ def _recovery(config: bf.RecoveryConfig, seed: int = 0) -> DeviceRecovery:
 
 
 def recovery_steps(runs: int) -> Iterator[Row]:
-    """One step of recovering 150 images, from the captured graph, against the paper's order on the same device."""
+    """One step of recovering 150 images, from the captured graph, against the paper's order on the
+    same device.
+    """
     for name, settings in (("paper", PAPER), ("default", DEFAULT)):
         config = bf.RecoveryConfig(**{**vars(settings), "steps": 100 + 20 * runs})
         one = _recovery(config)
@@ -255,7 +259,9 @@ def _repeat(function: Function, times: int) -> None:
 
 
 def side_by_side(runs: int) -> Iterator[Row]:
-    """The support sets of four APIs at the defaults, together and one after the other, captures included."""
+    """The support sets of four APIs at the defaults, together and one after the other, captures
+    included.
+    """
     config = bf.RecoveryConfig()
 
     def together() -> None:
@@ -382,7 +388,9 @@ def whole_run(runs: int) -> Iterator[Row]:
 
 
 def extrapolated(rows: list[Row]) -> dict[str, float]:
-    """Minutes of the paper's run at our default query settings, by stage, from these times; training a pool aside."""
+    """Minutes of the paper's run at our default query settings, by stage, from these times;
+    training a pool aside.
+    """
     ms = {row.case: row.median_ms for row in rows if row.contender == OURS}
     rounds = WHOLE["APIs"] / bf.TrainConfig().meta_batch_size
     stages = {

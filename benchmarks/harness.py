@@ -17,7 +17,9 @@ _libc = ctypes.CDLL(None)
 
 Function = Callable[[], object]
 OURS = "ours"
-QUICK_MS = 50  # what is quicker runs once before it is timed, each turn: the contender before has emptied the caches
+# what is quicker runs once before it is timed, each turn: the contender before has emptied the
+# caches
+QUICK_MS = 50
 
 
 @dataclass
@@ -26,7 +28,8 @@ class Prepared:
 
     Attributes:
         contenders: name -> function to time; "ours" among them.
-        check: raises AssertionError unless ours (and what else can be compared) is right; runs before any timing.
+        check: raises AssertionError unless ours (and what else can be compared) is right; runs
+            before any timing.
         n_bytes: what the work must move through memory at least; 0 where arithmetic is the limit.
         limit: name of the contender that is the physical limit, if one is.
         output_bytes: of what a call returns, left out of the memory figure.
@@ -60,7 +63,9 @@ def case(name: str) -> Callable[[Callable[[], Prepared]], Callable[[], Prepared]
 
 @dataclass
 class Row:
-    """One contender of one case: times in ms, memory beyond its output in MB, ratio of its time to ours."""
+    """One contender of one case: times in ms, memory beyond its output in MB, ratio of its time to
+    ours.
+    """
 
     case: str
     contender: str
@@ -118,10 +123,11 @@ def run_case(one: Case, runs: int, threads: int) -> list[Row]:
 
 
 def _set_allocator(kept: bool) -> None:
-    """glibc's allocator as `workspace.keep_freed_memory` leaves it, or as it is in a process that runs for a while.
+    """glibc's allocator as `workspace.keep_freed_memory` leaves it, or as it is in a process that
+    runs for a while.
 
-    There, blocks above 32 MB are mapped anew each time and free memory above 64 MB goes back to the system: what its
-    thresholds grow to by themselves. A user without this package has that.
+    There, blocks above 32 MB are mapped anew each time and free memory above 64 MB goes back to the
+    system: what its thresholds grow to by themselves. A user without this package has that.
     """
     if not hasattr(_libc, "mallopt"):
         return
@@ -142,7 +148,9 @@ def _median_ratio(a: list[float], b: list[float]) -> float:
 
 
 def extra_memory(function: Function, output_bytes: int) -> float | None:
-    """Peak resident memory of a first call beyond what was there and its output, in MB; Linux only."""
+    """Peak resident memory of a first call beyond what was there and its output, in MB; Linux
+    only.
+    """
     workspace.release()
     gc.collect()
     if hasattr(_libc, "malloc_trim"):

@@ -60,7 +60,9 @@ def main() -> None:
 
 
 def connect(url: str, transport: str, options: argparse.Namespace) -> BlackBox | None:
-    """A black box that has answered one image; None where the server does not know the transport."""
+    """A black box that has answered one image; None where the server does not know the
+    transport.
+    """
     settings = {"max_batch": options.batch}
     if transport == "gRPC":
         return GrpcBlackBox(url, options.model, settings, in_flight=options.in_flight)

@@ -44,7 +44,9 @@ Curves = dict[str, float]  # "<series>, <threads>" -> ms, and "<series>" -> MB
 
 
 def times(q: int, b: int, d: int, runs: int) -> Curves:
-    """Medians in ms; all series and numbers of threads take turns. The limit is plain stores of the same points."""
+    """Medians in ms; all series and numbers of threads take turns. The limit is plain stores of
+    the same points.
+    """
     x, state = torch.randn(b, d), torch.tensor([0, 0])
     out = torch.empty(1 + q, b, d)
     differences = torch.randn(q, b)
@@ -75,7 +77,9 @@ def times(q: int, b: int, d: int, runs: int) -> Curves:
 
 
 def memory(q: int, b: int, d: int) -> Curves:
-    """Peak in MB, the points included. The limit is the points: the API is to get them, so they must be somewhere."""
+    """Peak in MB, the points included. The limit is the points: the API is to get them, so they
+    must be somewhere.
+    """
     x, state, differences = torch.randn(b, d), torch.tensor([0, 0]), torch.randn(q, b)
     torch.set_num_threads(max(THREADS))
 
@@ -95,7 +99,9 @@ def memory(q: int, b: int, d: int) -> Curves:
 
 
 def draw(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Two rows of panels, time and memory, a column for each number that was swept; the legends stand beside them."""
+    """Two rows of panels, time and memory, a column for each number that was swept; the legends
+    stand beside them.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 7.2), layout="constrained")

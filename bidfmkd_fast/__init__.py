@@ -11,8 +11,9 @@ from importlib.metadata import version as _version
 
 from bidfmkd_fast.runtime.signals import end_at_once_while_loading as _end_at_once_while_loading
 
-# Before torch loads OpenMP, unless it has already or the user has chosen: threads that spin long at the end of every
-# operation make a machine that does anything else beside up to 70 times slower (docs/architecture.md).
+# Before torch loads OpenMP, unless it has already or the user has chosen: threads that spin long at
+# the end of every operation make a machine that does anything else beside up to 70 times slower
+# (docs/architecture.md).
 if "OMP_WAIT_POLICY" not in _os.environ:
     _os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
@@ -20,7 +21,8 @@ _logging.getLogger("bidfmkd_fast").addHandler(
     _logging.NullHandler()
 )  # what happens is told to whoever asks for it
 
-# The command too may be interrupted before torch is there. Who uses the library handles signals by rules of their own.
+# The command too may be interrupted before torch is there. Who uses the library handles signals by
+# rules of their own.
 if _os.path.basename((getattr(_sys, "argv", None) or [""])[0]) == "bidfmkd":
     _end_at_once_while_loading()
 

@@ -6,8 +6,8 @@ import shlex
 
 from bidfmkd_fast.errors import InputError
 
-# As in pyproject.toml. By their own names, since pip finds `bidfmkd-fast[serve]` neither from a source tree nor from an
-# installation that came from one.
+# As in pyproject.toml. By their own names, since pip finds `bidfmkd-fast[serve]` neither from a
+# source tree nor from an installation that came from one.
 EXTRAS = {
     "bench": ("matplotlib>=3.7",),
     "serve": ("starlette>=0.40", "uvicorn>=0.30"),
@@ -17,6 +17,8 @@ EXTRAS = {
 
 
 def not_installed(operation: str, module: str | None, extra: str) -> InputError:
-    """Return the error that says which `module` of which of the `EXTRAS` `operation` lacks, and how to install it."""
+    """Return the error that says which `module` of which of the `EXTRAS` `operation` lacks, and
+    how to install it.
+    """
     command = shlex.join(["pip", "install", *EXTRAS[extra]])
     return InputError(f"{operation}: {module} is not installed; `{command}`")

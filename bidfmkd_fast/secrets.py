@@ -58,7 +58,9 @@ def register(secret: str, label: str = "secret") -> None:
 
 
 def register_url(url: object) -> None:
-    """Register the user, the password and the values of the query string of a URL, however badly it is formed."""
+    """Register the user, the password and the values of the query string of a URL, however badly
+    it is formed.
+    """
     if not isinstance(url, str):
         return
     before, at, rest = url.rpartition("@")
@@ -90,7 +92,9 @@ def register_headers(headers: object) -> None:
 
 
 def _register_value(name: str, value: str) -> None:
-    """Register a value that may be secret: of a telling name, or so long that no ordinary word or number is lost."""
+    """Register a value that may be secret: of a telling name, or so long that no ordinary word or
+    number is lost.
+    """
     if len(value) >= _LEAST_UNNAMED or _TELLING.search(name):
         register(value)
 
@@ -98,8 +102,9 @@ def _register_value(name: str, value: str) -> None:
 def scrub(text: str) -> str:
     """Return the text with every registered secret replaced.
 
-    A secret is found in any spelling: as it is, with characters percent-encoded, escaped as in JSON, Python or HTML
-    (also several times over), and in base64, alone or within a longer text such as `user:password`.
+    A secret is found in any spelling: as it is, with characters percent-encoded, escaped as in
+    JSON, Python or HTML (also several times over), and in base64, alone or within a longer text
+    such as `user:password`.
     """
     for pattern, replacement in _patterns:
         text = pattern.sub(partial(_replaced, replacement), text)
@@ -123,7 +128,9 @@ def shown_url(url: str) -> str:
 
 
 def scrubbed(value: Any) -> Any:
-    """Return plain values, nested in lists and dicts, with their strings scrubbed; numbers stay as they are."""
+    """Return plain values, nested in lists and dicts, with their strings scrubbed; numbers stay as
+    they are.
+    """
     if isinstance(value, str):
         return scrub(value)
     if isinstance(value, Mapping):
@@ -147,7 +154,8 @@ logging.getLogger("bidfmkd_fast").addFilter(ScrubFilter())
 @cache
 def _pattern(secret: str) -> re.Pattern[str]:
     spellings = ["".join(map(_spellings, secret))]
-    edge = "[A-Za-z0-9+/_-]{0,3}"  # the characters at both ends hold bits of the secret and of its neighbours
+    # the characters at both ends hold bits of the secret and of its neighbours
+    edge = "[A-Za-z0-9+/_-]{0,3}"
     for core in {
         core for encoding in ("utf-8", "latin-1") for core in _base64_cores(secret, encoding)
     }:
@@ -161,7 +169,9 @@ def _replaced(replacement: str, found: re.Match[str]) -> str:
 
 
 def _base64_cores(secret: str, encoding: str) -> list[str]:
-    """Return the base64 characters that depend on the secret alone, for the three places where it may begin."""
+    """Return the base64 characters that depend on the secret alone, for the three places where it
+    may begin.
+    """
     try:
         content = secret.encode(encoding)
     except UnicodeEncodeError:
@@ -177,7 +187,9 @@ def _base64_cores(secret: str, encoding: str) -> list[str]:
 
 @cache
 def _spellings(character: str) -> str:
-    """Return a pattern of all spellings of one character; repetitions are bounded, so that no text takes long."""
+    """Return a pattern of all spellings of one character; repetitions are bounded, so that no text
+    takes long.
+    """
     code = ord(character)
     units = (
         [f"{code:04x}"]

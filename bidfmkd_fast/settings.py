@@ -37,13 +37,15 @@ def settings_from_values(kind: type[Settings], values: Any) -> Settings:
 
 
 def check_values(kind: type[Any], values: Any, name: str, where: str = "") -> dict[str, Any]:
-    """Return nested `values` for the settings class `kind`, lists as tuples, once every key and type is right.
+    """Return nested `values` for the settings class `kind`, lists as tuples, once every key and
+    type is right.
 
-    Ranges are not checked, since the values may be a part of the settings only. `name` opens the errors; `where` is the
-    place of these values in the whole, as "recovery.".
+    Ranges are not checked, since the values may be a part of the settings only. `name` opens the
+    errors; `where` is the place of these values in the whole, as "recovery.".
 
     Raises:
-        InputError: an unknown key (the closest known one is named); InputTypeError for a value of the wrong type.
+        InputError: an unknown key (the closest known one is named); InputTypeError for a value of
+            the wrong type.
     """
     if not isinstance(values, Mapping):
         place = f"settings under {where.rstrip('.')!r}" if where else "settings by name"
@@ -80,7 +82,9 @@ def named(where: str) -> Iterator[None]:
 
 
 def dotted_keys(kind: type[Any]) -> list[str]:
-    """Return the keys of a settings class in the order of their depth, those of nested classes after a dot."""
+    """Return the keys of a settings class in the order of their depth, those of nested classes
+    after a dot.
+    """
     hints = get_type_hints(kind)
     names = [one.name for one in fields(kind)]
     return names + [
@@ -92,7 +96,8 @@ def dotted_keys(kind: type[Any]) -> list[str]:
 
 
 def closest(key: str, known: Sequence[str], where: str = "") -> str:
-    """Return the end of an error about an unknown `key`: the known ones that it may stand for, or all of the top.
+    """Return the end of an error about an unknown `key`: the known ones that it may stand for, or
+    all of the top.
 
     `where` is put in front of the keys that are named.
     """
@@ -107,7 +112,9 @@ def closest(key: str, known: Sequence[str], where: str = "") -> str:
 
 
 def plain_values(settings: Any) -> dict[str, Any]:
-    """Nested plain values, as `settings_from_values` takes them; tuples become lists, which YAML has."""
+    """Nested plain values, as `settings_from_values` takes them; tuples become lists, which YAML
+    has.
+    """
     return {key: _without_tuples(value) for key, value in asdict(settings).items()}
 
 

@@ -15,7 +15,8 @@ import bidfmkd_fast as bf
 def main() -> None:
     dataset = bf.load_dataset("glyphs")
     with tempfile.TemporaryDirectory() as folder:
-        # 1. Four stand-in APIs with three classes each. Yours could be a RemoteBlackBox or a FunctionBlackBox.
+        # 1. Four stand-in APIs with three classes each. Yours could be a RemoteBlackBox or a
+        # FunctionBlackBox.
         bf.train_pool(dataset, Path(folder) / "pool", n_apis=4, n_way=3, width=16, epochs=8)
         apis = bf.load_pool(Path(folder) / "pool")
 

@@ -26,14 +26,17 @@ def main() -> None:
 
     @torch.no_grad()
     def losses_of(images: Tensor) -> Tensor:
-        """Ask the black box: images `[N, 3, 16, 16]` -> cross entropy with the wanted labels `[N]`."""
+        """Ask the black box: images `[N, 3, 16, 16]` -> cross entropy with the wanted labels
+        `[N]`.
+        """
         wanted = labels.repeat(len(images) // len(labels))
         return functional.cross_entropy(victim(images), wanted, reduction="none")
 
     zo = bf.ZerothOrder(num_directions=20, mu=0.05, seed=0)
     for step in range(201):
         images = generator(latents)
-        # 21 points for each image, in chunks, so that the points of all directions need not fit in memory at once.
+        # 21 points for each image, in chunks, so that the points of all directions need not fit in
+        # memory at once.
         losses = [
             losses_of(points.flatten(0, 1)).view(points.shape[:2])
             for points in zo.ask_chunks(images, max_images=200)
@@ -47,7 +50,8 @@ def main() -> None:
         if step % 50 == 0:
             print(f"step {step:3}  loss {loss.item():.3f}")
 
-    # The same with the estimate hidden behind autograd: scores forward, estimated gradient backward.
+    # The same with the estimate hidden behind autograd: scores forward, estimated gradient
+    # backward.
     teacher = bf.as_differentiable(victim, num_directions=20, mu=0.05)
     functional.cross_entropy(teacher(generator(latents)), labels).backward()
     print("gradient through as_differentiable:", f"{generator[0].weight.grad.norm():.3f}")

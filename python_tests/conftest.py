@@ -63,7 +63,9 @@ CPU_LEVELS = ("avx512", "avx2", "portable")
 
 @pytest.fixture(params=CPU_LEVELS)
 def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set of the kernels in turn; without the native kernels it fails, without the set it skips."""
+    """Every instruction set of the kernels in turn; without the native kernels it fails, without
+    the set it skips.
+    """
     info = native.build_info()
     assert info is not None, f"the native kernels must load wherever tests run: {native.load_error}"
     if request.param not in info["cpu_levels"]:

@@ -86,7 +86,9 @@ def answers_of(number: int) -> Callable[[Tensor], Tensor]:
 
 
 class Watched(torch.nn.Module):
-    """An API that notes each call in `log`, and kills its process in call `kill_at` of all, from 1."""
+    """An API that notes each call in `log`, and kills its process in call `kill_at` of all, from
+    1.
+    """
 
     calls = 0
 
@@ -138,7 +140,9 @@ def local(log: Path, kill_at: int | None) -> list[BlackBox]:
 def fit_local(
     folder: Path, log: Path, moment: tuple[str, int] | None, max_queries: int | None = None
 ) -> None:
-    """A run on local APIs that is killed in call number n, half way through record n, or before snapshot n is named."""
+    """A run on local APIs that is killed in call number n, half way through record n, or before
+    snapshot n is named.
+    """
     _begin()
     what, number = moment or ("", 0)
     apis = local(log, number if what == "call" else None)

@@ -88,7 +88,8 @@ def test_any_secret_is_found(secret: str) -> None:
     for text in spellings(secret):
         assert secrets.scrub(text) == "<secret>"
     for text in coded(secret):
-        # What may be left are the neighbours' own characters, four of which hold the three that are next to it.
+        # What may be left are the neighbours' own characters, four of which hold the three that are
+        # next to it.
         left = secrets.scrub(text)
         assert "<secret>" in left and text not in left
 

@@ -62,7 +62,9 @@ def prepare_perturb(kind: str, size: str) -> Prepared:
 
 
 def prepare_estimate(kind: str, size: str) -> Prepared:
-    """`perturb` + `zo_kd_gradient` against the same in torch: draw, perturb, loss of given scores, weighted sum."""
+    """`perturb` + `zo_kd_gradient` against the same in torch: draw, perturb, loss of given scores,
+    weighted sum.
+    """
     b, shape, q = SIZES[size]
     x, state = torch.randn(b, *shape), torch.tensor([1, 2])
     scores, labels = torch.randn(1 + q, b, N_CLASSES), torch.randint(0, N_CLASSES, (b,))

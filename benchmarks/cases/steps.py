@@ -47,9 +47,11 @@ class PlainGenerator(nn.Module):
 
 
 def prepare_recovery(settings: bf.RecoveryConfig, plain_settings: bf.RecoveryConfig) -> Prepared:
-    """Steps of recovering 150 images of 32 x 32 x 3 from a Conv4 API: generator, points, API, gradient, Adam.
+    """Steps of recovering 150 images of 32 x 32 x 3 from a Conv4 API: generator, points, API,
+    gradient, Adam.
 
-    Ours is `recover` as it is called, the making of generator, latents and optimiser included; the plain one has them.
+    Ours is `recover` as it is called, the making of generator, latents and optimiser included; the
+    plain one has them.
     """
     module = build_model(
         "conv4", in_channels=3, n_classes=N_CLASSES, image_size=SHAPE[1:], width=32
@@ -169,7 +171,9 @@ def _plain_adapt(
 
 
 def prepare_replay_step() -> Prepared:
-    """An outer step of replay: 4 tasks, 5-way 1-shot, 15 queries, 5 second-order inner steps, Conv4 at 32 x 32 x 3."""
+    """An outer step of replay: 4 tasks, 5-way 1-shot, 15 queries, 5 second-order inner steps,
+    Conv4 at 32 x 32 x 3.
+    """
     module = Conv4(3, 5, (32, 32), batch_statistics=True)
     plain_module = PlainConv4(module)
     episodes = [_episode(1, 15) for _ in range(4)]
@@ -195,8 +199,9 @@ def prepare_replay_step() -> Prepared:
 
     def check() -> None:
         assert math.isclose(ours()["loss"], plain(), rel_tol=1e-4)
-        # Rounding is 1e-5 of a gradient; where it makes another element a pool's winner, in plain torch as in ours, up
-        # to 3e-2. First order is 0.3 off. So no draw may be far from float64, and one has to be at rounding.
+        # Rounding is 1e-5 of a gradient; where it makes another element a pool's winner, in plain
+        # torch as in ours, up to 3e-2. First order is 0.3 off. So no draw may be far from float64,
+        # and one has to be at rounding.
         distances: list[float] = []
         while min(distances, default=math.inf) > 1e-4:
             assert len(distances) < 8, distances
@@ -229,7 +234,9 @@ def _gradients_in_float64(module: nn.Module, episodes: list[bf.Episode]) -> list
 
 
 def prepare_evaluation(n_shot: int, n_episodes: int = 24) -> Prepared:
-    """Meta-test of a few episodes (the whole of 600 is a multiple): 10 inner steps, 15 queries, Conv4, glyphs."""
+    """Meta-test of a few episodes (the whole of 600 is a multiple): 10 inner steps, 15 queries,
+    Conv4, glyphs.
+    """
     dataset = bf.load_dataset("glyphs")
     module = Conv4(1, 5, (28, 28), batch_statistics=True)
     plain_module = PlainConv4(module)
@@ -254,7 +261,8 @@ def prepare_evaluation(n_shot: int, n_episodes: int = 24) -> Prepared:
         ).per_episode
 
     def check() -> None:
-        # A prediction may tip on a rounding, and an episode may have several close ones; in steps of 1/75.
+        # A prediction may tip on a rounding, and an episode may have several close ones; in steps
+        # of 1/75.
         apart = (ours() - plain()).abs()
         assert (apart == 0).double().mean() > 0.5 and apart.mean() < 5e-3, apart
 

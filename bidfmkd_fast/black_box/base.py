@@ -16,24 +16,28 @@ from bidfmkd_fast.black_box.ledger import Budget, Ledger
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError, ServiceWarning
 
-# Widths of the input range that images may leave it by: steps lead a little out of it, 0..255 and normalised ones far.
+# Widths of the input range that images may leave it by: steps lead a little out of it, 0..255 and
+# normalised ones far.
 _OUTSIDE = 0.5
 
 
 class BlackBox(ABC):
-    """An API of which only the scores are seen. Subclasses define `_score`, which gets `max_batch` images at most.
+    """An API of which only the scores are seen. Subclasses define `_score`, which gets `max_batch`
+    images at most.
 
     `api.ledger` counts what it was asked. Safe under threads, as far as `_score` is.
 
     Args:
         spec: what is known of the API.
-        budget: cap on what it may cost; the same `Budget` given to several APIs caps their sum. None for no cap.
+        budget: cap on what it may cost; the same `Budget` given to several APIs caps their sum.
+            None for no cap.
 
     Raises:
         InputTypeError: `spec` or `budget` is something else.
     """
 
-    _is_service = False  # whether it may fail for a while through no fault of the caller's, as a remote one does
+    # whether it may fail for a while through no fault of the caller's, as a remote one does
+    _is_service = False
 
     def __init__(self, spec: APISpec, *, budget: Budget | None = None) -> None:
         if not isinstance(spec, APISpec):
@@ -78,23 +82,26 @@ class BlackBox(ABC):
         """The scores of a batch of images.
 
         Args:
-            images: `[N, C, H, W]` float32 in `spec.input_range` (values outside are passed on as they are).
+            images: `[N, C, H, W]` float32 in `spec.input_range` (values outside are passed on as
+                they are).
 
         Returns:
-            scores `[N, n_classes]` float32 of `spec.returned_kind`, on the images' device, without a graph. Rounded
-            probabilities are at least half a unit of their last place; top-k answers have the missing mass spread
-            evenly over the classes that were not told.
+            scores `[N, n_classes]` float32 of `spec.returned_kind`, on the images' device, without
+            a graph. Rounded probabilities are at least half a unit of their last place; top-k
+            answers have the missing mass spread evenly over the classes that were not told.
 
         Raises:
-            InputError: the images are not what the API takes (InputTypeError: no float32 tensor); nothing was sent.
+            InputError: the images are not what the API takes (InputTypeError: no float32 tensor);
+                nothing was sent.
             BudgetExhausted: the call would overrun the budget; nothing was sent, counted or spent.
-            BadAnswer: the API answered something else than finite scores, or the first ones cannot be of its
-                `scores_kind`; the call is counted.
+            BadAnswer: the API answered something else than finite scores, or the first ones cannot
+                be of its `scores_kind`; the call is counted.
             APIUnavailable: a service did not answer, whatever was tried; every attempt is counted.
 
         Warns:
-            ServiceWarning, PrecisionWarning: once each, of images more than half the width of `input_range` outside of
-                it, and of first answers that look wrong (see `first_answers`).
+            ServiceWarning, PrecisionWarning: once each, of images more than half the width of
+                `input_range` outside of it, and of first answers that look wrong (see
+                `first_answers`).
         """
         self._check_images(images)
         n_images = images.shape[0]
@@ -103,7 +110,8 @@ class BlackBox(ABC):
         with torch.no_grad():
             answer = self._ask(images.detach(), n_requests)
         self._first_answers.warn(images, answer, stacklevel=2)
-        # A copy made outside inference mode: usable in a later graph, and no view of anything inside the box.
+        # A copy made outside inference mode: usable in a later graph, and no view of anything
+        # inside the box.
         return usable(
             answer.detach().to(device=images.device, dtype=torch.float32, copy=True).contiguous(),
             self._spec,
@@ -143,10 +151,14 @@ class BlackBox(ABC):
 
     @abstractmethod
     def _score(self, images: Tensor) -> Tensor:
-        """Scores `[N, n_classes]` of checked images `[N, C, H, W]`, which must be left as they are."""
+        """Scores `[N, n_classes]` of checked images `[N, C, H, W]`, which must be left as they
+        are.
+        """
 
     def _count_requests(self, n_images: int) -> int:
-        """How many requests a call with `n_images` images sends: one, or as many as `max_batch` makes of it."""
+        """How many requests a call with `n_images` images sends: one, or as many as `max_batch`
+        makes of it.
+        """
         return 1 if self._spec.max_batch is None else -(-n_images // self._spec.max_batch)
 
     def _check_images(self, images: Tensor) -> None:
@@ -201,5 +213,6 @@ class BlackBox(ABC):
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    # A sum carries any NaN or infinity and needs no mask; finite values that overflow it are looked at one by one.
+    # A sum carries any NaN or infinity and needs no mask; finite values that overflow it are looked
+    # at one by one.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -17,8 +17,8 @@ from bidfmkd_fast.errors import BadAnswer, PrecisionWarning, ServiceWarning
 Suspicion = tuple[type[UserWarning], str]
 
 LEAST_IMAGES = 4  # fewer answers tell too little
-# Steps of a recovery after which an API that still gives one class is told of. At the first images even good APIs do so
-# (4 of 6 Conv4 on glyphs); those had a second class after 1 to 7 steps.
+# Steps of a recovery after which an API that still gives one class is told of. At the first images
+# even good APIs do so (4 of 6 Conv4 on glyphs); those had a second class after 1 to 7 steps.
 WATCHED_STEPS = 20
 _MOST_DECIMALS = 6  # float32 holds no more of a probability
 _OFF = 0.05  # how far probabilities may be from a sum of 1, besides what rounding takes
@@ -27,14 +27,16 @@ _BEYOND = (
 )
 _SORTED_CLASSES = 5  # with fewer, rows that are sorted by chance are not rare
 _COMPARED = 64  # images whose scores are held against each other
-# Images are held against each other on a grid of so many cells a side: pixel noise, which many APIs average away, is
-# no difference.
+# Images are held against each other on a grid of so many cells a side: pixel noise, which many APIs
+# average away, is no difference.
 _CELLS = 8
-# Standard deviation between images, root mean square over cells in unit range, from which on they differ visibly.
+# Standard deviation between images, root mean square over cells in unit range, from which on they
+# differ visibly.
 _DIFFERENT = 0.02
-# Change of the log-probabilities by change of the cells, from which on scores move. Measured on pools of Conv4 and
-# ResNets (glyphs, CIFAR-FS), at images of untrained generators and the probe's: 1.5 to 24, and 0.08 to 0.35 after four
-# epochs of training; 0.001 to 0.06 for most of the same models given 1/255 of what they want, 0.13 for one.
+# Change of the log-probabilities by change of the cells, from which on scores move. Measured on
+# pools of Conv4 and ResNets (glyphs, CIFAR-FS), at images of untrained generators and the probe's:
+# 1.5 to 24, and 0.08 to 0.35 after four epochs of training; 0.001 to 0.06 for most of the same
+# models given 1/255 of what they want, 0.13 for one.
 _MOVES = 0.06
 
 
@@ -57,14 +59,18 @@ class FirstAnswers:
         return self._kind_fits and self._looked and self._moves
 
     def check(self, answer: Tensor) -> None:
-        """Raise BadAnswer unless scores `[N, n_classes]`, the first, can be of the kind that the spec states."""
+        """Raise BadAnswer unless scores `[N, n_classes]`, the first, can be of the kind that the
+        spec states.
+        """
         if not self._kind_fits:
             if (reason := impossible(answer, self._spec)) is not None:
                 raise BadAnswer(f"{self._spec.name}: {reason}")
             self._kind_fits = True
 
     def look(self, images: Tensor, answer: Tensor) -> list[Suspicion]:
-        """Return what looks wrong in what the API told, scores `[N, n_classes]` of images `[N, C, H, W]`."""
+        """Return what looks wrong in what the API told, scores `[N, n_classes]` of images `[N, C,
+        H, W]`.
+        """
         if (self._looked and self._moves) or len(images) < LEAST_IMAGES:
             return []
         with self._lock:
@@ -85,9 +91,11 @@ class FirstAnswers:
                 warnings.warn(f"{self._spec.name}: {text}", category, stacklevel=stacklevel + 1)
 
     def warn_of_one_class(self, matched: Sequence[float], stacklevel: int) -> None:
-        """Warn, once, where each of the first `WATCHED_STEPS` steps gave exactly 1/n of the images its wanted class.
+        """Warn, once, where each of the first `WATCHED_STEPS` steps gave exactly 1/n of the images
+        its wanted class.
 
-        As many images are wanted of each of the n classes, so this is what one class for all of them comes to.
+        As many images are wanted of each of the n classes, so this is what one class for all of
+        them comes to.
         """
         if self._varies or len(matched) < WATCHED_STEPS:
             return
@@ -101,7 +109,9 @@ class FirstAnswers:
 
 
 def check_range(spec: APISpec, low: float, high: float) -> None:
-    """Raise BadAnswer unless scores from `low` to `high` can be of the kind that the spec states."""
+    """Raise BadAnswer unless scores from `low` to `high` can be of the kind that the spec
+    states.
+    """
     kind = spec.returned_kind
     if kind == "probabilities" and (low < -_BEYOND or high > 1 + _BEYOND):
         wanted = "they must be from 0 to 1"
@@ -116,9 +126,11 @@ def check_range(spec: APISpec, low: float, high: float) -> None:
 
 
 def impossible(answer: Tensor, spec: APISpec) -> str | None:
-    """Return why scores `[N, n_classes]` cannot be of the kind that the spec states, by their sums; None if they can.
+    """Return why scores `[N, n_classes]` cannot be of the kind that the spec states, by their sums;
+    None if they can.
 
-    Rounding to the last place that the spec states or the scores show may move a sum, and so may half precision.
+    Rounding to the last place that the spec states or the scores show may move a sum, and so may
+    half precision.
     """
     kind = spec.returned_kind
     if kind == "logits":
@@ -136,8 +148,8 @@ def impossible(answer: Tensor, spec: APISpec) -> str | None:
                 f"{worst:.4g}; does it give logits, or logarithms to another base?"
             )
         return None
-    # The k highest of n probabilities hold k/n of their sum at least. Any score may have been rounded down, but only
-    # one that is not 0 up.
+    # The k highest of n probabilities hold k/n of their sum at least. Any score may have been
+    # rounded down, but only one that is not 0 up.
     told = spec.n_classes if spec.top_k is None else spec.top_k
     total = scores.sum(1)
     too_low = total < told / spec.n_classes * (1 - _OFF) - told * half
@@ -153,7 +165,9 @@ def impossible(answer: Tensor, spec: APISpec) -> str | None:
 
 
 def suspicions(answer: Tensor, spec: APISpec) -> list[Suspicion]:
-    """Return what looks wrong in scores `[N, n_classes]` as an API told them: the warning's class and its text."""
+    """Return what looks wrong in scores `[N, n_classes]` as an API told them: the warning's class
+    and its text.
+    """
     if is_one_hot(answer, spec):
         return [(PrecisionWarning, ONE_HOT)]  # which explains whatever else would be found
     found: list[Suspicion] = []
@@ -186,7 +200,8 @@ SORTED = (
 
 
 def hardly_moves(images: Tensor, answer: Tensor, spec: APISpec) -> str | bool:
-    """Return what to say where scores `[N, n_classes]` hardly differ between images `[N, C, H, W]` that do.
+    """Return what to say where scores `[N, n_classes]` hardly differ between images `[N, C, H, W]`
+    that do.
 
     False where the scores differ too, and True where the images are too much alike to tell.
     """
@@ -212,7 +227,9 @@ def hardly_moves(images: Tensor, answer: Tensor, spec: APISpec) -> str | bool:
 
 
 def is_one_hot(scores: Tensor, spec: APISpec) -> bool:
-    """Return whether each row of `[N, n_classes]` tells one class, and of all others nothing or the floor of 0."""
+    """Return whether each row of `[N, n_classes]` tells one class, and of all others nothing or
+    the floor of 0.
+    """
     if spec.returned_kind == "log_probabilities":
         scores = scores.exp()
     floor = 0.0 if spec.decimals is None else 0.5 * 10.0**-spec.decimals
@@ -233,7 +250,9 @@ def _are_probabilities(answer: Tensor) -> bool:
 
 
 def are_sorted(scores: Tensor) -> bool:
-    """Return whether all rows of `[N, n_classes]` fall, or all rise, from the first class to the last."""
+    """Return whether all rows of `[N, n_classes]` fall, or all rise, from the first class to the
+    last.
+    """
     steps = scores.diff(dim=1)
     moving = bool((scores.amax(1) > scores.amin(1)).all())
     return moving and bool((steps <= 0).all() or (steps >= 0).all())
@@ -256,7 +275,8 @@ def decimals_of(scores: Tensor) -> int | None:
     values = scores.detach().double()
     for decimals in range(1, _MOST_DECIMALS + 1):
         rounded = values.round(decimals=decimals)
-        # A rounded number is off by float32's own rounding at most; half a unit of the last place is our floor for 0.
+        # A rounded number is off by float32's own rounding at most; half a unit of the last place
+        # is our floor for 0.
         at_floor = (values - 0.5 * 10.0**-decimals).abs() < 1e-9
         if (((values - rounded).abs() <= 1e-7 * values.abs().clamp(min=1e-3)) | at_floor).all():
             return decimals

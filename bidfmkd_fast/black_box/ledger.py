@@ -17,7 +17,9 @@ _process_total: tuple[int, int, float] = (0, 0, 0.0)
 
 
 def asked_by_this_process() -> tuple[int, int, float]:
-    """Return the queries, the requests and the price of all that this process has sent, over every API it had."""
+    """Return the queries, the requests and the price of all that this process has sent, over every
+    API it had.
+    """
     return _process_total
 
 
@@ -31,8 +33,9 @@ def _add_to_process(queries: int, requests: int, cost: float) -> None:
 class Ledger:
     """Counts what one API was asked and what it answered. Safe under threads.
 
-    A request that is sent again after a failure counts again: the service may bill it twice. So there are two numbers
-    of each kind, what was sent and what was answered; what the service bills lies between them.
+    A request that is sent again after a failure counts again: the service may bill it twice. So
+    there are two numbers of each kind, what was sent and what was answered; what the service bills
+    lies between them.
 
     Args:
         price_per_1000: of 1000 queries.
@@ -79,7 +82,9 @@ class Ledger:
 
     @contextmanager
     def written_to(self, file: LedgerFile, number: int, name: str) -> Iterator[None]:
-        """Inside the block every count goes to row `number` of `file` as well, before anything is sent."""
+        """Inside the block every count goes to row `number` of `file` as well, before anything is
+        sent.
+        """
         file.begin(number, name)
         with self._lock:
             self._files.append((file, number))
@@ -117,12 +122,14 @@ class Ledger:
 
 
 class Budget:
-    """A cap on queries, requests and money that holds for the sum over every API it is given to. Safe under threads.
+    """A cap on queries, requests and money that holds for the sum over every API it is given to.
+    Safe under threads.
 
     Args:
         max_queries: most images that may be scored; None for no cap.
         max_requests: most requests that may be sent; None for no cap.
-        max_cost: most that may be spent, in the currency of the APIs' `price_per_1000`; None for no cap.
+        max_cost: most that may be spent, in the currency of the APIs' `price_per_1000`; None for no
+            cap.
 
     Raises:
         InputError: a cap is negative or no number (InputTypeError: of the wrong type).

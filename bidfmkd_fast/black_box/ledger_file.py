@@ -57,8 +57,9 @@ def row_of(number: int, api: BlackBox, before: LedgerRow | None = None) -> Ledge
 class LedgerFile:
     """Counts per API in an SQLite file, which outlives a killed process. Safe under threads.
 
-    It is written ahead of each request (write-ahead log, no wait for the disk): the counts survive the end of the
-    process at any moment; the last few may be lost when the machine itself loses power.
+    It is written ahead of each request (write-ahead log, no wait for the disk): the counts survive
+    the end of the process at any moment; the last few may be lost when the machine itself loses
+    power.
 
     Raises:
         InputError: the file cannot be made, or is no ledger.
@@ -116,7 +117,9 @@ class LedgerFile:
         answered_requests: int = 0,
         cost: float = 0.0,
     ) -> None:
-        """Add to the counts of API `number`. Raises InputError where that fails: nothing uncounted is to be asked."""
+        """Add to the counts of API `number`. Raises InputError where that fails: nothing uncounted
+        is to be asked.
+        """
         with self._used() as connection:
             connection.execute(
                 "UPDATE apis SET queries = queries + ?, requests = requests + ?, answered_queries = answered_queries + "
@@ -126,7 +129,8 @@ class LedgerFile:
             )
 
     def restore(self, number: int, queries: int, requests: int, cost: float) -> None:
-        """Add what processes that are gone have spent on API `number` by other evidence; all of it was answered.
+        """Add what processes that are gone have spent on API `number` by other evidence; all of it
+        was answered.
 
         To be called after `begin` of the same number.
         """
@@ -165,7 +169,8 @@ class LedgerFile:
     def _used(self) -> Iterator[sqlite3.Connection]:
         """Give the connection to one thread, whatever goes wrong as InputError.
 
-        A file that was removed or replaced is noticed here: SQLite would go on to write into the removed one.
+        A file that was removed or replaced is noticed here: SQLite would go on to write into the
+            removed one.
         """
         with self._lock:
             try:
@@ -188,13 +193,15 @@ class LedgerFile:
 
 
 def read_ledger(path: Path) -> list[LedgerRow]:
-    """Read the sums by API of a ledger that a run may be writing at this moment; nothing is written, not even aside.
+    """Read the sums by API of a ledger that a run may be writing at this moment; nothing is
+    written, not even aside.
 
     Raises:
         InputError: the file is no ledger, or damaged.
     """
-    # Without a write-ahead log the file is all there is, and SQLite would make a log unless the file is immutable. With
-    # one, the last counts are in the log, and its index is to be read as it is.
+    # Without a write-ahead log the file is all there is, and SQLite would make a log unless the
+    # file is immutable. With one, the last counts are in the log, and its index is to be read as it
+    # is.
     log = Path(f"{path}-wal")
     mode = "readonly_shm=1" if log.exists() and log.stat().st_size else "immutable=1"
     sums = ", ".join(f"sum({count})" for count in _COUNTS.split(", "))

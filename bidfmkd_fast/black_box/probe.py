@@ -25,12 +25,14 @@ PROBE_QUERIES = 1 + sum(BATCHES) + len(_SHIFTS) * _N_SHIFTED + QUERIES  # of one
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What the API answered. Where it did not, `problem` says why and the rest is as little as was found.
+    """What the API answered. Where it did not, `problem` says why and the rest is as little as was
+    found.
 
     Attributes:
         name: of the API.
         problem: why it cannot be used; None when it can.
-        scores_kind: what its scores look like: "logits", "probabilities", "log_probabilities" or "labels".
+        scores_kind: what its scores look like: "logits", "probabilities", "log_probabilities" or
+            "labels".
         stated_kind: what its spec says.
         decimals: to which the scores are rounded; None when they are not.
         deterministic: whether the same images got the same scores twice, alone and in a batch.
@@ -38,7 +40,8 @@ class ProbeReport:
         latency: seconds for one image.
         images_per_second: by the number of images in a call.
         steps: what steps of several lengths tell; None when nothing did.
-        notes: what looks wrong in the answers of an API that can be used; it may be right all the same.
+        notes: what looks wrong in the answers of an API that can be used; it may be right all the
+            same.
         queries, requests: what the probe cost.
     """
 
@@ -97,7 +100,8 @@ def probe(api: BlackBox, *, seed: int = 0) -> ProbeReport:
     """Ask an API a few questions and tell what its answers can be used for.
 
     Raises:
-        BudgetExhausted: its budget does not pay the probe; nothing was asked then, unless requests run out.
+        BudgetExhausted: its budget does not pay the probe; nothing was asked then, unless requests
+            run out.
         InputError: its spec does not fit it.
     """
     if api.budget is not None and not api.budget.affords(
@@ -158,7 +162,9 @@ def _ask(api: BlackBox, seed: int, found: dict[str, object]) -> str | None:
 
 
 def sample_images(api: BlackBox, n_images: int, seed: int) -> Tensor:
-    """Soft random patterns `[n_images, C, H, W]` in the API's input range, on the grid of 8-bit values."""
+    """Soft random patterns `[n_images, C, H, W]` in the API's input range, on the grid of 8-bit
+    values.
+    """
     channels, height, width = api.spec.image_shape
     generator = torch_generator(seed, "probe", "images")
     coarse = torch.rand(n_images, channels, min(5, height), min(5, width), generator=generator)
@@ -167,11 +173,13 @@ def sample_images(api: BlackBox, n_images: int, seed: int) -> Tensor:
 
 
 def _input_bits(api: BlackBox, images: Tensor, decimals: int | None, noise: float) -> int | None:
-    """Shift images off the grid of 8-bit values, first by less than half a level, then by two levels and as much.
+    """Shift images off the grid of 8-bit values, first by less than half a level, then by two
+    levels and as much.
 
-    An API of 8 bits, whether it rounds or cuts off, answers the small shifts alike. One of float32 that is nearly flat
-    answers them with a change that its scores do not resolve, which must not be taken for none: None then. What scores
-    resolve is a unit of their last place, the rounding of float32, or twice the `noise` between two answers.
+    An API of 8 bits, whether it rounds or cuts off, answers the small shifts alike. One of float32
+    that is nearly flat answers them with a change that its scores do not resolve, which must not be
+    taken for none: None then. What scores resolve is a unit of their last place, the rounding of
+    float32, or twice the `noise` between two answers.
     """
     low, high = api.spec.input_range
     level = (high - low) / 255

@@ -24,28 +24,34 @@ _LABELS_ONLY = ("labels", "label", "hard_labels", "hard_label", "top_1")
 class APISpec:
     """The public description of an API.
 
-    A black box is given images `[N, *image_shape]` in `input_range`; the fields from `server_shape` to `std` say how a
-    service wants them on the wire, in this order: resampled and with its number of channels, normalised, in its dtype,
-    layout and encoding.
+    A black box is given images `[N, *image_shape]` in `input_range`; the fields from `server_shape`
+    to `std` say how a service wants them on the wire, in this order: resampled and with its number
+    of channels, normalised, in its dtype, layout and encoding.
 
     Args:
         n_classes: number of scores per image, at least 2.
         image_shape: `(C, H, W)` of the images it is given.
-        input_range: `(low, high)` that the API's pixel values span; unit range `(0, 1)` unless told.
-        scores_kind: `"logits"`, `"probabilities"`, `"log_probabilities"` or `"top_k"` (the probabilities of the `top_k`
-            likeliest classes; the black box spreads the missing mass evenly over the others, see `returned_kind`).
-        class_names: the classes' names in the order of the scores, all different; empty when unknown.
+        input_range: `(low, high)` that the API's pixel values span; unit range `(0, 1)` unless
+            told.
+        scores_kind: `"logits"`, `"probabilities"`, `"log_probabilities"` or `"top_k"` (the
+            probabilities of the `top_k` likeliest classes; the black box spreads the missing mass
+            evenly over the others, see `returned_kind`).
+        class_names: the classes' names in the order of the scores, all different; empty when
+            unknown.
         data_set: name of the data set the classes are from; empty when unknown.
         name: what errors and reports call the API.
-        server_shape: `(C, H, W)` the service wants where that is not `image_shape`: the client resamples (bilinear,
-            antialiased), repeats a grey channel or takes the luma of three. None for `image_shape`.
+        server_shape: `(C, H, W)` the service wants where that is not `image_shape`: the client
+            resamples (bilinear, antialiased), repeats a grey channel or takes the luma of three.
+            None for `image_shape`.
         layout: `"NCHW"` or `"NHWC"`, of raw arrays.
         dtype: `"float32"`, or `"uint8"`: `input_range` is mapped onto 0..255 and rounded.
-        encoding: `"raw"` arrays, or each image as a `"png"` or `"jpeg"` file; files hold 8 bits per channel.
-        mean, std: per channel of the service, in units of `input_range`: the client sends `(x - mean) / std`. Empty
-            when the service normalises by itself.
+        encoding: `"raw"` arrays, or each image as a `"png"` or `"jpeg"` file; files hold 8 bits per
+            channel.
+        mean, std: per channel of the service, in units of `input_range`: the client sends `(x -
+            mean) / std`. Empty when the service normalises by itself.
         decimals: places after the point to which the API rounds its scores; None when it does not.
-        top_k: with `scores_kind="top_k"` how many classes it tells, from 2 to n_classes; None with all others.
+        top_k: with `scores_kind="top_k"` how many classes it tells, from 2 to n_classes; None with
+            all others.
         max_batch: most images per request; None when unknown.
         price_per_1000: what 1000 queries cost, in a currency of the caller's choice.
 
@@ -122,7 +128,9 @@ class APISpec:
 
     @property
     def returned_kind(self) -> str:
-        """The kind of the scores that a black box returns: `scores_kind`, but probabilities for top-k answers."""
+        """The kind of the scores that a black box returns: `scores_kind`, but probabilities for
+        top-k answers.
+        """
         return "probabilities" if self.scores_kind == "top_k" else self.scores_kind
 
     @property
@@ -136,12 +144,16 @@ class APISpec:
         return self.dtype == "uint8" or self.encoding != "raw"
 
     def from_unit(self, images: Tensor) -> Tensor:
-        """Images `[..., C, H, W]` in unit range, mapped affinely into `input_range`; differentiable, never clamped."""
+        """Images `[..., C, H, W]` in unit range, mapped affinely into `input_range`;
+        differentiable, never clamped.
+        """
         low, high = self.input_range
         return images if (low, high) == (0.0, 1.0) else images * (high - low) + low
 
     def to_unit(self, images: Tensor) -> Tensor:
-        """Images `[..., C, H, W]` in `input_range`, mapped affinely into unit range; differentiable, never clamped."""
+        """Images `[..., C, H, W]` in `input_range`, mapped affinely into unit range;
+        differentiable, never clamped.
+        """
         low, high = self.input_range
         return images if (low, high) == (0.0, 1.0) else (images - low) / (high - low)
 

@@ -23,8 +23,11 @@ STEPS = (
     2.0,
     4.0,
 )  # lengths tried, in 255ths of the input range per pixel
-USUAL = 0.025  # mu, in widths of the input range: below it nothing is gained even where every digit counts
-USABLE = 0.3  # agreement with a longer step from which a step tells more than noise; twice such a step is suggested
+# mu, in widths of the input range: below it nothing is gained even where every digit counts
+USUAL = 0.025
+# agreement with a longer step from which a step tells more than noise; twice such a step is
+# suggested
+USABLE = 0.3
 N_IMAGES, N_DIRECTIONS = 4, 2
 QUERIES = 2 * N_IMAGES * N_DIRECTIONS * len(STEPS)  # of one measurement
 
@@ -34,8 +37,9 @@ class StepChoice:
     """What steps of several lengths tell.
 
     Attributes:
-        agreement: length of a step `mu` -> how far the slopes it finds are those that a step about four times as long
-            finds along the same directions: 1 where they are equal, 0 or less where they are noise or nothing moves.
+        agreement: length of a step `mu` -> how far the slopes it finds are those that a step about
+            four times as long finds along the same directions: 1 where they are equal, 0 or less
+                where they are noise or nothing moves.
         smallest: the shortest usable `mu`; None where no step tells anything.
         suggested: the `mu` to take; the longest tried where none is usable.
     """
@@ -46,12 +50,13 @@ class StepChoice:
 
 
 def measure_steps(api: BlackBox, images: Tensor, *, seed: int = 0) -> StepChoice:
-    """Try steps of several lengths at `images` `[N, C, H, W]` in the API's input range; N = 4 costs `QUERIES` queries.
+    """Try steps of several lengths at `images` `[N, C, H, W]` in the API's input range; N = 4 costs
+    `QUERIES` queries.
 
-    For every image, direction u and class the slope `(l(x + mu u) - l(x - mu u)) / mu` is taken, l the log-probability.
-    Rounding, 8-bit inputs and answers that vary, whatever hides a short step, hide it less from a longer one: they make
-    its slope too large, or 0, and another one. With slopes a and b of a step and of the longer one, the agreement is
-    `1 - |a - b|^2 / |b|^2`.
+    For every image, direction u and class the slope `(l(x + mu u) - l(x - mu u)) / mu` is taken, l
+    the log-probability. Rounding, 8-bit inputs and answers that vary, whatever hides a short step,
+    hide it less from a longer one: they make its slope too large, or 0, and another one. With
+    slopes a and b of a step and of the longer one, the agreement is `1 - |a - b|^2 / |b|^2`.
     """
     low, high = api.spec.input_range
     per_pixel = (high - low) / 255 * math.sqrt(math.prod(api.spec.image_shape))
@@ -96,10 +101,11 @@ def too_short(spec: APISpec, mu: float) -> str | None:
 
 
 def unmoved(scores: Tensor, labels: Tensor, spec: APISpec) -> float:
-    """Share of the images whose wanted class is answered the same, or as good as, wherever a step leads.
+    """Share of the images whose wanted class is answered the same, or as good as, wherever a step
+    leads.
 
-    `scores` `[1+q, B, n_classes]`. As good as: the root mean square change is at most half a unit of the last place,
-    which rounding makes of no change at all.
+    `scores` `[1+q, B, n_classes]`. As good as: the root mean square change is at most half a unit
+    of the last place, which rounding makes of no change at all.
     """
     wanted = scores.gather(2, labels.expand(scores.shape[:2])[..., None])[..., 0]  # [1+q, B]
     change = (wanted[1:] - wanted[:1]).square().mean(0).sqrt()  # [B]

@@ -16,9 +16,11 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's grey is
 
 
 def wire_array(images: Tensor, spec: APISpec) -> np.ndarray[Any, Any]:
-    """Images `[N, *image_shape]` in `input_range` as `[N, *wire_shape]`, uint8 or float32, in the API's layout.
+    """Images `[N, *image_shape]` in `input_range` as `[N, *wire_shape]`, uint8 or float32, in the
+    API's layout.
 
-    8-bit values are `round(255 (x - low) / (high - low))`, held within 0..255; float32 ones `(x - mean) / std`.
+    8-bit values are `round(255 (x - low) / (high - low))`, held within 0..255; float32 ones `(x -
+    mean) / std`.
     """
     images = _fitted(images.detach().cpu(), spec)
     if spec.is_8_bit:
@@ -39,7 +41,9 @@ def wire_files(images: Tensor, spec: APISpec) -> list[bytes]:
 
 
 def through_wire(images: Tensor, spec: APISpec) -> Tensor:
-    """What is left of images `[N, *image_shape]` in `input_range` once they have been sent in 8 bits or as JPEG."""
+    """What is left of images `[N, *image_shape]` in `input_range` once they have been sent in 8
+    bits or as JPEG.
+    """
     if not spec.is_8_bit:
         return images
     pixels = _bytes(images, spec)
@@ -82,7 +86,8 @@ def _file(pixels: np.ndarray[Any, Any], encoding: str) -> bytes:
         pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
     )
     file = io.BytesIO()
-    # Full chroma and high quality: a JPEG should lose as little of a small step as the format allows.
+    # Full chroma and high quality: a JPEG should lose as little of a small step as the format
+    # allows.
     options = {"compress_level": 1} if encoding == "png" else {"quality": 95, "subsampling": 0}
     image.save(file, encoding, **options)
     return file.getvalue()

@@ -16,7 +16,8 @@ _GO_ON = ("train", "compare", "sweep", "recover")  # in the same folder, with wh
 
 
 def last_line(command: str, arguments: Sequence[str], options: Any, number: int) -> str:
-    """One line for a `command` that signal `number` ended; `options` are its parsed ones, None before there are any.
+    """One line for a `command` that signal `number` ended; `options` are its parsed ones, None
+    before there are any.
 
     Commands set `options.out` to the folder they chose, once they have one.
     """
@@ -51,7 +52,9 @@ def _kept(command: str, folder: Path | None) -> str:
 
 
 def _asked(folder: Path | None) -> str:
-    """What this process has asked; also what the folder's ledgers say in all, where processes before it asked more."""
+    """What this process has asked; also what the folder's ledgers say in all, where processes
+    before it asked more.
+    """
     queries, requests, cost = asked_by_this_process()
     text = _amount(queries, requests, cost)
     in_all = _ledgers(folder) if folder is not None and folder.is_dir() else (0, 0, 0.0)

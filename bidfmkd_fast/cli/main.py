@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def demo(options: Any) -> None:
-    """The whole thing on the embedded characters: a pool, a run, its control and the table of accuracies."""
+    """The whole thing on the embedded characters: a pool, a run, its control and the table of
+    accuracies.
+    """
     from bidfmkd_fast.experiments.demo import DemoConfig, run_demo, with_seed
     from bidfmkd_fast.training import TrainConfig
 
@@ -40,7 +42,9 @@ def demo(options: Any) -> None:
 
 
 def pool(options: Any) -> None:
-    """Train a pool of APIs on random class subsets: one data set and architecture (ss), mixed (sh), both mixed (mh)."""
+    """Train a pool of APIs on random class subsets: one data set and architecture (ss), mixed
+    (sh), both mixed (mh).
+    """
     from bidfmkd_fast.cli.next_command import after_pool, files_of, write_source
     from bidfmkd_fast.pools import train_pool
     from bidfmkd_fast.training.report import text_table
@@ -75,7 +79,9 @@ def pool(options: Any) -> None:
 
 
 def train(options: Any) -> None:
-    """Meta-learn from a pool of APIs, with the no-recovery control beside it; the same --out goes on after a kill."""
+    """Meta-learn from a pool of APIs, with the no-recovery control beside it; the same --out goes
+    on after a kill.
+    """
     from bidfmkd_fast.cli.next_command import SOURCE, after_run, source_of, write_source
     from bidfmkd_fast.cli.plan_text import tell_plan
     from bidfmkd_fast.files.atomic import check_writable
@@ -125,14 +131,18 @@ def train(options: Any) -> None:
 
 
 def status(options: Any) -> None:
-    """Tell how far a run is and what it has spent, while it works or afterwards; also for a comparison or a sweep."""
+    """Tell how far a run is and what it has spent, while it works or afterwards; also for a
+    comparison or a sweep.
+    """
     from bidfmkd_fast.training.status import status_text
 
     print(status_text(options.run))
 
 
 def evaluate(options: Any) -> None:
-    """Meta-test a run on unseen classes, beside its random initialisation and its control, on the same episodes."""
+    """Meta-test a run on unseen classes, beside its random initialisation and its control, on the
+    same episodes.
+    """
     from bidfmkd_fast.cli.next_command import datasets_of, source_of
     from bidfmkd_fast.files.atomic import check_writable
     from bidfmkd_fast.meta import MetaModel
@@ -186,7 +196,9 @@ def evaluate(options: Any) -> None:
 
 
 def compare(options: Any) -> None:
-    """Train the chosen methods on one pool, and judge them on the same episodes: BiDf-MKD, baselines, ceilings."""
+    """Train the chosen methods on one pool, and judge them on the same episodes: BiDf-MKD,
+    baselines, ceilings.
+    """
     from bidfmkd_fast.experiments.compare import run_comparison
     from bidfmkd_fast.experiments.config import ExperimentConfig
     from bidfmkd_fast.settings import settings_from_values
@@ -202,7 +214,9 @@ def compare(options: Any) -> None:
 
 
 def sweep(options: Any) -> None:
-    """Run BiDf-MKD over a grid of settings; a sweep that was cut off goes on, cell by cell, in the same --out."""
+    """Run BiDf-MKD over a grid of settings; a sweep that was cut off goes on, cell by cell, in the
+    same --out.
+    """
     from bidfmkd_fast.experiments.sweep import run_sweep
 
     print(
@@ -262,7 +276,9 @@ def recover(options: Any) -> None:
 
 
 def probe(options: Any) -> None:
-    """Ask an API a few questions: what it can give, the step it resolves, and what a run would cost."""
+    """Ask an API a few questions: what it can give, the step it resolves, and what a run would
+    cost.
+    """
     from bidfmkd_fast.black_box import RemoteBlackBox
     from bidfmkd_fast.cli.plan_text import tell_probe
     from bidfmkd_fast.pools import load_pool
@@ -305,7 +321,9 @@ def bench(options: Any) -> None:
 
 
 def serve(options: Any) -> None:
-    """Serve every API of a pool over the Open Inference Protocol v2 on 127.0.0.1, with faults on demand."""
+    """Serve every API of a pool over the Open Inference Protocol v2 on 127.0.0.1, with faults on
+    demand.
+    """
     from bidfmkd_fast.pools import load_pool
     from bidfmkd_fast.serving import Behaviour, behaviours_of
     from bidfmkd_fast.serving.server import Service, serve_until_interrupted
@@ -327,7 +345,9 @@ def serve(options: Any) -> None:
 
 
 def convert(options: Any) -> None:
-    """Make an .npz data set of class folders, listed images, or the archive of CIFAR-100, Omniglot or CUB-200-2011."""
+    """Make an .npz data set of class folders, listed images, or the archive of CIFAR-100, Omniglot
+    or CUB-200-2011.
+    """
     from bidfmkd_fast.cli.next_command import after_convert
     from bidfmkd_fast.data.convert import convert_dataset
 
@@ -365,10 +385,11 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command: 0; 2 after one line on stderr for bad input; 141 or 1 where its output could not be written.
+    """Run one command: 0; 2 after one line on stderr for bad input; 141 or 1 where its output could
+    not be written.
 
-    Without `arguments` those of the process are taken, and the process is the command's: Ctrl-C ends it with one line
-    and exit code 130, SIGTERM with 143 (`interruption.ended_by_signals`).
+    Without `arguments` those of the process are taken, and the process is the command's: Ctrl-C
+    ends it with one line and exit code 130, SIGTERM with 143 (`interruption.ended_by_signals`).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = next((argument for argument in given if argument in COMMANDS), "")
@@ -393,7 +414,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _unread(output: Output, name: str) -> int:
-    """Say it if something that was printed could not be written, and return the exit code for that; else 0."""
+    """Say it if something that was printed could not be written, and return the exit code for
+    that; else 0.
+    """
     failure = output.failure()
     if failure is None:
         return 0
@@ -431,7 +454,9 @@ def _run(arguments: Sequence[str], command: str, name: str, parsed: dict[str, An
 
 @contextlib.contextmanager
 def _one_line_warnings(name: str) -> Iterator[None]:
-    """Warnings as a line like an error's; urllib3 keeps quiet of requests that it repeats, which the ledger counts."""
+    """Warnings as a line like an error's; urllib3 keeps quiet of requests that it repeats, which
+    the ledger counts.
+    """
     before, urllib3 = warnings.formatwarning, logging.getLogger("urllib3")
     level = urllib3.level
     warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {message}\n"
@@ -445,7 +470,9 @@ def _one_line_warnings(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _log_lines(name: str) -> Iterator[None]:
-    """Show what the library logs, from the level on that the environment variable BIDFMKD_LOG names; else nothing."""
+    """Show what the library logs, from the level on that the environment variable BIDFMKD_LOG
+    names; else nothing.
+    """
     wanted = os.environ.get("BIDFMKD_LOG", "").upper()
     if not wanted:
         yield
@@ -467,7 +494,9 @@ def _log_lines(name: str) -> Iterator[None]:
 
 
 def _plain_values(values: Any) -> Any:
-    """The settings under `--config` as nested dicts, without jsonargparse's notes such as the file they came from."""
+    """The settings under `--config` as nested dicts, without jsonargparse's notes such as the file
+    they came from.
+    """
     if not isinstance(values, dict):
         return values
     return {key: _plain_values(value) for key, value in values.items() if not key.startswith("__")}
@@ -486,7 +515,8 @@ def _datasets(names: Sequence[str], inverted: Sequence[bool]) -> list[Dataset]:
 
 
 def _out(options: Any, command: str) -> Path:
-    """`--out`, or `runs/<command>`, or the first of `runs/<command>-2`, `-3`, ... that is not there yet.
+    """`--out`, or `runs/<command>`, or the first of `runs/<command>-2`, `-3`, ... that is not there
+    yet.
 
     It is kept as `options.out`, where the last line of a command that is interrupted finds it.
     """

@@ -13,13 +13,16 @@ from bidfmkd_fast.files.atomic import write_exact
 from bidfmkd_fast.files.yaml_files import dump_yaml, read_mapping, shortly
 from bidfmkd_fast.secrets import scrubbed
 
-SOURCE = "source.yaml"  # in the folders of runs and pools: the pool, and where the images behind it come from
+# in the folders of runs and pools: the pool, and where the images behind it come from
+SOURCE = "source.yaml"
 N_WAY, N_SHOTS, N_QUERY = 5, (1, 5), 15  # what `evaluate` takes unless told
 _SIDES = 4  # height and width of images are multiples of it
 
 
 def source_of(folder: Path) -> dict[str, Any]:
-    """Read what `SOURCE` says in a folder; nothing where it is not there. Raises InputError for a damaged one."""
+    """Read what `SOURCE` says in a folder; nothing where it is not there. Raises InputError for a
+    damaged one.
+    """
     file = folder / SOURCE
     return read_mapping(file, "source") if file.is_file() else {}
 
@@ -39,7 +42,9 @@ def files_of(datasets: Sequence[Dataset], given: Sequence[str]) -> dict[str, str
 
 
 def datasets_of(source: dict[str, Any]) -> list[Dataset]:
-    """Load the data sets that a run's source names. Raises InputError as `load_dataset`, and for a damaged source."""
+    """Load the data sets that a run's source names. Raises InputError as `load_dataset`, and for a
+    damaged source.
+    """
     known = source.get("data_sets", [])
     if not isinstance(known, list) or not all(
         isinstance(one, dict) and {"name", "inverted"} <= set(one) for one in known
@@ -75,7 +80,9 @@ def after_pool(folder: Path) -> str:
 
 
 def after_run(folder: Path) -> str:
-    """Return the lines after a run: its meta-test where its source has images for one, else what that would need."""
+    """Return the lines after a run: its meta-test where its source has images for one, else what
+    that would need.
+    """
     try:
         datasets, wanted = datasets_of(source_of(folder)), "data set unknown"
     except InputError as error:
@@ -91,7 +98,9 @@ def after_run(folder: Path) -> str:
 
 
 def _evaluation(folder: Path, datasets: Sequence[Dataset]) -> list[str] | None:
-    """Return the options with which `evaluate` can judge a run on these data sets; None if there are none."""
+    """Return the options with which `evaluate` can judge a run on these data sets; None if there
+    are none.
+    """
     from bidfmkd_fast.models import AnySizeConv4, model_arguments
     from bidfmkd_fast.training.run_folder import RunFolder
 

@@ -16,7 +16,9 @@ Commands = Mapping[str, tuple[Callable[[Any], None], str]]  # what each does, an
 
 
 def build_parser(arguments: Sequence[str], commands: Commands) -> ArgumentParser:
-    """The parser of all `commands`; a `--preset` among `arguments` sets the defaults of the settings."""
+    """The parser of all `commands`; a `--preset` among `arguments` sets the defaults of the
+    settings.
+    """
     from jsonargparse import ArgumentParser
 
     from bidfmkd_fast import __version__

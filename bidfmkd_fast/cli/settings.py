@@ -17,7 +17,9 @@ _OPTION = re.compile(r"(?P<option>--config(?P<keys>(\.[^=]*)?))(=(?P<value>.*))?
 
 
 def settings_class(command: str) -> type[Any] | None:
-    """Return the class whose fields are the keys under `--config` of a command; None for one without."""
+    """Return the class whose fields are the keys under `--config` of a command; None for one
+    without.
+    """
     from bidfmkd_fast.experiments.config import ExperimentConfig
     from bidfmkd_fast.experiments.demo import DemoConfig
     from bidfmkd_fast.recovery import RecoveryConfig
@@ -36,9 +38,11 @@ def settings_class(command: str) -> type[Any] | None:
 
 
 def take_settings(arguments: Sequence[str], command: str) -> tuple[list[str], dict[str, Any]]:
-    """Return the arguments without `--config`, and what it sets as nested values; of two values the later one counts.
+    """Return the arguments without `--config`, and what it sets as nested values; of two values the
+    later one counts.
 
-    `--config run.yaml` and `--config '{seed: 3}'` set several values, `--config.recovery.steps 3` a single one.
+    `--config run.yaml` and `--config '{seed: 3}'` set several values, `--config.recovery.steps 3` a
+    single one.
 
     Raises:
         InputError: a file that cannot be read, an unknown key, or a value of the wrong type.

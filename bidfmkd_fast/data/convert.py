@@ -26,10 +26,12 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Converted:
-    """The data set as loaded from `path`, the layout it was read by, whence its split, and what it leaves out.
+    """The data set as loaded from `path`, the layout it was read by, whence its split, and what it
+    leaves out.
 
-    `left_out` counts the classes that are in no split; `passed_over` has a line for each kind of files that were not
-    read, and for folders without an image, where the layout is class folders or lists of images.
+    `left_out` counts the classes that are in no split; `passed_over` has a line for each kind of
+    files that were not read, and for folders without an image, where the layout is class folders or
+    lists of images.
     """
 
     dataset: Dataset
@@ -51,14 +53,16 @@ def convert_dataset(
     upright: bool = True,
     progress: bool = False,
 ) -> Converted:
-    """Read a folder, zip or tar archive of images and write `images`, `labels`, `class_names`, `split_of_class`.
+    """Read a folder, zip or tar archive of images and write `images`, `labels`, `class_names`,
+    `split_of_class`.
 
-    `layout` is one of `LAYOUTS`; a named one is used or refused, never replaced. `split` is a path to split lists,
-    "random" (64 : 16 : 20 of the classes, by `seed`), or None: the published split, lists in the source, its split
-    folders, else random. `size` makes images `size` x `size`; None takes what the papers use for the data set, or the
-    size that all images have. `upright` turns pictures as the orientation mark of their camera (EXIF) says. Classes and
-    their images come in the order of their names, whatever the file system's. `out` is by default `<data set>.npz`
-    here, and appears when it is whole. Raises `InputError` for bad input.
+    `layout` is one of `LAYOUTS`; a named one is used or refused, never replaced. `split` is a path
+    to split lists, "random" (64 : 16 : 20 of the classes, by `seed`), or None: the published split,
+    lists in the source, its split folders, else random. `size` makes images `size` x `size`; None
+    takes what the papers use for the data set, or the size that all images have. `upright` turns
+    pictures as the orientation mark of their camera (EXIF) says. Classes and their images come in
+    the order of their names, whatever the file system's. `out` is by default `<data set>.npz` here,
+    and appears when it is whole. Raises `InputError` for bad input.
     """
     if layout not in LAYOUTS:
         raise InputError(
@@ -128,7 +132,9 @@ def _refuse_out(path: Path) -> None:
 
 
 def _rows(listing: Listing, kept: set[str]) -> list[int]:
-    """Which images to take, by class and within it by file name, or as in the source where it holds arrays."""
+    """Which images to take, by class and within it by file name, or as in the source where it
+    holds arrays.
+    """
     rows = [row for row, name in enumerate(listing.classes) if name in kept]
     return sorted(
         rows, key=lambda row: (listing.classes[row], listing.files[row] if listing.files else "")

@@ -23,9 +23,10 @@ _KEYS = ("images", "labels", "class_names", "split_of_class")
 class Dataset:
     """Labelled images whose classes are split into meta_train, meta_val and meta_test.
 
-    `images` uint8 `[N, C, H, W]`; `labels` int64 `[N]`, an index into `class_names` and `split_of_class`.
-    `inverted` notes that the images are 255 minus those of the file.
-    Raises `InputError` or `InputTypeError`, naming the data set, when the parts do not fit together.
+    `images` uint8 `[N, C, H, W]`; `labels` int64 `[N]`, an index into `class_names` and
+    `split_of_class`. `inverted` notes that the images are 255 minus those of the file.
+    Raises `InputError` or `InputTypeError`, naming the data set, when the parts do not fit
+    together.
     """
 
     name: str
@@ -86,7 +87,9 @@ class Dataset:
         return channels, height, width
 
     def classes(self, split: str) -> list[int]:
-        """Indices of the classes of `split`, ascending. Raises `InputError` for an unknown split."""
+        """Indices of the classes of `split`, ascending. Raises `InputError` for an unknown
+        split.
+        """
         if split not in SPLITS:
             raise InputError(
                 f"data set {self.name!r}: split must be one of {SPLITS}; got {split!r}"
@@ -94,7 +97,9 @@ class Dataset:
         return [index for index, its in enumerate(self.split_of_class) if its == split]
 
     def rows_of(self, class_index: int) -> Tensor:
-        """Which rows of `images` show this class: int64 `[n]`, ascending. Raises `InputError` for an unknown class."""
+        """Which rows of `images` show this class: int64 `[n]`, ascending. Raises `InputError` for
+        an unknown class.
+        """
         if not 0 <= class_index < len(self._rows):
             raise InputError(
                 f"data set {self.name!r}: class must be in 0..{len(self._rows) - 1}; got {class_index}"
@@ -121,9 +126,10 @@ class Dataset:
 def load_dataset(name_or_path: str | Path, *, invert: bool = False) -> Dataset:
     """The data set "glyphs", the file at a path ending in `.npz`, or `$BIDFMKD_DATA/<name>.npz`.
 
-    The file holds `images` uint8 `[N, H, W]` or `[N, H, W, 3]`, `labels` integers `[N]`, `class_names` and
-    `split_of_class`; further keys are ignored. `invert` gives 255 minus every pixel: Omniglot comes black on white, and
-    ink as 1 on 0 learns better. Raises `InputError` for a file that is missing, damaged or not such a data set.
+    The file holds `images` uint8 `[N, H, W]` or `[N, H, W, 3]`, `labels` integers `[N]`,
+    `class_names` and `split_of_class`; further keys are ignored. `invert` gives 255 minus every
+    pixel: Omniglot comes black on white, and ink as 1 on 0 learns better. Raises `InputError` for a
+    file that is missing, damaged or not such a data set.
     """
     if str(name_or_path) == "glyphs":
         from bidfmkd_fast.data.glyphs import make_glyphs

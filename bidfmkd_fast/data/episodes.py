@@ -17,9 +17,10 @@ from bidfmkd_fast.seeds import torch_generator
 class Episode:
     """One few-shot task; images float32 in [0, 1], labels 0..n_way-1 and sorted.
 
-    `support_images` `[n_way * n_shot, C, H, W]`, `support_labels` int64 `[n_way * n_shot]`, `query_images` and
-    `query_labels` the same with n_query; `classes` are the data set's indices behind labels 0, 1, ...; of a class
-    turned k times by 90 degrees, its index plus k times the number of all classes.
+    `support_images` `[n_way * n_shot, C, H, W]`, `support_labels` int64 `[n_way * n_shot]`,
+    `query_images` and `query_labels` the same with n_query; `classes` are the data set's indices
+    behind labels 0, 1, ...; of a class turned k times by 90 degrees, its index plus k times the
+    number of all classes.
     """
 
     support_images: Tensor
@@ -37,11 +38,14 @@ class Episode:
 
 
 class EpisodeSampler:
-    """Draws episodes of `n_way` classes of one split, with `n_shot` support and `n_query` query images per class.
+    """Draws episodes of `n_way` classes of one split, with `n_shot` support and `n_query` query
+    images per class.
 
-    With `rotations` 2 or 4 each class, turned by 180 or by multiples of 90 degrees, is that many classes.
+    With `rotations` 2 or 4 each class, turned by 180 or by multiples of 90 degrees, is that many
+    classes.
 
-    Raises `InputError` at once when a number is below 1, the split has too few classes, or a class too few images.
+    Raises `InputError` at once when a number is below 1, the split has too few classes, or a class
+    too few images.
     """
 
     def __init__(
@@ -77,7 +81,9 @@ class EpisodeSampler:
         return f"EpisodeSampler({self.split} of {self.dataset.name!r}: {sizes})"
 
     def episode(self, index: int) -> Episode:
-        """Episode number `index`: a pure function of the seed and the index (given data set, split and sizes)."""
+        """Episode number `index`: a pure function of the seed and the index (given data set, split
+        and sizes).
+        """
         generator = torch_generator(self.seed, "episode", self.split, index)
         chosen = draw_classes(self._classes, self.n_way, self.rotations, generator)
         support, query = [], []

@@ -21,13 +21,15 @@ _CELLS = 4  # of the mesh that bends a drawing, in each direction
 
 
 def make_glyphs(size: int = 28, n_per_class: int = 40, seed: int = 0) -> Dataset:
-    """67 classes of white characters on black, `n_per_class` images `[1, size, size]` each, split 40 / 8 / 19.
+    """67 classes of white characters on black, `n_per_class` images `[1, size, size]` each, split
+    40 / 8 / 19.
 
-    Drawn on 64 x 64 pixels with stroke width 0-2, turned by up to 20 degrees, sheared by up to 0.3, scaled by
-    0.775-1.175, shifted by up to 4 pixels, and bent: the corners of 4 x 4 cells move by up to 3 pixels each. Then
-    reduced with antialiasing. The images are a function of the arguments (and of Pillow's font renderer); which class
-    is in which split never changes.
-    Raises `InputError` for a size below 8 or above 64, `n_per_class` below 1, or a Pillow without FreeType.
+    Drawn on 64 x 64 pixels with stroke width 0-2, turned by up to 20 degrees, sheared by up to 0.3,
+    scaled by 0.775-1.175, shifted by up to 4 pixels, and bent: the corners of 4 x 4 cells move by
+    up to 3 pixels each. Then reduced with antialiasing. The images are a function of the arguments
+    (and of Pillow's font renderer); which class is in which split never changes.
+    Raises `InputError` for a size below 8 or above 64, `n_per_class` below 1, or a Pillow without
+    FreeType.
     """
     if not 8 <= size <= _CANVAS:
         raise InputError(f"make_glyphs: size must be in 8..{_CANVAS}; got {size}")
@@ -86,7 +88,8 @@ def _draw(character: str) -> list:
 
 
 def _corners(turn: float, shear: float, scale: float, right: float, down: float) -> np.ndarray:
-    """Where the corners of the cells come from in the drawing, `[cells + 1, cells + 1, 2]` as x and y, unbent.
+    """Where the corners of the cells come from in the drawing, `[cells + 1, cells + 1, 2]` as x and
+    y, unbent.
 
     The five numbers are in [-1, 1]; 0 leaves the drawing as it is but for its size.
     """
@@ -100,7 +103,9 @@ def _corners(turn: float, shear: float, scale: float, right: float, down: float)
 
 
 def _mesh(corners: np.ndarray) -> list[tuple[tuple[int, int, int, int], tuple[float, ...]]]:
-    """Pillow's cells: a box of the result, and the corners it is filled from, counter-clockwise from the top left."""
+    """Pillow's cells: a box of the result, and the corners it is filled from, counter-clockwise
+    from the top left.
+    """
     side, cells = _CANVAS // _CELLS, range(_CELLS)
     boxes = [(x * side, y * side, (x + 1) * side, (y + 1) * side) for y in cells for x in cells]
     quads = np.stack(

@@ -55,12 +55,14 @@ def run_comparison(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> str:
-    """Train and judge every method under every seed in the folder `out`; the tables, also in `out/comparison.md`.
+    """Train and judge every method under every seed in the folder `out`; the tables, also in
+    `out/comparison.md`.
 
-    A folder that was cut off goes on: no API, method or evaluation that is finished is made twice. The control is
-    always among the methods; with other methods or seeds the same folder grows. Raises InputError for unknown methods,
-    settings that the data sets cannot serve (before anything is trained), a folder of another experiment, of one that
-    is under way, or that cannot be written to.
+    A folder that was cut off goes on: no API, method or evaluation that is finished is made twice.
+    The control is always among the methods; with other methods or seeds the same folder grows.
+    Raises InputError for unknown methods, settings that the data sets cannot serve (before anything
+    is trained), a folder of another experiment, of one that is under way, or that cannot be written
+    to.
     """
     chosen = _chosen(methods)
     if not seeds or len(set(seeds)) < len(seeds):
@@ -142,7 +144,9 @@ def learn_and_judge(method: str, contest: Contest, folder: Path) -> Result:
 
 
 def tables(results: Results, seeds: Sequence[int]) -> list[tuple[str, Table]]:
-    """Titles and tables: accuracies with differences to the control, BiDf-MKD less each, and differences by seed."""
+    """Titles and tables: accuracies with differences to the control, BiDf-MKD less each, and
+    differences by seed.
+    """
     told = []
     first = next(iter(results.values()))[0].judged
     for data_set in dict.fromkeys(one.evaluation.dataset for one in first):
@@ -221,7 +225,9 @@ def difference_text(a: Evaluation, b: Evaluation) -> str:
 
 
 def rates_text(results: Sequence[Result], positions: Sequence[int]) -> str:
-    """The learning rates that were chosen: those of the seeds with commas, those of the shots with slashes."""
+    """The learning rates that were chosen: those of the seeds with commas, those of the shots with
+    slashes.
+    """
     return " / ".join(
         ", ".join(dict.fromkeys(f"{result.judged[position].learning_rate:g}" for result in results))
         for position in positions

@@ -34,8 +34,10 @@ class PoolConfig:
     """The APIs, as for `train_pool`.
 
     Args:
-        scenario: "ss" (one data set and architecture), "sh" (mixed architectures) or "mh" (both mixed).
-        data_sets: what the APIs learn from, and what is meta-tested: "glyphs", names in $BIDFMKD_DATA, or paths.
+        scenario: "ss" (one data set and architecture), "sh" (mixed architectures) or "mh" (both
+            mixed).
+        data_sets: what the APIs learn from, and what is meta-tested: "glyphs", names in
+            $BIDFMKD_DATA, or paths.
         inverted: those of `data_sets` whose images are inverted.
         n_apis: APIs to train.
         n_way: classes per API, and per task.
@@ -78,9 +80,10 @@ class EvaluationConfig:
         n_query: query images per class.
         n_episodes: episodes per data set and number of shots.
         split: the classes to draw from: "meta_train", "meta_val" or "meta_test".
-        adapt_lrs: learning rates of the adaptation, of which each model gets the one that is best on meta_val, for each
-            data set and number of shots; none to keep the run's own. A model that never learned to adapt wants a larger
-            one, so without a choice it looks weaker than it is.
+        adapt_lrs: learning rates of the adaptation, of which each model gets the one that is best
+            on meta_val, for each data set and number of shots; none to keep the run's own. A model
+            that never learned to adapt wants a larger one, so without a choice it looks weaker than
+            it is.
         n_val_episodes: meta_val episodes of that choice.
     """
 
@@ -145,7 +148,9 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def check(self) -> list[Dataset]:
-        """The data sets, once it is sure that they serve every episode. Raises InputError otherwise."""
+        """The data sets, once it is sure that they serve every episode. Raises InputError
+        otherwise.
+        """
         datasets, judged = self.pool.load_datasets(), self.evaluation
         for dataset in datasets:
             for split in {judged.split} | ({"meta_val"} if judged.adapt_lrs else set()):
@@ -161,14 +166,17 @@ class ExperimentConfig:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """One accuracy: of a meta-model on a data set, with the adaptation's learning rate that was chosen for it."""
+    """One accuracy: of a meta-model on a data set, with the adaptation's learning rate that was
+    chosen for it.
+    """
 
     learning_rate: float
     evaluation: Evaluation
 
 
 def open_folder(out: str | Path, values: Mapping[str, object]) -> Path:
-    """The folder of an experiment with these settings: new, or the same one again, to go on where it was cut off.
+    """The folder of an experiment with these settings: new, or the same one again, to go on where
+    it was cut off.
 
     Raises InputError if it holds another experiment, or anything else.
     """
@@ -196,8 +204,8 @@ def to_yaml_text(values: Mapping[str, object]) -> str:
 def made_once(folder: Path, make: Callable[[Path], object], last: str, goes_on: str = "") -> Path:
     """`folder`, made by `make(unfinished folder)` unless it is there.
 
-    `last` is the file that `make` writes last: an unfinished folder with it is finished. One that was cut off before is
-    made anew, unless it holds the file `goes_on`: then `make` goes on in it.
+    `last` is the file that `make` writes last: an unfinished folder with it is finished. One that
+    was cut off before is made anew, unless it holds the file `goes_on`: then `make` goes on in it.
     """
     if not folder.exists():
         partial = folder.with_name(folder.name + PARTIAL)
@@ -244,7 +252,9 @@ def judge(
     seed: int,
     progress: bool,
 ) -> list[Judged]:
-    """Every data set and number of shots: the learning rate chosen on meta_val, then meta-test with it."""
+    """Every data set and number of shots: the learning rate chosen on meta_val, then meta-test
+    with it.
+    """
     judged = []
     for dataset in datasets:
         for n_shot in config.n_shots:

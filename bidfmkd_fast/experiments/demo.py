@@ -52,7 +52,8 @@ def demo_config() -> DemoConfig:
 
 
 def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool = True) -> str:
-    """Pool, run, control, meta-test, all in the new folder `out`; the text to show. The seed is `config.train.seed`.
+    """Pool, run, control, meta-test, all in the new folder `out`; the text to show. The seed is
+    `config.train.seed`.
 
     Raises:
         InputError: `out` is there already, or a setting does not fit.

@@ -82,11 +82,13 @@ def white_box(contest: Contest, folder: Path) -> None:
 
 
 def best_api_distilled(contest: Contest, folder: Path) -> None:
-    """Single-DFKD: the API most accurate on held-out images, distilled into the meta-model's architecture.
+    """Single-DFKD: the API most accurate on held-out images, distilled into the meta-model's
+    architecture.
 
-    It may spend what the whole run spends: as many sets are recovered from this one API as the run recovers from all.
-    The classifier then starts from zero, since its classes mean nothing in another task; that adapts better than to
-    keep it (Omniglot, 10 steps, 1-shot: 72 % against 67 %).
+    It may spend what the whole run spends: as many sets are recovered from this one API as the run
+    recovers from all. The classifier then starts from zero, since its classes mean nothing in
+    another task; that adapts better than to keep it (Omniglot, 10 steps, 1-shot: 72 % against 67
+    %).
     """
     started = time.perf_counter()
     entries, config = contest.pool.trained, contest.train
@@ -123,7 +125,8 @@ def best_api_distilled(contest: Contest, folder: Path) -> None:
 def distilled_average(contest: Contest, folder: Path) -> None:
     """Distill-Avg: each API distilled by itself, from the same start, and the parameters averaged.
 
-    It learns from the sets that BiDf-MKD recovered, so it has cost the same queries. The classifier starts from zero.
+    It learns from the sets that BiDf-MKD recovered, so it has cost the same queries. The classifier
+    starts from zero.
     """
     started = time.perf_counter()
     entries = contest.pool.trained
@@ -145,7 +148,9 @@ def distilled_average(contest: Contest, folder: Path) -> None:
 
 
 def maml_on_real_data(contest: Contest, folder: Path) -> None:
-    """MAML on the real meta-train classes, data sets in turn, with the replay's settings and number of outer steps."""
+    """MAML on the real meta-train classes, data sets in turn, with the replay's settings and
+    number of outer steps.
+    """
     started = time.perf_counter()
     config, replay = contest.train, contest.train.replay
     rounds = -(-len(contest.pool.entries) // config.meta_batch_size)
@@ -220,7 +225,9 @@ def _distil(
     scores_kind: str,
     api_index: int,
 ) -> None:
-    """Adam on the KD loss over random mini-batches of images `[N, C, H, W]` and their scores `[N, n_classes]`."""
+    """Adam on the KD loss over random mini-batches of images `[N, C, H, W]` and their scores `[N,
+    n_classes]`.
+    """
     settings = contest.config.baselines
     images, scores = images.to(contest.device), scores.to(contest.device)
     optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate)
@@ -250,7 +257,9 @@ def _finish(
     seconds: float,
     ledger: Sequence[LedgerRow] = (),
 ) -> None:
-    """Write a finished method; `queries` may be another method's, `ledger` is what this one has asked by itself."""
+    """Write a finished method; `queries` may be another method's, `ledger` is what this one has
+    asked by itself.
+    """
     config = contest.train
     rows = [asdict(row) for row in ledger]
     summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}, "ledger": rows}

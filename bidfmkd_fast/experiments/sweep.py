@@ -38,7 +38,9 @@ _SHARED = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid: its `name`, what it changes (dotted keys), its settings, and its place in the plot."""
+    """One point of the grid: its `name`, what it changes (dotted keys), its settings, and its
+    place in the plot.
+    """
 
     name: str
     variant: str
@@ -57,17 +59,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The settings that the cells share, and the cells, of which the first is what the others are compared with."""
+    """The settings that the cells share, and the cells, of which the first is what the others are
+    compared with.
+    """
 
     base: ExperimentConfig
     cells: tuple[Cell, ...]
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """The sweep in a YAML file: `experiment`, a file of `configs/` relative to this one; `variants`, named sets of
-    dotted keys and values; `grid`, dotted keys with lists of values. The cells are all variants at all grid points.
+    """The sweep in a YAML file: `experiment`, a file of `configs/` relative to this one;
+    `variants`, named sets of dotted keys and values; `grid`, dotted keys with lists of values. The
+    cells are all variants at all grid points.
 
-    Raises InputError for a file that is missing or not of this form, unknown settings or values out of range.
+    Raises InputError for a file that is missing or not of this form, unknown settings or values out
+    of range.
     """
     file = Path(path)
     content = read_mapping(file, "sweep")
@@ -112,11 +118,12 @@ def run_sweep(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> str:
-    """Train and judge every cell under every seed in the folder `out`; the table, also in `sweep.md` with `sweep.png`.
+    """Train and judge every cell under every seed in the folder `out`; the table, also in
+    `sweep.md` with `sweep.png`.
 
-    A sweep that was cut off goes on with the cell it was in; one whose file has grown keeps what it has. Raises
-    InputError as `read_sweep`, before anything is trained, and for a folder of another experiment, of one that is under
-    way, or that cannot be written to.
+    A sweep that was cut off goes on with the cell it was in; one whose file has grown keeps what it
+    has. Raises InputError as `read_sweep`, before anything is trained, and for a folder of another
+    experiment, of one that is under way, or that cannot be written to.
     """
     need_matplotlib()
     sweep = read_sweep(path)

@@ -36,9 +36,11 @@ def plot_sweep(
 def draw_sweep(
     cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequence[Evaluation]]]
 ) -> Figure:
-    """Draw a panel per data set and number of shots; `evaluations` are those of each cell by data set.
+    """Draw a panel per data set and number of shots; `evaluations` are those of each cell by data
+    set.
 
-    Over a number, the ticks are the values that were tried, and the axis is logarithmic where `is_logarithmic` says so.
+    Over a number, the ticks are the values that were tried, and the axis is logarithmic where
+    `is_logarithmic` says so.
     """
     from matplotlib.figure import Figure
 

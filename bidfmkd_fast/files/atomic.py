@@ -40,7 +40,9 @@ def cannot_write(path: Path, error: OSError) -> InputError:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` and those above it, unless they are there. Raises InputError where that fails."""
+    """Make the folder `path` and those above it, unless they are there. Raises InputError where
+    that fails.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -48,10 +50,12 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(*paths: Path) -> None:
-    """Check that the files `paths` can be written, and make their folders; nothing else is left behind.
+    """Check that the files `paths` can be written, and make their folders; nothing else is left
+    behind.
 
     Raises:
-        InputError: a folder cannot be made or written to, or a folder stands where a file is to be written.
+        InputError: a folder cannot be made or written to, or a folder stands where a file is to be
+            written.
     """
     for path in paths:
         if path.is_dir():
@@ -63,7 +67,8 @@ def check_writable(*paths: Path) -> None:
 
 
 def reserve(path: Path, n_bytes: int) -> None:
-    """Take the disk space for the file `path` now, so that what is paid for until then can be written for certain.
+    """Take the disk space for the file `path` now, so that what is paid for until then can be
+    written for certain.
 
     Raises:
         InputError: there is not as much space.
@@ -80,7 +85,9 @@ def reserve(path: Path, n_bytes: int) -> None:
 
 @contextmanager
 def reserved(path: Path, n_bytes: int) -> Iterator[None]:
-    """`reserve`, for a file that is written inside the block; where it is not, the space is given back."""
+    """`reserve`, for a file that is written inside the block; where it is not, the space is given
+    back.
+    """
     reserve(path, n_bytes)
     try:
         yield
@@ -90,7 +97,8 @@ def reserved(path: Path, n_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Give a binary file to write to, whose content stands at `path` after the block, or nowhere if the block fails.
+    """Give a binary file to write to, whose content stands at `path` after the block, or nowhere if
+    the block fails.
 
     The folder is made if it is not there. Space that `reserve` has taken for `path` is used.
 
@@ -116,13 +124,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_exact(path: Path, text: str) -> None:
-    """Write `text` as it is, as UTF-8: settings that are compared when read again, or text that is scrubbed already."""
+    """Write `text` as it is, as UTF-8: settings that are compared when read again, or text that is
+    scrubbed already.
+    """
     with written_whole(path) as file:
         file.write(text.encode())
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append `line` and an end of line to the text file `path`. Raises InputError where that fails."""
+    """Append `line` and an end of line to the text file `path`. Raises InputError where that
+    fails.
+    """
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -135,7 +147,8 @@ def write_tensors(
 ) -> None:
     """Write tensors by name as a safetensors file with text `metadata` and a checksum of both.
 
-    The tensors may be on any device and share memory. Raises InputError where the file cannot be written.
+    The tensors may be on any device and share memory. Raises InputError where the file cannot be
+    written.
     """
     # Copies, since safetensors refuses tensors that share memory (tied weights).
     held = {
@@ -152,8 +165,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors, on the CPU, and the metadata of a safetensors file.
 
     Raises:
-        InputError: the file is missing, no safetensors file, or not what was written: its checksum differs. A file
-            without a checksum, from another program or an earlier version, is taken as it is.
+        InputError: the file is missing, no safetensors file, or not what was written: its checksum
+            differs. A file without a checksum, from another program or an earlier version, is taken
+            as it is.
     """
     try:
         with safe_open(path, framework="pt") as opened:
@@ -171,7 +185,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    """Return a digest of names, types, shapes and values, and of the metadata, whatever their order in the file."""
+    """Return a digest of names, types, shapes and values, and of the metadata, whatever their
+    order in the file.
+    """
     digest = hashlib.blake2b(json.dumps(sorted(about.items())).encode(), digest_size=16)
     for name, value in sorted(tensors.items()):
         digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
@@ -185,7 +201,9 @@ def _partial(path: Path) -> Path:
 
 @contextmanager
 def _room_beside(path: Path, keep: bool = False) -> Iterator[IO[bytes]]:
-    """Give the file `<path>.partial` to write to, and remove it after the block unless the block has moved it."""
+    """Give the file `<path>.partial` to write to, and remove it after the block unless the block
+    has moved it.
+    """
     partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

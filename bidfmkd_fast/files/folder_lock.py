@@ -18,14 +18,16 @@ LOCK = "run.lock"
 
 
 class FolderLock:
-    """The right to write in a folder; held from when it is made until `release` or the end of the process.
+    """The right to write in a folder; held from when it is made until `release` or the end of the
+    process.
 
-    It belongs to one run, not to a process: two runs of one process exclude each other (`flock` on two open files), and
-    several processes of one run share the lock that one of them holds. Folders that are not there are made, and
-    removed by `release` if nothing came into them.
+    It belongs to one run, not to a process: two runs of one process exclude each other (`flock` on
+    two open files), and several processes of one run share the lock that one of them holds. Folders
+    that are not there are made, and removed by `release` if nothing came into them.
 
     Raises:
-        InputError: another run holds the folder (the message names its process), or it cannot be written to.
+        InputError: another run holds the folder (the message names its process), or it cannot be
+            written to.
 
     Warns:
         UserWarning: the file system has no locks, so nothing keeps a second run out.
@@ -41,7 +43,8 @@ class FolderLock:
         if self._file is None:
             return
         with suppress(OSError):  # the folder may be gone
-            # While it is locked: whoever has it open and waits for the lock looks for the file again.
+            # While it is locked: whoever has it open and waits for the lock looks for the file
+            # again.
             (self.folder / LOCK).unlink()
         self._file.close()
         self._file = None
@@ -99,7 +102,9 @@ class FolderLock:
 
 
 def check_free(folder: str | Path) -> None:
-    """Raise InputError if a run holds `folder`: an early look, before files are read and services are met."""
+    """Raise InputError if a run holds `folder`: an early look, before files are read and services
+    are met.
+    """
     if Path(folder).is_dir():
         FolderLock(folder).release()
 

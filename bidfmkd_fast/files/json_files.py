@@ -23,7 +23,9 @@ def read_json(path: str | Path, reader: str) -> Any:
 
 
 def parse_json(content: str | bytes, where: str) -> Any:
-    """Return what the JSON text `content` holds. Raises InputError as `read_json`; `where` opens its message."""
+    """Return what the JSON text `content` holds. Raises InputError as `read_json`; `where` opens
+    its message.
+    """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=_without_repeats)

@@ -19,7 +19,8 @@ _MOST_BYTES = 1 << 23  # several times the list of a pool of a thousand APIs
 _MOST_VALUES = 100_000  # that aliases may make of a file; a bomb of ten levels makes billions
 _TAG = "tag:yaml.org,2002:"
 _CORE: tuple[tuple[str, re.Pattern[str], list[str], Callable[[str], Any]], ...] = (
-    # What a plain scalar is: the first whose pattern fits all of it, text otherwise; and its first characters.
+    # What a plain scalar is: the first whose pattern fits all of it, text otherwise; and its first
+    # characters.
     ("null", re.compile(r"(~|null|Null|NULL|)\Z"), ["~", "n", "N", ""], lambda text: None),
     (
         "bool",
@@ -45,7 +46,9 @@ _CORE: tuple[tuple[str, re.Pattern[str], list[str], Callable[[str], Any]], ...] 
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the core schema's types, without repeated keys and without alias bombs."""
+    """PyYAML's safe loader with the core schema's types, without repeated keys and without alias
+    bombs.
+    """
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012 (PyYAML's name; 1.1's rules are left out)
     yaml_constructors = {  # noqa: RUF012 (likewise: no dates, sets or bytes)
@@ -108,10 +111,12 @@ for _name, _pattern, _first, _make in _CORE:
 
 
 def read_yaml(path: str | Path, reader: str) -> Any:
-    """Return what the YAML file `path` holds; None for an empty one. `reader` opens the errors ("sweep").
+    """Return what the YAML file `path` holds; None for an empty one. `reader` opens the errors
+    ("sweep").
 
     Raises:
-        InputError: the file is missing, no UTF-8 (or UTF-16 with its mark), no YAML, has a key twice, or is too large.
+        InputError: the file is missing, no UTF-8 (or UTF-16 with its mark), no YAML, has a key
+            twice, or is too large.
     """
     try:
         with Path(path).open("rb") as file:
@@ -126,10 +131,12 @@ def read_yaml(path: str | Path, reader: str) -> Any:
 
 
 def read_mapping(path: str | Path, reader: str, wanted: str = "settings by name") -> dict[str, Any]:
-    """Return the mapping that the YAML file `path` holds, with text as keys; an empty file is an empty mapping.
+    """Return the mapping that the YAML file `path` holds, with text as keys; an empty file is an
+    empty mapping.
 
     Raises:
-        InputError: as `read_yaml`, and InputTypeError for a file that holds anything else; it was to hold `wanted`.
+        InputError: as `read_yaml`, and InputTypeError for a file that holds anything else; it was
+            to hold `wanted`.
     """
     content = read_yaml(path, reader)
     if content is None:
@@ -143,7 +150,9 @@ def read_mapping(path: str | Path, reader: str, wanted: str = "settings by name"
 
 
 def parse_yaml(content: str | bytes, where: str) -> Any:
-    """Return what the YAML text `content` holds. Raises InputError as `read_yaml`; `where` opens its message."""
+    """Return what the YAML text `content` holds. Raises InputError as `read_yaml`; `where` opens
+    its message.
+    """
     try:
         return yaml.load(content, _Loader)
     except RecursionError:
@@ -153,7 +162,9 @@ def parse_yaml(content: str | bytes, where: str) -> Any:
 
 
 def dump_yaml(values: Any, **style: Any) -> str:
-    """Return plain values as YAML text that readers of YAML 1.1 and 1.2 read alike; `style` is PyYAML's."""
+    """Return plain values as YAML text that readers of YAML 1.1 and 1.2 read alike; `style` is
+    PyYAML's.
+    """
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, **style)
 
 
@@ -164,7 +175,9 @@ def shortly(value: Any, most: int = 80) -> str:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return the number of values under `node` once aliases are written out; `known` has those of nodes seen."""
+    """Return the number of values under `node` once aliases are written out; `known` has those of
+    nodes seen.
+    """
     if id(node) in known:
         if not known[id(node)]:
             raise _refusal("an alias (*name) refers to itself", node)

@@ -17,7 +17,9 @@ _OUTSIDE = 0.5  # how far images may leave the unit range
 
 @contextmanager
 def failures_told(operation: str, images: Tensor) -> Iterator[None]:
-    """Turn what torch raises inside the block, for images that the module cannot take, into an InputError."""
+    """Turn what torch raises inside the block, for images that the module cannot take, into an
+    InputError.
+    """
     try:
         yield
     except torch.cuda.OutOfMemoryError:
@@ -30,7 +32,9 @@ def failures_told(operation: str, images: Tensor) -> Iterator[None]:
 
 
 def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -> None:
-    """Raise InputError (InputTypeError) unless `images` are `[N, C, H, W]` in unit range, as `module` takes them."""
+    """Raise InputError (InputTypeError) unless `images` are `[N, C, H, W]` in unit range, as
+    `module` takes them.
+    """
     parameter = next(module.parameters(), None)
     if parameter is None:
         raise InputError(f"{operation}: the module has no parameters")
@@ -64,7 +68,9 @@ def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -
 
 
 def check_labels(labels: Tensor, images: Tensor) -> None:
-    """Raise InputError (InputTypeError) unless `labels` are int64 `[N]`, one per image, from 0, on their device."""
+    """Raise InputError (InputTypeError) unless `labels` are int64 `[N]`, one per image, from 0, on
+    their device.
+    """
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise InputTypeError(f"adapt: support_labels must be an int64 tensor; got {got}")

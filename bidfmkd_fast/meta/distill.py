@@ -16,9 +16,11 @@ from bidfmkd_fast.ops.reference import probabilities_of
 
 @dataclass(frozen=True, repr=False)
 class DistillationTask:
-    """What was recovered from one API: images `[N, C, H, W]` in unit range and its scores `[N, n_classes]` for them.
+    """What was recovered from one API: images `[N, C, H, W]` in unit range and its scores `[N,
+    n_classes]` for them.
 
-    The query set is the boundary query set. `scores_kind` is the API's. Raises InputError where lengths differ.
+    The query set is the boundary query set. `scores_kind` is the API's. Raises InputError where
+    lengths differ.
     """
 
     support_images: Tensor
@@ -51,8 +53,9 @@ class DistillationTask:
 def paper_kd_loss(logits: Tensor, scores: Tensor, scores_kind: str = "logits") -> Tensor:
     """The authors' loss as their public code has it: `mean_{n,c} p_c (log p_c - s_c)`.
 
-    `p` are the API's probabilities, from scores `[N, n_classes]`; `s` the student's *probabilities*, where
-    log-probabilities are due, from logits `[N, n_classes]`. It also divides by the number of classes.
+    `p` are the API's probabilities, from scores `[N, n_classes]`; `s` the student's
+    *probabilities*, where log-probabilities are due, from logits `[N, n_classes]`. It also divides
+    by the number of classes.
     """
     p = probabilities_of(scores, scores_kind)
     return (torch.xlogy(p, p) - p * logits.softmax(-1)).mean()
@@ -76,10 +79,11 @@ def adapt_to_api(
     scores_kind: str = "logits",
     paper_compat: bool = False,
 ) -> dict[str, Tensor]:
-    """The task model's parameters theta_A: `steps` steps of gradient descent on `KD(f(images), scores)`.
+    """The task model's parameters theta_A: `steps` steps of gradient descent on `KD(f(images),
+    scores)`.
 
-    `images` `[N, C, H, W]` in unit range, `scores` `[N, n_classes]` the API's. The result hangs on `parameters` as
-    `adapt_parameters` says. With `paper_compat` KD is `paper_kd_loss`.
+    `images` `[N, C, H, W]` in unit range, `scores` `[N, n_classes]` the API's. The result hangs on
+    `parameters` as `adapt_parameters` says. With `paper_compat` KD is `paper_kd_loss`.
     Source: Hu et al., ICML 2023, arXiv 2305.18413, inner level.
     """
     device = next(iter(parameters.values())).device
@@ -105,7 +109,9 @@ def distillation_loss(
     first_order: bool = False,
     paper_compat: bool = False,
 ) -> Tensor:
-    """The outer level's loss for one API, `KD(f_theta_A(Q), A(Q))`: a scalar that hangs on `parameters`."""
+    """The outer level's loss for one API, `KD(f_theta_A(Q), A(Q))`: a scalar that hangs on
+    `parameters`.
+    """
     return _loss_and_agreement(
         module, parameters, task, steps, learning_rate, first_order, paper_compat
     )[0]
@@ -121,11 +127,12 @@ def outer_distillation_step(
     first_order: bool = False,
     paper_compat: bool = False,
 ) -> dict[str, float]:
-    """One step of `optimizer` (over `module`'s parameters) on the sum of `distillation_loss` over `tasks`.
+    """One step of `optimizer` (over `module`'s parameters) on the sum of `distillation_loss` over
+    `tasks`.
 
-    Returns `loss` and `agreement`, both means over the tasks' query sets; agreement is the share of images on which the
-    highest score of task model and API is for the same class. Raises InputError when `tasks` is empty or
-    the loss is not finite (the step is then not taken).
+    Returns `loss` and `agreement`, both means over the tasks' query sets; agreement is the share of
+    images on which the highest score of task model and API is for the same class. Raises InputError
+    when `tasks` is empty or the loss is not finite (the step is then not taken).
     """
     parameters = dict(module.named_parameters())
 

@@ -25,14 +25,18 @@ from bidfmkd_fast.runtime.progress import Bar
 
 
 def mean_and_ci95(values: Tensor) -> tuple[float, float]:
-    """Mean and `1.96 * sd / sqrt(n)` of float64 `[n]` (sd with n - 1; the interval of a single value is NaN)."""
+    """Mean and `1.96 * sd / sqrt(n)` of float64 `[n]` (sd with n - 1; the interval of a single
+    value is NaN).
+    """
     n = len(values)
     return float(values.mean()), 1.96 * float(values.std()) / math.sqrt(n) if n > 1 else math.nan
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Accuracy in [0, 1] over episodes: `mean`, half width `ci95`, `per_episode` float64 `[n_episodes]`."""
+    """Accuracy in [0, 1] over episodes: `mean`, half width `ci95`, `per_episode` float64
+    `[n_episodes]`.
+    """
 
     mean: float
     ci95: float
@@ -77,11 +81,13 @@ def evaluate(
     transductive: bool = True,
     progress: bool = False,
 ) -> Evaluation:
-    """Adapt to each of `n_episodes` episodes of `dataset`'s `split` (`steps` steps) and score its query set.
+    """Adapt to each of `n_episodes` episodes of `dataset`'s `split` (`steps` steps) and score its
+    query set.
 
-    Episode i is a pure function of `seed` and i, so any two models are compared on the same episodes. `transductive` is
-    as in `MetaModel.adapt`: by default batch norm sees a whole query set at once, as the paper does. Raises InputError
-    for settings that the data set cannot serve, and for a data set whose images are not what the module takes.
+    Episode i is a pure function of `seed` and i, so any two models are compared on the same
+    episodes. `transductive` is as in `MetaModel.adapt`: by default batch norm sees a whole query
+    set at once, as the paper does. Raises InputError for settings that the data set cannot serve,
+    and for a data set whose images are not what the module takes.
     """
     keep_freed_memory()
     if n_episodes < 1:
@@ -161,9 +167,11 @@ def _stacked_accuracies(
 
 
 def paired_difference(a: Evaluation, b: Evaluation) -> PairedDifference:
-    """`a - b`, episode by episode: a narrower interval than that of either, since both saw the same episodes.
+    """`a - b`, episode by episode: a narrower interval than that of either, since both saw the same
+    episodes.
 
-    Raises InputError if they did not: other data set, split, `n_way`, `n_shot`, `n_query`, seed or number of episodes.
+    Raises InputError if they did not: other data set, split, `n_way`, `n_shot`, `n_query`, seed or
+    number of episodes.
     """
     for name in ("dataset", "split", "n_way", "n_shot", "n_query", "seed"):
         if getattr(a, name) != getattr(b, name):

@@ -29,10 +29,12 @@ def maml_loss(
     learning_rate: float = 0.01,
     first_order: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy and accuracy on the query set after `steps` inner steps on the support set; two scalars.
+    """Cross entropy and accuracy on the query set after `steps` inner steps on the support set; two
+    scalars.
 
-    The loss hangs on `parameters` through the inner loop (`first_order` drops its second derivatives). The episode is
-    moved to the parameters' device. Source: Finn et al., ICML 2017, arXiv 1703.03400.
+    The loss hangs on `parameters` through the inner loop (`first_order` drops its second
+    derivatives). The episode is moved to the parameters' device. Source: Finn et al., ICML 2017,
+    arXiv 1703.03400.
     """
     device = next(iter(parameters.values())).device
     adapted = adapt_parameters(
@@ -58,10 +60,11 @@ def outer_replay_step(
     learning_rate: float = 0.01,
     first_order: bool = False,
 ) -> dict[str, float]:
-    """One step of `optimizer` (over `module`'s parameters) on the sum of `maml_loss` over `episodes`.
+    """One step of `optimizer` (over `module`'s parameters) on the sum of `maml_loss` over
+    `episodes`.
 
-    Returns `loss` and `accuracy`, both means over the episodes' query sets. Raises InputError when `episodes` is empty
-    or the loss is not finite (the step is then not taken).
+    Returns `loss` and `accuracy`, both means over the episodes' query sets. Raises InputError when
+    `episodes` is empty or the loss is not finite (the step is then not taken).
     """
     parameters = dict(module.named_parameters())
 
@@ -101,7 +104,9 @@ def stacked_maml_loss(
     learning_rate: float,
     first_order: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`maml_loss` of several episodes of one shape at once: two `[E]`. The module must be one that `can_stack`."""
+    """`maml_loss` of several episodes of one shape at once: two `[E]`. The module must be one that
+    `can_stack`.
+    """
     device = next(iter(parameters.values())).device
     names = ("support_images", "support_labels", "query_images", "query_labels")
     stacked = (

@@ -20,9 +20,10 @@ ClassKey = tuple[str, str]
 class TaskMemory:
     """Recovered images in unit range, stored on the CPU by class key `(data set, class name)`.
 
-    Several APIs that know the same class fill the same key. Images are stored as they were recovered; a task brings
-    those of each class from the shape of its own data set to `image_shape`, `(C, H, W)`, with `fit_images`. Without
-    `image_shape` all images of the memory must have one shape, which tasks then have too.
+    Several APIs that know the same class fill the same key. Images are stored as they were
+    recovered; a task brings those of each class from the shape of its own data set to
+    `image_shape`, `(C, H, W)`, with `fit_images`. Without `image_shape` all images of the memory
+    must have one shape, which tasks then have too.
     """
 
     def __init__(self, image_shape: tuple[int, int, int] | None = None) -> None:
@@ -42,7 +43,9 @@ class TaskMemory:
         return tuple(sorted(self._images))
 
     def images_of(self, class_key: ClassKey) -> Tensor:
-        """The images of one class, float32 `[n, C, H, W]`, in the order in which they were added."""
+        """The images of one class, float32 `[n, C, H, W]`, in the order in which they were
+        added.
+        """
         return self._images[class_key]
 
     def task_images_of(self, class_key: ClassKey) -> Tensor:
@@ -51,9 +54,11 @@ class TaskMemory:
         return images if self._image_shape is None else fit_images(images, self._image_shape)
 
     def add(self, images: Tensor, class_keys: Sequence[ClassKey]) -> None:
-        """Store `images` (float32 `[N, C, H, W]`, unit range) under `class_keys`, one `(data set, class name)` each.
+        """Store `images` (float32 `[N, C, H, W]`, unit range) under `class_keys`, one `(data set,
+        class name)` each.
 
-        Raises InputError (InputTypeError) for wrong kind, rank, shape or length, or values that are not finite.
+        Raises InputError (InputTypeError) for wrong kind, rank, shape or length, or values that are
+        not finite.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.float32:
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -90,11 +95,13 @@ class TaskMemory:
     def sample_episode(
         self, n_way: int, n_shot: int, n_query: int, *, seed: int, index: int, rotations: int = 1
     ) -> Episode:
-        """Task number `index` of the stream `seed`: a pure function of both and of what the memory holds.
+        """Task number `index` of the stream `seed`: a pure function of both and of what the memory
+        holds.
 
-        `n_way` different classes, uniformly from all that hold at least `n_shot + n_query` images, whichever APIs they
-        came from; their images uniformly without replacement. With `rotations` 2 or 4 each class, turned by 180 or by
-        multiples of 90 degrees, is that many classes. Raises InputError if there are too few such classes.
+        `n_way` different classes, uniformly from all that hold at least `n_shot + n_query` images,
+        whichever APIs they came from; their images uniformly without replacement. With `rotations`
+        2 or 4 each class, turned by 180 or by multiples of 90 degrees, is that many classes. Raises
+        InputError if there are too few such classes.
         """
         check_rotations("sample_episode", rotations)
         for name, value in (("n_way", n_way), ("n_shot", n_shot), ("n_query", n_query)):
@@ -126,9 +133,9 @@ class TaskMemory:
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole memory as tensors for safetensors: `image_shape` (empty without one), `class_of_image`,
-        `class_keys` (UTF-8 JSON) and, in the same order, the images of each data set in one tensor, `images_0`,
-        `images_1`, ..."""
+        """The whole memory as tensors for safetensors: `image_shape` (empty without one),
+        `class_of_image`, `class_keys` (UTF-8 JSON) and, in the same order, the images of each data
+        set in one tensor, `images_0`, `images_1`, ..."""
         classes = self.classes
         keys = torch.tensor(list(json.dumps(classes).encode()), dtype=torch.uint8)
         counts = torch.tensor([len(self._images[key]) for key in classes], dtype=torch.int64)
@@ -144,7 +151,9 @@ class TaskMemory:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Replace what the memory holds by `state`, from `state_dict`. Raises InputError if it is none."""
+        """Replace what the memory holds by `state`, from `state_dict`. Raises InputError if it is
+        none.
+        """
         try:
             channels_and_size = state["image_shape"].tolist()
             keys = [

@@ -25,10 +25,11 @@ Task = TypeVar("Task")
 
 
 def forward(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Logits `[N, n_classes]` of `module` under `parameters`; a Conv4 with batch statistics as a stack of one task.
+    """Logits `[N, n_classes]` of `module` under `parameters`; a Conv4 with batch statistics as a
+    stack of one task.
 
-    The module runs in the mode it is in and is left as it was: it gets copies of its buffers, so a batch norm that
-    tracks running statistics updates a copy that is thrown away.
+    The module runs in the mode it is in and is left as it was: it gets copies of its buffers, so a
+    batch norm that tracks running statistics updates a copy that is thrown away.
     """
     if can_stack(module):
         return stacked_forward(module, stacked_parameters(parameters, 1), images[None])[0]
@@ -51,13 +52,15 @@ def adapt_parameters(
     create_graph: bool = True,
     forward: Forward = forward,
 ) -> dict[str, Tensor]:
-    """The inner loop: `steps` steps of `theta <- theta - learning_rate * d/dtheta loss(f_theta(images))`.
+    """The inner loop: `steps` steps of `theta <- theta - learning_rate * d/dtheta
+    loss(f_theta(images))`.
 
-    `loss` maps logits `[N, n_classes]` to a scalar; `forward(module, parameters, images)` makes the logits. Parameters
-    without `requires_grad`, or without influence on `loss`, stay as they are. The result hangs on `parameters` by a
-    graph through every step (second order); with `first_order` the inner gradients count as constants, so that
-    d(result)/d(parameters) is the identity; with `create_graph=False` it is cut off, for adaptation that nothing is
-    trained through, and shares no memory with `parameters`.
+    `loss` maps logits `[N, n_classes]` to a scalar; `forward(module, parameters, images)` makes the
+    logits. Parameters without `requires_grad`, or without influence on `loss`, stay as they are.
+    The result hangs on `parameters` by a graph through every step (second order); with
+    `first_order` the inner gradients count as constants, so that d(result)/d(parameters) is the
+    identity; with `create_graph=False` it is cut off, for adaptation that nothing is trained
+    through, and shares no memory with `parameters`.
     """
     if steps < 0:
         raise InputError(f"adapt: steps must be 0 or more; got {steps}")
@@ -99,10 +102,11 @@ def outer_step(
     tasks: Iterable[Task],
     task_loss: Callable[[Task], tuple[Tensor, Tensor]],
 ) -> tuple[float, float]:
-    """One optimizer step on the sum over `tasks` of `task_loss(task)[0]`; the means of both values that it returns.
+    """One optimizer step on the sum over `tasks` of `task_loss(task)[0]`; the means of both values
+    that it returns.
 
-    A "task" may be a stack of them, with one value each, `[E]`. It is differentiated before the next one starts, so
-    the graph of one is alive at a time.
+    A "task" may be a stack of them, with one value each, `[E]`. It is differentiated before the
+    next one starts, so the graph of one is alive at a time.
     """
     optimizer.zero_grad(set_to_none=True)
     losses, scores = [], []
@@ -131,16 +135,20 @@ def outer_step(
 
 
 class Classifier:
-    """A meta-model adapted to one task; made by `MetaModel.adapt`, with a copy of the module of its own."""
+    """A meta-model adapted to one task; made by `MetaModel.adapt`, with a copy of the module of
+    its own.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
-        """Logits `[N, n_classes]` of `images` `[N, C, H, W]` in unit range. Raises InputError for other images.
+        """Logits `[N, n_classes]` of `images` `[N, C, H, W]` in unit range. Raises InputError for
+        other images.
 
-        A little outside of the range is taken, as augmented images are; below -0.5 or above 1.5 is not.
+        A little outside of the range is taken, as augmented images are; below -0.5 or above 1.5 is
+        not.
         """
         check_images("scores", "images", images, self._module)
         with failures_told("scores", images):
@@ -155,10 +163,11 @@ class Classifier:
 
 
 class MetaModel:
-    """A module (any `nn.Module` from images `[N, C, H, W]` to logits `[N, n_classes]`) with its way of adapting.
+    """A module (any `nn.Module` from images `[N, C, H, W]` to logits `[N, n_classes]`) with its way
+    of adapting.
 
-    The meta-model sees images in unit range, [0, 1]. `adapt_steps` and `adapt_learning_rate` are what `adapt` uses when
-    it is not told otherwise. Raises InputError for settings out of range.
+    The meta-model sees images in unit range, [0, 1]. `adapt_steps` and `adapt_learning_rate` are
+    what `adapt` uses when it is not told otherwise. Raises InputError for settings out of range.
     """
 
     def __init__(
@@ -193,16 +202,19 @@ class MetaModel:
         *,
         transductive: bool = True,
     ) -> Classifier:
-        """A classifier for the task of `support_images` `[N, C, H, W]` (unit range), labels int64 `[N]` from 0.
+        """A classifier for the task of `support_images` `[N, C, H, W]` (unit range), labels int64
+        `[N]` from 0.
 
         `steps` steps of gradient descent on the cross entropy. The module itself does not change.
 
-        `transductive=True` is how the paper and MAML evaluate: batch norm uses the statistics of the images that are
-        classified together, so the answer for one image depends on the others of its batch, and is poor for a batch of
-        one. `transductive=False` fixes the statistics (variance unbiased) to those of the support set under the adapted
-        parameters and puts the classifier into `eval()`: every image is then classified by itself.
+        `transductive=True` is how the paper and MAML evaluate: batch norm uses the statistics of
+        the images that are classified together, so the answer for one image depends on the others
+        of its batch, and is poor for a batch of one. `transductive=False` fixes the statistics
+        (variance unbiased) to those of the support set under the adapted parameters and puts the
+        classifier into `eval()`: every image is then classified by itself.
 
-        Raises InputError (InputTypeError) for images or labels of the wrong kind, rank, length, range or device.
+        Raises InputError (InputTypeError) for images or labels of the wrong kind, rank, length,
+        range or device.
         """
         check_images("adapt", "support_images", support_images, self.module)
         check_labels(support_labels, support_images)
@@ -223,9 +235,9 @@ class MetaModel:
         return Classifier(module)
 
     def save(self, path: str | Path) -> None:
-        """Write the safetensors file `path`: parameters, buffers, adaptation settings and, for a module that
-        `models.build_model` makes, its architecture. The folder is made if it is not there. Raises InputError where the
-        file cannot be written."""
+        """Write the safetensors file `path`: parameters, buffers, adaptation settings and, for a
+        module that `models.build_model` makes, its architecture. The folder is made if it is not
+        there. Raises InputError where the file cannot be written."""
         about = {
             "adapt_steps": self.adapt_steps,
             "adapt_learning_rate": self.adapt_learning_rate,
@@ -237,8 +249,9 @@ class MetaModel:
     def load(cls, path: str | Path, module: nn.Module | None = None) -> MetaModel:
         """The meta-model that `save` wrote to `path`, on the CPU.
 
-        Its weights go into `module` if one is given; a file whose architecture `models.build_model` does not know
-        needs one. Raises InputError for a file that is missing, damaged, no meta-model, or of another architecture.
+        Its weights go into `module` if one is given; a file whose architecture `models.build_model`
+        does not know needs one. Raises InputError for a file that is missing, damaged, no
+        meta-model, or of another architecture.
         """
         try:
             state, metadata = read_tensors(Path(path))
@@ -268,7 +281,9 @@ class MetaModel:
 
 
 def cross_entropy_with(labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """The loss `logits [N, n_classes] -> mean cross entropy` for int64 `labels` `[N]`, with a check of their range."""
+    """The loss `logits [N, n_classes] -> mean cross entropy` for int64 `labels` `[N]`, with a
+    check of their range.
+    """
     highest = int(labels.max())
 
     def loss(logits: Tensor) -> Tensor:
@@ -283,7 +298,9 @@ def cross_entropy_with(labels: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _fix_statistics(module: nn.Module, images: Tensor) -> None:
-    """Put `module` into `eval()`, its batch norms with the statistics that `images` `[N, C, H, W]` have in them."""
+    """Put `module` into `eval()`, its batch norms with the statistics that `images` `[N, C, H, W]`
+    have in them.
+    """
     module.eval()
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):

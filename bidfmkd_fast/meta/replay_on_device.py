@@ -19,8 +19,9 @@ MOST_UNTOLD = 1000
 class DeviceReplay:
     """Outer steps as `outer_replay_step` takes them, on tasks of `memory` as it is now.
 
-    The host draws which images a task has; they are gathered, adapted to and learnt from on the device, and nothing
-    waits for the result until `records` is called, after at most `MOST_UNTOLD` steps.
+    The host draws which images a task has; they are gathered, adapted to and learnt from on the
+    device, and nothing waits for the result until `records` is called, after at most `MOST_UNTOLD`
+    steps.
 
     Args:
         module: one that `can_stack`.
@@ -60,7 +61,8 @@ class DeviceReplay:
         device = next(module.parameters()).device
         keys = [key for key in memory.classes for _ in memory.images_of(key)]
         self._images = torch.cat([memory.task_images_of(key) for key in memory.classes]).to(device)
-        # A memory of the same classes that holds each image's row: it draws the same tasks, and no image moves.
+        # A memory of the same classes that holds each image's row: it draws the same tasks, and no
+        # image moves.
         self._row_memory = TaskMemory()
         self._row_memory.add(torch.arange(float(len(keys))).view(-1, 1, 1, 1), keys)
         self._n_classes = len(memory.classes)
@@ -80,7 +82,9 @@ class DeviceReplay:
         self._repeated = RepeatedStep(device)
 
     def step(self, seed: int, first_task: int) -> None:
-        """One outer step on tasks `first_task`, `first_task + 1`, ... of the memory's stream `seed`."""
+        """One outer step on tasks `first_task`, `first_task + 1`, ... of the memory's stream
+        `seed`.
+        """
         rows, turns = [], []
         for task in range(first_task, first_task + self._rows.shape[1]):
             episode = self._row_memory.sample_episode(
@@ -96,9 +100,11 @@ class DeviceReplay:
         self.untold += 1
 
     def records(self) -> list[dict[str, float]]:
-        """`loss` and `accuracy` of the steps since the last call, means over their tasks; waits for the device.
+        """`loss` and `accuracy` of the steps since the last call, means over their tasks; waits for
+        the device.
 
-        Raises InputError when a loss or a gradient was not finite; the parameters are then of no use.
+        Raises InputError when a loss or a gradient was not finite; the parameters are then of no
+        use.
         """
         if not bool(self._finite):
             raise InputError(
@@ -134,16 +140,19 @@ class DeviceReplay:
         self._index += 1
 
     def _losses(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute each task's loss and accuracy, both `[E]`: support and query images are `[E, N, C, H, W]`.
+        """Compute each task's loss and accuracy, both `[E]`: support and query images are `[E, N,
+        C, H, W]`.
 
-        On CUDA every task runs on a stream of its own. The kernels of one task are too small to fill a device, and
-        cuDNN runs the grouped convolutions of stacked tasks group by group with a transposition around each. In a
-        captured graph the streams become branches that run at the same time.
+        On CUDA every task runs on a stream of its own. The kernels of one task are too small to
+        fill a device, and cuDNN runs the grouped convolutions of stacked tasks group by group with
+        a transposition around each. In a captured graph the streams become branches that run at the
+        same time.
         """
         parameters = dict(self._module.named_parameters())
         if not self._streams:
             return self._losses_of(parameters, slice(None), support, query)
-        # Views made on this stream, so that the gradients of all tasks come back to it before they are added up.
+        # Views made on this stream, so that the gradients of all tasks come back to it before they
+        # are added up.
         own = [
             {name: value.view_as(value) for name, value in parameters.items()}
             for _ in self._streams

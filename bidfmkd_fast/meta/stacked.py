@@ -17,13 +17,16 @@ from bidfmkd_fast.models import AnySizeConv4, Conv4, fit_images
 from bidfmkd_fast.ops import native
 from bidfmkd_fast.ops.norm_pool import norm_pool
 
-# Tasks, and bytes of the largest layer over all of them: more would leave the CPU's cache without a gain.
+# Tasks, and bytes of the largest layer over all of them: more would leave the CPU's cache without a
+# gain.
 _CPU_STACK = (8, 64 << 20)
 _GPU_STACK = (64, 1 << 30)
 
 
 def can_stack(module: nn.Module, n_way: int = 0) -> bool:
-    """Whether `stacked_forward` serves this module: a Conv4 with batch statistics and a score for every class."""
+    """Whether `stacked_forward` serves this module: a Conv4 with batch statistics and a score for
+    every class.
+    """
     return (
         (type(module) is Conv4 or type(module) is AnySizeConv4)
         and module.batch_statistics
@@ -54,12 +57,16 @@ def stacks_of(module: nn.Module, episodes: Iterable[Episode]) -> Iterator[list[E
 
 
 def stacked_parameters(parameters: Mapping[str, Tensor], n_tasks: int) -> dict[str, Tensor]:
-    """Each parameter `[...]` as `[E, ...]`, one row a task; gradients of the rows add up in the parameter."""
+    """Each parameter `[...]` as `[E, ...]`, one row a task; gradients of the rows add up in the
+    parameter.
+    """
     return {name: value.expand(n_tasks, *value.shape) for name, value in parameters.items()}
 
 
 def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Logits `[E, N, n_classes]` of images `[E, N, C, H, W]` under `parameters` `[E, ...]`, task by task."""
+    """Logits `[E, N, n_classes]` of images `[E, N, C, H, W]` under `parameters` `[E, ...]`, task
+    by task.
+    """
     assert isinstance(module, Conv4)
     n_tasks = images.shape[0]
     if isinstance(module, AnySizeConv4):
@@ -84,9 +91,11 @@ def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images:
 
 
 def forward_in_turn(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """`stacked_forward`, but one task after the other: faster where a task has many images and a backward pass follows.
+    """`stacked_forward`, but one task after the other: faster where a task has many images and a
+    backward pass follows.
 
-    Small stacks save calls; large ones leave the cache, and grouped convolutions are a little slower than plain ones.
+    Small stacks save calls; large ones leave the cache, and grouped convolutions are a little
+    slower than plain ones.
     """
     pieces = enumerate(images.split(1))
     return torch.cat(

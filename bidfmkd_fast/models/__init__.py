@@ -54,7 +54,9 @@ def build_model(
 
 
 def model_arguments(module: nn.Module) -> dict[str, Any] | None:
-    """What to pass to `build_model` to get a module like `module`; None for a module that it does not make."""
+    """What to pass to `build_model` to get a module like `module`; None for a module that it does
+    not make.
+    """
     for name, kind in _MODELS.items():
         if type(module) is kind:
             keys = ("in_channels", "n_classes", "image_size", "width", "batch_statistics")
@@ -63,7 +65,9 @@ def model_arguments(module: nn.Module) -> dict[str, Any] | None:
 
 
 def model_summary(module: nn.Module) -> str:
-    """Return the module's class and size in a few words; what it takes and gives where that is known."""
+    """Return the module's class and size in a few words; what it takes and gives where that is
+    known.
+    """
     told = f"{type(module).__name__}, {sum(parameter.numel() for parameter in module.parameters()):,} parameters"
     if (known := model_arguments(module)) is None:
         return told

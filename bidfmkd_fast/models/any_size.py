@@ -13,9 +13,10 @@ from bidfmkd_fast.models.conv4 import Conv4
 class AnySizeConv4(Conv4):
     """A `Conv4` that first brings every image to `[in_channels, *image_size]` with `fit_images`.
 
-    Images `[N, 1 or in_channels, any H, any W]` float32 -> logits `[N, n_classes]`. The paper's network for API-MH
-    keeps the size and ends in a global maximum instead, which leaves `width` features however large the image is; this
-    one keeps every feature of the resized image, and one cost for all data sets. Raises `InputError` as `Conv4`.
+    Images `[N, 1 or in_channels, any H, any W]` float32 -> logits `[N, n_classes]`. The paper's
+    network for API-MH keeps the size and ends in a global maximum instead, which leaves `width`
+    features however large the image is; this one keeps every feature of the resized image, and one
+    cost for all data sets. Raises `InputError` as `Conv4`.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -23,10 +24,12 @@ class AnySizeConv4(Conv4):
 
 
 def fit_images(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
-    """Images `[*, C, H, W]` in any range as `[*, *image_shape]`: one channel is repeated, the size is interpolated.
+    """Images `[*, C, H, W]` in any range as `[*, *image_shape]`: one channel is repeated, the size
+    is interpolated.
 
-    Bilinear, with smoothing where the image shrinks; images of that shape already are returned as they are. Values stay
-    within the range of the image. Raises `InputError` when `C` is neither 1 nor `image_shape[0]`.
+    Bilinear, with smoothing where the image shrinks; images of that shape already are returned as
+    they are. Values stay within the range of the image. Raises `InputError` when `C` is neither 1
+    nor `image_shape[0]`.
     """
     if images.shape[-3:] == torch.Size(image_shape):
         return images

@@ -10,11 +10,11 @@ from bidfmkd_fast.errors import InputError
 class Conv4(nn.Module):
     """Four blocks of convolution 3x3, batch norm, ReLU and max pooling 2x2, then one linear layer.
 
-    Images `[N, in_channels, H, W]` float32 -> logits `[N, n_classes]`; H and W at least 16, one halving per block.
-    With `batch_statistics` batch norm always uses the statistics of the batch at hand and keeps none: what a meta-model
-    wants, and safe under `torch.func.functional_call` and `vmap`. Without it batch norm keeps running statistics, for
-    APIs served in `eval()`. Source: Vinyals et al. 2016 (arXiv 1606.04080); 32 filters as in Finn et al. 2017
-    (arXiv 1703.03400).
+    Images `[N, in_channels, H, W]` float32 -> logits `[N, n_classes]`; H and W at least 16, one
+    halving per block. With `batch_statistics` batch norm always uses the statistics of the batch at
+    hand and keeps none: what a meta-model wants, and safe under `torch.func.functional_call` and
+    `vmap`. Without it batch norm keeps running statistics, for APIs served in `eval()`. Source:
+    Vinyals et al. 2016 (arXiv 1606.04080); 32 filters as in Finn et al. 2017 (arXiv 1703.03400).
 
     Raises `InputError` for sizes below 1, fewer than two classes, or an image side below 16.
     """

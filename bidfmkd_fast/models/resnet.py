@@ -9,13 +9,15 @@ from bidfmkd_fast.errors import InputError
 
 
 class ResNet(nn.Module):
-    """Convolution 3x3 with batch norm, four stages of residual blocks, the mean over space, one linear layer.
+    """Convolution 3x3 with batch norm, four stages of residual blocks, the mean over space, one
+    linear layer.
 
-    Images `[N, in_channels, H, W]` float32 -> logits `[N, n_classes]`; H and W at least 8. The stages have 1, 2, 4 and
-    8 times `width` channels (64 in the papers); every stage but the first halves the image. A stage has one block in
-    ResNet-10 and two in ResNet-18. As in the code of the paper (Hu et al., ICML 2023, arXiv 2305.18413), which follows
-    Chen et al., ICLR 2019 (arXiv 1904.04232), the stem keeps the image's size and has no ReLU, and convolutions start
-    from Kaiming's normal distribution by fan-out. `batch_statistics` is as for `Conv4`.
+    Images `[N, in_channels, H, W]` float32 -> logits `[N, n_classes]`; H and W at least 8. The
+    stages have 1, 2, 4 and 8 times `width` channels (64 in the papers); every stage but the first
+    halves the image. A stage has one block in ResNet-10 and two in ResNet-18. As in the code of the
+    paper (Hu et al., ICML 2023, arXiv 2305.18413), which follows Chen et al., ICLR 2019 (arXiv
+    1904.04232), the stem keeps the image's size and has no ReLU, and convolutions start from
+    Kaiming's normal distribution by fan-out. `batch_statistics` is as for `Conv4`.
 
     Raises `InputError` for sizes below 1, fewer than two classes, or an image side below 8.
     """
@@ -79,7 +81,9 @@ class ResNet18(ResNet):
 
 
 class _Block(nn.Module):
-    """Two convolutions 3x3 beside the identity, or beside a convolution 1x1 where the number of channels changes."""
+    """Two convolutions 3x3 beside the identity, or beside a convolution 1x1 where the number of
+    channels changes.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, track: bool) -> None:
         super().__init__()
@@ -91,8 +95,9 @@ class _Block(nn.Module):
             self.shortcut = _convolution_and_norm(in_channels, out_channels, 1, 1, track)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Sliced, then convolved with stride 1, which is the same: oneDNN's backward pass of a strided convolution 1x1
-        # on fewer than 16 channels-last channels writes past its memory (oneDNN issue 6035).
+        # Sliced, then convolved with stride 1, which is the same: oneDNN's backward pass of a
+        # strided convolution 1x1 on fewer than 16 channels-last channels writes past its memory
+        # (oneDNN issue 6035).
         beside = self.shortcut(x[..., :: self.stride, :: self.stride])
         return functional.relu(self.second(functional.relu(self.first(x))) + beside)
 

@@ -13,7 +13,8 @@ from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES, SCORES_KINDS
 
 _FULL = (torch.float32, torch.float64)
 _SCORES = (*_FULL, torch.float16, torch.bfloat16)
-# A step is added to float32 images, and the estimate is divided by it: both stay finite between these lengths.
+# A step is added to float32 images, and the estimate is divided by it: both stay finite between
+# these lengths.
 _SHORTEST_STEP, _LONGEST_STEP = 1e-30, 1e30
 
 
@@ -77,7 +78,9 @@ def check_mu(op: str, mu: float) -> None:
 
 
 def check_grid(op: str, directions: str, grid: int) -> None:
-    """Refuse unknown `directions`, and a `grid` that does not go with them whatever the images are."""
+    """Refuse unknown `directions`, and a `grid` that does not go with them whatever the images
+    are.
+    """
     _choice(op, "directions", directions, DIRECTIONS)
     if directions == "lowres" and grid < 1:
         raise InputError(
@@ -97,7 +100,9 @@ def check_number(op: str, name: str, value: object) -> float:
 
 
 def check_integer(op: str, name: str, value: object, low: int, high: int | None = None) -> int:
-    """Return `value` as an int. Refuse all but integers (numpy's too, no bool) of at least `low` and below `high`."""
+    """Return `value` as an int. Refuse all but integers (numpy's too, no bool) of at least `low`
+    and below `high`.
+    """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputTypeError(f"{op}: {name} must be an integer; got {value!r}")
     number = int(value)
@@ -133,10 +138,11 @@ def check_perturb(
 
 
 def check_memory(x: Tensor, state: Tensor, out: Tensor) -> None:
-    """Refuse an `out` of perturb that lies over its inputs: what is written first would be read as input later.
+    """Refuse an `out` of perturb that lies over its inputs: what is written first would be read as
+    input later.
 
-    `x` may be exactly `out[0]`, which is written with what it holds. Views of one block that lie between each other
-    count as overlapping.
+    `x` may be exactly `out[0]`, which is written with what it holds. Views of one block that lie
+    between each other count as overlapping.
     """
     first, stop = _extent(out)
     for name, tensor in (("x", x), ("state", state)):

@@ -22,7 +22,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def register_vmap_rules(library: torch.library.Library) -> None:
-    """The ops take any leading task dimensions, so the dimension mapped by vmap becomes one more of them."""
+    """The ops take any leading task dimensions, so the dimension mapped by vmap becomes one more
+    of them.
+    """
     for name, n_tensors, out_dims in (
         ("kd_loss", 2, 0),
         ("kd_loss_backward", 3, 0),
@@ -106,7 +108,9 @@ class KDLoss(torch.autograd.Function):
 def plain_kd_loss(
     loss: Callable[..., Tensor], derivative: Callable[..., Tensor], second: Callable[..., Any]
 ) -> Any:
-    """`KDLoss` for tensors that no transform has wrapped, from the implementations of the three ops."""
+    """`KDLoss` for tensors that no transform has wrapped, from the implementations of the three
+    ops.
+    """
 
     class PlainBackward(torch.autograd.Function):
         @staticmethod

@@ -39,7 +39,8 @@ SCORES_KINDS = ("logits", "probabilities", "log_probabilities")
 DIVERGENCES = ("l1", "l1_prob", "kl")
 SCORE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "native", "reference")
-# Elements that perturb writes and the gradient sums: below, a thread costs more than it saves (docs/architecture.md).
+# Elements that perturb writes and the gradient sums: below, a thread costs more than it saves
+# (docs/architecture.md).
 WRITTEN_PER_THREAD = {
     "rademacher": 1 << 21,
     "sphere": 1 << 20,
@@ -60,10 +61,12 @@ _warned = False
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Which code runs the ops inside the block, in the whole process: `auto`, `native` or `reference`.
+    """Which code runs the ops inside the block, in the whole process: `auto`, `native` or
+    `reference`.
 
-    `auto` takes a native kernel where there is one and the reference elsewhere (float64, no build for the device);
-    `native` raises where there is none instead of falling back; `reference` is plain torch.
+    `auto` takes a native kernel where there is one and the reference elsewhere (float64, no build
+    for the device); `native` raises where there is none instead of falling back; `reference` is
+    plain torch.
 
     Raises:
         InputError: an unknown name, or `native` when the native module could not be loaded.
@@ -83,12 +86,16 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def build_info() -> dict[str, Any] | None:
-    """What `_C` was built for and runs with, or None when it could not be loaded (`load_error` says why)."""
+    """What `_C` was built for and runs with, or None when it could not be loaded (`load_error`
+    says why).
+    """
     return None if _C is None else dict(_C.build_info())
 
 
 def selects(op: str, *tensors: Tensor) -> bool:
-    """Whether the native kernel serves this call; raises if the caller insists on native and it does not."""
+    """Whether the native kernel serves this call; raises if the caller insists on native and it
+    does not.
+    """
     if _backend == "reference":
         return False
     reason = _why_not(*tensors)
@@ -133,7 +140,9 @@ def _why_not(*tensors: Tensor) -> str | None:
 
 
 def _warn_once(reason: str) -> None:
-    """Reasons that reinstalling would remove are told once; float64 and other devices are the caller's choice."""
+    """Reasons that reinstalling would remove are told once; float64 and other devices are the
+    caller's choice.
+    """
     global _warned
     if not _warned and (_C is None or "CUDA" in reason):
         _warned = True
@@ -146,7 +155,9 @@ def _warn_once(reason: str) -> None:
 
 
 def _place(tensor: Tensor, elements: int = 0, per_thread: int = 1) -> tuple[int, int, int]:
-    """Threads, CUDA device and stream of a call of `elements` elements: where `tensor` is, on torch's stream there."""
+    """Threads, CUDA device and stream of a call of `elements` elements: where `tensor` is, on
+    torch's stream there.
+    """
     if tensor.is_cuda:
         return 1, tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
     return max(1, min(torch.get_num_threads(), elements // per_thread)), -1, 0
@@ -349,7 +360,9 @@ def kd_loss_double_backward(
     divergence: str,
     scores_kind: str,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel behind the second derivative of `kd_loss`; see `reference.kd_loss_double_backward`."""
+    """The kernel behind the second derivative of `kd_loss`; see
+    `reference.kd_loss_double_backward`.
+    """
     assert _C is not None
     dtype = student.dtype
     grad_out, grad, student, teacher = _floats(grad_out, grad, student, teacher)
@@ -374,7 +387,9 @@ Saved = tuple[Tensor, ...]  # place, normalised, mean, r; see csrc/cpu/kernels.h
 
 
 def norm_pool(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Saved]:
-    """The kernel behind `ops.norm_pool`, on images in `norm_pool_format`; its output and what the derivatives need."""
+    """The kernel behind `ops.norm_pool`, on images in `norm_pool_format`; its output and what the
+    derivatives need.
+    """
     assert _C is not None
     n_images, channels, height, width = images.shape
     cells = torch.empty(

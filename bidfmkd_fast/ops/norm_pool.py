@@ -14,10 +14,11 @@ from bidfmkd_fast.ops import native
 
 
 def norm_pool(images: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """`relu(max_pool2d(batch_norm(images), 2))`: `[N, C, H, W]`, weight and bias `[C]` -> `[N, C, H // 2, W // 2]`.
+    """`relu(max_pool2d(batch_norm(images), 2))`: `[N, C, H, W]`, weight and bias `[C]` -> `[N, C, H
+    // 2, W // 2]`.
 
-    Normalised by the mean and the biased variance of each channel of this batch. Fast on channels-last memory on the
-    CPU, on contiguous memory on CUDA.
+    Normalised by the mean and the biased variance of each channel of this batch. Fast on
+    channels-last memory on the CPU, on contiguous memory on CUDA.
     """
     served = images.device.type in ("cpu", "cuda") and images.dtype not in (
         torch.float16,

@@ -25,7 +25,9 @@ _U32 = 0xFFFFFFFF
 def philox4x32(
     counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32: 4 words from a counter of 4 and a key of 2, all int64 tensors in [0, 2^32) that broadcast."""
+    """Philox4x32: 4 words from a counter of 4 and a key of 2, all int64 tensors in [0, 2^32) that
+    broadcast.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
@@ -44,7 +46,9 @@ def philox4x32(
 def random_words(
     state: Tensor, n_images: int, n_counters: int, third: int, rounds: int, first_image: int = 0
 ) -> Tensor:
-    """`[n_images, n_counters, 4]` int64 words in [0, 2^32), of the counters `(0, 1, ..., image, third, step)`."""
+    """`[n_images, n_counters, 4]` int64 words in [0, 2^32), of the counters `(0, 1, ..., image,
+    third, step)`.
+    """
     device = state.device
     seed, step = state[0], state[1]
     counters = torch.arange(n_counters, device=device)[None, :]
@@ -68,8 +72,8 @@ def _sign_words(
 def _normal_table() -> Tensor:
     """`[2^16]` standard normals, float64: one for every 16 bits.
 
-    The top bit is the sign. The sizes are the quantiles in the middles of 2^15 equal shares, in steps of 1/7500, by
-    cubics in integers: see `csrc/random/normal.h`, whose tables these are.
+    The top bit is the sign. The sizes are the quantiles in the middles of 2^15 equal shares, in
+    steps of 1/7500, by cubics in integers: see `csrc/random/normal.h`, whose tables these are.
     """
 
     def quantile(rank: Tensor) -> Tensor:
@@ -87,7 +91,8 @@ def _normal_table() -> Tensor:
         powers = torch.linalg.solve(
             at[:, None] ** torch.arange(4), quantile(first + n_ranks / 2 * (1 + at)).T
         ).T
-        # A product with t / 2 doubles what it is made from; rounding down takes half a unit each time.
+        # A product with t / 2 doubles what it is made from; rounding down takes half a unit each
+        # time.
         powers = powers * torch.tensor([1, 2, 4, 8]) + torch.tensor([0.5, 0.5, 0.5, 0.0])
         constant, linear, square, cube = powers.round().long().T[:, :, None]
         place = torch.arange(n_ranks)
@@ -114,7 +119,9 @@ def _normals(
 
 
 def span_dimension(shape: Sequence[int], directions: str, grid: int) -> int:
-    """`s`, the dimension of the space that the directions span: C * grid^2 for `lowres`, d = C * H * W otherwise."""
+    """`s`, the dimension of the space that the directions span: C * grid^2 for `lowres`, d = C * H
+    * W otherwise.
+    """
     return shape[1] * grid * grid if directions == "lowres" else math.prod(shape[1:])
 
 
@@ -127,7 +134,9 @@ def unit_directions(
     first_direction: int = 0,
     first_image: int = 0,
 ) -> Iterator[Tensor]:
-    """Yields `u_k` for k = first_direction, ...: float64 `[B, *S]`, of length 1 per image (`gaussian`: about 1)."""
+    """Yields `u_k` for k = first_direction, ...: float64 `[B, *S]`, of length 1 per image
+    (`gaussian`: about 1).
+    """
     n_images, d = shape[0], math.prod(shape[1:])
     words, group_of_words = None, -1
     for k in range(first_direction, first_direction + num_directions):
@@ -169,7 +178,8 @@ def perturb_out(
         x.shape, state, num_directions, directions, grid, first_direction, first_image
     )
     for k, u in enumerate(drawn):
-        # The step is rounded before it is added, as the kernels do, so that sign directions agree bit for bit.
+        # The step is rounded before it is added, as the kernels do, so that sign directions agree
+        # bit for bit.
         out[1 + k] = x + (mu * u).to(x.dtype)
 
 
@@ -183,7 +193,9 @@ def estimate_gradient(
     first_direction: int,
     first_image: int,
 ) -> Tensor:
-    """`g_b = s / (q mu) * sum_k differences[k, b] * u_kb`; `[q, B]` -> `[B, *S]` (paper, equation 4)."""
+    """`g_b = s / (q mu) * sum_k differences[k, b] * u_kb`; `[q, B]` -> `[B, *S]` (paper, equation
+    4).
+    """
     num_directions = differences.shape[0]
     total = torch.zeros(tuple(shape), dtype=torch.float64, device=differences.device)
     drawn = unit_directions(
@@ -200,7 +212,9 @@ def estimate_gradient(
 
 
 def log_probabilities_of(scores: Tensor, scores_kind: str) -> Tensor:
-    """Log-probabilities along the last dimension. Probabilities are floored at `LOWEST_PROBABILITY`."""
+    """Log-probabilities along the last dimension. Probabilities are floored at
+    `LOWEST_PROBABILITY`.
+    """
     if scores_kind == "logits":
         return scores.log_softmax(-1)
     if scores_kind == "probabilities":
@@ -225,8 +239,9 @@ def objective(
 ) -> Tensor:
     """The recovery objective of every point: scores `[R, B, n_classes]` -> float64 `[R, B]`.
 
-    `CE(A(x), y) - lambda * [argmax A(x) == argmax f(x)] * D(A(x), f(x))` (paper, section 3.3), with the student `f`
-    asked once per image, `student_scores` `[B, n_classes]`, in the same kind as `scores`.
+    `CE(A(x), y) - lambda * [argmax A(x) == argmax f(x)] * D(A(x), f(x))` (paper, section 3.3), with
+    the student `f` asked once per image, `student_scores` `[B, n_classes]`, in the same kind as
+    `scores`.
     """
     scores = scores.double()
     log_p = log_probabilities_of(scores, scores_kind)
@@ -266,7 +281,9 @@ def zo_kd_gradient(
     first_direction: int,
     first_image: int,
 ) -> tuple[Tensor, Tensor]:
-    """Scores of all points `[1 + q, B, n_classes]` -> gradient `[B, *S]`, objective at the images themselves `[B]`."""
+    """Scores of all points `[1 + q, B, n_classes]` -> gradient `[B, *S]`, objective at the images
+    themselves `[B]`.
+    """
     losses = objective(scores, labels, student_scores, boundary_weight, scores_kind, divergence)
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     differences = losses[1:] - losses[:1]
@@ -286,7 +303,9 @@ def _teacher_probabilities(scores: Tensor, scores_kind: str, temperature: float)
 def kd_loss(
     student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str
 ) -> Tensor:
-    """`[*E, N, n_classes]` twice -> `[*E]`: T^2 * mean_n D(teacher, student), both at temperature T, in float64."""
+    """`[*E, N, n_classes]` twice -> `[*E]`: T^2 * mean_n D(teacher, student), both at temperature
+    T, in float64.
+    """
     dtype, student, teacher = student.dtype, student.double(), teacher.double()
     if divergence == "l1":
         per_image = (student - teacher).abs().sum(-1) / temperature
@@ -309,7 +328,9 @@ def kd_loss_backward(
     divergence: str,
     scores_kind: str,
 ) -> Tensor:
-    """`grad * d kd_loss / d student`: `[*E]`, `[*E, N, n_classes]` twice -> `[*E, N, n_classes]`."""
+    """`grad * d kd_loss / d student`: `[*E]`, `[*E, N, n_classes]` twice -> `[*E, N,
+    n_classes]`.
+    """
     dtype, student, teacher = student.dtype, student.double(), teacher.double()
     if divergence == "l1":
         jacobian = (student - teacher).sign()
@@ -334,7 +355,9 @@ def kd_loss_double_backward(
     divergence: str,
     scores_kind: str,
 ) -> tuple[Tensor, Tensor]:
-    """The derivatives of `<grad_out, kd_loss_backward>`: with respect to `grad` `[*E]` and `student`."""
+    """The derivatives of `<grad_out, kd_loss_backward>`: with respect to `grad` `[*E]` and
+    `student`.
+    """
     dtype = student.dtype
     one = torch.ones_like(grad, dtype=torch.float64)
     jacobian = kd_loss_backward(

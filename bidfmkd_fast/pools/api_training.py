@@ -43,17 +43,18 @@ def train_pool(
 ) -> Pool:
     """Train `n_apis` classifiers and write them, with their list `pool.yaml`, to `out_dir`.
 
-    Scenarios (Hu et al., ICML 2023, arXiv 2305.18413): "ss" is one data set and Conv4 (`width` filters); "sh" one data
-    set, and Conv4, ResNet-10 and ResNet-18 (first stage of `resnet_width` channels) in turn; "mh" several data sets in
-    turn, and all architectures on each.
+    Scenarios (Hu et al., ICML 2023, arXiv 2305.18413): "ss" is one data set and Conv4 (`width`
+    filters); "sh" one data set, and Conv4, ResNet-10 and ResNet-18 (first stage of `resnet_width`
+    channels) in turn; "mh" several data sets in turn, and all architectures on each.
 
-    Each API learns its own random `n_way` classes of its data set's meta-train split, from their images less the share
-    `holdout` of every class, with Adam in mini-batches of about 32 for `epochs` passes. API number i depends on the
-    arguments, the seed and i only. On a CPU as many APIs train at once as torch has threads, each on one: measured,
-    several in one grouped network are no faster there. They take images in [0, 1] and answer logits.
-    Raises `InputError` when a number is out of range, the scenario and the data sets do not go together, a split has
-    too few classes, a class too few images, `out_dir` cannot be written to, or it holds a pool already, or one in
-    training: nothing is ever overwritten.
+    Each API learns its own random `n_way` classes of its data set's meta-train split, from their
+    images less the share `holdout` of every class, with Adam in mini-batches of about 32 for
+    `epochs` passes. API number i depends on the arguments, the seed and i only. On a CPU as many
+    APIs train at once as torch has threads, each on one: measured, several in one grouped network
+    are no faster there. They take images in [0, 1] and answer logits. Raises `InputError` when a
+    number is out of range, the scenario and the data sets do not go together, a split has too few
+    classes, a class too few images, `out_dir` cannot be written to, or it holds a pool already, or
+    one in training: nothing is ever overwritten.
     """
     datasets = [datasets] if isinstance(datasets, Dataset) else list(datasets)
     _check_numbers(
@@ -70,7 +71,8 @@ def train_pool(
     planned = [_planned(scenario, i, datasets, n_way, widths) for i in range(n_apis)]
     with torch.device("meta"):
         for entry in {replace(entry, file="") for entry in planned}:
-            entry.build()  # a size that an architecture refuses fails here, before anything is written
+            # a size that an architecture refuses fails here, before anything is written
+            entry.build()
     with FolderLock(folder):
         _refuse_trained(folder)  # another process may have trained one since
         check_writable(folder / LIST)
@@ -277,8 +279,8 @@ def _fit(
 def _settle_batch_norm(module: nn.Module, images: Tensor) -> None:
     """Running statistics anew, of the finished weights over all images that they were learned from.
 
-    Those of a deep network lag behind after few steps (ResNet-18 of width 8, Omniglot, 20 epochs: 32 % accurate on
-    held-out images as trained, 79 % after this).
+    Those of a deep network lag behind after few steps (ResNet-18 of width 8, Omniglot, 20 epochs:
+    32 % accurate on held-out images as trained, 79 % after this).
     """
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     usual = [norm.momentum for norm in norms]

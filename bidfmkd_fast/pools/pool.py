@@ -37,9 +37,11 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class PoolEntry:
-    """One API of a pool as `pool.yaml` lists it; `file` holds its weights, `accuracy` was measured on held-out images.
+    """One API of a pool as `pool.yaml` lists it; `file` holds its weights, `accuracy` was measured
+    on held-out images.
 
-    `inverted` says that it learned the data set's images inverted (`load_dataset(..., invert=True)`).
+    `inverted` says that it learned the data set's images inverted (`load_dataset(...,
+    invert=True)`).
     """
 
     file: str
@@ -60,7 +62,9 @@ class PoolEntry:
 
     @property
     def spec(self) -> APISpec:
-        """What the API tells of itself; it is named after its file. Raises `InputError` when a field does not fit."""
+        """What the API tells of itself; it is named after its file. Raises `InputError` when a
+        field does not fit.
+        """
         return APISpec(
             n_classes=len(self.class_names),
             image_shape=self.image_shape,
@@ -84,7 +88,9 @@ class PoolEntry:
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool on disk: the folder that holds `pool.yaml` and the weights, and its entries in order."""
+    """A pool on disk: the folder that holds `pool.yaml` and the weights, and its entries in
+    order.
+    """
 
     folder: Path
     entries: tuple[PoolEntry | SourceEntry, ...]
@@ -141,10 +147,11 @@ def read_pool(path: str | Path) -> Pool:
 
 
 def load_modules(path: str | Path) -> list[nn.Module]:
-    """The pool's classifiers as open modules in `eval()`, for white-box comparisons; arguments as for `read_pool`.
+    """The pool's classifiers as open modules in `eval()`, for white-box comparisons; arguments as
+    for `read_pool`.
 
-    Raises `InputError` as `read_pool` does, for a weights file that is missing, damaged or does not fit, and for an
-    API that is no module here.
+    Raises `InputError` as `read_pool` does, for a weights file that is missing, damaged or does not
+    fit, and for an API that is no module here.
     """
     pool = read_pool(path)
     modules = []
@@ -158,10 +165,12 @@ def load_modules(path: str | Path) -> list[nn.Module]:
 
 
 def load_pool(path: str | Path) -> list[BlackBox]:
-    """The pool's APIs: its classifiers as closed `TorchBlackBox`es named after their files, ONNX files and services.
+    """The pool's APIs: its classifiers as closed `TorchBlackBox`es named after their files, ONNX
+    files and services.
 
-    Raises `InputError` as `read_pool` does, and for a file or setting that is missing, damaged or does not fit;
-    `APIUnavailable` where a service is not there that has to tell `n_classes` and `image_shape`.
+    Raises `InputError` as `read_pool` does, and for a file or setting that is missing, damaged or
+    does not fit; `APIUnavailable` where a service is not there that has to tell `n_classes` and
+    `image_shape`.
     """
     from bidfmkd_fast.black_box.local.torch_module import TorchBlackBox
 

@@ -29,8 +29,8 @@ _KEYS = ("kind", "spec", "inverted")  # of an entry; all others are options of i
 class SourceEntry:
     """One such API.
 
-    `kind` is "remote", "grpc", "json" or "onnx"; `spec` holds fields of `APISpec`, which a v2 server or an ONNX file
-    may complete; `options` are the arguments of the black box.
+    `kind` is "remote", "grpc", "json" or "onnx"; `spec` holds fields of `APISpec`, which a v2
+    server or an ONNX file may complete; `options` are the arguments of the black box.
     """
 
     kind: str
@@ -76,7 +76,9 @@ class SourceEntry:
 
 
 def source_entry(item: Mapping[str, Any], where: str, number: int) -> SourceEntry:
-    """The entry in `item`, a mapping with a `kind`. Raises InputError where something is missing or of a wrong type."""
+    """The entry in `item`, a mapping with a `kind`. Raises InputError where something is missing
+    or of a wrong type.
+    """
     kind = item["kind"]
     register_url(item.get("url"))
     register_headers(item.get("headers"))
@@ -113,7 +115,9 @@ def source_entry(item: Mapping[str, Any], where: str, number: int) -> SourceEntr
 
 
 def _check_options(kind: str, options: Mapping[str, Any], where: str) -> None:
-    """Raises InputError for an option that the black box does not have, or of another type; values may be secret."""
+    """Raises InputError for an option that the black box does not have, or of another type; values
+    may be secret.
+    """
     hints = _options_of(kind)
     for key, value in options.items():
         if key not in hints:

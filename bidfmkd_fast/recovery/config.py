@@ -16,25 +16,30 @@ class RecoveryConfig:
     """How to recover one set of images.
 
     Args:
-        steps: optimisation steps; 0 keeps the images of the untrained generator (the no-recovery control).
+        steps: optimisation steps; 0 keeps the images of the untrained generator (the no-recovery
+            control).
         num_directions: random directions per image and step (the paper's q).
-        mu: length of a step along a unit direction, in the API's input space; "auto" measures at the first images
-            which length the API resolves, for 112 queries more per set (`resolution.QUERIES`).
+        mu: length of a step along a unit direction, in the API's input space; "auto" measures at
+            the first images which length the API resolves, for 112 queries more per set
+            (`resolution.QUERIES`).
         directions: "rademacher", "sphere", "gaussian" or "lowres".
         grid: side of the field of "lowres" directions; 0 with all others.
         learning_rate: Adam's learning rate, for the generator and the latents alike.
         betas: Adam's two decay rates.
         latent_dim: numbers in a latent.
         generator_width: channels of the built-in generator (the paper: 64).
-        generator_precision: precision of the generator and its gradients; "tf32" leaves torch as it is set, whose
-            convolutions on a GPU then use TF32, "float32" turns that off, "bfloat16" is autocast. The points are
-            float32 in any case.
+        generator_precision: precision of the generator and its gradients; "tf32" leaves torch as it
+            is set, whose convolutions on a GPU then use TF32, "float32" turns that off, "bfloat16"
+            is autocast. The points are float32 in any case.
         boundary_weight: weight of the boundary term (lambda); only with a student.
-        divergence: distance of the boundary term: "l1" on scores, "l1_prob" and "kl" on probabilities.
+        divergence: distance of the boundary term: "l1" on scores, "l1_prob" and "kl" on
+            probabilities.
         augment: one random crop and horizontal flip per step before the API sees the images.
-        max_images: images held in memory and sent per call, rounded to whole sets of n_classes * n_per_class.
+        max_images: images held in memory and sent per call, rounded to whole sets of n_classes *
+            n_per_class.
 
-    A step costs `(1 + num_directions) * n_classes * n_per_class` queries; `recovery.cost` counts all that is asked.
+    A step costs `(1 + num_directions) * n_classes * n_per_class` queries; `recovery.cost` counts
+    all that is asked.
 
     Raises:
         InputError: a value out of its range; `InputTypeError` if it is of the wrong type.

@@ -14,7 +14,9 @@ from bidfmkd_fast.recovery.step_length import AUTO
 
 @dataclass(frozen=True)
 class Cost:
-    """Queries, requests without repetitions, and their price in the currency of `price_per_1000`."""
+    """Queries, requests without repetitions, and their price in the currency of
+    `price_per_1000`.
+    """
 
     queries: int = 0
     requests: int = 0
@@ -36,9 +38,11 @@ def step_cost(
     paper_compat: bool = False,
     rows_held: int = 0,
 ) -> Cost:
-    """Count one step on `n_images` images; without steps, the one look at the images that takes their place.
+    """Count one step on `n_images` images; without steps, the one look at the images that takes
+    their place.
 
-    `rows_held` rows of points are left out, which make whole chunks: their answers are there already.
+    `rows_held` rows of points are left out, which make whole chunks: their answers are there
+    already.
     """
     rows = _chunk_rows(api, config, n_images, paper_compat)
     while rows_held > 0:
@@ -70,12 +74,16 @@ def set_cost(
 
 
 def takes_directions(api: BlackBox, config: RecoveryConfig) -> bool:
-    """Return True if gradients are estimated: not without steps, nor from an open box, which gives the true ones."""
+    """Return True if gradients are estimated: not without steps, nor from an open box, which gives
+    the true ones.
+    """
     return config.steps > 0 and not isinstance(api, OpenBox)
 
 
 def check_budget(api: BlackBox, cost: Cost) -> None:
-    """Raise BudgetExhausted unless the budget pays for `cost`, of one step (without steps: one look at the images)."""
+    """Raise BudgetExhausted unless the budget pays for `cost`, of one step (without steps: one
+    look at the images).
+    """
     if api.budget is not None and not api.budget.affords(cost.queries, cost.requests, cost.price):
         raise BudgetExhausted(
             f"recover: one step asks {api.name} {cost.queries:,} queries in {cost.requests:,} requests, more than "
@@ -86,7 +94,9 @@ def check_budget(api: BlackBox, cost: Cost) -> None:
 def _chunk_rows(
     api: BlackBox, config: RecoveryConfig, n_images: int, paper_compat: bool
 ) -> list[int]:
-    """Rows of `n_images` points in each call to the API in one step, as `ZerothOrder.ask_chunks` makes them."""
+    """Rows of `n_images` points in each call to the API in one step, as `ZerothOrder.ask_chunks`
+    makes them.
+    """
     if not takes_directions(api, config):
         return [1]
     rows = 1 + (directions_left(config.num_directions) if paper_compat else config.num_directions)

@@ -17,11 +17,12 @@ PRECISIONS = ("tf32", "float32", "bfloat16")
 
 
 class UpsampledConv2d(nn.Conv2d):
-    """`[B, in_channels, H, W]` -> `[B, out_channels, 2 H, 2 W]`: nearest upsampling by 2, then a 3x3 convolution.
+    """`[B, in_channels, H, W]` -> `[B, out_channels, 2 H, 2 W]`: nearest upsampling by 2, then a
+    3x3 convolution.
 
-    Of the 9 pixels under the kernel only 4 differ, so it is the same as a transposed convolution of stride 2 whose 4x4
-    kernel sums the 3x3 one over 2x2 windows: 4/9 of the arithmetic, the same parameters and gradients. Without bias:
-    the batch norm behind it would remove one.
+    Of the 9 pixels under the kernel only 4 differ, so it is the same as a transposed convolution of
+    stride 2 whose 4x4 kernel sums the 3x3 one over 2x2 windows: 4/9 of the arithmetic, the same
+    parameters and gradients. Without bias: the batch norm behind it would remove one.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -39,12 +40,13 @@ class UpsampledConv2d(nn.Conv2d):
 class Generator(nn.Module):
     """Latents `[B, latent_dim]` float32 -> images `[B, C, H, W]` float32 in [0, 1].
 
-    Linear to `[2 width, H/4, W/4]`, then two rounds of upsampling and convolution, as the paper's generator
-    (Hu et al., ICML 2023, arXiv 2305.18413), which has `width=64`. Batch statistics are used in training mode, so what
-    one latent becomes depends on the others of its batch.
+    Linear to `[2 width, H/4, W/4]`, then two rounds of upsampling and convolution, as the paper's
+    generator (Hu et al., ICML 2023, arXiv 2305.18413), which has `width=64`. Batch statistics are
+    used in training mode, so what one latent becomes depends on the others of its batch.
 
     Raises:
-        InputError: `image_shape` is not `(1 or 3, multiple of 4, multiple of 4)`, or a size is below 1.
+        InputError: `image_shape` is not `(1 or 3, multiple of 4, multiple of 4)`, or a size is
+            below 1.
     """
 
     def __init__(
@@ -81,7 +83,8 @@ class Generator(nn.Module):
         )
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        # Channels last: the convolutions take a third less time on the CPU, and this order costs no copy.
+        # Channels last: the convolutions take a third less time on the CPU, and this order costs no
+        # copy.
         features = (
             self.project(latents).unflatten(1, self.first_shape).permute(0, 3, 1, 2)
         )  # [B, 2 width, H/4, W/4]
@@ -91,7 +94,9 @@ class Generator(nn.Module):
 
 @contextmanager
 def generator_precision(name: str, device: torch.device) -> Iterator[None]:
-    """A generator's arithmetic inside the block, one of `PRECISIONS`; "tf32" is torch as it is set."""
+    """A generator's arithmetic inside the block, one of `PRECISIONS`; "tf32" is torch as it is
+    set.
+    """
     with ExitStack() as stack:
         if name == "float32":
             stack.enter_context(full_float32())
@@ -101,7 +106,8 @@ def generator_precision(name: str, device: torch.device) -> Iterator[None]:
 
 
 def renewed(generator: nn.Module) -> nn.Module:
-    """A copy of a user's generator in which every submodule with `reset_parameters` is initialised anew.
+    """A copy of a user's generator in which every submodule with `reset_parameters` is initialised
+    anew.
 
     Draws from torch's global random generator.
     """
@@ -118,7 +124,9 @@ def renewed(generator: nn.Module) -> nn.Module:
 
 
 def check_images(images: object, shape: list[int]) -> None:
-    """Raises InputError unless these are images a generator should make: `shape`, float32, in [0, 1], with a graph."""
+    """Raises InputError unless these are images a generator should make: `shape`, float32, in [0,
+    1], with a graph.
+    """
     if (
         not isinstance(images, torch.Tensor)
         or images.dtype != torch.float32

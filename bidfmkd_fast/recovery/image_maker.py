@@ -50,7 +50,9 @@ class ImageMaker:
         )
 
     def images(self, step: int) -> Tensor:
-        """`x = T(G(z))`, `[B, C, H, W]` in the API's input range, with the graph to generator and latents."""
+        """`x = T(G(z))`, `[B, C, H, W]` in the API's input range, with the graph to generator and
+        latents.
+        """
         with seeded(self.seed, "recovery", "forward", step):  # a user's generator may draw noise
             images = self.generate()
         if step == 0:
@@ -94,7 +96,8 @@ class ImageMaker:
         for number, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
             for name in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors[f"optimizer.{number}.{name}"]
-                # Adam keeps its moments in the memory format of the parameter, and counts steps on the host.
+                # Adam keeps its moments in the memory format of the parameter, and counts steps on
+                # the host.
                 on_host = name == "step" and not self.latents.is_cuda
                 fresh = torch.empty_like(
                     value if name == "step" else parameter,

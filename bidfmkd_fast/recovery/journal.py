@@ -54,16 +54,20 @@ _NOT_ASKED = (
 
 
 class Journal:
-    """The journal of one set in `folder`: what an earlier process left there, and where this one goes on writing.
+    """The journal of one set in `folder`: what an earlier process left there, and where this one
+    goes on writing.
 
-    `recover(..., journal=...)` reads and writes it. The folder is made when there is something to keep. Once the set
-    is saved elsewhere, `remove` it. To be used in a `with` block, which closes the file; one thread at a time.
+    `recover(..., journal=...)` reads and writes it. The folder is made when there is something to
+    keep. Once the set is saved elsewhere, `remove` it. To be used in a `with` block, which closes
+    the file; one thread at a time.
 
     Attributes:
         mu: the step length that was measured; None if none was.
         steps: how many steps were begun, so how often a student was asked.
-        queries: how many images the recorded answers are of, those of a measured step length left out.
-        state: of what makes the images after the steps of the snapshot, tensors by name; empty without a snapshot.
+        queries: how many images the recorded answers are of, those of a measured step length left
+            out.
+        state: of what makes the images after the steps of the snapshot, tensors by name; empty
+            without a snapshot.
         best, history: the best images so far and the record of every step, up to the snapshot.
 
     Raises:
@@ -125,9 +129,11 @@ class Journal:
         self._settings = settings
 
     def answers(self, step: int, device: torch.device) -> tuple[Tensor | None, list[Tensor]]:
-        """What is recorded of a step: the student's scores `[B, n_classes]`, if it had one, and those of each call.
+        """What is recorded of a step: the student's scores `[B, n_classes]`, if it had one, and
+        those of each call.
 
-        The scores of a call are `[rows, B, n_classes]`, of the points in the order in which they are asked.
+        The scores of a call are `[rows, B, n_classes]`, of the points in the order in which they
+        are asked.
         """
         student_scores, calls = self._answers.get(step, (None, []))
         return None if student_scores is None else student_scores.to(device), [
@@ -140,7 +146,9 @@ class Journal:
         self.mu = mu
 
     def add_answers(self, step: int, scores: Tensor, student_scores: Tensor | None) -> None:
-        """Record the scores `[rows, B, n_classes]` of one call, and those of the student `[B, n_classes]`."""
+        """Record the scores `[rows, B, n_classes]` of one call, and those of the student `[B,
+        n_classes]`.
+        """
         head = _SHAPE.pack(step, *scores.shape, student_scores is not None)
         parts = [scores] if student_scores is None else [student_scores, scores]
         body = b"".join(part.detach().cpu().numpy().astype("<f4").tobytes() for part in parts)
@@ -246,7 +254,9 @@ class Journal:
         calls.append(values.view(rows, n_images, n_classes))
 
     def _read_snapshot(self) -> None:
-        """Read the snapshot; one that is missing or damaged is passed over, since the records give the same."""
+        """Read the snapshot; one that is missing or damaged is passed over, since the records give
+        the same.
+        """
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -286,7 +296,9 @@ def settings_of(
     seed: int,
     paper_compat: bool,
 ) -> dict[str, Any]:
-    """List what decides which images a recovery makes, but for the student: its scores are recorded step by step."""
+    """List what decides which images a recovery makes, but for the student: its scores are
+    recorded step by step.
+    """
     settings: dict[str, Any] = {
         "n_per_class": n_per_class,
         "seed": seed,

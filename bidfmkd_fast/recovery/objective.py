@@ -18,10 +18,12 @@ Student = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """Per image: `CE(A(x_i), y_i) - boundary_weight * [argmax A(x_i) == argmax f(x_i)] * D(A(x_i), f(x_i))`.
+    """Per image: `CE(A(x_i), y_i) - boundary_weight * [argmax A(x_i) == argmax f(x_i)] * D(A(x_i),
+    f(x_i))`.
 
-    `f` is the student (the task model), asked at `x_i` only and held constant; without one the second term is absent
-    (equations 5 and 9 of Hu et al., ICML 2023, arXiv 2305.18413, as in the authors' code).
+    `f` is the student (the task model), asked at `x_i` only and held constant; without one the
+    second term is absent (equations 5 and 9 of Hu et al., ICML 2023, arXiv 2305.18413, as in the
+    authors' code).
 
     Args:
         labels: wanted labels, int64 `[B]`.
@@ -38,7 +40,8 @@ class Objective:
     divergence: str
 
     def student_scores(self, images: torch.Tensor, n_classes: int) -> torch.Tensor | None:
-        """The student's scores `[B, n_classes]` at `images`, in the API's kind; None without a student.
+        """The student's scores `[B, n_classes]` at `images`, in the API's kind; None without a
+        student.
 
         Raises:
             InputError: the student's answer is no set of finite logits `[B, n_classes]`.
@@ -75,7 +78,9 @@ class Objective:
             return self.student(images)
 
     def losses(self, scores: torch.Tensor, student_scores: torch.Tensor | None) -> torch.Tensor:
-        """The objective per image, float32 `[B]`, from the API's scores `[B, n_classes]` at the images themselves."""
+        """The objective per image, float32 `[B]`, from the API's scores `[B, n_classes]` at the
+        images themselves.
+        """
         weight = self.boundary_weight
         return objective(
             scores, self.labels, student_scores, weight, self.scores_kind, self.divergence
@@ -84,7 +89,9 @@ class Objective:
     def tell(
         self, zeroth_order: ZerothOrder, scores: torch.Tensor, student_scores: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores of all points `[1+q, B, n_classes]` -> their objective: its mean, to go backward from, and `[B]`."""
+        """Scores of all points `[1+q, B, n_classes]` -> their objective: its mean, to go backward
+        from, and `[B]`.
+        """
         loss = zeroth_order.tell_scores(
             scores,
             self.labels,
@@ -105,7 +112,9 @@ def as_scores(logits: torch.Tensor, scores_kind: str) -> torch.Tensor:
 
 
 def crop_of(seed: int, step: int, height: int, width: int) -> tuple[int, int, int]:
-    """The crop's first line and column in the padded images, and whether they are flipped, drawn from (seed, step)."""
+    """The crop's first line and column in the padded images, and whether they are flipped, drawn
+    from (seed, step).
+    """
     draw = torch.rand(3, generator=torch_generator(seed, "recovery", "augment", step)).tolist()
     return (
         int(draw[0] * (2 * (height // 8) + 1)),
@@ -115,7 +124,8 @@ def crop_of(seed: int, step: int, height: int, width: int) -> tuple[int, int, in
 
 
 def augment(images: torch.Tensor, seed: int, step: int) -> torch.Tensor:
-    """One random crop (zero padding of H/8 and W/8) and horizontal flip, drawn from (seed, step), for the whole batch.
+    """One random crop (zero padding of H/8 and W/8) and horizontal flip, drawn from (seed, step),
+    for the whole batch.
 
     `[B, C, H, W]` in the unit range -> the same shape; differentiable.
     """

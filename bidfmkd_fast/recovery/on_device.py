@@ -33,10 +33,11 @@ AT_ONCE = 8  # torch has 32 streams, and here two are taken for each
 
 
 def serves(api: BlackBox, config: RecoveryConfig, labels: Tensor) -> bool:
-    """Whether a recovery of `labels` can stay where they are: on the CUDA device of a local module that it can pay.
+    """Whether a recovery of `labels` can stay where they are: on the CUDA device of a local module
+    that it can pay.
 
-    The module has to answer in full, all images at once: what 8 bits, rounding or top-k take away is taken outside of
-    it, and so are calls cut into batches of `max_batch`.
+    The module has to answer in full, all images at once: what 8 bits, rounding or top-k take away
+    is taken outside of it, and so are calls cut into batches of `max_batch`.
     """
     spec = api.spec
     if not labels.is_cuda or not isinstance(api, TorchBlackBox) or api._device != labels.device:
@@ -50,7 +51,9 @@ def serves(api: BlackBox, config: RecoveryConfig, labels: Tensor) -> bool:
 
 
 class DeviceRecovery:
-    """The recovery of one set from an API that `serves`; the arguments are those of the loop in `recover.py`."""
+    """The recovery of one set from an API that `serves`; the arguments are those of the loop in
+    `recover.py`.
+    """
 
     def __init__(
         self,
@@ -96,7 +99,9 @@ class DeviceRecovery:
         self._repeated = RepeatedStep(device)
 
     def step(self) -> None:
-        """One step; the host only counts its cost. Raises BudgetExhausted, with nothing done, if that is too much."""
+        """One step; the host only counts its cost. Raises BudgetExhausted, with nothing done, if
+        that is too much.
+        """
         queries, requests = self._cost.queries, self._cost.requests
         self.api._reserve(queries, requests)
         self.api.ledger.record(queries, requests)
@@ -107,7 +112,9 @@ class DeviceRecovery:
             self._look_at_first()
 
     def _look_at_first(self) -> None:
-        """As a call to the API does, with the one wait for the device that this takes, once for an API."""
+        """As a call to the API does, with the one wait for the device that this takes, once for an
+        API.
+        """
         if self._finite[1]:  # else `result` tells
             check_range(self.api.spec, *self._range.tolist())
             self.api._first_answers.check(self._first.flatten(0, 1))
@@ -127,10 +134,12 @@ class DeviceRecovery:
         return self.result()
 
     def result(self) -> Recovered:
-        """What was recovered; waits for the device. Warns as `recover` where steps of mu change no answer.
+        """What was recovered; waits for the device. Warns as `recover` where steps of mu change no
+        answer.
 
         Raises:
-            BadAnswer, InputError: the API or the student answered something that is not finite in one of the steps.
+            BadAnswer, InputError: the API or the student answered something that is not finite in
+                one of the steps.
         """
         from bidfmkd_fast.recovery.recover import Recovered
 

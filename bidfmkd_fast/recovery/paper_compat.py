@@ -24,6 +24,8 @@ def directions_left(num_directions: int) -> int:
 
 
 def surrogate(loss: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """`mean_i <x_i, g_i>` as `[B]`, the same for every image, from the loss that carries `g / B` into images `x`."""
+    """`mean_i <x_i, g_i>` as `[B]`, the same for every image, from the loss that carries `g / B`
+    into images `x`.
+    """
     (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
     return (x.detach() * gradient).sum().expand(len(x))

@@ -15,10 +15,11 @@ _GAP = 2  # pixels of the grid, white
 
 
 def grid_html(title: str, images: Tensor, labels: Tensor) -> str:
-    """Return HTML that shows `images` `[N, C, H, W]`: a row for each of the first classes in `labels` `[N]`.
+    """Return HTML that shows `images` `[N, C, H, W]`: a row for each of the first classes in
+    `labels` `[N]`.
 
-    The images come in the input range of an API, which they do not tell: where it is not [0, 1], all are stretched to
-    that alike. Other channels than 1 or 3 are shown as their mean.
+    The images come in the input range of an API, which they do not tell: where it is not [0, 1],
+    all are stretched to that alike. Other channels than 1 or 3 are shown as their mean.
     """
     heading = f"<div>{html.escape(title)}</div>"
     classes = labels.unique()[:_ROWS].tolist()

@@ -32,12 +32,14 @@ class Recovered:
     """A set of recovered images, N = n_classes * n_per_class, sorted by wanted label.
 
     Attributes:
-        images: float32 `[N, C, H, W]` in the API's input range; per slot the best of all steps, by the true objective.
+        images: float32 `[N, C, H, W]` in the API's input range; per slot the best of all steps, by
+            the true objective.
         labels: the wanted labels, int64 `[N]`.
         scores: what the API answered for exactly these images, float32 `[N, n_classes]`.
         losses: the objective of these images, float32 `[N]`.
-        history: one record per step: `step`, `loss` (mean objective), `best_loss` (mean over slots so far), `matched`
-            (share of images the API gives their wanted label), `queries` (spent by this recovery so far).
+        history: one record per step: `step`, `loss` (mean objective), `best_loss` (mean over slots
+            so far), `matched` (share of images the API gives their wanted label), `queries` (spent
+            by this recovery so far).
         complete: False when the budget ended before the last step.
         mu: length of the steps taken; None where none were.
     """
@@ -80,32 +82,36 @@ def recover(
 ) -> Recovered:
     """Recovers `n_per_class` images for every class of `api`, from its answers alone.
 
-    Minimises the objective of `bidfmkd_fast.recovery.objective.Objective` over a generator and one latent per image,
-    with zeroth-order gradients. A pure function of its arguments, as far as the API is one.
+    Minimises the objective of `bidfmkd_fast.recovery.objective.Objective` over a generator and one
+    latent per image, with zeroth-order gradients. A pure function of its arguments, as far as the
+    API is one.
 
     Args:
-        api: the black box; with an `OpenBox` the true gradient takes the place of the estimate, at one query an image.
+        api: the black box; with an `OpenBox` the true gradient takes the place of the estimate, at
+            one query an image.
         n_per_class: images per class, at least 1.
-        student: the task model, images `[B, C, H, W]` in the API's input range -> logits `[B, n_classes]`; with it a
-            boundary query set is recovered, without it a support set.
+        student: the task model, images `[B, C, H, W]` in the API's input range -> logits `[B,
+            n_classes]`; with it a boundary query set is recovered, without it a support set.
         config: the settings; `RecoveryConfig()` when None.
-        generator: latents `[N, latent_dim]` -> images `[N, C, H, W]` in [0, 1]. A copy of it is initialised anew (every
-            submodule with `reset_parameters`) and trained; the default is `Generator` of `config.generator_width`.
+        generator: latents `[N, latent_dim]` -> images `[N, C, H, W]` in [0, 1]. A copy of it is
+            initialised anew (every submodule with `reset_parameters`) and trained; the default is
+            `Generator` of `config.generator_width`.
         seed: of every random draw.
         device: where generator and points live; the CPU when None.
         paper_compat: with the slips of the authors' code (`bidfmkd_fast.recovery.paper_compat`).
         progress: a bar in a terminal or a notebook, one line a minute on stderr elsewhere.
         callback: called after every step with its record.
-        journal: keeps what the API answers as it comes. With the journal of a recovery that ended midway, however it
-            did, the same arguments go on from there: what was answered is not asked for again, and the result is the
-            same bit for bit (on a CPU with the same number of threads). With an open box, without steps, and where the
-            whole recovery stays on a GPU, nothing is kept.
+        journal: keeps what the API answers as it comes. With the journal of a recovery that ended
+            midway, however it did, the same arguments go on from there: what was answered is not
+                asked for again, and the result is the
+            same bit for bit (on a CPU with the same number of threads). With an open box, without
+            steps, and where the whole recovery stays on a GPU, nothing is kept.
 
     Raises:
-        InputError: bad arguments, a generator or student of the wrong shape, a journal of another recovery; nothing
-            has been asked of the API then.
-        BudgetExhausted: the budget cannot pay the first step; nothing has been asked. When it ends later, the images so
-            far are returned with `complete=False`.
+        InputError: bad arguments, a generator or student of the wrong shape, a journal of another
+            recovery; nothing has been asked of the API then.
+        BudgetExhausted: the budget cannot pay the first step; nothing has been asked. When it ends
+            later, the images so far are returned with `complete=False`.
         BadAnswer: the API answered something that is no set of scores.
         APIUnavailable: a service did not answer, whatever was tried.
 
@@ -160,10 +166,12 @@ def recover_side_by_side(
     device: torch.device | str | None = None,
     journals: Sequence[Journal | None] | None = None,
 ) -> Iterator[tuple[int, Recovered | Exception]]:
-    """`recover` for several APIs at once; those whose recovery stays on one CUDA device share it step by step.
+    """`recover` for several APIs at once; those whose recovery stays on one CUDA device share it
+    step by step.
 
-    Gives the number of an API and its set as soon as that is there. It is what `recover` gives for each alone, up to
-    rounding. An API whose recovery fails has the error in its place, and the others are none the worse for it.
+    Gives the number of an API and its set as soon as that is there. It is what `recover` gives for
+    each alone, up to rounding. An API whose recovery fails has the error in its place, and the
+    others are none the worse for it.
     """
     together: dict[int, DeviceRecovery] = {}
     kept = [None for _ in apis] if journals is None else journals
@@ -239,7 +247,9 @@ def _start(
 
 @dataclass
 class _LoopedRecovery:
-    """A recovery that looks at every answer; `config.mu` is a number, and `warn` where the caller gave it."""
+    """A recovery that looks at every answer; `config.mu` is a number, and `warn` where the caller
+    gave it.
+    """
 
     api: BlackBox
     maker: ImageMaker
@@ -282,7 +292,8 @@ def _optimise(
 ) -> Recovered:
     """The steps of one set; `warn` where `config.mu`, a number by now, was the caller's.
 
-    Steps up to the journal's snapshot are taken from there, those after it are made again from recorded answers.
+    Steps up to the journal's snapshot are taken from there, those after it are made again from
+    recorded answers.
     """
     labels = objective.labels
     num_directions = (

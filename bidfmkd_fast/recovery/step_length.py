@@ -28,7 +28,8 @@ def choose_mu(
     seed: int,
     journal: Journal | None = None,
 ) -> float:
-    """`mu`, or what is measured at a few of `images()` `[B, C, H, W]` where it is "auto"; warns of one too short.
+    """`mu`, or what is measured at a few of `images()` `[B, C, H, W]` where it is "auto"; warns of
+    one too short.
 
     What was measured is read from the journal, or goes there.
     """
@@ -54,7 +55,9 @@ def choose_mu(
 
 
 def warn_if_unmoved(scores: Tensor, labels: Tensor, spec: APISpec, mu: float) -> None:
-    """Warn where the answers `[1+q, B, n_classes]` for most images are the same wherever steps of length `mu` lead."""
+    """Warn where the answers `[1+q, B, n_classes]` for most images are the same wherever steps of
+    length `mu` lead.
+    """
     if is_one_hot(scores.flatten(0, 1), spec):
         return  # no step is long enough; the black box has said so
     share = unmoved(scores, labels, spec)
@@ -65,7 +68,9 @@ def warn_if_unmoved(scores: Tensor, labels: Tensor, spec: APISpec, mu: float) ->
 
 
 def as_number(text: str) -> float:
-    """A `mu` that came as text: YAML 1.1 reads 1e-3 so. Raises InputTypeError unless it is a number."""
+    """A `mu` that came as text: YAML 1.1 reads 1e-3 so. Raises InputTypeError unless it is a
+    number.
+    """
     try:
         return float(text)
     except ValueError:

@@ -69,12 +69,14 @@ def release() -> None:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Tells the C allocator, once and for the whole process, to keep what is freed instead of giving it back.
+    """Tells the C allocator, once and for the whole process, to keep what is freed instead of
+    giving it back.
 
-    A training loop frees and takes the same blocks in every step, and glibc maps blocks of more than 32 MB anew each
-    time: a quarter of a replay step was page faults. The process then stays at the size of its peak until it ends.
-    Called by `fit`, `recover` and `evaluate`; does nothing with another C library, or where the environment sets the
-    allocator itself (`MALLOC_MMAP_MAX_`, `MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES`).
+    A training loop frees and takes the same blocks in every step, and glibc maps blocks of more
+    than 32 MB anew each time: a quarter of a replay step was page faults. The process then stays at
+    the size of its peak until it ends. Called by `fit`, `recover` and `evaluate`; does nothing with
+    another C library, or where the environment sets the allocator itself (`MALLOC_MMAP_MAX_`,
+    `MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES`).
     """
     if any(
         name in os.environ

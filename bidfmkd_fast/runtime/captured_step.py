@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-WARM_UP_STEPS = 3  # run plainly: what is made lazily (optimiser state, plans of convolutions) must be there by then
+# run plainly: what is made lazily (optimiser state, plans of convolutions) must be there by then
+WARM_UP_STEPS = 3
 _WAITS = "synchronizing CUDA operation"  # in torch's warning of one
 _capture_failed = False  # torch cannot capture again in a process where one capture was cut off
 
@@ -19,8 +20,9 @@ _capture_failed = False  # torch cannot capture again in a process where one cap
 class RepeatedStep:
     """Calls a step, on CUDA from a graph that is captured once, elsewhere as it is.
 
-    Every call is one step, the plain ones before the capture too, so the results are those of plain calls. A step that
-    makes the host wait, which no graph can hold, runs plainly on, with a warning that says so.
+    Every call is one step, the plain ones before the capture too, so the results are those of plain
+    calls. A step that makes the host wait, which no graph can hold, runs plainly on, with a warning
+    that says so.
 
     Args:
         device: where the step works.
@@ -31,7 +33,8 @@ class RepeatedStep:
         self._plain_left = WARM_UP_STEPS
         self._graph: torch.cuda.CUDAGraph | None = None
         self._always_plain = device.type != "cuda"
-        # Of its own: cuBLAS has a workspace for each stream, and graphs recorded with the same one cannot run at once.
+        # Of its own: cuBLAS has a workspace for each stream, and graphs recorded with the same one
+        # cannot run at once.
         self._stream = None if self._always_plain else torch.cuda.Stream(device)
 
     def __call__(self, step: Callable[[], None]) -> None:

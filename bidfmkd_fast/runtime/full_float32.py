@@ -18,7 +18,8 @@ _before: list[tuple[Any, str, Any]] = []
 def full_float32() -> Iterator[None]:
     """Convolutions and matrix products in full float32 inside the block, on every device.
 
-    Torch keeps these settings for the whole process; they come back when the last thread leaves the block.
+    Torch keeps these settings for the whole process; they come back when the last thread leaves the
+    block.
     """
     global _users, _before
     with _lock:
@@ -49,7 +50,8 @@ def _set_full() -> list[tuple[Any, str, Any]]:
     holders += [backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul]
     before = [(holder, "fp32_precision", holder.fp32_precision) for holder in holders]
     try:
-        # The older setting has to agree with the newer ones: parts of torch refuse to run where they differ.
+        # The older setting has to agree with the newer ones: parts of torch refuse to run where
+        # they differ.
         before.insert(0, (torch, "float32_matmul_precision", torch.get_float32_matmul_precision()))
         torch.set_float32_matmul_precision("highest")
     except RuntimeError:  # they differ already: the caller uses the newer settings alone

@@ -19,9 +19,11 @@ _local = threading.local()
 
 
 class Interrupted(KeyboardInterrupt):
-    """The wait was ended from outside, by `interrupt_all` or because the work it belongs to has ended.
+    """The wait was ended from outside, by `interrupt_all` or because the work it belongs to has
+    ended.
 
-    It is a KeyboardInterrupt, so that no handler of ordinary errors takes it for a service's failure.
+    It is a KeyboardInterrupt, so that no handler of ordinary errors takes it for a service's
+    failure.
     """
 
 
@@ -56,7 +58,9 @@ _EVERYTHING = Stop()
 
 
 def interrupt_all() -> None:
-    """End every wait for a service in this process, now and until `reset`. Safe inside a signal handler."""
+    """End every wait for a service in this process, now and until `reset`. Safe inside a signal
+    handler.
+    """
     _EVERYTHING.set()
 
 

@@ -31,7 +31,8 @@ class Bar:
         total: how many units it has.
         unit: their name in the plural.
         progress: whether to show anything.
-        position: gives how many units are done by now, where those who do the work do not call `advance`.
+        position: gives how many units are done by now, where those who do the work do not call
+            `advance`.
         keep: whether a bar stays on the screen when it is full.
     """
 
@@ -172,7 +173,8 @@ def _tqdm_bar(what: str, total: int, unit: str, keep: bool) -> Any:
         columns, rows = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):
         columns = rows = 0
-    # tqdm would show nothing at all in a terminal that says it has no rows, as new pseudo-terminals do.
+    # tqdm would show nothing at all in a terminal that says it has no rows, as new pseudo-terminals
+    # do.
     return tqdm(**settings, leave=keep, ncols=columns or _COLUMNS, nrows=rows or _ROWS)
 
 

@@ -22,22 +22,27 @@ _DOUBLE = 0.2  # two signals within this time are one: a shell and its terminal 
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM; like Ctrl-C, no handler of ordinary errors takes it."""
+    """The process was asked to end by SIGTERM; like Ctrl-C, no handler of ordinary errors takes
+    it.
+    """
 
 
 @contextlib.contextmanager
 def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
-    """End the process with `last_line(signal number)` on stderr and exit code 128 + number when a signal comes.
+    """End the process with `last_line(signal number)` on stderr and exit code 128 + number when a
+    signal comes.
 
-    The first signal raises KeyboardInterrupt in the main thread (`Terminated` for SIGTERM), and makes every request
-    that waits for a service end, so that the block can keep what it has. Once it is left, or after `_SECONDS` where it
-    is not, the process ends: threads that still wait are not joined. A second signal ends it at once. A signal that
-    the process was started to ignore (`nohup`, a job in the background) stays ignored. To be used in the main thread.
+    The first signal raises KeyboardInterrupt in the main thread (`Terminated` for SIGTERM), and
+    makes every request that waits for a service end, so that the block can keep what it has. Once
+    it is left, or after `_SECONDS` where it is not, the process ends: threads that still wait are
+    not joined. A second signal ends it at once. A signal that the process was started to ignore
+    (`nohup`, a job in the background) stays ignored. To be used in the main thread.
     """
     from bidfmkd_fast.runtime.interrupt import interrupt_all
 
     ending = _Ending(last_line, interrupt_all)
-    # The signal's number arrives in this pipe even while the main thread is inside a long operation of a library.
+    # The signal's number arrives in this pipe even while the main thread is inside a long operation
+    # of a library.
     read, write = os.pipe()
     os.set_blocking(write, False)
     pipe_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -66,14 +71,18 @@ def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
 
 
 def end_at_once_while_loading() -> None:
-    """End the process without a traceback if a signal comes before the command has begun, as while torch is loaded."""
+    """End the process without a traceback if a signal comes before the command has begun, as while
+    torch is loaded.
+    """
     for number in SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, lambda number, frame: os._exit(128 + number))
 
 
 class _Ending:
-    """One ending of the process, in the main thread or, where that does not get to it, in the one that watches."""
+    """One ending of the process, in the main thread or, where that does not get to it, in the one
+    that watches.
+    """
 
     def __init__(self, last_line: Callable[[int], str], interrupt: Callable[[], None]) -> None:
         self.number: int | None = None
@@ -88,7 +97,9 @@ class _Ending:
             os._exit(128 + self.number)
 
     def watch(self, read: int) -> None:
-        """Wait for a signal, end what waits for services, and see to it that the process ends in time."""
+        """Wait for a signal, end what waits for services, and see to it that the process ends in
+        time.
+        """
         while not (came := _signals_in(os.read(read, 64))):
             if came is None:
                 return

@@ -19,7 +19,8 @@ _ERRORS = "bidfmkd_fast.plain"
 
 
 class Output:
-    """Stands for `sys.stdout`: the first write that fails is kept in `error`, and what follows it goes nowhere.
+    """Stands for `sys.stdout`: the first write that fails is kept in `error`, and what follows it
+    goes nowhere.
 
     So a command whose output nobody takes still does its work and keeps its files.
     """
@@ -48,7 +49,9 @@ class Output:
                 self._fail(error)
 
     def failure(self) -> tuple[int, str] | None:
-        """The exit code and the reason if anything written was lost: 141 for a pipe without a reader, else 1."""
+        """The exit code and the reason if anything written was lost: 141 for a pipe without a
+        reader, else 1.
+        """
         self.flush()
         if self.error is None or not self._written:
             return None
@@ -70,7 +73,9 @@ class Output:
 
 @contextlib.contextmanager
 def guarded_stdout() -> Iterator[Output]:
-    """Inside the block `sys.stdout` is an `Output`, and writes letters it cannot show in others (`+-` for `±`)."""
+    """Inside the block `sys.stdout` is an `Output`, and writes letters it cannot show in others
+    (`+-` for `±`).
+    """
     codecs.register_error(_ERRORS, _in_plain_letters)
     before = sys.stdout
     output = Output(before)
@@ -95,7 +100,9 @@ def say(line: str) -> None:
 
 
 def open_missing() -> None:
-    """Open `/dev/null` where a standard stream is closed: the next file to be opened would take its place."""
+    """Open `/dev/null` where a standard stream is closed: the next file to be opened would take
+    its place.
+    """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)

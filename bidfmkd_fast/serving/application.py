@@ -68,10 +68,12 @@ class Service:
         self.app = Starlette(routes=self._routes(), exception_handlers={Refused: _refusal})
 
     def statistics(self, name: str | None = None) -> dict[str, Any]:
-        """What was served, of one model or all: in the form of Triton's statistics extension, with more counts.
+        """What was served, of one model or all: in the form of Triton's statistics extension, with
+        more counts.
 
-        `inference_count` counts images scored, `execution_count` requests whose images were scored, `received` all
-        requests and the images of the well-formed ones, and `fates` what became of the requests.
+        `inference_count` counts images scored, `execution_count` requests whose images were scored,
+        `received` all requests and the images of the well-formed ones, and `fates` what became of
+        the requests.
         """
         models = self.models.values() if name is None else [self._model(name)]
         return {"model_stats": [model.statistics() for model in models]}

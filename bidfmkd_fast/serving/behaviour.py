@@ -28,16 +28,19 @@ class Behaviour:
     Args:
         scores_kind: logits, probabilities or log_probabilities; None for what the API answers.
         decimals: decimals that its scores are rounded to; None for all of them.
-        top_k: tell only the k likeliest classes, as probabilities and their `labels`; None for all classes.
+        top_k: tell only the k likeliest classes, as probabilities and their `labels`; None for all
+            classes.
         dtype: of the images it takes: float32 in the API's input range, or uint8.
-        max_batch: images that one request may hold; a larger one is refused with 400. None for no limit.
+        max_batch: images that one request may hold; a larger one is refused with 400. None for no
+            limit.
         latency: seconds before each answer.
         throttled: share of requests answered with 429.
         storm_every: length of a cycle of requests that ends with a storm of 429; 0 for none.
         storm_length: requests in a storm.
         retry_after: seconds that a 429 asks to wait.
         failed: share of requests answered with 500, 502, 503 or 504.
-        dropped: share of requests whose connection is closed unanswered; their images are not scored.
+        dropped: share of requests whose connection is closed unanswered; their images are not
+            scored.
         lost: share of requests whose connection is closed once their images are scored.
         nan: share of answers with a NaN.
         wrong_shape: share of answers that lack a class.
@@ -122,9 +125,11 @@ class Behaviour:
     def tell(
         self, scores: Tensor, kind: str, seed: int, model: str, number: int
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """The named outputs for an API's scores `[N, n_classes]` of that kind, before anything goes wrong with them.
+        """The named outputs for an API's scores `[N, n_classes]` of that kind, before anything goes
+        wrong with them.
 
-        `scores` `[N, n_classes]` float32; with `top_k` they are `[N, k]`, highest first, with `labels` int64 `[N, k]`.
+        `scores` `[N, n_classes]` float32; with `top_k` they are `[N, k]`, highest first, with
+        `labels` int64 `[N, k]`.
         """
         wanted = "probabilities" if self.top_k is not None else self.scores_kind or kind
         if wanted != kind or self.drift:
@@ -151,7 +156,8 @@ class Behaviour:
 def behaviours_of(
     names: list[str], common: Behaviour, file: str | Path | None
 ) -> dict[str, Behaviour]:
-    """The behaviour of each model: `common`, with what the YAML `file` says for its name (`api_003: {nan: 1.0}`).
+    """The behaviour of each model: `common`, with what the YAML `file` says for its name (`api_003:
+    {nan: 1.0}`).
 
     Raises `InputError` when the file cannot be read, or names another model or an unknown setting.
     """

@@ -42,7 +42,9 @@ class TensorInfo:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
     def config(self, batched: bool) -> dict[str, Any]:
-        """As the model's configuration tells it: without the batch where `max_batch_size` says that there is one."""
+        """As the model's configuration tells it: without the batch where `max_batch_size` says
+        that there is one.
+        """
         return {
             "name": self.name,
             "data_type": f"TYPE_{self.datatype}",
@@ -52,7 +54,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Request:
-    """A request read: its `id`, its one input, and for each output wanted whether it goes as raw bytes."""
+    """A request read: its `id`, its one input, and for each output wanted whether it goes as raw
+    bytes.
+    """
 
     id: str | None
     images: np.ndarray[Any, Any]
@@ -94,7 +98,9 @@ def read_request(
 def write_answer(
     model: str, request: Request, outputs: Mapping[str, np.ndarray[Any, Any]]
 ) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of the answer: the outputs that the request wants, each in the form that it wants."""
+    """Body and headers of the answer: the outputs that the request wants, each in the form that it
+    wants.
+    """
     told, raw = [], []
     for name, binary in request.outputs.items():
         array = outputs[name]

@@ -24,7 +24,9 @@ __all__ = ["Service", "running", "serve_until_interrupted"]
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, that also lets the application break a connection off: what no answer of its own could show."""
+    """uvicorn's, that also lets the application break a connection off: what no answer of its own
+    could show.
+    """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -37,7 +39,9 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, that breaks off what is in flight when it is interrupted instead of waiting for it."""
+    """uvicorn's, that breaks off what is in flight when it is interrupted instead of waiting for
+    it.
+    """
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         super().handle_exit(sig, frame)
@@ -48,7 +52,8 @@ class _Server(uvicorn.Server):
 
 
 def serve_until_interrupted(service: Service, port: int, announce: Callable[[str], None]) -> None:
-    """Serve on 127.0.0.1; `announce` is told the models and their address once it takes connections.
+    """Serve on 127.0.0.1; `announce` is told the models and their address once it takes
+    connections.
 
     Raises `InputError` when the port cannot be had, `KeyboardInterrupt` at Ctrl-C.
     """
@@ -72,7 +77,8 @@ def running(service: Service, port: int = 0) -> Iterator[str]:
         )
         thread.start()
         try:
-            # The listener takes connections from the start; they wait until the thread gets to them.
+            # The listener takes connections from the start; they wait until the thread gets to
+            # them.
             yield _url(listener)
         finally:
             server.should_exit = server.force_exit = True

@@ -28,22 +28,24 @@ from bidfmkd_fast.training.run_folder import RunFolder
 
 
 class BiDfMKD:
-    """Black-box data-free meta-learning by bi-level distillation (Hu et al., ICML 2023, arXiv 2305.18413).
+    """Black-box data-free meta-learning by bi-level distillation (Hu et al., ICML 2023, arXiv
+    2305.18413).
 
     Args:
         apis: the black boxes; all with the same number of classes.
-        meta_model: any module from images `[N, C, H, W]` (unit range) to logits `[N, n_classes]`; a copy of it is
-            trained, in the mode it is in. None for a Conv4 that always uses batch statistics: a plain one where all
-            APIs take images of one shape, one that takes any size where they differ (`AnySizeConv4`).
+        meta_model: any module from images `[N, C, H, W]` (unit range) to logits `[N, n_classes]`; a
+            copy of it is trained, in the mode it is in. None for a Conv4 that always uses batch
+            statistics: a plain one where all APIs take images of one shape, one that takes any size
+                where they differ (`AnySizeConv4`).
         generator: as for `recover`; None for the built-in one.
         config: the settings.
         device: where generator and meta-model live.
-        budget: a cap on what all APIs together may cost, put on those that have none while `fit` runs. When it ends,
-            recovery stops, and what there is is distilled and replayed.
+        budget: a cap on what all APIs together may cost, put on those that have none while `fit`
+            runs. When it ends, recovery stops, and what there is is distilled and replayed.
 
     Raises:
-        InputError: bad arguments, an empty pool, APIs that differ in their number of classes, a meta-model that does
-            not take their images.
+        InputError: bad arguments, an empty pool, APIs that differ in their number of classes, a
+            meta-model that does not take their images.
     """
 
     def __init__(
@@ -89,20 +91,23 @@ class BiDfMKD:
     def fit(self, run_dir: str | Path | None = None, progress: bool = True) -> Run:
         """Run the whole loop, and write it to `run_dir` as it goes if one is given.
 
-        Every call starts anew, but for a `run_dir` that holds a run of the same settings that was cut off: what that
-        recovered is not asked for again, sets under way go on where they were, and what it spent counts. With equal
-        APIs the same seed gives the same run, bit for bit (on a CPU with the same number of threads). With `progress`,
-        a terminal or a notebook shows bars; elsewhere stderr gets one line a minute.
+        Every call starts anew, but for a `run_dir` that holds a run of the same settings that was
+            cut off: what that
+        recovered is not asked for again, sets under way go on where they were, and what it spent
+        counts. With equal APIs the same seed gives the same run, bit for bit (on a CPU with the
+        same number of threads). With `progress`, a terminal or a notebook shows bars; elsewhere
+        stderr gets one line a minute.
 
-        Services are recovered several at once. One that does not answer, or answers no scores, is skipped with a
-        warning, asked again at the end, and named in the report where that fails too.
+        Services are recovered several at once. One that does not answer, or answers no scores, is
+        skipped with a warning, asked again at the end, and named in the report where that fails
+        too.
 
         Raises:
-            InputError: `run_dir` holds a finished run, one of other settings or another pool, or one that is under way;
-                or it cannot be written to.
+            InputError: `run_dir` holds a finished run, one of other settings or another pool, or
+                one that is under way; or it cannot be written to.
             BudgetExhausted: no budget pays a single recovery step; nothing has been asked then.
-            BadAnswer: a local API answered something that is no set of scores, or every service did; what was recovered
-                before is in `run_dir`.
+            BadAnswer: a local API answered something that is no set of scores, or every service
+                did; what was recovered before is in `run_dir`.
             APIUnavailable: no service answers.
 
         Warns:
@@ -181,7 +186,9 @@ class BiDfMKD:
 
 
 def initial_module(specs: Sequence[APISpec], config: TrainConfig) -> nn.Module:
-    """The default meta-model for APIs of these `specs` before anything is learned; a function of the seed."""
+    """The default meta-model for APIs of these `specs` before anything is learned; a function of
+    the seed.
+    """
     shape = task_shape(specs, config)
     channels, *size = shape or specs[0].image_shape
     with seeded(config.seed, "meta_model"):
@@ -204,11 +211,13 @@ def fit_with_control(
     budget: Budget | None = None,
     progress: bool = True,
 ) -> tuple[Run, Run]:
-    """A run in `run_dir` and its no-recovery control in `run_dir/control`, from the same start: (run, control).
+    """A run in `run_dir` and its no-recovery control in `run_dir/control`, from the same start:
+    (run, control).
 
-    The control comes first, so that one budget serves both; its images are asked once each, for their scores. Where
-    either was cut off, nothing that was recovered is asked for again, and a complete control is read, not made again.
-    Raises as `BiDfMKD.fit`; BudgetExhausted also if `budget` does not reach from the control into the run.
+    The control comes first, so that one budget serves both; its images are asked once each, for
+    their scores. Where either was cut off, nothing that was recovered is asked for again, and a
+    complete control is read, not made again. Raises as `BiDfMKD.fit`; BudgetExhausted also if
+    `budget` does not reach from the control into the run.
     """
     config = TrainConfig() if config is None else config
     learner = BiDfMKD(apis, config=config, device=device, budget=budget)

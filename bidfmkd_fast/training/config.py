@@ -50,12 +50,13 @@ class ReplayConfig:
 
     Args:
         steps_per_round: outer steps after each group of `meta_batch_size` APIs but the last.
-        patience: when above 0, a round ends early once the replay accuracy has not improved for so many steps.
+        patience: when above 0, a round ends early once the replay accuracy has not improved for so
+            many steps.
         final_steps: outer steps after the last API.
         n_shot: support images per class of a task.
         n_query: query images per class of a task.
-        rotations: 4 or 2 make of each class that many, turned by multiples of 90 or 180 degrees (usual on Omniglot);
-            1 leaves it as it is.
+        rotations: 4 or 2 make of each class that many, turned by multiples of 90 or 180 degrees
+            (usual on Omniglot); 1 leaves it as it is.
         inner_steps: gradient steps of the inner loop, from the meta-model to a task's model.
         inner_lr: learning rate of these steps.
         outer_lr: Adam's learning rate for the meta-model.
@@ -88,18 +89,23 @@ class TrainConfig:
 
     Args:
         seed: seed of every random draw of the run.
-        n_per_class: images per class of each recovered set; every API gives a support and a boundary query set.
+        n_per_class: images per class of each recovered set; every API gives a support and a
+            boundary query set.
         meta_batch_size: tasks per outer step, and APIs per round.
         meta_model_width: filters of the default meta-model, a Conv4.
-        adapt_steps: gradient steps in which the finished meta-model adapts to a new task, unless told otherwise.
+        adapt_steps: gradient steps in which the finished meta-model adapts to a new task, unless
+            told otherwise.
         adapt_lr: learning rate of these steps.
-        meta_model_side: side of the square images of a meta-model that takes any size; 0 for a plain Conv4, or for the
-            largest side among the APIs where their images differ in shape.
-        boundary_start: outer step (distillation and replay counted together) from which the boundary term is used.
-        boundary_recovery: False leaves the boundary term out, so that both sets are support sets (an ablation).
+        meta_model_side: side of the square images of a meta-model that takes any size; 0 for a
+            plain Conv4, or for the largest side among the APIs where their images differ in shape.
+        boundary_start: outer step (distillation and replay counted together) from which the
+            boundary term is used.
+        boundary_recovery: False leaves the boundary term out, so that both sets are support sets
+            (an ablation).
         bilevel_distillation: False leaves the bi-level distillation out (an ablation).
         task_replay: False leaves task memory replay out (an ablation).
-        paper_compat: do as the authors' public code does where it departs from the paper (`docs/architecture.md`).
+        paper_compat: do as the authors' public code does where it departs from the paper
+            (`docs/architecture.md`).
         recovery: how each set is recovered.
         distillation: how the recovered sets are distilled.
         replay: how the recovered images are replayed as tasks.
@@ -155,7 +161,9 @@ class TrainConfig:
             )
 
     def control(self) -> TrainConfig:
-        """The no-recovery control: the same run on images of untrained generators, the APIs asked for scores only."""
+        """The no-recovery control: the same run on images of untrained generators, the APIs asked
+        for scores only.
+        """
         return replace(self, recovery=replace(self.recovery, steps=0))
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,21 +179,26 @@ class TrainConfig:
         """The settings in `values`, defaults for what is not there.
 
         Raises:
-            InputError: an unknown key (the closest known one is named), or a value out of its range.
+            InputError: an unknown key (the closest known one is named), or a value out of its
+                range.
         """
         return settings_from_values(cls, values)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
-        """The settings in a YAML file. Raises InputError as `from_dict`, and for a file that is missing or no YAML."""
+        """The settings in a YAML file. Raises InputError as `from_dict`, and for a file that is
+        missing or no YAML.
+        """
         return settings_from_yaml(cls, path)
 
 
 def paper(compat: bool = False) -> TrainConfig:
-    """The settings of the paper's 5-way runs on 100 APIs (arXiv 2305.18413); replay ends at about 60,000 outer steps.
+    """The settings of the paper's 5-way runs on 100 APIs (arXiv 2305.18413); replay ends at about
+    60,000 outer steps.
 
-    The authors' KD loss also divides by the number of classes, so their inner learning rate of 0.01 is 0.002 of ours.
-    With `compat` the slips of their code are in (`paper_compat`), their loss and so their learning rate among them.
+    The authors' KD loss also divides by the number of classes, so their inner learning rate of 0.01
+    is 0.002 of ours. With `compat` the slips of their code are in (`paper_compat`), their loss and
+    so their learning rate among them.
     """
     return TrainConfig(
         paper_compat=compat,

@@ -13,9 +13,11 @@ from bidfmkd_fast.training.run_folder import RunFolder
 
 
 def finished_run(folder: RunFolder, apis: Sequence[BlackBox], device: torch.device) -> Run:
-    """Return the complete run in `folder`, its models on `device`; to be called inside `folder.counting(apis)`.
+    """Return the complete run in `folder`, its models on `device`; to be called inside
+    `folder.counting(apis)`.
 
-    The recovered sets come in the order of the APIs. Raises InputError for a file that is missing or damaged.
+    The recovered sets come in the order of the APIs. Raises InputError for a file that is missing
+    or damaged.
     """
     summary, ledger = folder.summary(), folder.ledger.rows()
     meta_model, initial_model = folder.meta_model(), folder.initial_model()

@@ -19,7 +19,9 @@ _RIGHT, _WRONG = (0, 114, 178), (230, 120, 0)  # blue and orange, which the colo
 
 
 def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
-    """`grids/api_000.png` and so on for the first few APIs: the support set, and beside it the boundary query set."""
+    """`grids/api_000.png` and so on for the first few APIs: the support set, and beside it the
+    boundary query set.
+    """
     by_api: dict[int, list[RecoveredSet]] = {}
     for one in run.recovered:
         by_api.setdefault(one.api_index, []).append(one)
@@ -32,10 +34,11 @@ def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
 
 
 def save_grid(sets: Sequence[RecoveredSet], path: Path) -> None:
-    """A PNG of one API's sets side by side: a labelled row per class, images enlarged without smoothing.
+    """A PNG of one API's sets side by side: a labelled row per class, images enlarged without
+    smoothing.
 
-    The frame of an image is blue where the API gives it the wanted label. Where it does not, the frame is orange and
-    its upper right corner is filled, so that the two differ in shape as well.
+    The frame of an image is blue where the API gives it the wanted label. Where it does not, the
+    frame is orange and its upper right corner is filled, so that the two differ in shape as well.
     """
     from PIL import Image
 

@@ -15,11 +15,12 @@ from bidfmkd_fast.training.run_folder import LEDGER
 
 @contextmanager
 def kept_set(file: Path, number: int, api: BlackBox) -> Iterator[tuple[Journal, LedgerFile]]:
-    """Give the journal and the ledger of the set that the block recovers from `api` and saves to `file`.
+    """Give the journal and the ledger of the set that the block recovers from `api` and saves to
+    `file`.
 
-    They are in a folder beside `file`, which is removed at the end of the block. If the block fails, or the process is
-    killed, it stays, unless nothing was asked; the same call then goes on from there. What was spent before counts
-    against the budget of `api`.
+    They are in a folder beside `file`, which is removed at the end of the block. If the block
+    fails, or the process is killed, it stays, unless nothing was asked; the same call then goes on
+    from there. What was spent before counts against the budget of `api`.
 
     Raises:
         InputError: the folder cannot be written to, or is of another API.

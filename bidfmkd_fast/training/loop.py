@@ -39,7 +39,9 @@ _REPLAY_RECORD_STEPS = 25  # replay steps whose mean makes one record of the his
 
 
 class Stages:
-    """One run: `module` is trained in place, records and recovered sets go to `folder` as they are made."""
+    """One run: `module` is trained in place, records and recovered sets go to `folder` as they are
+    made.
+    """
 
     def __init__(
         self,
@@ -61,7 +63,8 @@ class Stages:
         )
         self.folder, self.progress, self.label = folder, progress, label
         self.initial_module = copy.deepcopy(module)
-        # Two optimisers: the two losses differ in scale, so Adam's moments of one would mis-scale steps on the other.
+        # Two optimisers: the two losses differ in scale, so Adam's moments of one would mis-scale
+        # steps on the other.
         self.distillation_optimizer = torch.optim.Adam(
             module.parameters(), lr=config.distillation.outer_lr
         )
@@ -81,7 +84,8 @@ class Stages:
         self._last_error: Exception | None = None
 
     def run(self) -> Run:
-        """All rounds: recover a group of APIs, distil them in one outer step, replay; then the final replay.
+        """All rounds: recover a group of APIs, distil them in one outer step, replay; then the
+        final replay.
 
         Services that fail are left out at first and asked once more after all others.
         """
@@ -210,7 +214,9 @@ class Stages:
         self._record("distillation", loss=metrics["loss"], accuracy=metrics["agreement"])
 
     def _replay(self, steps: int, patience: int = 0) -> None:
-        """`steps` outer steps on tasks from the memory; with `patience`, fewer once accuracy has stopped improving."""
+        """`steps` outer steps on tasks from the memory; with `patience`, fewer once accuracy has
+        stopped improving.
+        """
         if not self.recovered or not self.config.task_replay:
             return
         take = self._replayer(min(_REPLAY_RECORD_STEPS, patience or _REPLAY_RECORD_STEPS))
@@ -237,7 +243,8 @@ class Stages:
                     break
 
     def _replayer(self, tell_every: int) -> Callable[[bool], list[dict[str, float]]]:
-        """Takes one replay step, told whether it is the last one, and tells the metrics of the steps not told yet.
+        """Takes one replay step, told whether it is the last one, and tells the metrics of the
+        steps not told yet.
 
         On a GPU it tells them every `tell_every` steps, so that the host need not wait for each.
         """
@@ -330,7 +337,9 @@ class Stages:
 
 
 def task_shape(specs: Sequence[APISpec], config: TrainConfig) -> tuple[int, int, int] | None:
-    """(C, H, W) to which tasks are brought; None where all APIs take images of one shape, and no other is wanted."""
+    """(C, H, W) to which tasks are brought; None where all APIs take images of one shape, and no
+    other is wanted.
+    """
     shapes = {spec.image_shape for spec in specs}
     if len(shapes) == 1 and not config.meta_model_side:
         return None

@@ -19,7 +19,9 @@ from bidfmkd_fast.training.spending import CONTROL, PROBES, RUN, Cap, Spending, 
 
 @dataclass(frozen=True)
 class PlannedAPI:
-    """One API of a run: what its probe found, and what the run and its control ask it; nothing of an unusable one."""
+    """One API of a run: what its probe found, and what the run and its control ask it; nothing of
+    an unusable one.
+    """
 
     report: ProbeReport
     is_service: bool
@@ -78,7 +80,9 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Until the last answer: the services of a group are asked at once, local APIs one after the other."""
+        """Until the last answer: the services of a group are asked at once, local APIs one after
+        the other.
+        """
         groups = [
             self.apis[first : first + self.group] for first in range(0, len(self.apis), self.group)
         ]
@@ -145,7 +149,9 @@ class Plan:
 def plan(
     apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0, progress: bool = False
 ) -> Plan:
-    """Probe every API, for `probe.PROBE_QUERIES` queries each, and work out what `fit_with_control` would ask it."""
+    """Probe every API, for `probe.PROBE_QUERIES` queries each, and work out what
+    `fit_with_control` would ask it.
+    """
     planned = []
     with Bar("probe", len(apis), "APIs", progress) as bar:
         for api in bar.over(apis):
@@ -160,17 +166,23 @@ def plan(
 
 
 def run_cost(api: BlackBox, config: TrainConfig) -> Cost:
-    """Count what a run asks one API if nothing goes wrong: two sets of images. A service is not contacted for it."""
+    """Count what a run asks one API if nothing goes wrong: two sets of images. A service is not
+    contacted for it.
+    """
     return set_cost(as_known(api), config.recovery, config.n_per_class, config.paper_compat) * 2
 
 
 def as_known(api: BlackBox) -> BlackBox:
-    """Return a box to count with: a service's as far as it is known so far, since a dead one is waited for."""
+    """Return a box to count with: a service's as far as it is known so far, since a dead one is
+    waited for.
+    """
     return _KnownService(api) if isinstance(api, ServiceBlackBox) else api
 
 
 class _KnownService(BlackBox):
-    """A service that is only counted with: its requests hold what its spec, or what it told before, allows."""
+    """A service that is only counted with: its requests hold what its spec, or what it told
+    before, allows.
+    """
 
     def __init__(self, service: ServiceBlackBox) -> None:
         super().__init__(service.spec)
@@ -186,7 +198,9 @@ class _KnownService(BlackBox):
 
 
 def keep_plan(folder: Path, apis: Sequence[BlackBox], config: TrainConfig) -> None:
-    """Write what a run of `apis` is to ask into its folder, with the cap on it, for whoever looks at it under way."""
+    """Write what a run of `apis` is to ask into its folder, with the cap on it, for whoever looks
+    at it under way.
+    """
     planned = sum((run_cost(api, config) for api in apis), Cost())
     write_plan(folder, planned, Cap.of(api.budget for api in apis), n_sets=2 * len(apis))
 

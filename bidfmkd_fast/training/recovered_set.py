@@ -24,10 +24,12 @@ _HEADER = 4096  # bytes: more than names, shapes and the checksum take; class na
 
 
 def save_recovered(one: RecoveredSet, file: Path) -> None:
-    """Write a recovered set as safetensors: `images` (unit range), `labels`, `scores`, `losses` and how it was made.
+    """Write a recovered set as safetensors: `images` (unit range), `labels`, `scores`, `losses` and
+    how it was made.
 
-    `history` float64 `[steps, 5]` has the columns `step`, `loss`, `best_loss`, `matched` and `queries`; `state` is
-    `[complete, mu]`, mu NaN where no step was taken. Raises InputError where the file cannot be written.
+    `history` float64 `[steps, 5]` has the columns `step`, `loss`, `best_loss`, `matched` and
+    `queries`; `state` is `[complete, mu]`, mu NaN where no step was taken. Raises InputError where
+    the file cannot be written.
     """
     recovered = one.recovered
     history = [[record[name] for name in _RECORD] for record in recovered.history]
@@ -53,8 +55,8 @@ def read_recovered(
     """Read what `save_recovered` wrote.
 
     Raises:
-        InputError: the file is damaged, holds what cannot be a set of `n_per_class` images for each class of `api`, or
-            is the set of another API. The message names the file.
+        InputError: the file is damaged, holds what cannot be a set of `n_per_class` images for each
+            class of `api`, or is the set of another API. The message names the file.
     """
     from bidfmkd_fast.recovery import Recovered
     from bidfmkd_fast.training.run import RecoveredSet
@@ -83,7 +85,9 @@ def read_recovered(
 
 
 def read_images_and_scores(file: Path) -> tuple[Tensor, Tensor]:
-    """Read only the images (unit range) and the scores of a recovered set. Raises InputError for a damaged file."""
+    """Read only the images (unit range) and the scores of a recovered set. Raises InputError for a
+    damaged file.
+    """
     tensors, _ = _read(file)
     for name in ("images", "scores"):
         if not tensors[name].isfinite().all():
@@ -92,7 +96,9 @@ def read_images_and_scores(file: Path) -> tuple[Tensor, Tensor]:
 
 
 def least_queries(one: RecoveredSet, measuring: int) -> int:
-    """Return how many queries a set has cost at least: those of its steps and, with steps, those of the set."""
+    """Return how many queries a set has cost at least: those of its steps and, with steps, those
+    of the set.
+    """
     history = one.recovered.history
     if not history:
         return len(one.images)
@@ -123,7 +129,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _problem(tensors: dict[str, Tensor], spec: APISpec, n_per_class: int) -> str | None:
-    """Return what keeps the tensors from being a set of `n_per_class` images for each class of an API of this spec."""
+    """Return what keeps the tensors from being a set of `n_per_class` images for each class of an
+    API of this spec.
+    """
     labels = torch.arange(spec.n_classes).repeat_interleave(n_per_class)
     wanted = {
         "images": [len(labels), *spec.image_shape],

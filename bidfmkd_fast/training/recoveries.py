@@ -35,7 +35,8 @@ from bidfmkd_fast.training.run_folder import RunFolder
 
 _log = logging.getLogger("bidfmkd_fast")  # the one whose filter removes secrets
 
-# A group goes on without a service that takes so many times as long as any before it, and so many seconds at least.
+# A group goes on without a service that takes so many times as long as any before it, and so many
+# seconds at least.
 _PATIENCE, _LEAST_SECONDS = 3.0, 60.0
 
 
@@ -68,12 +69,13 @@ class Stopped(Exception):
 
 
 class Recoveries:
-    """Recovers groups of APIs. Services of a group run at once, each in a thread; local APIs one after the other, or,
-    without a budget, side by side on a GPU.
+    """Recovers groups of APIs. Services of a group run at once, each in a thread; local APIs one
+    after the other, or, without a budget, side by side on a GPU.
 
-    What is recovered does not depend on that, as far as the APIs' answers do not: seeds go by API and set, and the task
-    models of a group start from the same meta-model. A set under way has a journal, from which the next attempt or the
-    next process goes on. To be used in a `with` block, which stops what is under way.
+    What is recovered does not depend on that, as far as the APIs' answers do not: seeds go by API
+    and set, and the task models of a group start from the same meta-model. A set under way has a
+    journal, from which the next attempt or the next process goes on. To be used in a `with` block,
+    which stops what is under way.
     """
 
     def __init__(
@@ -115,7 +117,8 @@ class Recoveries:
             self._scratch.cleanup()
 
     def group(self, indices: Sequence[int], module: nn.Module, outer_step: int) -> list[Outcome]:
-        """Both sets of these APIs, by number, and of earlier ones that were late; less those that are late now.
+        """Both sets of these APIs, by number, and of earlier ones that were late; less those that
+        are late now.
 
         Raises what a local API raises, which asking again would not mend.
         """
@@ -178,7 +181,9 @@ class Recoveries:
         return outcome
 
     def _at_once(self) -> bool:
-        """Whether sets of several local APIs are made at once: where a device takes them, and no host looks on."""
+        """Whether sets of several local APIs are made at once: where a device takes them, and no
+        host looks on.
+        """
         return (
             self.device.type == "cuda" and self.generator is None and not self.config.paper_compat
         )
@@ -186,7 +191,9 @@ class Recoveries:
     def _side_by_side(
         self, indices: Sequence[int], module: nn.Module, outer_step: int
     ) -> list[Outcome]:
-        """All support sets at once, then all query sets. Raises what ended one, once all others are kept."""
+        """All support sets at once, then all query sets. Raises what ended one, once all others
+        are kept.
+        """
         outcomes = [Outcome(index) for index in indices]
         self._sets(outcomes, "support", lambda outcome, step: None)
         left = [outcome for outcome in outcomes if outcome.error is None]
@@ -239,7 +246,9 @@ class Recoveries:
     def _set(
         self, outcome: Outcome, part: str, student_from: Callable[[int], Student | None]
     ) -> RecoveredSet:
-        """A set, from disk or recovered; `student_from` makes the student that is asked from a step on."""
+        """A set, from disk or recovered; `student_from` makes the student that is asked from a
+        step on.
+        """
         api = self.apis[outcome.index]
         one = self._held(outcome.index, part)
         if one is not None:
@@ -323,7 +332,8 @@ class Recoveries:
     def _student(
         self, index: int, module: nn.Module, support: RecoveredSet, outer_step: int, first_step: int
     ) -> Student | None:
-        """The task model theta_A as a function from images in the API's input range to logits; None without a use.
+        """The task model theta_A as a function from images in the API's input range to logits; None
+        without a use.
 
         It is asked once in every step from `first_step` on.
         """

@@ -23,7 +23,9 @@ Table = list[list[str]]
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Models judged on the same episodes: `evaluations[model][n_shot]`, the model that matters last."""
+    """Models judged on the same episodes: `evaluations[model][n_shot]`, the model that matters
+    last.
+    """
 
     evaluations: Mapping[str, Mapping[int, Evaluation]]
 
@@ -47,7 +49,9 @@ class Comparison:
 
     @property
     def differences(self) -> Table:
-        """The last model less each of the others, in points, paired by episode; only a header if there is one model."""
+        """The last model less each of the others, in points, paired by episode; only a header if
+        there is one model.
+        """
         *others, last = self.evaluations
         rows = []
         for other in others:
@@ -90,7 +94,9 @@ def compare(
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
-    """Every model on the same episodes, for every number of shots. Raises InputError as `evaluate` does."""
+    """Every model on the same episodes, for every number of shots. Raises InputError as `evaluate`
+    does.
+    """
     if not models or not n_shots:
         raise InputError("compare: give at least one model and one n_shot")
     return Comparison(
@@ -177,7 +183,9 @@ def write_report(
     control: RunFolder | None = None,
     extra_seconds: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write `report.md` into a finished run's folder: accuracy, cost, pictures, settings; the path of the report."""
+    """Write `report.md` into a finished run's folder: accuracy, cost, pictures, settings; the path
+    of the report.
+    """
     summary = folder.summary()
     lines = [f"# Run `{folder.path.name}`", ""]
     if summary["budget_ended"] or not (summary["complete"] or summary["skipped"]):

@@ -15,9 +15,11 @@ from bidfmkd_fast.training.config import TrainConfig
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RecoveredSet:
-    """One set recovered from an API: its number in the pool, "support" or "query", and the images, in unit range.
+    """One set recovered from an API: its number in the pool, "support" or "query", and the images,
+    in unit range.
 
-    `images` float32 `[N, C, H, W]` in [0, 1]; `recovered` holds the wanted labels, the API's scores and the history.
+    `images` float32 `[N, C, H, W]` in [0, 1]; `recovered` holds the wanted labels, the API's scores
+    and the history.
     """
 
     api_index: int
@@ -45,10 +47,12 @@ class Run:
         initial_model: the same model before anything was learned.
         memory: every recovered image by (data set, class).
         recovered: the recovered sets in order.
-        history: the records that `metrics.jsonl` holds, one per recovered set, distillation step and 25 replay steps.
+        history: the records that `metrics.jsonl` holds, one per recovered set, distillation step
+            and 25 replay steps.
         queries, requests: what the run asked of all APIs together, every attempt counted.
         seconds: wall time per stage: "recovery", "distillation", "replay".
-        complete: False when a budget ended before every API was recovered in full, or one was left out.
+        complete: False when a budget ended before every API was recovered in full, or one was left
+            out.
         config: the settings.
         budget_ended: whether a budget ended before every API was recovered in full.
         skipped: services that were left out after all tries, by name, with the reason.
@@ -78,6 +82,8 @@ class Run:
         )
 
     def matched(self, part: str) -> float | None:
-        """Share of the images of all "support" or "query" sets that got their wanted label; None if there is no set."""
+        """Share of the images of all "support" or "query" sets that got their wanted label; None
+        if there is no set.
+        """
         flags = [one.matched.float().mean().item() for one in self.recovered if one.part == part]
         return sum(flags) / len(flags) if flags else None

@@ -50,7 +50,9 @@ META_MODEL, INITIAL_MODEL, MEMORY = (
 
 
 class RunFolder:
-    """A run's folder: `create` a new one or go on with one that did not finish, or `open` a finished one."""
+    """A run's folder: `create` a new one or go on with one that did not finish, or `open` a
+    finished one.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,11 +70,13 @@ class RunFolder:
         again: bool = False,
         lock: FolderLock | None = None,
     ) -> RunFolder:
-        """A run folder with its `config.yaml`: a new one, or one whose run was cut off, with what it recovered.
+        """A run folder with its `config.yaml`: a new one, or one whose run was cut off, with what
+        it recovered.
 
-        It is locked until `close`, with `lock` where the caller has locked it before. With `again` it may hold a
-        finished run; one that is complete is left as it is, see `complete`.
-        Raises InputError if it holds a finished run (unless `again`), one of other settings, or a run that is under
+        It is locked until `close`, with `lock` where the caller has locked it before. With `again`
+        it may hold a finished run; one that is complete is left as it is, see `complete`.
+        Raises InputError if it holds a finished run (unless `again`), one of other settings, or a
+        run that is under
         way, and if it cannot be written to: none is overwritten.
         """
         folder = cls(Path(path))
@@ -149,7 +153,8 @@ class RunFolder:
         Raises InputError for a ledger or a recovered set that is damaged or of another pool.
 
         Warns:
-            UserWarning: the ledger told less than the recovered sets have cost, so it was rebuilt from them.
+            UserWarning: the ledger told less than the recovered sets have cost, so it was rebuilt
+                from them.
         """
         self._ledger = LedgerFile(self.path / LEDGER)
         try:
@@ -163,7 +168,9 @@ class RunFolder:
             self._ledger = None
 
     def _count_recovered(self, apis: Sequence[BlackBox], ledger: LedgerFile) -> None:
-        """Where the ledger was lost, or lost its end, count at least what whole and half-made sets have cost."""
+        """Where the ledger was lost, or lost its end, count at least what whole and half-made sets
+        have cost.
+        """
         told = {row.number: row.queries for row in ledger.rows()}
         config, added = self.config(), 0
         for number, api in enumerate(apis):
@@ -219,7 +226,9 @@ class RunFolder:
             ) from None
 
     def withdraw(self) -> None:
-        """Undo `create` where nothing was recovered; what was spent all the same stays in the ledger."""
+        """Undo `create` where nothing was recovered; what was spent all the same stays in the
+        ledger.
+        """
         self._clear()
         recovered = self.path / "recovered"
         if recovered.is_dir() and not any(recovered.iterdir()):
@@ -241,7 +250,9 @@ class RunFolder:
         return self.path / "recovered" / f"api_{index:03d}_{part}.safetensors"
 
     def reserve(self, index: int, part: str, spec: APISpec) -> None:
-        """Take the disk space for a set that is about to be asked for. Raises InputError if there is not as much."""
+        """Take the disk space for a set that is about to be asked for. Raises InputError if there
+        is not as much.
+        """
         config = self.config()
         reserve(
             self.recovered_file(index, part),
@@ -249,7 +260,9 @@ class RunFolder:
         )
 
     def journal(self, index: int, part: str) -> Path:
-        """`recovered/api_003_support.journal`, the folder in which that set is kept while it is made."""
+        """`recovered/api_003_support.journal`, the folder in which that set is kept while it is
+        made.
+        """
         return self.recovered_file(index, part).with_suffix(".journal")
 
     def save_recovered(self, one: RecoveredSet) -> None:
@@ -307,7 +320,9 @@ class RunFolder:
         return dict(content)
 
     def meta_model(self) -> MetaModel:
-        """The meta-learned model. Raises InputError if its module is none that this package can build."""
+        """The meta-learned model. Raises InputError if its module is none that this package can
+        build.
+        """
         from bidfmkd_fast.meta import MetaModel
 
         return MetaModel.load(self.path / META_MODEL)
@@ -319,7 +334,9 @@ class RunFolder:
         return MetaModel.load(self.path / INITIAL_MODEL)
 
     def memory(self) -> TaskMemory:
-        """The task memory, with images as they were recovered. Raises InputError for a damaged file."""
+        """The task memory, with images as they were recovered. Raises InputError for a damaged
+        file.
+        """
         from bidfmkd_fast.meta import TaskMemory
 
         memory = TaskMemory()

@@ -28,7 +28,9 @@ class Cap:
 
     @classmethod
     def of(cls, budgets: Iterable[Budget | None]) -> Cap:
-        """Sum the caps of different budgets; APIs that share one share its cap, and one without any has no cap."""
+        """Sum the caps of different budgets; APIs that share one share its cap, and one without
+        any has no cap.
+        """
         different = list({id(budget): budget for budget in budgets}.values())
 
         def total(unit: str) -> Any:
@@ -42,7 +44,8 @@ class Cap:
 
 @dataclass(frozen=True)
 class Spending:
-    """What each part of a run has spent or is to spend, what the run has planned, and the cap on it.
+    """What each part of a run has spent or is to spend, what the run has planned, and the cap on
+    it.
 
     `planned` is None where nothing is known of a plan, or where the parts are the plan.
     """
@@ -76,7 +79,9 @@ class Spending:
 
 
 def over_cap(plan: Spending) -> list[str]:
-    """Say where a plan asks for more than its cap, by itself or with the probes that were made for it."""
+    """Say where a plan asks for more than its cap, by itself or with the probes that were made for
+    it.
+    """
     lines = []
     run = sum((spent for name, spent in plan.parts.items() if name != PROBES), Cost())
     for unit, field in (("queries", "queries"), ("requests", "requests"), ("cost", "price")):
@@ -108,7 +113,8 @@ def write_plan(folder: Path, planned: Cost, cap: Cap, n_sets: int) -> None:
 
 
 def read_spending(folder: Path) -> Spending:
-    """Read what a run and its control have spent, whether finished or not; nothing is written, and no lock is taken.
+    """Read what a run and its control have spent, whether finished or not; nothing is written, and
+    no lock is taken.
 
     Raises:
         InputError: a file of the folder is damaged.
@@ -125,7 +131,9 @@ def read_spending(folder: Path) -> Spending:
 
 
 def read_spent(folder: Path) -> Cost | None:
-    """Read what one folder of a run has asked: of its summary once it is finished, of its ledger before; else None."""
+    """Read what one folder of a run has asked: of its summary once it is finished, of its ledger
+    before; else None.
+    """
     if (folder / META_MODEL).is_file() and (folder / SUMMARY).is_file():
         summary = _read_json(folder / SUMMARY)
         ledger = summary.get("ledger")
@@ -133,7 +141,8 @@ def read_spent(folder: Path) -> Cost | None:
             return Cost(
                 summary["queries"], summary["requests"], sum(row["cost"] for row in ledger or ())
             )
-        # A method that is no run: with the ledger of what it asked by itself, or from a version that kept none.
+        # A method that is no run: with the ledger of what it asked by itself, or from a version
+        # that kept none.
         return None if ledger is None else sum((_spent(row) for row in ledger), Cost())
     if (folder / LEDGER).is_file():
         return sum((_spent(asdict(row)) for row in read_ledger(folder / LEDGER)), Cost())

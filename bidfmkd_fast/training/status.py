@@ -19,7 +19,8 @@ FINISHED, CUT_OFF, BEGUN = "finished", "cut off", "the control is made first, th
 
 
 def status_text(path: str | Path) -> str:
-    """Describe the run in a folder, or every run below it: a run, a comparison, a sweep, or a folder of several.
+    """Describe the run in a folder, or every run below it: a run, a comparison, a sweep, or a
+    folder of several.
 
     Nothing is written and no lock is taken, so it may be asked at any time.
 
@@ -55,7 +56,9 @@ def is_run(folder: Path) -> bool:
 
 
 def state_of(folder: Path) -> str:
-    """Return "finished", "under way" with its process, or "cut off", and how many sets there are of how many."""
+    """Return "finished", "under way" with its process, or "cut off", and how many sets there are
+    of how many.
+    """
     if (folder / META_MODEL).is_file():
         return FINISHED + _shortcoming(folder)
     holder = _holder(folder)
@@ -76,12 +79,16 @@ def _shortcoming(folder: Path) -> str:
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    """Yield every folder below `folder` in which a run has begun or a method was finished, in order of their names."""
+    """Yield every folder below `folder` in which a run has begun or a method was finished, in
+    order of their names.
+    """
     yield from sorted({file.parent for name in (LEDGER, SUMMARY) for file in folder.rglob(name)})
 
 
 def _holder(folder: Path) -> str | None:
-    """Return what the lock of a folder, or of one that it lies in, says of its process, if that is alive."""
+    """Return what the lock of a folder, or of one that it lies in, says of its process, if that is
+    alive.
+    """
     for place in (folder, *folder.resolve().parents[:4]):
         try:
             holder = (place / LOCK).read_text(encoding="utf-8").strip()

@@ -29,7 +29,9 @@ class _Surrogate(torch.autograd.Function):
 
 
 class _Pending(NamedTuple):
-    """The images of an ask that was not told yet, and the `[seed, step]` its directions were drawn from."""
+    """The images of an ask that was not told yet, and the `[seed, step]` its directions were drawn
+    from.
+    """
 
     x: Tensor
     state: Tensor
@@ -50,22 +52,25 @@ class ZerothOrder:
     >>> loss = zo.tell(query_losses(points))  # [1 + q, B] -> scalar
     >>> loss.backward()                       # the estimate flows into x's graph
 
-    Every `ask` draws new directions: `state` is `[seed, step]` and the step counts the asks, from 0. Every ask is told
-    once before the next one; `reset` drops an ask whose queries failed. Several threads may share an estimator: each
-    has its own pending ask and `last_loss`, and no two asks draw the same directions.
+    Every `ask` draws new directions: `state` is `[seed, step]` and the step counts the asks, from
+    0. Every ask is told once before the next one; `reset` drops an ask whose queries failed.
+    Several threads may share an estimator: each has its own pending ask and `last_loss`, and no two
+    asks draw the same directions.
 
     Args:
         num_directions: q, random directions per image; one `ask` costs `(1 + q) * B` queries.
         mu: L2 length of a step along a unit direction, in the units of x; from 1e-30 to 1e30.
         directions: `rademacher`, `sphere`, `gaussian` or `lowres`; see `ops.perturb`.
         grid: side of the `lowres` field; 0 for the others.
-        seed: of the directions, an integer from -2^63 to 2^63 - 1. None draws one from torch's CPU generator, so
-            that `torch.manual_seed` repeats it and estimators made alike differ; this moves that generator on by one
-            draw. `seed` then holds what was drawn.
+        seed: of the directions, an integer from -2^63 to 2^63 - 1. None draws one from torch's CPU
+            generator, so that `torch.manual_seed` repeats it and estimators made alike differ; this
+            moves that generator on by one draw. `seed` then holds what was drawn.
 
     Attributes:
-        state: int64 `[seed, step]` of the last ask, on the device of its images; None before the first.
-        last_loss: `[B]`, the objective at the images themselves, from this thread's last `tell` or `tell_scores`.
+        state: int64 `[seed, step]` of the last ask, on the device of its images; None before the
+            first.
+        last_loss: `[B]`, the objective at the images themselves, from this thread's last `tell` or
+            `tell_scores`.
 
     Raises:
         InputError: values out of range; `tell` without `ask`; a second `ask` before `tell`.
@@ -100,7 +105,8 @@ class ZerothOrder:
         return {"seed": self.seed, "step": 0 if self.state is None else int(self.state[1]) + 1}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where the estimator that gave `state` stood: the next ask draws what its next ask would have drawn.
+        """Go on where the estimator that gave `state` stood: the next ask draws what its next ask
+        would have drawn.
 
         A pending ask of this thread is dropped.
 
@@ -123,14 +129,17 @@ class ZerothOrder:
         self.reset()
 
     def reset(self) -> None:
-        """Drop this thread's pending ask, if there is one; the next ask draws new directions as always."""
+        """Drop this thread's pending ask, if there is one; the next ask draws new directions as
+        always.
+        """
         self._own.pending = None
 
     def draw(self, device: torch.device) -> Tensor:
-        """Advance to the next step and return its int64 `[seed, step]`, a tensor of its own, on `device`.
+        """Advance to the next step and return its int64 `[seed, step]`, a tensor of its own, on
+        `device`.
 
-        One at a time, so that no two threads get the same. Outside of inference mode, whose tensors could not be
-        changed later.
+        One at a time, so that no two threads get the same. Outside of inference mode, whose tensors
+        could not be changed later.
         """
         with self._lock, torch.inference_mode(False):
             if self.state is None or self.state.device != device:
@@ -148,7 +157,9 @@ class ZerothOrder:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return all but what belongs to this process and its threads: a copy starts without a pending ask."""
+        """Return all but what belongs to this process and its threads: a copy starts without a
+        pending ask.
+        """
         return {
             name: value for name, value in self.__dict__.items() if name not in ("_lock", "_own")
         }
@@ -163,7 +174,9 @@ class ZerothOrder:
         return f"ZerothOrder({told}, seed={self.seed})"
 
     def ask(self, x: Tensor) -> Tensor:
-        """Return the points to query: images `[B, *S]` -> `[1 + q, B, *S]` without a graph; `points[0]` is x."""
+        """Return the points to query: images `[B, *S]` -> `[1 + q, B, *S]` without a graph;
+        `points[0]` is x.
+        """
         self._check_free("ask")
         state = self.draw(x.device)
         points = ops.perturb(
@@ -173,10 +186,11 @@ class ZerothOrder:
         return points
 
     def ask_chunks(self, x: Tensor, max_images: int = 4096) -> Iterator[Tensor]:
-        """Return the same points in chunks `[r, B, *S]`, whose concatenation over dim 0 is `ask(x)` bit for bit.
+        """Return the same points in chunks `[r, B, *S]`, whose concatenation over dim 0 is `ask(x)`
+        bit for bit.
 
-        A chunk holds as many whole rows of B images as fit in `max_images`, and at least one. A chunk that is dropped
-        before the next is asked for gives it its memory.
+        A chunk holds as many whole rows of B images as fit in `max_images`, and at least one. A
+        chunk that is dropped before the next is asked for gives it its memory.
         """
         max_images = check_integer("ZerothOrder.ask_chunks", "max_images", max_images, 1)
         self._check_free("ask_chunks")
@@ -197,7 +211,9 @@ class ZerothOrder:
             del points
 
     def tell(self, losses: Tensor) -> Tensor:
-        """Losses `[1 + q, B]` of the points -> `mean(losses[0])`; its backward sends estimate / B into x's graph."""
+        """Losses `[1 + q, B]` of the points -> `mean(losses[0])`; its backward sends estimate / B
+        into x's graph.
+        """
         x, state = self._pending("tell")
         wanted = [1 + self.num_directions, x.shape[0]]
         if list(losses.shape) != wanted:
@@ -219,7 +235,9 @@ class ZerothOrder:
         scores_kind: str = "logits",
         divergence: str = "l1",
     ) -> Tensor:
-        """Scores `[1 + q, B, n_classes]` of the points -> mean recovery objective; see `ops.zo_kd_gradient`."""
+        """Scores `[1 + q, B, n_classes]` of the points -> mean recovery objective; see
+        `ops.zo_kd_gradient`.
+        """
         x, state = self._pending("tell_scores")
         if scores.dim() != 3 or scores.shape[0] != 1 + self.num_directions:
             raise InputError(

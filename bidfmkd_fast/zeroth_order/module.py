@@ -42,8 +42,8 @@ class DifferentiableBlackBox(nn.Module):
         self, query: Callable[[Tensor], Tensor], estimator: ZerothOrder, max_images: int
     ) -> None:
         super().__init__()
-        # Past nn.Module's own __setattr__, which would take a module in as a part of this one: its parameters would
-        # show up here, and train() would switch its batch norms.
+        # Past nn.Module's own __setattr__, which would take a module in as a part of this one: its
+        # parameters would show up here, and train() would switch its batch norms.
         object.__setattr__(self, "query", query)
         self.estimator = estimator
         self.max_images = max_images
@@ -54,7 +54,9 @@ class DifferentiableBlackBox(nn.Module):
         return _Query.apply(x, self)
 
     def gradient(self, x: Tensor, scores: Tensor, grad: Tensor) -> Tensor:
-        """`s / (q mu) * sum_k <grad, A(x + mu u_k) - A(x)> u_k`: the estimate of `grad` times A's Jacobian."""
+        """`s / (q mu) * sum_k <grad, A(x + mu u_k) - A(x)> u_k`: the estimate of `grad` times A's
+        Jacobian.
+        """
         zo = self.estimator
         state = zo.draw(x.device)
         rows = max(1, self.max_images // max(x.shape[0], 1))
@@ -74,7 +76,9 @@ class DifferentiableBlackBox(nn.Module):
         )
 
     def get_extra_state(self) -> Tensor:
-        """Return the estimator's position, int64 `[seed, step]`: a tensor, which every format of checkpoints holds."""
+        """Return the estimator's position, int64 `[seed, step]`: a tensor, which every format of
+        checkpoints holds.
+        """
         position = self.estimator.state_dict()
         return torch.tensor([position["seed"], position["step"]], dtype=torch.int64)
 
@@ -99,7 +103,9 @@ class DifferentiableBlackBox(nn.Module):
 def _keep_position_if_none_came(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
 ) -> None:
-    """Let a strict checkpoint of a model that held another teacher load: the estimator stays where it is."""
+    """Let a strict checkpoint of a model that held another teacher load: the estimator stays where
+    it is.
+    """
     state_dict.setdefault(prefix + "_extra_state", module.get_extra_state())
 
 
@@ -115,15 +121,18 @@ def as_differentiable(
     """Wrap a black box so that code written for white boxes can train through it.
 
     Args:
-        query: images `[N, *S]` -> scores `[N, n_classes]`; a black box of this package or any function. It is asked
-            `N` queries forward and, only if a gradient is wanted, `q * N` more backward.
+        query: images `[N, *S]` -> scores `[N, n_classes]`; a black box of this package or any
+            function. It is asked `N` queries forward and, only if a gradient is wanted, `q * N`
+            more backward.
         num_directions, mu, directions, grid, seed: as for `ZerothOrder`.
-        max_images: the most images handed to `query` at once in the backward pass (at least one row of N).
+        max_images: the most images handed to `query` at once in the backward pass (at least one row
+            of N).
 
     Returns:
-        An `nn.Module` without parameters, buffers or submodules: scores forward, zeroth-order gradient backward, for
-        any loss put on top. If `query` is a module, it stays outside: `parameters`, `train` and `state_dict` do not
-        reach it. `state_dict` holds the position in the random directions; a checkpoint without one loads as well.
+        An `nn.Module` without parameters, buffers or submodules: scores forward, zeroth-order
+        gradient backward, for any loss put on top. If `query` is a module, it stays outside:
+        `parameters`, `train` and `state_dict` do not reach it. `state_dict` holds the position in
+        the random directions; a checkpoint without one loads as well.
 
     Raises:
         InputError: values out of range, as for `ZerothOrder`.

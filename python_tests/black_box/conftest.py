@@ -26,7 +26,9 @@ class Sent:
 
 @dataclass
 class ScriptedServer:
-    """`get` maps paths to JSON answers; `post` answers a `Sent` with (status, headers, body) or `DROP`."""
+    """`get` maps paths to JSON answers; `post` answers a `Sent` with (status, headers, body) or
+    `DROP`.
+    """
 
     url: str = ""
     get: dict[str, Any] = field(default_factory=dict)
@@ -47,7 +49,9 @@ class ScriptedServer:
         config: dict[str, Any] | None = None,
         fault: Callable[[int, Sent], Any] = lambda number, sent: None,
     ) -> None:
-        """Be a v2 server of one model; `fault` may answer instead, told the number of the request."""
+        """Be a v2 server of one model; `fault` may answer instead, told the number of the
+        request.
+        """
         inputs = [{"name": "x", "datatype": datatype, "shape": [-1, *shape]}]
         outputs = [{"name": "y", "datatype": "FP32", "shape": [-1, n_classes]}]
         self.get["/v2"] = {

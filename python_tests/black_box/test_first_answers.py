@@ -151,7 +151,9 @@ def test_a_right_api_is_neither_refused_nor_warned_of(
 
 
 def test_many_classes_and_rounded_zeros_are_possible() -> None:
-    """Of 1000 nearly equal probabilities two places hold nothing: the sum is 0.02, by rounding alone."""
+    """Of 1000 nearly equal probabilities two places hold nothing: the sum is 0.02, by rounding
+    alone.
+    """
     scores = torch.full((4, 1000), 0.001)
     scores[:, 0] = 0.02
     spec = APISpec(1000, SHAPE, scores_kind="probabilities", decimals=2)

@@ -17,7 +17,9 @@ from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 
 
 class Yielding(int):
-    """An int whose addition lets other threads run before its result is stored: an unlocked update loses counts."""
+    """An int whose addition lets other threads run before its result is stored: an unlocked update
+    loses counts.
+    """
 
     def __radd__(self, other: int) -> int:
         time.sleep(1e-4)

@@ -228,7 +228,9 @@ def test_seconds_asked() -> None:
 
 @pytest.fixture
 def raw() -> Iterator[tuple[Any, list[Callable[[socket.socket], None]]]]:
-    """A server that hands each connection, once the request is read, to the last of a list of functions."""
+    """A server that hands each connection, once the request is read, to the last of a list of
+    functions.
+    """
     answers: list[Callable[[socket.socket], None]] = []
 
     class Address:

@@ -183,7 +183,9 @@ def test_the_choice() -> None:
 
 
 def test_curvature_is_no_reason_for_a_longer_step(seed: int) -> None:
-    """Slopes along long steps are others than along short ones here, but every digit of the short ones counts."""
+    """Slopes along long steps are others than along short ones here, but every digit of the short
+    ones counts.
+    """
     images = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(seed))
     weight = torch.randn(256, 5, generator=torch.Generator().manual_seed(seed)).double()
     bent = api(lambda images: torch.sin(images.flatten(1).double() @ weight * 8).float() * 3)

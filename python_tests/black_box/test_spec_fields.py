@@ -35,7 +35,9 @@ SPEC: dict[str, Any] = {"n_classes": 4, "image_shape": (3, 8, 8), "name": "kept"
 
 
 def scores_of(numbers: Array, spec: APISpec, kind: str | None = None) -> Array:
-    """What the API behind every box computes of images as it wants them: its classes' scores of the channel means."""
+    """What the API behind every box computes of images as it wants them: its classes' scores of
+    the channel means.
+    """
     axes = (1, 2) if spec.layout == "NHWC" else (2, 3)
     unit = numbers.astype(np.float64) / 255 if numbers.dtype == np.uint8 else numbers
     logits = torch.from_numpy(unit.mean(axes) @ WEIGHT)
@@ -71,7 +73,9 @@ class Means(nn.Module):
 
 
 class Made:
-    """Makes boxes of one kind, and notes how many images each batch had that their API was given."""
+    """Makes boxes of one kind, and notes how many images each batch had that their API was
+    given.
+    """
 
     def __init__(
         self, kind: str, tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
@@ -224,7 +228,8 @@ def bytes_of(images: Tensor) -> Tensor:
     return (images * 255).round() / 255
 
 
-# --- what each field does ---------------------------------------------------------------------------------------------
+# --- what each field does
+# ---------------------------------------------------------------------------------------------
 
 
 def n_classes(made: Made) -> None:

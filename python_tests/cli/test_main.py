@@ -75,7 +75,8 @@ def test_train_evaluate_and_the_run_folder(pool: Path, capsys: pytest.CaptureFix
     assert config["seed"] == 5
     assert config["recovery"]["num_directions"] == 1
     assert config["n_per_class"] == 3
-    # 2 APIs, 2 sets, 1 step of (1 + 1 direction) on 3 classes of 3 images; the control asks each image once
+    # 2 APIs, 2 sets, 1 step of (1 + 1 direction) on 3 classes of 3 images; the control asks each
+    # image once
     assert json.loads((folder / "summary.json").read_text())["queries"] == 2 * 2 * 2 * 9
     assert json.loads((folder / "control" / "summary.json").read_text())["queries"] == 2 * 2 * 9
     assert {file.name for file in (folder / "grids").iterdir()} == {"api_000.png", "api_001.png"}

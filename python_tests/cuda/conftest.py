@@ -13,7 +13,9 @@ from bidfmkd_fast.ops import native
 
 @pytest.fixture
 def device() -> Iterator[torch.device]:
-    """A CUDA device with the native kernels; a device that they do not serve is a failure, not a skip."""
+    """A CUDA device with the native kernels; a device that they do not serve is a failure, not a
+    skip.
+    """
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device that torch can use")
     device = torch.device("cuda", torch.cuda.current_device())

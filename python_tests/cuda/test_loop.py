@@ -32,7 +32,9 @@ RTOL, ATOL = TOLERANCES["half"]  # several steps of optimisation grow a rounding
 
 @pytest.fixture(autouse=True)
 def strict(device: torch.device) -> Iterator[None]:
-    """A warning that something runs without its graph fails; convolutions give the same bits every time."""
+    """A warning that something runs without its graph fails; convolutions give the same bits every
+    time.
+    """
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     with warnings.catch_warnings():
@@ -113,7 +115,9 @@ def test_recovery_from_a_graph(
 def test_a_set_that_is_looked_at_goes_on_from_its_journal(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
 ) -> None:
-    """Cut off in its last step, after a snapshot; a recovery that stays on the device keeps nothing."""
+    """Cut off in its last step, after a snapshot; a recovery that stays on the device keeps
+    nothing.
+    """
     monkeypatch.setattr(journal, "SNAPSHOT_STEPS", 2)
     monkeypatch.setattr(journal, "SNAPSHOT_SECONDS", 0.0)
     inside, calls = make_api(seed, device), 0

@@ -45,7 +45,9 @@ def make_scores(kind: str, *shape: int, seed: int) -> torch.Tensor:
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, terms: float = 0.0) -> None:
-    """The absolute tolerance is in units of the largest value, or of what a sum adds up: its error scales with that."""
+    """The absolute tolerance is in units of the largest value, or of what a sum adds up: its error
+    scales with that.
+    """
     largest = max(terms, float(expected.abs().max())) if expected.numel() else 1.0
     actual, expected = actual.cpu().double(), expected.cpu().double()
     torch.testing.assert_close(actual, expected, rtol=RTOL, atol=ATOL * max(largest, 1e-30))
@@ -148,7 +150,9 @@ def test_scores_to_gradient(
 
 
 def test_a_label_out_of_range_is_seen(device: torch.device) -> None:
-    """No one can check labels on a device without waiting for it; the image's loss is then no number."""
+    """No one can check labels on a device without waiting for it; the image's loss is then no
+    number.
+    """
     labels, state = torch.tensor([0, 5], device=device), torch.tensor([0, 0], device=device)
     _, loss = ops.zo_kd_gradient(torch.zeros(4, 2, 5, device=device), labels, state, (2, 3), 0.1)
     assert loss.isnan().tolist() == [False, True]
@@ -266,7 +270,9 @@ def test_opcheck(device: torch.device, seed: int) -> None:
 def everything(
     x: torch.Tensor, state: torch.Tensor, labels: torch.Tensor, kind: str
 ) -> list[torch.Tensor]:
-    """One pass over all ops: points, scores that depend on them, gradient, distillation with its derivative."""
+    """One pass over all ops: points, scores that depend on them, gradient, distillation with its
+    derivative.
+    """
     points = ops.perturb(x, state, 40, 0.1, kind)
     scores = points.flatten(2)[..., :5]
     gradient, loss = ops.zo_kd_gradient(
@@ -365,7 +371,9 @@ def test_compile(device: torch.device, seed: int) -> None:
 
 
 def test_every_kernel_small(device: torch.device, seed: int) -> None:
-    """Few launches of every kernel, at sizes that leave ends over: what `gpu_check.sh` runs under compute-sanitizer."""
+    """Few launches of every kernel, at sizes that leave ends over: what `gpu_check.sh` runs under
+    compute-sanitizer.
+    """
     for kind, grid, shape in (
         ("rademacher", 0, (2, 3, 7, 5)),
         ("rademacher", 0, (2, 3, 8, 8)),

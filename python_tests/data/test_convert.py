@@ -142,7 +142,9 @@ def test_zip_and_tar_read_as_the_folder_does() -> None:
 
 
 def triangle(image: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear reduction with antialiasing in float64: a triangle as wide as two source pixels per target pixel."""
+    """Bilinear reduction with antialiasing in float64: a triangle as wide as two source pixels per
+    target pixel.
+    """
     for axis in (0, 1):
         scale = image.shape[axis] / size
         centres = (np.arange(size) + 0.5) * scale

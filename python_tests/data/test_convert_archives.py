@@ -81,7 +81,9 @@ def test_cub_from_its_archive_and_its_folder() -> None:
 
 
 def test_cub_with_few_shot_lists() -> None:
-    """The JSON lists of Chen et al., as their script writes them, with the paths of their machine."""
+    """The JSON lists of Chen et al., as their script writes them, with the paths of their
+    machine.
+    """
     for split, chosen in (("base", BIRDS[4:]), ("val", BIRDS[:2]), ("novel", BIRDS[2:4])):
         names = [name for name in cub() if name.endswith(".jpg") and name.split("/")[2] in chosen]
         lists = {
@@ -123,7 +125,9 @@ def test_wrong_cub() -> None:
 
 
 def omniglot(names: list[str]) -> dict[str, bytes]:
-    """One drawing of each character, 105 x 105 in black and white, as images_background.zip and its twin hold them."""
+    """One drawing of each character, 105 x 105 in black and white, as images_background.zip and
+    its twin hold them.
+    """
     drawing = np.ones((105, 105), bool)
     drawing[20:24, 30:90] = False
     content = io.BytesIO()

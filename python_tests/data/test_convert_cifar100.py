@@ -29,7 +29,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Python2Pickler(pickle._Pickler):
-    """Protocol 2 with the opcodes that Python 2 used for its `str`, which was bytes, and numpy's old module name."""
+    """Protocol 2 with the opcodes that Python 2 used for its `str`, which was bytes, and numpy's
+    old module name.
+    """
 
     dispatch: dict = dict(pickle._Pickler.dispatch)  # noqa: RUF012
 

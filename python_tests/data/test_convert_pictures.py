@@ -165,8 +165,18 @@ def test_what_systems_leave_in_folders_is_no_class_and_is_counted() -> None:
         "splits/train.txt": b"cat",
         "splits/test.txt": b"dog",
     }
-    left = ["@eaDir/1.png", "cat/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg", "cat/.thumbnails/1.png", "dog/__MACOSX/1.png",
-            "#recycle/old/1.png", "$RECYCLE.BIN/1.png", ".hidden/1.png", "cat/Thumbs.db", "cat/.DS_Store"]  # fmt: skip
+    left = [
+        "@eaDir/1.png",
+        "cat/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg",
+        "cat/.thumbnails/1.png",
+        "dog/__MACOSX/1.png",
+        # fmt: skip
+        "#recycle/old/1.png",
+        "$RECYCLE.BIN/1.png",
+        ".hidden/1.png",
+        "cat/Thumbs.db",
+        "cat/.DS_Store",
+    ]
     write_tree(Path("nas"), files | dict.fromkeys(left, picture))
     converted = convert_dataset("nas")
     assert converted.dataset.class_names == ("cat", "dog") and len(converted.dataset.images) == 2

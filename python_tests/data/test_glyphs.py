@@ -65,7 +65,8 @@ def test_an_unmoved_mesh_changes_nothing() -> None:
 
 
 def test_classes_can_be_told_apart() -> None:
-    """A kernel classifier on raw pixels, with no notion of a shift, gets most held-out images; chance is 1.5 %.
+    """A kernel classifier on raw pixels, with no notion of a shift, gets most held-out images;
+    chance is 1.5 %.
 
     A small convolutional network, trained for half a minute, gets 96 %.
     """

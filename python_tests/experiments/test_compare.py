@@ -45,8 +45,8 @@ def test_the_tables_against_numbers_by_hand() -> None:
     }
     (title, rows), (_, ours), (_, by_seed) = tables(results, [0, 1])
     assert "4 episodes of unseen classes (made up meta_test) over 2 seeds" in title
-    # The episodes of both seeds together: 0.4 0.4 0.4 0.6 has a standard deviation of 0.1; 1.96 * 0.1 / 2 is 0.098.
-    # Less the control, 0.2 0.2 0.3 0.3, that is 0.2 0.2 0.1 0.3, of 0.0816.
+    # The episodes of both seeds together: 0.4 0.4 0.4 0.6 has a standard deviation of 0.1; 1.96 *
+    # 0.1 / 2 is 0.098. Less the control, 0.2 0.2 0.3 0.3, that is 0.2 0.2 0.1 0.3, of 0.0816.
     assert rows == [
         ["method", "1-shot", "1-shot less control", "queries", "seconds", "adapt lr"],
         ["random initialisation", "20.00 ± 8.00", "-5.00 ± 5.66", "0", "0", "0.1, 0.3"],
@@ -149,7 +149,9 @@ def test_a_run_that_was_cut_off_keeps_its_sets(
 
 
 def test_several_data_sets(tiny: ExperimentConfig, tmp_path: Path) -> None:
-    """API-MH: a table for each data set; here the second is a copy of the glyphs, larger and in colour."""
+    """API-MH: a table for each data set; here the second is a copy of the glyphs, larger and in
+    colour.
+    """
     import numpy as np
 
     from bidfmkd_fast.data import make_glyphs

@@ -87,7 +87,9 @@ def test_a_sweep_goes_on_cell_by_cell(
 
 
 def test_variants_are_plotted_by_name(experiment_file: Path, tmp_path: Path) -> None:
-    """The first cell is the reference of the differences; with two seeds there are twice the episodes."""
+    """The first cell is the reference of the differences; with two seeds there are twice the
+    episodes.
+    """
     variants = {"full": {}, "without replay": {"train.task_replay": False}}
     told = run_sweep(
         write(experiment_file.parent, variants=variants),

@@ -39,7 +39,9 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file beside which nothing can be written: what is written goes to a device that is always full."""
+    """A file beside which nothing can be written: what is written goes to a device that is always
+    full.
+    """
     path = tmp_path / "file"
     (tmp_path / "file.partial").symlink_to("/dev/full")
     yield path

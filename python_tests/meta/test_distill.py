@@ -43,7 +43,9 @@ def task_of(seed: int, index: int = 0, scores_kind: str = "logits") -> Distillat
 
 
 def unrolled(weight: Tensor, task: DistillationTask, steps: int, rate: float) -> Tensor:
-    """The outer loss in float64 by hand; d mean KL(t || softmax(x W^T)) / dW = (softmax - t)^T x / N."""
+    """The outer loss in float64 by hand; d mean KL(t || softmax(x W^T)) / dW = (softmax - t)^T x /
+    N.
+    """
     x, teacher = (
         task.support_images.double().flatten(1),
         task.support_scores.double().softmax(dim=1),

@@ -21,7 +21,9 @@ SIZES = {"n_way": 3, "n_shot": 2, "n_query": 4, "n_episodes": 6}
 
 
 def noisy_patterns(seed: int, noise: float) -> Dataset:
-    """Six meta-test classes, each a random pattern plus noise, 8 images each; and two meta-train classes."""
+    """Six meta-test classes, each a random pattern plus noise, 8 images each; and two meta-train
+    classes.
+    """
     with seeded(seed, "data"):
         labels = torch.arange(8).repeat_interleave(8)
         images = torch.rand(8, 1, 16, 16)[labels] + noise * torch.randn(64, 1, 16, 16)

@@ -59,7 +59,9 @@ def test_an_outer_step_sums_the_losses_of_its_tasks(seed: int) -> None:
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_replay_learns_to_adapt(seed: int, first_order: bool) -> None:
-    """Labels change from task to task, so only a better start for the inner loop can lower the loss."""
+    """Labels change from task to task, so only a better start for the inner loop can lower the
+    loss.
+    """
     module = network(seed)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
     losses = []

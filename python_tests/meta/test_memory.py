@@ -16,7 +16,9 @@ from bidfmkd_fast.models import fit_images
 
 
 def marked(api: int, class_number: int, n: int) -> Tensor:
-    """`n` images that tell where they come from: pixel 0 is the class, pixel 1 the API, pixel 2 the image's number."""
+    """`n` images that tell where they come from: pixel 0 is the class, pixel 1 the API, pixel 2
+    the image's number.
+    """
     images = torch.zeros(n, 1, 2, 2)
     images[:, 0, 0, 0], images[:, 0, 0, 1], images[:, 0, 1, 0] = (
         class_number,
@@ -120,7 +122,8 @@ def test_tasks_mix_apis_and_classes_come_evenly(seed: int) -> None:
         mixed_classes += any((c, 0) in apis and (c, 1) in apis for c in (3, 4))
     assert mixed_tasks > 0.9 * n_episodes  # only {0..4} and {3..7} out of 56 choices need not mix
     assert mixed_classes > 0.5 * n_episodes
-    # Each class is in a task with probability 5/8; the standard deviation of the count is 9.7. Six of them.
+    # Each class is in a task with probability 5/8; the standard deviation of the count is 9.7. Six
+    # of them.
     assert all(abs(drawn[c] - 250) < 58 for c in range(8)), drawn
 
 
@@ -212,7 +215,9 @@ def test_bad_images_keys_and_states_are_refused() -> None:
 
 
 def test_tasks_over_data_sets_of_different_shapes(seed: int, tmp_path: Path) -> None:
-    """Each class is brought from the shape of its own data set to the task's; what is stored stays as it came."""
+    """Each class is brought from the shape of its own data set to the task's; what is stored stays
+    as it came.
+    """
     memory = TaskMemory(image_shape=(3, 6, 8))
     of_class = {}
     for data_set, shape in (("small", (1, 4, 4)), ("large", (3, 12, 16)), ("as it is", (3, 6, 8))):

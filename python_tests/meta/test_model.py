@@ -18,14 +18,16 @@ from bidfmkd_fast.meta import MetaModel, adapt_parameters
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.seeds import seeded
 
-# A central difference with step 1e-6 in float64 leaves 1e-16/1e-6 = 1e-10 of rounding and 1e-12 of truncation,
-# relative to values near 1; the gradients compared are near 0.1.
+# A central difference with step 1e-6 in float64 leaves 1e-16/1e-6 = 1e-10 of rounding and 1e-12 of
+# truncation, relative to values near 1; the gradients compared are near 0.1.
 FINITE_DIFFERENCE = (1e-6, 1e-8)
 N_CLASSES = 3
 
 
 def smooth_network(seed: int) -> nn.Module:
-    """Convolution, batch norm and tanh: everything has a second derivative, as finite differences need."""
+    """Convolution, batch norm and tanh: everything has a second derivative, as finite differences
+    need.
+    """
     with seeded(seed, "network"):
         module = nn.Sequential(
             nn.Conv2d(1, 4, 3, padding=1),
@@ -104,7 +106,9 @@ def test_second_order_gradient_is_the_finite_difference_of_the_whole_unrolled_lo
 def softmax_regression_outer_loss(
     weight: Tensor, data: tuple[Tensor, ...], steps: int, rate: float
 ) -> Tensor:
-    """The same loss for logits `x W^T`, with the inner gradient `(softmax - onehot)^T x / N` written out by hand."""
+    """The same loss for logits `x W^T`, with the inner gradient `(softmax - onehot)^T x / N`
+    written out by hand.
+    """
     support, support_labels, query, query_labels = data
     x, onehot = support.flatten(1), functional.one_hot(support_labels, N_CLASSES).double()
     for _ in range(steps):
@@ -275,7 +279,8 @@ def test_without_transduction_each_image_is_classified_by_itself(seed: int) -> N
     assert not torch.allclose(
         together.scores(query[:1]), together.scores(query)[:1], rtol=rtol, atol=atol
     )
-    # In the support set itself both use the same mean; the variances are apart by the factor n/(n-1), 4 % at most here.
+    # In the support set itself both use the same mean; the variances are apart by the factor
+    # n/(n-1), 4 % at most here.
     torch.testing.assert_close(alone.scores(support), together.scores(support), rtol=0.1, atol=0.1)
 
 

@@ -10,7 +10,9 @@ from bidfmkd_fast.models import Conv4, build_model, model_arguments
 
 
 def by_hand(model: Conv4, images: torch.Tensor, batch_statistics: bool) -> torch.Tensor:
-    """The network in float64 from its definition, without torch's convolution, batch norm or pooling."""
+    """The network in float64 from its definition, without torch's convolution, batch norm or
+    pooling.
+    """
     state = {key: value.double() for key, value in model.state_dict().items()}
     x = images.double()
     for i in range(4):

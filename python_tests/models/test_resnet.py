@@ -29,7 +29,9 @@ def made(name: str, seed: int, **changes: object) -> nn.Module:
 
 
 def by_hand(module: nn.Module, images: torch.Tensor, blocks: int) -> torch.Tensor:
-    """The network in float64 from its definition, with convolutions as products of unfolded patches."""
+    """The network in float64 from its definition, with convolutions as products of unfolded
+    patches.
+    """
     state = {key: value.double() for key, value in module.state_dict().items()}
 
     def layer(name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:

@@ -39,7 +39,9 @@ def configure(folder: Path, *options: str, **environment: str) -> tuple[int, str
 
 
 def test_the_environment_variable_turns_cuda_off_and_on(tmp_path: Path) -> None:
-    """As `BIDFMKD_CUDA=OFF pip install .` does; also in a folder configured before, and less than an explicit -D."""
+    """As `BIDFMKD_CUDA=OFF pip install .` does; also in a folder configured before, and less than
+    an explicit -D.
+    """
     assert "none (BIDFMKD_CUDA=OFF)" in configure(tmp_path / "build", BIDFMKD_CUDA="OFF")[1]
     status, told = configure(
         tmp_path / "build", BIDFMKD_CUDA="ON", CUDACXX="/nowhere/nvcc", PATH="/usr/bin:/bin"

@@ -78,7 +78,9 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_kernels_give_what_the_cpu_gives(program: Path, seed: int) -> None:
-    """All kernels, odd sizes, unaligned addresses; the threads of a block take turns in a random order."""
+    """All kernels, odd sizes, unaligned addresses; the threads of a block take turns in a random
+    order.
+    """
     done = run(program, str(seed))
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert int(done.stdout.split()[-2]) > 400

@@ -21,7 +21,9 @@ RTOL, ATOL = TOLERANCES["kernel"]
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, name: str = "kernel") -> None:
-    """Within tolerance, the absolute one in units of the largest value: a sum's error scales with its terms."""
+    """Within tolerance, the absolute one in units of the largest value: a sum's error scales with
+    its terms.
+    """
     rtol, atol = TOLERANCES[name]
     largest = float(expected.abs().max()) if expected.numel() else 1.0
     torch.testing.assert_close(
@@ -48,7 +50,9 @@ def test_estimate(
 
 
 def test_lengths_kept_by_perturb_change_nothing(cpu_level: str, seed: int) -> None:
-    """The same bits whether the lengths of the directions come from perturb, from parts of it, or are drawn again."""
+    """The same bits whether the lengths of the directions come from perturb, from parts of it, or
+    are drawn again.
+    """
     seed += len(cpu_level)  # lengths kept by another instruction set would serve here too
     shape, q, generator = (4, 3, 9, 11), 40, torch.Generator().manual_seed(seed)
     x, differences = torch.rand(shape, generator=generator), torch.randn(q, 4, generator=generator)
@@ -93,7 +97,9 @@ def test_threads_change_nothing_of_the_losses(seed: int, monkeypatch: pytest.Mon
 
 
 def test_estimate_is_the_formula(seed: int) -> None:
-    """The reference itself, against the equation written with explicit directions taken from `perturb`."""
+    """The reference itself, against the equation written with explicit directions taken from
+    `perturb`.
+    """
     shape, q, mu = (2, 3, 6, 6), 12, 0.2
     state, generator = torch.tensor([seed, 0]), torch.Generator().manual_seed(seed)
     differences = torch.randn(q, 2, generator=generator, dtype=torch.float64)
@@ -212,7 +218,9 @@ def test_rounded_probabilities_stay_finite(cpu_level: str) -> None:
 
 
 def _with_holes(scores: torch.Tensor, kind: str, hole: float) -> torch.Tensor:
-    """Scores `[..., 5]` of which class 2 is `hole` in half of the rows; in a kind that has no -inf, 0 in its place."""
+    """Scores `[..., 5]` of which class 2 is `hole` in half of the rows; in a kind that has no
+    -inf, 0 in its place.
+    """
     scores = scores.clone()
     scores[::2, ..., 2] = 0.0 if kind == "probabilities" and hole == -math.inf else hole
     return scores
@@ -224,7 +232,9 @@ def _with_holes(scores: torch.Tensor, kind: str, hole: float) -> torch.Tensor:
 def test_scores_that_are_not_finite(
     cpu_level: str, kind: str, divergence: str, hole: float, seed: int
 ) -> None:
-    """Both backends give the same numbers, the same NaN and the same infinities, whether the gate is open or shut."""
+    """Both backends give the same numbers, the same NaN and the same infinities, whether the gate
+    is open or shut.
+    """
     labels, state, shape = torch.arange(6) % 2, torch.tensor([seed, 0]), (6, 1, 3, 3)
     scores = _with_holes(make_scores(kind, 4, 6, 5, seed=seed), kind, hole)
     for student in (
@@ -243,7 +253,9 @@ def test_scores_that_are_not_finite(
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_shut_gate_keeps_masked_classes_out(backend: str, divergence: str) -> None:
-    """Logits of -inf (a masked class): where API and student part, the objective is the cross entropy alone."""
+    """Logits of -inf (a masked class): where API and student part, the objective is the cross
+    entropy alone.
+    """
     api = torch.tensor([[3.0, 1.0, -math.inf]]).expand(3, 1, 3)
     student = torch.tensor([[0.0, 1.0, 0.5]])
     with ops.use_backend(backend):

@@ -197,7 +197,9 @@ def test_bad_input(tensors: tuple, keywords: dict, message: str) -> None:  # typ
 @pytest.mark.parametrize("hole", [-math.inf, math.inf, math.nan])
 @pytest.mark.parametrize(("divergence", "kind"), CASES)
 def test_scores_that_are_not_finite(divergence: str, kind: str, hole: float, seed: int) -> None:
-    """Both backends give the same numbers, NaN and infinities, with a hole in student, teacher or both."""
+    """Both backends give the same numbers, NaN and infinities, with a hole in student, teacher or
+    both.
+    """
     for place in ("student", "teacher", "both"):
         student, teacher = make(4, 5, seed=seed), make(4, 5, seed=seed + 1, kind=kind)
         if place != "teacher":

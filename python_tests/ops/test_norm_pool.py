@@ -35,7 +35,9 @@ def plain(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def is_clear(images: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """No pool is nearly a tie and no maximum nearly 0: there a rounding would change a derivative."""
+    """No pool is nearly a tie and no maximum nearly 0: there a rounding would change a
+    derivative.
+    """
     normed = F.batch_norm(images, None, None, weight, bias, training=True, eps=EPS)
     cells = F.unfold(normed.flatten(0, 1)[:, None], 2, stride=2)  # [N * C, 4, cells]
     best, second = cells.topk(2, dim=1).values.unbind(1)

@@ -91,7 +91,9 @@ def test_threads_change_nothing(
 
 @pytest.mark.parametrize("kind", ["sphere", "gaussian"])
 def test_normals_are_the_same_everywhere(kind: str, seed: int) -> None:
-    """Directions made of normals have the same bits on every instruction set, and are the reference's rounded."""
+    """Directions made of normals have the same bits on every instruction set, and are the
+    reference's rounded.
+    """
     x, state = torch.zeros(2, 3, 25, 27), torch.tensor([seed, 0])
     assert native._C is not None
     info = native.build_info()
@@ -116,7 +118,9 @@ def test_normals_are_the_same_everywhere(kind: str, seed: int) -> None:
     "shape", [(7, 3, 99, 101), (8, 3, 96, 96), (120, 1, 45, 45), (1000, 1, 9, 19)]
 )
 def test_streaming_output(cpu_level: str, kind: str, shape: tuple[int, ...], seed: int) -> None:
-    """Beyond 16 MB, stores go past the cache: in rows in line with its lines and not, in any `out`."""
+    """Beyond 16 MB, stores go past the cache: in rows in line with its lines and not, in any
+    `out`.
+    """
     x, state = images(shape, seed), torch.tensor([seed, 0])
     points = ops.perturb(x, state, 34, 0.1, kind)
     assert points.numel() * 4 > 16 << 20
@@ -136,7 +140,9 @@ def test_streaming_output(cpu_level: str, kind: str, shape: tuple[int, ...], see
 
 
 def test_more_than_2_to_31_elements(seed: int) -> None:
-    """Offsets beyond 32 bits, in the output and in the gradient's input; 9 GB, so one instruction set only."""
+    """Offsets beyond 32 bits, in the output and in the gradient's input; 9 GB, so one instruction
+    set only.
+    """
     workspace.release()
     page = os.sysconf("SC_PAGE_SIZE")
     if os.sysconf("SC_AVPHYS_PAGES") * page < 11e9:
@@ -174,7 +180,9 @@ def test_out_and_strides(cpu_level: str, seed: int) -> None:
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_out_over_the_images_is_refused(backend: str, seed: int) -> None:
-    """Images inside `out` would be overwritten while they are read; nothing is written before the refusal."""
+    """Images inside `out` would be overwritten while they are read; nothing is written before the
+    refusal.
+    """
     state = torch.tensor([seed, 0])
     buffer = images((6, 2, 3, 8, 8), seed)
     before, flat = buffer.clone(), buffer.flatten()

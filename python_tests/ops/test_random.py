@@ -33,7 +33,9 @@ def test_known_answers(rounds: int, counter: list[int], key: list[int], words: l
 
 
 def test_normals() -> None:
-    """All there are: those of the kernels are the reference's, near the quantiles and with a normal's moments."""
+    """All there are: those of the kernels are the reference's, near the quantiles and with a
+    normal's moments.
+    """
     halves = torch.arange(2**16)
     assert native._C is not None
     kernel = torch.tensor([native._C.normal_from_half(int(half)) for half in halves])
@@ -82,7 +84,8 @@ def test_moments(seed: int) -> None:
             assert (lengths**2 - 1).abs().max() < 0.35
         else:
             torch.testing.assert_close(lengths, torch.ones_like(lengths), **_tolerance("float64"))
-        # A direction's sum is sqrt(768) times its cosine with (1, ..., 1): of variance 768 / independent numbers.
+        # A direction's sum is sqrt(768) times its cosine with (1, ..., 1): of variance 768 /
+        # independent numbers.
         independent = 48 if kind == "lowres" else 768
         assert (
             abs(float(u.sum())) < 6 * (256 * 768 / independent) ** 0.5

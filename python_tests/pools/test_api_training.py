@@ -231,7 +231,9 @@ def test_a_resnet_learns_its_classes(glyphs: Dataset, tmp_path: Path) -> None:
 def test_batch_norm_of_a_resnet_fits_its_finished_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first batch norm's statistics are those of the images learned from, under the weights that were written."""
+    """The first batch norm's statistics are those of the images learned from, under the weights
+    that were written.
+    """
     learned_from: list[torch.Tensor] = []
     fit = api_training._fit
 

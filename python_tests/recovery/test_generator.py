@@ -34,7 +34,8 @@ def test_the_gradient_reaches_latents_and_every_parameter(seed: int) -> None:
     assert latents.grad is not None
     assert (latents.grad.abs().sum(1) > 0).all()
     for name, parameter in generator.named_parameters():
-        # The batch norm behind the projection removes what its bias adds to whole channels, not the rest.
+        # The batch norm behind the projection removes what its bias adds to whole channels, not the
+        # rest.
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
 

@@ -35,7 +35,9 @@ def linear(images: Tensor, weight: Tensor = WEIGHT) -> Tensor:
 
 
 class Box(FunctionBlackBox):
-    """An API that notes what it is asked, and raises `error` instead of its answer number `at` (from 1)."""
+    """An API that notes what it is asked, and raises `error` instead of its answer number `at`
+    (from 1).
+    """
 
     def __init__(
         self, at: int | None = None, error: BaseException | None = None, spec: APISpec = SPEC
@@ -52,7 +54,9 @@ class Box(FunctionBlackBox):
 
 
 class Forgetful(nn.Module):
-    """A generator with a state of its own that no state_dict tells: it brightens with every call."""
+    """A generator with a state of its own that no state_dict tells: it brightens with every
+    call.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +193,9 @@ def test_a_callback_that_ends_it_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_another_student_takes_over_where_the_first_one_was_cut_off(tmp_path: Path) -> None:
-    """As when a service failed, and the meta-model has moved on: what is made again is made with the old answers."""
+    """As when a service failed, and the meta-model has moved on: what is made again is made with
+    the old answers.
+    """
     with pytest.raises(KeyboardInterrupt):
         make(Box(6), "query set", tmp_path)
     calls: list[Tensor] = []

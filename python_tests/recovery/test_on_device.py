@@ -205,7 +205,9 @@ def test_no_step_looks_at_a_value(with_student: bool, seed: int) -> None:
 
 
 def test_it_ends_without_a_collection(seed: int) -> None:
-    """A graph that only a garbage collection frees may be freed in the middle of another's capture."""
+    """A graph that only a garbage collection frees may be freed in the middle of another's
+    capture.
+    """
     gc.disable()
     try:
         one = make_recovery(make_api(seed), CONFIG)
@@ -293,7 +295,9 @@ def test_crops_on_the_device(seed: int) -> None:
 
 
 def test_bfloat16_generator(seed: int) -> None:
-    """Half precision makes the images; the points are float32 all the same, so recovery still works."""
+    """Half precision makes the images; the points are float32 all the same, so recovery still
+    works.
+    """
     recovered = recover(
         make_api(seed),
         N_PER_CLASS,

@@ -57,7 +57,9 @@ def linear(seed: int) -> nn.Linear:
 def authors_estimate(
     api: nn.Module, student: nn.Module, x: Tensor, labels: Tensor, state: Tensor
 ) -> Tensor:
-    """The estimate `[B, d]` in the authors' order: 5 splits of q // 5 directions each, divided by q."""
+    """The estimate `[B, d]` in the authors' order: 5 splits of q // 5 directions each, divided by
+    q.
+    """
     q, mu, d, splits = CONFIG.num_directions, CONFIG.mu, 64, 5
     flat = x.flatten(1)
     student_logits = student(flat)
@@ -95,7 +97,8 @@ def test_gradients_and_choice_are_the_authors(seed: int) -> None:
         )
     assert len(Watched.images) >= CONFIG.steps
     images = Watched.images[-CONFIG.steps :]  # a check of the generator may come first
-    # Every gradient is asked for twice: for the surrogate alone, by `torch.autograd.grad`, and by the backward pass.
+    # Every gradient is asked for twice: for the surrogate alone, by `torch.autograd.grad`, and by
+    # the backward pass.
     gradients = Watched.gradients[-2 * CONFIG.steps :][1::2]
     labels = torch.arange(N_CLASSES).repeat_interleave(N_PER_CLASS)
     best_cost, best_inputs, costs = 1e6, None, []
@@ -104,7 +107,8 @@ def test_gradients_and_choice_are_the_authors(seed: int) -> None:
         state = torch.tensor([derive_seed(seed, "recovery", "directions"), step])
         estimate = authors_estimate(api, student, x, labels, state)
         scale = float(estimate.abs().max()) / B
-        # Differences of losses over mu: float32 losses near 1 lose 1e-7 / 0.05 before the sum over d.
+        # Differences of losses over mu: float32 losses near 1 lose 1e-7 / 0.05 before the sum over
+        # d.
         torch.testing.assert_close(
             gradient.flatten(1), estimate / B, rtol=100 * rtol, atol=100 * rtol * scale
         )

@@ -24,7 +24,9 @@ SMALL = RecoveryConfig(
 
 
 def linear(seed: int, scale: float = 8.0) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A linear classifier of 8x8 images whose answer for an image does not depend, in any bit, on its batch."""
+    """A linear classifier of 8x8 images whose answer for an image does not depend, in any bit, on
+    its batch.
+    """
     weight = (
         scale
         * torch.randn(N_CLASSES, 64, generator=torch_generator(seed, "linear"), dtype=torch.float64)
@@ -53,7 +55,9 @@ class Recorder(FunctionBlackBox):
         return scores
 
     def at_the_images(self, num_directions: int) -> tuple[np.ndarray, np.ndarray]:
-        """`[steps, B, 1, 8, 8]` and `[steps, B, n_classes]`: row 0 of every step's points, and its scores."""
+        """`[steps, B, 1, 8, 8]` and `[steps, B, n_classes]`: row 0 of every step's points, and its
+        scores.
+        """
         every = (1 + num_directions) * N_IMAGES
         asked, answered = torch.cat(self.asked).split(every), torch.cat(self.answered).split(every)
         return (
@@ -150,7 +154,8 @@ def test_the_result_is_a_pure_function_of_the_seed(directions: str, seed: int) -
 
     first, ledger = run(seed, 4096)
     assert (ledger.queries, ledger.requests) == (6 * 60, 6)
-    # 5 rows of 12 images: row by row (also when a row alone is too large), two and two and one, three and two.
+    # 5 rows of 12 images: row by row (also when a row alone is too large), two and two and one,
+    # three and two.
     for max_images, requests in ((4096, 1), (1, 5), (12, 5), (29, 3), (36, 2)):
         again, ledger = run(seed, max_images)
         assert (ledger.queries, ledger.requests) == (6 * 60, 6 * requests)
@@ -168,7 +173,9 @@ def test_the_result_is_a_pure_function_of_the_seed(directions: str, seed: int) -
 def test_two_sets_share_neither_images_nor_directions(
     generator: nn.Module | None, seed: int
 ) -> None:
-    """With the built-in generator and with one that has no parameters, so that all comes from the latents."""
+    """With the built-in generator and with one that has no parameters, so that all comes from the
+    latents.
+    """
     latent_dim = 64 if generator else 8
     signs, starts = [], []
     for run_seed in (seed, seed + 1):
@@ -224,7 +231,8 @@ def test_no_steps_is_the_control(augment: bool, seed: int) -> None:
     assert control.history == []
     assert not control.images.requires_grad
     assert torch.equal(api(control.images), control.scores)
-    # One step cannot have moved the images it was asked about: the control is where every recovery starts.
+    # One step cannot have moved the images it was asked about: the control is where every recovery
+    # starts.
     one = recover(
         Recorder(linear(seed)),
         N_PER_CLASS,
@@ -250,7 +258,8 @@ def test_the_boundary_term_drives_api_and_student_apart(seed: int) -> None:
             answers = student(recovered.images).double().numpy()
             apart.append(masked_distance(recovered.scores.double().numpy(), answers).mean())
         gains.append(apart[1] - apart[0])
-    # Over 200 seeds the gain of one pair was 0.42 with a standard deviation of 0.21: the mean of ten is 0.42 +- 0.07.
+    # Over 200 seeds the gain of one pair was 0.42 with a standard deviation of 0.21: the mean of
+    # ten is 0.42 +- 0.07.
     assert np.mean(gains) > 0.1, gains
 
 
@@ -298,7 +307,8 @@ def test_images_live_in_the_input_range_of_the_api(seed: int) -> None:
     recovered = recover(wide_api, N_PER_CLASS, config=SMALL, seed=seed)
     assert -3 <= recovered.images.min() < 0
     assert 1 < recovered.images.max() <= 5
-    # mu is a length in that range: a Rademacher direction moves every one of the 64 pixels by mu / 8.
+    # mu is a length in that range: a Rademacher direction moves every one of the 64 pixels by mu /
+    # 8.
     points = torch.cat(wide_api.asked[1:])[: 5 * N_IMAGES].view(5, N_IMAGES, -1)
     moved = (points[1:] - points[:1]).norm(dim=-1)
     torch.testing.assert_close(moved, torch.full_like(moved, SMALL.mu), rtol=1e-3, atol=0)
@@ -375,7 +385,9 @@ def test_exactly_the_budget_is_enough(seed: int) -> None:
 def test_a_shared_budget_spent_by_another_in_the_middle_of_a_step(
     calls_before: int, seed: int
 ) -> None:
-    """Each of a step's 5 rows is a call; the API's n-th call is the last that the others leave money for."""
+    """Each of a step's 5 rows is a call; the API's n-th call is the last that the others leave
+    money for.
+    """
     budget = Budget(max_queries=10_000)
     calls = 0
 

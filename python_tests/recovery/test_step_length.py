@@ -74,10 +74,11 @@ def descent(recovered: Recovered) -> float:
 def mean_descent(api_fields: dict[str, Any], config: RecoveryConfig) -> float:
     """Return the mean over three seeds.
 
-    A step that the API does not resolve estimates noise, and the loss then walks at random, by about 0.4 in either
-    direction. Where one walk ends hangs on the processor, since 8 bits and two decimals make a whole unit of the last
-    bit in which processors differ; so one walk proves nothing. The mean of three lies below 0.4 with 3 standard errors
-    to spare; the descent of a step that is resolved is above 1 in the mean, and its own spread is 0.2.
+    A step that the API does not resolve estimates noise, and the loss then walks at random, by
+    about 0.4 in either direction. Where one walk ends hangs on the processor, since 8 bits and two
+    decimals make a whole unit of the last bit in which processors differ; so one walk proves
+    nothing. The mean of three lies below 0.4 with 3 standard errors to spare; the descent of a step
+    that is resolved is above 1 in the mean, and its own spread is 0.2.
     """
     sets = [recover(api(**api_fields), N_PER_CLASS, config=config, seed=seed) for seed in range(3)]
     assert config.mu != "auto" or all(one.mu is not None and one.mu > 0.1 for one in sets)

@@ -36,7 +36,9 @@ LIMIT = 2.0  # seconds from the signal to the end of the process
 
 @dataclass
 class Silent:
-    """A v2 server that takes every request for scores and never answers; `asked` is set by the first."""
+    """A v2 server that takes every request for scores and never answers; `asked` is set by the
+    first.
+    """
 
     url: str = ""
     asked: threading.Event = field(default_factory=threading.Event)

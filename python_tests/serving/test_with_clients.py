@@ -42,7 +42,8 @@ def test_the_ledger_agrees_with_the_server(dropped: float, seed: int) -> None:
     service = Service([api(seed)], {"a": faults}, seed)
     images = images_for(N_IMAGES, seed)
     with running(service) as url:
-        # 2/5 of the requests fail at most; 40 attempts in a row would be a broken client, not bad luck
+        # 2/5 of the requests fail at most; 40 attempts in a row would be a broken client, not bad
+        # luck
         box = remote.RemoteBlackBox(url, "a", retries=40, backoff=0.0)
         for _ in range(N_CALLS):
             torch.testing.assert_close(box(images), api(seed)(images))

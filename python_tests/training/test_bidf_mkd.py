@@ -54,7 +54,9 @@ TINY = TrainConfig(
 
 
 def api(number: int, **spec: Any) -> BlackBox:
-    """A linear classifier; number i knows the classes i, i + 1 and i + 2, so neighbours share classes."""
+    """A linear classifier; number i knows the classes i, i + 1 and i + 2, so neighbours share
+    classes.
+    """
     values: dict[str, Any] = {
         "n_classes": N_CLASSES,
         "image_shape": SHAPE,
@@ -108,7 +110,9 @@ def test_fitting_twice_starts_anew_and_leaves_the_global_generator_alone() -> No
 
 
 def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
-    """One round over two APIs with the parts of the library, replay included: parameters and the recovered sets."""
+    """One round over two APIs with the parts of the library, replay included: parameters and the
+    recovered sets.
+    """
     apis = [api(number, input_range=(-1, 1)) for number in range(2)]
     module = copy.deepcopy(BiDfMKD(apis, config=config)._module)
     start = {name: value.detach().clone() for name, value in module.named_parameters()}
@@ -195,7 +199,9 @@ def initial(run: Run) -> list[torch.Tensor]:
 
 
 def test_the_boundary_term_starts_when_it_is_told() -> None:
-    """Two rounds of one API: the second API's query set sees the task model only if the start is not later."""
+    """Two rounds of one API: the second API's query set sees the task model only if the start is
+    not later.
+    """
     config = replace(TINY, meta_batch_size=1)
     early, late = (
         [
@@ -312,7 +318,9 @@ def test_a_budget_pays_sets_one_after_the_other(seed: int, monkeypatch: pytest.M
 
 
 def test_patience_where_steps_are_told_late() -> None:
-    """As on a GPU: it counts from the step that was best, stops at a telling only, and every step is told."""
+    """As on a GPU: it counts from the step that was best, stops at a telling only, and every step
+    is told.
+    """
     accuracies, recorded, asked = [0.1, 0.2, 0.3, 0.4, 0.5, *[0.5] * 30], [], []
 
     def replayer(tell_every: int) -> Callable[[bool], list[dict[str, float]]]:
@@ -341,7 +349,8 @@ def test_patience_where_steps_are_told_late() -> None:
 
 
 def test_replay_between_rounds_ends_early_when_patience_runs_out() -> None:
-    # 2 tasks x 3 classes x 2 query images: accuracy can improve at most 12 times in a row, so patience 1 ends by then.
+    # 2 tasks x 3 classes x 2 query images: accuracy can improve at most 12 times in a row, so
+    # patience 1 ends by then.
     config = replace(
         TINY, meta_batch_size=1, replay=replace(TINY.replay, steps_per_round=40, patience=1)
     )
@@ -380,7 +389,8 @@ def test_a_generator_of_ones_own() -> None:
     )
 
 
-# Sets are recovered in the order support 0, query 0, support 1, ...; each takes two steps of STEP queries.
+# Sets are recovered in the order support 0, query 0, support 1, ...; each takes two steps of STEP
+# queries.
 @pytest.mark.parametrize(
     ("queries", "n_sets", "spent"),
     [
@@ -545,7 +555,9 @@ def test_paper_compat_reaches_every_part(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_apis_of_different_image_shapes(tmp_path: Path) -> None:
-    """Two data sets that share a class name: two classes of the memory; the meta-model takes both sizes."""
+    """Two data sets that share a class name: two classes of the memory; the meta-model takes both
+    sizes.
+    """
     apis = [api(0), api(0, image_shape=(3, 20, 20), data_set="colours", name="api c")]
     run = BiDfMKD(apis, config=TINY).fit(tmp_path / "run")
     module = run.meta_model.module

@@ -90,7 +90,9 @@ def test_ten_kills_in_the_middle_of_sets(tmp_path: Path) -> None:
 def test_a_task_model_that_draws_goes_on_with_the_draws_of_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A meta-model with dropout, and a query set that is cut off in its fifth step, after a snapshot and one more."""
+    """A meta-model with dropout, and a query set that is cut off in its fifth step, after a
+    snapshot and one more.
+    """
     monkeypatch.setattr(journal, "SNAPSHOT_STEPS", 3)
     monkeypatch.setattr(journal, "SNAPSHOT_SECONDS", 0.0)
     meta_model = torch.nn.Sequential(

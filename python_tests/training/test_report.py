@@ -47,7 +47,8 @@ def comparison() -> Comparison:
 
 def test_accuracies_and_paired_differences() -> None:
     told = comparison()
-    # by hand: sd of (0.1, 0.3) is 0.1414, of (0.2, 0.5) 0.2121, of the differences (0.1, 0.2) 0.0707
+    # by hand: sd of (0.1, 0.3) is 0.1414, of (0.2, 0.5) 0.2121, of the differences (0.1, 0.2)
+    # 0.0707
     assert told.accuracies == [
         ["model", "1-shot", "5-shot"],
         ["plain", "20.00 ± 19.60", "50.00 ± 0.00"],

@@ -38,7 +38,9 @@ TINY = TrainConfig(
 
 
 def pool(log: Path, kill_at: int | None = None, n: int = 4) -> list[BlackBox]:
-    """Linear APIs that note each call in `log` before they answer; call `kill_at` (from 1) ends the process at once."""
+    """Linear APIs that note each call in `log` before they answer; call `kill_at` (from 1) ends
+    the process at once.
+    """
 
     def api(number: int) -> BlackBox:
         weight = torch.randn(256, 3, generator=torch.Generator().manual_seed(number))

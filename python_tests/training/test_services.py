@@ -71,7 +71,9 @@ def local(number: int) -> BlackBox:
 
 
 class Scripted(ServiceBlackBox):
-    """A service in this process; `before` is called with the number of each request and may raise or wait."""
+    """A service in this process; `before` is called with the number of each request and may raise
+    or wait.
+    """
 
     def __init__(
         self, number: int, before: Callable[[int], None] = lambda call: None, **spec: Any
@@ -182,7 +184,9 @@ def test_a_set_that_was_recovered_before_the_failure_is_not_asked_for_again() ->
 def test_a_set_that_failed_midway_is_not_asked_for_from_the_start(
     failing: int, kept: bool, tmp_path: Path
 ) -> None:
-    """The second step of the support set, or of the query set, in a run that is written to a folder or to none."""
+    """The second step of the support set, or of the query set, in a run that is written to a
+    folder or to none.
+    """
     fails_once = iter([True])
 
     def before(call: int) -> None:
@@ -290,7 +294,9 @@ def test_no_service_answers(tmp_path: Path) -> None:
 
 
 def test_a_slow_service_does_not_hold_up_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first waits for the last API to be asked, which is in a later group: waiting for it would never end."""
+    """The first waits for the last API to be asked, which is in a later group: waiting for it
+    would never end.
+    """
     monkeypatch.setattr(recoveries, "_PATIENCE", 0.0)
     monkeypatch.setattr(recoveries, "_LEAST_SECONDS", 0.01)
     last = threading.Event()
@@ -338,7 +344,9 @@ def test_no_budget_for_a_single_step() -> None:
 
 
 def test_eight_services_under_faults(tmp_path: Path, seed: int) -> None:
-    """5xx, dropped connections, storms of 429, a dead server and one that answers NaN: nothing lost or miscounted."""
+    """5xx, dropped connections, storms of 429, a dead server and one that answers NaN: nothing
+    lost or miscounted.
+    """
     pytest.importorskip("uvicorn")
     from bidfmkd_fast.serving.behaviour import Behaviour
     from bidfmkd_fast.serving.server import Service, running

@@ -28,7 +28,9 @@ def leaf(*shape: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize(("kind", "grid"), KINDS)
 def test_truth(kind: str, grid: int, seed: int) -> None:
-    """On a linear function, d = 8, q = 20000: cosine above 0.99, length within 5 %, through ask and tell alone."""
+    """On a linear function, d = 8, q = 20000: cosine above 0.99, length within 5 %, through ask
+    and tell alone.
+    """
     x, slope = leaf(1, 2, 2, 2, seed=seed), leaf(2, 2, 2, seed=seed + 1).detach()
     zo = bf.ZerothOrder(20000, 0.1, kind, grid, seed)
     loss = zo.tell((zo.ask(x).double() * slope).flatten(2).sum(-1).float())
@@ -38,7 +40,9 @@ def test_truth(kind: str, grid: int, seed: int) -> None:
 
 
 def test_the_estimate_flows_into_the_graph(seed: int) -> None:
-    """loss is mean(losses[0]); its gradient in x is estimate / B, times whatever came from above."""
+    """loss is mean(losses[0]); its gradient in x is estimate / B, times whatever came from
+    above.
+    """
     weight, q, b = leaf(3, 3, seed=seed), 6, 4
     inputs = leaf(b, 3, seed=seed + 1)
     x = inputs @ weight
@@ -128,7 +132,9 @@ def test_the_boundary_term_needs_a_weight_and_scores(seed: int) -> None:
 
 
 def test_a_second_ask_before_tell_is_refused(seed: int) -> None:
-    """Losses of the first ask would go to the directions of the second; `reset` drops a query that failed."""
+    """Losses of the first ask would go to the directions of the second; `reset` drops a query that
+    failed.
+    """
     x = leaf(2, 3, seed=seed)
     zo, wanted = bf.ZerothOrder(4, 0.1, seed=seed), bf.ZerothOrder(4, 0.1, seed=seed)
     losses = zo.ask(x).square().sum(-1)

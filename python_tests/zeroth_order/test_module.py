@@ -17,7 +17,9 @@ from bidfmkd_fast.errors import InputError
 
 
 def test_gradient_of_any_loss(seed: int) -> None:
-    """With a linear box and many directions the gradient is the true one, whatever loss stands on top."""
+    """With a linear box and many directions the gradient is the true one, whatever loss stands on
+    top.
+    """
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(8, 5, generator=generator)
     x = torch.randn(2, 8, generator=generator).requires_grad_()
@@ -84,7 +86,9 @@ def test_bad_answer() -> None:
 
 
 def test_a_module_that_is_asked_stays_outside(seed: int) -> None:
-    """Its parameters, batch norms and mode are not those of the teacher, and training leaves them as they were."""
+    """Its parameters, batch norms and mode are not those of the teacher, and training leaves them
+    as they were.
+    """
     torch.manual_seed(seed)
     victim = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)

@@ -34,10 +34,11 @@ class ConvReLU2d(nn.Module):
 
 
 def fuse_relus(module: nn.Module) -> None:
-    """Put `ConvReLU2d`, in place, wherever a convolution with a bias alone feeds a ReLU, also through a max pooling.
+    """Put `ConvReLU2d`, in place, wherever a convolution with a bias alone feeds a ReLU, also
+    through a max pooling.
 
-    ReLU is monotone, so it may come before the maximum instead of after it: the values are the same. The module's own
-    ReLU keeps running, on values it leaves as they are.
+    ReLU is monotone, so it may come before the maximum instead of after it: the values are the
+    same. The module's own ReLU keeps running, on values it leaves as they are.
     """
     for part, graph, alone in traced_parts(module):
         layers = dict(part.named_modules())

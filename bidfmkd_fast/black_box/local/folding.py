@@ -12,7 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class Part(NamedTuple):
-    """A submodule that could be traced: its graph, and whether a layer of it is called once, unhooked and unshared."""
+    """A submodule that could be traced: its graph, and whether a layer of it is called once,
+    unhooked and unshared.
+    """
 
     module: nn.Module
     graph: fx.Graph
@@ -20,11 +22,12 @@ class Part(NamedTuple):
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Fold, in place, each 2-d batch norm of a module in evaluation mode into the convolution that alone feeds it.
+    """Fold, in place, each 2-d batch norm of a module in evaluation mode into the convolution that
+    alone feeds it.
 
-    A trace tells which feeds which. The module's own `forward` keeps running, with an identity where the batch norm
-    was, so whatever else it does it still does. A layer that is shared, called more than once, hooked, parametrised or
-    without running statistics stays as it is.
+    A trace tells which feeds which. The module's own `forward` keeps running, with an identity
+    where the batch norm was, so whatever else it does it still does. A layer that is shared, called
+    more than once, hooked, parametrised or without running statistics stays as it is.
     """
     for part, graph, alone in traced_parts(module):
         layers = dict(part.named_modules())

@@ -37,23 +37,25 @@ _FATAL = 4  # the only level of onnxruntime's log: its errors come as exceptions
 
 
 class OnnxBlackBox(BlackBox):
-    """An ONNX model as an API. Each call costs one request, or one for every `spec.max_batch` images.
+    """An ONNX model as an API. Each call costs one request, or one for every `spec.max_batch`
+    images.
 
-    A file whose images have a fixed number, stated or hidden in one of its nodes, is given that many at once, and the
-    last ones are filled up. Scores are rounded to `decimals` and cut to `top_k`, as by any black box in this process.
+    A file whose images have a fixed number, stated or hidden in one of its nodes, is given that
+    many at once, and the last ones are filled up. Scores are rounded to `decimals` and cut to
+    `top_k`, as by any black box in this process.
 
     Args:
-        path: the `.onnx` file: one input of images, one output of scores. Weights that it keeps in a file of their own
-            are looked for beside it.
-        spec: what is known of the API: an `APISpec`, or some of its fields, the others being read from the file. A file
-            does not tell `scores_kind`: logits unless given. Images are fitted to it (size, layout, normalisation,
-            uint8) as for a service.
+        path: the `.onnx` file: one input of images, one output of scores. Weights that it keeps in
+            a file of their own are looked for beside it.
+        spec: what is known of the API: an `APISpec`, or some of its fields, the others being read
+            from the file. A file does not tell `scores_kind`: logits unless given. Images are
+            fitted to it (size, layout, normalisation, uint8) as for a service.
         budget: cap on what it may cost; None for no cap.
         providers: onnxruntime's execution providers, best first; None for the CPU.
 
     Raises:
-        InputError: onnxruntime is not installed, the file is no such model or fails, its weights are missing, or it
-            wants other images than the spec sends.
+        InputError: onnxruntime is not installed, the file is no such model or fails, its weights
+            are missing, or it wants other images than the spec sends.
 
     Warns:
         ServiceWarning: the file says that it takes any number of images, but takes one number only.
@@ -167,8 +169,9 @@ def _describe(path: Path, session: Any) -> V2Model:
 def _fixed_batch(path: Path, spec: APISpec, session: Any, run: Run) -> int | None:
     """Return the only number of images that the file takes at once; None where it takes any number.
 
-    A file exported with one batch may say that the number is free while a node, such as a Reshape, holds it fixed. So
-    it is run with one image and with two; where neither works, with the number that an output has, and a few others.
+    A file exported with one batch may say that the number is free while a node, such as a Reshape,
+    holds it fixed. So it is run with one image and with two; where neither works, with the number
+    that an output has, and a few others.
     """
     stated = session.get_inputs()[0].shape[0]
     image = wire_array(spec.from_unit(torch.full((1, *spec.image_shape), 0.5)), spec)

@@ -15,20 +15,22 @@ from bidfmkd_fast.black_box.spec import APISpec
 
 
 class OpenBox(BlackBox):
-    """A local module that answers with a graph: `recover` takes its true gradient instead of an estimate.
+    """A local module that answers with a graph: `recover` takes its true gradient instead of an
+    estimate.
 
-    Only for comparisons; a call counts as its images, whatever the gradient would cost elsewhere. The module is copied
-    and put in evaluation mode, and answers in full: `dtype`, `encoding`, `decimals` and `top_k`, which say what a
-    service loses, take nothing away here.
+    Only for comparisons; a call counts as its images, whatever the gradient would cost elsewhere.
+    The module is copied and put in evaluation mode, and answers in full: `dtype`, `encoding`,
+    `decimals` and `top_k`, which say what a service loses, take nothing away here.
 
     Args:
-        module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of `spec.returned_kind`.
+        module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of
+            `spec.returned_kind`.
         spec: what is known of the API.
         device: where the module runs; images are moved there and scores back.
 
     Raises:
-        InputError: the spec asks for another size, layout or normalisation, or for a `max_batch` that would change the
-            scores of a module whose batch norms use batch statistics.
+        InputError: the spec asks for another size, layout or normalisation, or for a `max_batch`
+            that would change the scores of a module whose batch norms use batch statistics.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class OpenBox(BlackBox):
         self._module = copy.deepcopy(module).to(self._device).eval().requires_grad_(False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Scores `[N, n_classes]` of images `[N, C, H, W]`, differentiable; checked and counted as a black box's."""
+        """Scores `[N, n_classes]` of images `[N, C, H, W]`, differentiable; checked and counted as
+        a black box's.
+        """
         self._check_images(images)
         n_requests = self._count_requests(len(images))
         self._reserve(len(images), n_requests)

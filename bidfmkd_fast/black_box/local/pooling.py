@@ -16,7 +16,9 @@ class PairwiseMaxPool2d(nn.Module):
 
 
 def replace_max_pools(module: nn.Module) -> None:
-    """Puts `PairwiseMaxPool2d`, in place, wherever a submodule is a plain `MaxPool2d` of 2x2 cells without hooks."""
+    """Puts `PairwiseMaxPool2d`, in place, wherever a submodule is a plain `MaxPool2d` of 2x2 cells
+    without hooks.
+    """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.MaxPool2d and _is_plain(child):

@@ -25,22 +25,26 @@ from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
 from bidfmkd_fast.runtime.full_float32 import full_float32
 from bidfmkd_fast.seeds import seeded
 
-# A micro-batch's largest activation: small enough for the last-level cache, large enough to keep the convolutions busy.
+# A micro-batch's largest activation: small enough for the last-level cache, large enough to keep
+# the convolutions busy.
 _CPU_ACTIVATION_BYTES = 8 << 20
 _GPU_ACTIVATION_SHARE = (
     32  # of a device's memory: large batches run faster there, and several APIs run side by side
 )
-# Folding and memory format change scores by rounding (1e-6 of the largest, deep nets 1e-5); a wrong fold by far more.
+# Folding and memory format change scores by rounding (1e-6 of the largest, deep nets 1e-5); a wrong
+# fold by far more.
 _SAME_SCORES = 1e-4
 
 
 class LocalBlackBox(BlackBox):
     """A black box in this process, which answers as precisely as its spec says and no more.
 
-    Images lose what 8 bits or JPEG would lose of them, scores are rounded to `decimals` and cut to `top_k`.
+    Images lose what 8 bits or JPEG would lose of them, scores are rounded to `decimals` and cut to
+    `top_k`.
 
     Raises:
-        InputError: the spec asks for another size, layout or normalisation, which only a service can want.
+        InputError: the spec asks for another size, layout or normalisation, which only a service
+            can want.
     """
 
     def __init__(self, spec: APISpec, *, budget: Budget | None = None) -> None:
@@ -52,7 +56,9 @@ class LocalBlackBox(BlackBox):
 
 
 def refuse_wire_fields(spec: APISpec) -> None:
-    """Raise InputError where the spec asks for another size, layout or normalisation than a box in this process has."""
+    """Raise InputError where the spec asks for another size, layout or normalisation than a box in
+    this process has.
+    """
     if spec.server_shape not in (None, spec.image_shape) or spec.layout != "NCHW" or spec.mean:
         raise InputError(
             f"{spec.name}: server_shape, layout, mean and std are for services; a local API gets images "
@@ -61,7 +67,9 @@ def refuse_wire_fields(spec: APISpec) -> None:
 
 
 def refuse_split(module: nn.Module, name: str, **sizes: int | None) -> None:
-    """Raise InputError where a batch size of `sizes` would split what the module's batch norms see together."""
+    """Raise InputError where a batch size of `sizes` would split what the module's batch norms see
+    together.
+    """
     for argument, size in sizes.items():
         if size is not None and uses_batch_statistics(module):
             raise InputError(
@@ -71,19 +79,22 @@ def refuse_split(module: nn.Module, name: str, **sizes: int | None) -> None:
 
 
 def uses_batch_statistics(module: nn.Module) -> bool:
-    """Return whether a batch norm of the module has no running statistics, so that images depend on one another."""
+    """Return whether a batch norm of the module has no running statistics, so that images depend
+    on one another.
+    """
     return any(
         isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in module.modules()
     )
 
 
 class FunctionBlackBox(LocalBlackBox):
-    """An API behind any function. Each call costs one request, or one for every `spec.max_batch` images.
+    """An API behind any function. Each call costs one request, or one for every `spec.max_batch`
+    images.
 
     Args:
-        function: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]`, a floating tensor of
-            `spec.scores_kind` (for top-k: the probabilities of all classes). It runs without autograd and gets a copy
-            of the images, so it may work in place.
+        function: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]`, a
+            floating tensor of `spec.scores_kind` (for top-k: the probabilities of all classes). It
+            runs without autograd and gets a copy of the images, so it may work in place.
         spec: what is known of the API.
         budget: cap on what it may cost; None for no cap.
 
@@ -106,26 +117,30 @@ class FunctionBlackBox(LocalBlackBox):
 
 
 class TorchBlackBox(LocalBlackBox):
-    """A torch module served as an API: only its scores come out. A call costs one request, or one per `max_batch`.
+    """A torch module served as an API: only its scores come out. A call costs one request, or one
+    per `max_batch`.
 
-    The module is copied and put in evaluation mode. Batch norms are folded into the convolutions before them; the
-    memory format is channels-last (on a GPU whichever is faster there); on the CPU 2x2 max pools become elementwise
-    maxima; on a GPU a convolution and the ReLU after it become one call; large calls run in micro-batches. Each of
-    these is done only if it leaves the scores equal up to rounding (measured once, here). It runs in full float32,
-    without autocast and without TF32.
+    The module is copied and put in evaluation mode. Batch norms are folded into the convolutions
+    before them; the memory format is channels-last (on a GPU whichever is faster there); on the CPU
+    2x2 max pools become elementwise maxima; on a GPU a convolution and the ReLU after it become one
+    call; large calls run in micro-batches. Each of these is done only if it leaves the scores equal
+    up to rounding (measured once, here). It runs in full float32, without autocast and without
+    TF32.
 
     Args:
-        module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of `spec.scores_kind`
-            (for top-k: the probabilities of all classes).
+        module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of
+            `spec.scores_kind` (for top-k: the probabilities of all classes).
         spec: what is known of the API.
         budget: cap on what it may cost; None for no cap.
-        device: where the module runs; where its parameters are unless told. Images and scores are moved.
-        micro_batch: most images run at once; None to choose by the size of the module's activations. A module whose
-            batch norms use batch statistics is never split, since that would change its scores.
+        device: where the module runs; where its parameters are unless told. Images and scores are
+            moved.
+        micro_batch: most images run at once; None to choose by the size of the module's
+            activations. A module whose batch norms use batch statistics is never split, since that
+            would change its scores.
 
     Raises:
-        InputError: the module does not map `[N, *image_shape]` to `[N, n_classes]`, cannot be copied, or
-            `micro_batch` or `max_batch` does not suit it (InputTypeError: a wrong type).
+        InputError: the module does not map `[N, *image_shape]` to `[N, n_classes]`, cannot be
+            copied, or `micro_batch` or `max_batch` does not suit it (InputTypeError: a wrong type).
     """
 
     def __init__(
@@ -213,7 +228,8 @@ def _forward(
     answers = []
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), full_float32():
         for images in batches:
-            # A copy: the module may work in place, and only an explicit layout makes one-channel images channels-last.
+            # A copy: the module may work in place, and only an explicit layout makes one-channel
+            # images channels-last.
             own = torch.empty(
                 images.shape, dtype=images.dtype, device=device, memory_format=memory_format
             )
@@ -224,7 +240,9 @@ def _forward(
 def _fastest_equal(
     plain: nn.Module, spec: APISpec, device: torch.device
 ) -> tuple[nn.Module, torch.memory_format, int]:
-    """The fastest form of `plain` with its scores, the memory format, and the largest activation in bytes per image."""
+    """The fastest form of `plain` with its scores, the memory format, and the largest activation
+    in bytes per image.
+    """
     with seeded(0, "black_box", "local", "trial"):
         images = spec.from_unit(torch.rand(2, *spec.image_shape)).to(device)
 
@@ -297,7 +315,9 @@ def _fastest_equal(
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Time of one run on a CUDA device: in float32 no rule tells which memory format is the faster one."""
+    """Time of one run on a CUDA device: in float32 no rule tells which memory format is the faster
+    one.
+    """
     with torch.cuda.device(device):
         run()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

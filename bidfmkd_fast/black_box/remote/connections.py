@@ -31,7 +31,9 @@ class Line:
         _local.line = self
 
     def hold(self, handle: socket.socket | None) -> None:
-        """Note the connection in use; cut it at once if the request was given up before it was there."""
+        """Note the connection in use; cut it at once if the request was given up before it was
+        there.
+        """
         self._handle = handle
         if self._is_cut:
             self.cut()
@@ -47,7 +49,8 @@ class Line:
 class _Cuttable:
     """Mixin for urllib3's connections: tells the current thread's `Line` which socket is in use.
 
-    The handle is a duplicate, because TLS replaces the connection's own socket object while it shakes hands.
+    The handle is a duplicate, because TLS replaces the connection's own socket object while it
+    shakes hands.
     """
 
     _handle: socket.socket | None = None

@@ -52,18 +52,23 @@ class HTTPClient:
     Args:
         name: what errors call the API.
         url: `http://` or `https://`, without user and password. TLS certificates are verified.
-        token_variable: environment variable that holds a bearer token; it is read for each request and never stored.
+        token_variable: environment variable that holds a bearer token; it is read for each request
+            and never stored.
         headers: more headers, nothing secret.
-        timeout: seconds until a whole answer must be there, from the moment that the connection is begun (to connect,
-            at most 10).
-        retries: how often a request is repeated after 408, 425, 429, 5xx, a dropped connection or a time-out.
-        backoff: seconds before the second repetition, doubled for each one after it up to 30, with as much jitter.
-        longest_wait: the longest `Retry-After` that is waited for, in seconds; a longer one ends the request.
+        timeout: seconds until a whole answer must be there, from the moment that the connection is
+            begun (to connect, at most 10).
+        retries: how often a request is repeated after 408, 425, 429, 5xx, a dropped connection or a
+            time-out.
+        backoff: seconds before the second repetition, doubled for each one after it up to 30, with
+            as much jitter.
+        longest_wait: the longest `Retry-After` that is waited for, in seconds; a longer one ends
+            the request.
         connections: the most at once.
         ca_file: certificates to trust instead of the system's.
 
     Raises:
-        InputError: a URL that cannot be used, a token that is not in the environment or would go out unencrypted.
+        InputError: a URL that cannot be used, a token that is not in the environment or would go
+            out unencrypted.
     """
 
     def __init__(
@@ -237,7 +242,9 @@ def split_url(name: str, url: object, schemes: Collection[str], wanted: str) -> 
 
 
 def checked_headers(name: str, headers: object) -> dict[str, str]:
-    """Return the headers as strings; raise InputError, which shows no value, where HTTP cannot carry one."""
+    """Return the headers as strings; raise InputError, which shows no value, where HTTP cannot
+    carry one.
+    """
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
@@ -258,7 +265,9 @@ def checked_headers(name: str, headers: object) -> dict[str, str]:
 
 
 def checked_timeout(name: str, timeout: float) -> float:
-    """Return `timeout`; raise InputError unless it is a number of seconds above 0 and of a day at most."""
+    """Return `timeout`; raise InputError unless it is a number of seconds above 0 and of a day at
+    most.
+    """
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout <= DAY:
         raise InputError(
             f"{name}: timeout must be a number of seconds above 0, at most {DAY:,}; got {timeout!r}"
@@ -269,7 +278,9 @@ def checked_timeout(name: str, timeout: float) -> float:
 def check_token(
     name: str, url: str, secure: bool, variable: str | None, letters: str = "Latin-1"
 ) -> None:
-    """Raise InputError for a token that is not in the environment, or would leave this machine unencrypted."""
+    """Raise InputError for a token that is not in the environment, or would leave this machine
+    unencrypted.
+    """
     bearer(name, variable, letters)
     if variable is not None and not secure and not is_loopback(urlsplit(url).hostname):
         raise InputError(

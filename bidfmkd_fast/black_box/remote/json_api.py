@@ -58,16 +58,20 @@ class JSONMapping:
     """Where the images go and where the scores come out.
 
     Args:
-        body: the request, with `"$images"` where the list of images goes, or `"$image"` where its one image
-            goes. An image is nested lists of numbers, or a base64 string where the spec's encoding is PNG or JPEG.
-        scores: path to the scores in the answer: keys and positions parted by dots, `*` for every item of a list, as
-            `predictions.*` or `*.score`; empty for the answer itself. What it finds are the scores of the images in
+        body: the request, with `"$images"` where the list of images goes, or `"$image"` where its
+            one image goes. An image is nested lists of numbers, or a base64 string where the spec's
+            encoding is PNG or JPEG.
+        scores: path to the scores in the answer: keys and positions parted by dots, `*` for every
+            item of a list, as `predictions.*` or `*.score`; empty for the answer itself. What it
+            finds are the scores of the images in
             order: `[N, k]`, or `[k]` for a single image.
-        labels: path to the labels of these scores, class names or numbers, where they are not in the spec's order.
+        labels: path to the labels of these scores, class names or numbers, where they are not in
+            the spec's order.
         item: one image as it stands in the list, with `"$image"` in it.
 
     Raises:
-        InputError: no place, or two kinds of place, for the images (InputTypeError: paths that are no strings).
+        InputError: no place, or two kinds of place, for the images (InputTypeError: paths that are
+            no strings).
     """
 
     body: Any
@@ -108,7 +112,8 @@ MAPPINGS = {
     "tf_serving_files": JSONMapping(
         body={"instances": IMAGES}, scores="predictions", item={"b64": IMAGE}
     ),
-    # A Hugging Face image-classification endpoint: one file a request, a list of labels with their scores back.
+    # A Hugging Face image-classification endpoint: one file a request, a list of labels with their
+    # scores back.
     "huggingface": JSONMapping(body={"inputs": IMAGE}, scores="*.score", labels="*.label"),
 }
 
@@ -118,9 +123,10 @@ class JSONBlackBox(ServiceBlackBox):
 
     Args:
         url: where to POST.
-        spec: what is known of the API. `layout`, `dtype` and `encoding` say what an image is; with labels in the answer
-            `class_names` say which is which.
-        mapping: where things are; or the name of one of `MAPPINGS`, or a mapping of `JSONMapping`'s fields.
+        spec: what is known of the API. `layout`, `dtype` and `encoding` say what an image is; with
+            labels in the answer `class_names` say which is which.
+        mapping: where things are; or the name of one of `MAPPINGS`, or a mapping of `JSONMapping`'s
+            fields.
         budget, in_flight, images_per_second, requests_per_second: as for `ServiceBlackBox`.
         connection: further options of `HTTPClient`.
 

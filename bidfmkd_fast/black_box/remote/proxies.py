@@ -27,7 +27,8 @@ def is_loopback(host: str | None) -> bool:
 def proxy_of(name: str, url: SplitResult) -> tuple[str, dict[str, str]] | None:
     """Return the URL of the proxy to use and the headers for it; None for a direct connection.
 
-    The variables are read by the standard library, in lower or upper case. This machine is never reached by a proxy.
+    The variables are read by the standard library, in lower or upper case. This machine is never
+    reached by a proxy.
 
     Raises:
         InputError: the proxy's URL cannot be used.

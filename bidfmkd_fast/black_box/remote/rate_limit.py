@@ -12,7 +12,8 @@ from bidfmkd_fast.runtime.interrupt import pause
 
 
 class RateLimit:
-    """Lets requests through at a given pace; what was not used in the last second may be used at once.
+    """Lets requests through at a given pace; what was not used in the last second may be used at
+    once.
 
     Args:
         images_per_second, requests_per_second: the pace; None for no limit.
@@ -43,7 +44,9 @@ class RateLimit:
         self._lock, self._clock, self._sleep, self._filled = threading.Lock(), clock, sleep, clock()
 
     def wait(self, n_images: int) -> None:
-        """Wait until a request with so many images may go. A large one goes once the ones before it are paid off."""
+        """Wait until a request with so many images may go. A large one goes once the ones before
+        it are paid off.
+        """
         with self._lock:
             now = self._clock()
             start = max(now, self._filled)  # what came before may still be waiting

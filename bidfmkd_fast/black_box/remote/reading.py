@@ -13,7 +13,8 @@ import numpy as np
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
 from bidfmkd_fast.secrets import scrub
 
-# What reading foreign data raises: a missing key or item, a wrong type or value, a number too large, lists too deep.
+# What reading foreign data raises: a missing key or item, a wrong type or value, a number too
+# large, lists too deep.
 _UNREADABLE = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError, struct.error,
 )  # fmt: skip
@@ -22,7 +23,8 @@ _MOST_LOOKED_AT = 2**16  # characters of an answer that are searched for somethi
 
 @contextmanager
 def reading(name: str, what: str, data: bytes | None = None) -> Iterator[None]:
-    """Turn whatever the block raises over foreign data into a `BadAnswer`, with what the service said in `data`.
+    """Turn whatever the block raises over foreign data into a `BadAnswer`, with what the service
+    said in `data`.
 
     Args:
         name: of the API.
@@ -48,7 +50,9 @@ def parse_json(name: str, data: bytes) -> Any:
 
 
 def float32_array(values: Any) -> np.ndarray[Any, Any]:
-    """Return numbers as float32; what is too large for it becomes infinity, which no answer may hold."""
+    """Return numbers as float32; what is too large for it becomes infinity, which no answer may
+    hold.
+    """
     with np.errstate(over="ignore"):
         return np.array(values, dtype=np.float32)
 
@@ -60,7 +64,9 @@ def said(data: bytes, most: int = 200) -> str:
 
 
 def shown(value: Any, most: int = 200) -> str:
-    """Return a value that was read, as one short line; its type where it is nested too deep to be shown."""
+    """Return a value that was read, as one short line; its type where it is nested too deep to be
+    shown.
+    """
     try:
         return short(repr(value), most)
     except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
@@ -68,7 +74,9 @@ def shown(value: Any, most: int = 200) -> str:
 
 
 def short(text: str, most: int = 200) -> str:
-    """Return the text in one line of at most `most` characters, without secrets: half of one is one, too."""
+    """Return the text in one line of at most `most` characters, without secrets: half of one is
+    one, too.
+    """
     words = text[:_MOST_LOOKED_AT].split()
     if len(text) > _MOST_LOOKED_AT and len(words) > 1:
         del words[-1]  # it may be the first half of a secret

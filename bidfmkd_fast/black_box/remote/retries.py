@@ -17,7 +17,9 @@ DAY = 86_400  # seconds; sockets and sleeps cannot take every number that YAML c
 
 
 class PatientRetry(Retry):
-    """urllib3's `Retry` with a pause that can be interrupted; it gives up where a service asks for a long wait."""
+    """urllib3's `Retry` with a pause that can be interrupted; it gives up where a service asks for
+    a long wait.
+    """
 
     longest_wait = 60.0
 
@@ -31,7 +33,8 @@ class PatientRetry(Retry):
         return self.increment("POST", "/", error=error)
 
     def wait(self, retry_after: str | None = None) -> None:
-        """Pause before the next attempt: as long as the header `Retry-After` asks, else the backoff time.
+        """Pause before the next attempt: as long as the header `Retry-After` asks, else the backoff
+        time.
 
         Raises:
             APIUnavailable: the service asks for a longer wait than `longest_wait`.
@@ -45,7 +48,9 @@ class PatientRetry(Retry):
 
 
 def seconds_asked(retry_after: str) -> float | None:
-    """Return the seconds that a `Retry-After` header asks for, a number or a date; None where it says neither."""
+    """Return the seconds that a `Retry-After` header asks for, a number or a date; None where it
+    says neither.
+    """
     try:
         seconds = float(retry_after)
     except ValueError:
@@ -71,7 +76,8 @@ def retry_policy(name: str, retries: int, backoff: float, longest_wait: float) -
         raise InputError(f"{name}: retries must be an integer of at least 0; got {retries!r}")
     policy = PatientRetry(
         total=retries,
-        allowed_methods=None,  # POST too: asking twice for scores changes nothing but the bill, which is counted
+        # POST too: asking twice for scores changes nothing but the bill, which is counted
+        allowed_methods=None,
         backoff_factor=backoff,
         backoff_max=30,
         backoff_jitter=backoff,

@@ -19,7 +19,9 @@ from bidfmkd_fast.runtime.interrupt import Interrupted, Stop, check, current
 
 Attempt = Callable[[], None]
 
-_BATCH = 256  # images per request where nothing is known: large enough that the transport is not what one waits for
+# images per request where nothing is known: large enough that the transport is not what one waits
+# for
+_BATCH = 256
 _MOST_IN_FLIGHT = 1024  # each takes a thread and a connection
 _BYTES_PER_SCORE = 256  # that an answer may hold, with the name of its class
 
@@ -67,7 +69,8 @@ class ServiceBlackBox(BlackBox):
 
     @abstractmethod
     def _request(self, images: Tensor, attempt: Attempt) -> Tensor:
-        """Scores of one batch on the CPU; `attempt()` is called right before every time that something is sent.
+        """Scores of one batch on the CPU; `attempt()` is called right before every time that
+        something is sent.
 
         Raises `BatchTooLarge` where half as many images should be tried.
         """
@@ -108,7 +111,9 @@ class ServiceBlackBox(BlackBox):
         return torch.cat([request.result() for request in requests])
 
     def _most_bytes(self, n_images: int) -> int:
-        """Return how large an answer may be: names and digits of all scores at their longest, and more than that."""
+        """Return how large an answer may be: names and digits of all scores at their longest, and
+        more than that.
+        """
         return MOST_BYTES + _BYTES_PER_SCORE * n_images * self._spec.n_classes
 
     def _release(self, n_images: int, n_requests: int) -> None:

@@ -21,10 +21,11 @@ from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
 
 
 class V2BlackBox(ServiceBlackBox):
-    """A model behind a server of the v2 protocol. Subclasses define how metadata are read and requests are sent.
+    """A model behind a server of the v2 protocol. Subclasses define how metadata are read and
+    requests are sent.
 
-    With a whole `APISpec` nothing is sent before the first question, so that a server may be down when the box is made;
-    otherwise what is missing of the spec is read from the server at once.
+    With a whole `APISpec` nothing is sent before the first question, so that a server may be down
+    when the box is made; otherwise what is missing of the spec is read from the server at once.
     """
 
     def _start(self, model: str, spec: APISpec | Mapping[str, Any] | None, **options: Any) -> None:
@@ -42,7 +43,8 @@ class V2BlackBox(ServiceBlackBox):
     def _complete(self, model: str, known: Mapping[str, Any]) -> APISpec:
         check_fields(model, known)
         known = {"name": model, **known}
-        # Before there is a spec, so before super().__init__: a box without one is never seen outside.
+        # Before there is a spec, so before super().__init__: a box without one is never seen
+        # outside.
         self._model = self._read_model()
         found = self._model.fields()
         if (
@@ -103,7 +105,8 @@ def check_fields(name: str, known: object) -> None:
 
 
 def place_labels(name: str, spec: APISpec, scores: Tensor, labels: Any) -> Tensor:
-    """Scores `[N, k]` of labels `[N, k]`, class numbers or names, as `[N, n_classes]`, 0 where nothing was told.
+    """Scores `[N, k]` of labels `[N, k]`, class numbers or names, as `[N, n_classes]`, 0 where
+    nothing was told.
 
     Raises:
         BadAnswer: shapes that differ, a label that is none of the spec's, or one told twice.

@@ -41,9 +41,11 @@ class GrpcBlackBox(V2BlackBox):
 
     Args:
         url: `grpc://host:port`, or `grpcs://host:port` for TLS, whose certificates are verified.
-        model, spec, version, budget, in_flight, images_per_second, requests_per_second: as for `RemoteBlackBox`.
-        token_variable, timeout, retries, backoff, ca_file: as for `HTTPClient`; a request is repeated after the
-            statuses unavailable, resource exhausted, deadline exceeded, aborted and internal.
+        model, spec, version, budget, in_flight, images_per_second, requests_per_second: as for
+            `RemoteBlackBox`.
+        token_variable, timeout, retries, backoff, ca_file: as for `HTTPClient`; a request is
+            repeated after the statuses unavailable, resource exhausted, deadline exceeded, aborted
+            and internal.
 
     Raises:
         InputError: tritonclient is not installed; otherwise as `RemoteBlackBox`.

@@ -36,19 +36,21 @@ class _Refused(APIUnavailable):
 
 
 class RemoteBlackBox(V2BlackBox):
-    """A model of a v2 server over HTTP: binary tensors, or JSON where the server has no binary extension.
+    """A model of a v2 server over HTTP: binary tensors, or JSON where the server has no binary
+    extension.
 
     Args:
         url: of the server, `http://host:port`.
         model: name of the model there.
-        spec: what is known of the API: an `APISpec` (then nothing is sent before the first question), or some of its
-            fields, the others being read from the server. A server does not tell `scores_kind`: logits unless given.
+        spec: what is known of the API: an `APISpec` (then nothing is sent before the first
+            question), or some of its fields, the others being read from the server. A server does
+            not tell `scores_kind`: logits unless given.
         version: of the model; the server's choice when empty.
-        transport: `"binary"`, `"json"`, or `"auto"`: binary, and JSON with a warning where the server lists no
-            extension at all, or not this one and refuses the first binary request.
+        transport: `"binary"`, `"json"`, or `"auto"`: binary, and JSON with a warning where the
+            server lists no extension at all, or not this one and refuses the first binary request.
         budget, in_flight, images_per_second, requests_per_second: as for `ServiceBlackBox`.
-        connection: further options of `HTTPClient`: `token_variable`, `headers`, `timeout`, `retries`, `backoff`,
-            `longest_wait`, `ca_file`.
+        connection: further options of `HTTPClient`: `token_variable`, `headers`, `timeout`,
+            `retries`, `backoff`, `longest_wait`, `ca_file`.
 
     Raises:
         InputError: bad arguments, or a server that wants other images than the spec sends.
@@ -96,7 +98,8 @@ class RemoteBlackBox(V2BlackBox):
             if isinstance(extensions, list) and "binary_tensor_data" in extensions:
                 self._binary = True
             elif extensions == []:
-                # MLServer: to a large binary request it may not even answer, but close the connection.
+                # MLServer: to a large binary request it may not even answer, but close the
+                # connection.
                 self._use_json(f"{self._client.name}: the server lists no extension")
         metadata = self._client.get_json(self._path)
         if metadata is None:

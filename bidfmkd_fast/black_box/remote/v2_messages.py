@@ -28,14 +28,16 @@ _FLOATS = ("FP16", "FP32", "FP64", "BF16")
 
 
 class ServerMismatch(InputError, BadAnswer):
-    """The server describes a model that the spec does not fit: bad input to whoever asks it, and in a run, which may
-    be under way for hours when a server changes, a reason to skip the API.
+    """The server describes a model that the spec does not fit: bad input to whoever asks it, and in
+    a run, which may be under way for hours when a server changes, a reason to skip the API.
     """
 
 
 @dataclass(frozen=True)
 class V2Model:
-    """What a server tells of a model: its one input, its outputs as `(name, datatype, shape)`, its batch limit."""
+    """What a server tells of a model: its one input, its outputs as `(name, datatype, shape)`, its
+    batch limit.
+    """
 
     input_name: str
     datatype: str
@@ -45,10 +47,12 @@ class V2Model:
 
     @classmethod
     def read(cls, name: str, metadata: Any, config: Any) -> V2Model:
-        """From a model's metadata and, where the server has one, its configuration (Triton's `max_batch_size`).
+        """From a model's metadata and, where the server has one, its configuration (Triton's
+        `max_batch_size`).
 
         Raises:
-            BadAnswer: the metadata are not those of a model. InputError: the model takes more than one input.
+            BadAnswer: the metadata are not those of a model. InputError: the model takes more than
+                one input.
         """
         with reading(
             name,
@@ -86,7 +90,9 @@ class V2Model:
         return fields
 
     def check(self, spec: APISpec) -> None:
-        """Raises InputError where the server wants other images than the spec sends, telling the field to set."""
+        """Raises InputError where the server wants other images than the spec sends, telling the
+        field to set.
+        """
         wanted = {
             "UINT8": "dtype='uint8'",
             "FP32": "dtype='float32'",
@@ -109,7 +115,9 @@ class V2Model:
             )
 
     def wanted_outputs(self, spec: APISpec) -> tuple[str, ...]:
-        """The names of the outputs to ask for: the scores; for top-k answers the scores and the labels."""
+        """The names of the outputs to ask for: the scores; for top-k answers the scores and the
+        labels.
+        """
         scores = [name for name, datatype, _ in self.outputs if datatype in _FLOATS]
         labels = [name for name, datatype, _ in self.outputs if datatype not in _FLOATS]
         if len(scores) > 1:
@@ -143,7 +151,9 @@ def infer_request(
     outputs: Sequence[str],
     binary: bool,
 ) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of one inference request: an array, or image files as BYTES (base64 in JSON)."""
+    """Body and headers of one inference request: an array, or image files as BYTES (base64 in
+    JSON).
+    """
     if isinstance(images, np.ndarray):
         shape, raw = (
             list(images.shape),
@@ -202,7 +212,9 @@ def infer_response(
 
 
 def per_image(values: Array) -> Array:
-    """Return an output `[N, ..., n, ...]` with only one axis of more than 1 after the first as `[N, n]`."""
+    """Return an output `[N, ..., n, ...]` with only one axis of more than 1 after the first as
+    `[N, n]`.
+    """
     wide = [size for size in values.shape[1:] if size != 1]
     return values.reshape(len(values), *wide) if values.ndim > 2 and len(wide) == 1 else values
 
@@ -213,7 +225,9 @@ def _described(tensor: Any) -> tuple[str, str, tuple[int, ...]]:
 
 
 def _width(shape: Sequence[int]) -> int:
-    """Return how many numbers an output of `shape` holds per image; 0 where that is not one axis of known size."""
+    """Return how many numbers an output of `shape` holds per image; 0 where that is not one axis
+    of known size.
+    """
     wide = [size for size in shape[1:] or shape if size > 1]
     return wide[0] if len(wide) == 1 else 0
 

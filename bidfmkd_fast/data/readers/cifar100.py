@@ -19,9 +19,11 @@ def matches(tree: Tree) -> bool:
 
 
 def read(tree: Tree, split: Split | None) -> Listing:
-    """All 600 images of each class, those of `train` first; the split of CIFAR-FS unless `split` is given.
+    """All 600 images of each class, those of `train` first; the split of CIFAR-FS unless `split` is
+    given.
 
-    Raises `InputError` for files that are missing, damaged, of another form, or that want to run code.
+    Raises `InputError` for files that are missing, damaged, of another form, or that want to run
+    code.
     """
     folder = tree.folder_of(*_FILES)
     if folder is None:

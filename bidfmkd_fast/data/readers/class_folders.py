@@ -14,10 +14,11 @@ from bidfmkd_fast.errors import InputError
 
 
 def read(tree: Tree, split: Split | None) -> Listing:
-    """Every image with its folder as its class; folders above all images do not count, folders below join by "/".
+    """Every image with its folder as its class; folders above all images do not count, folders
+    below join by "/".
 
-    Split folders are kept as the split unless `split` is given. Raises `InputError` for images outside class folders
-    and for a class in two split folders.
+    Split folders are kept as the split unless `split` is given. Raises `InputError` for images
+    outside class folders and for a class in two split folders.
     """
     files = [name for name in tree.names if is_image_name(name)]
     if not files:
@@ -48,5 +49,7 @@ def read(tree: Tree, split: Split | None) -> Listing:
 
 
 def size_by_names(classes: list[str]) -> int | None:
-    """84 where the classes are named by WordNet numbers, as in miniImageNet and tieredImageNet; else None."""
+    """84 where the classes are named by WordNet numbers, as in miniImageNet and tieredImageNet;
+    else None.
+    """
     return 84 if all(re.fullmatch(r"n\d{8}", name) for name in classes) else None

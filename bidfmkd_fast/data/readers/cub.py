@@ -19,9 +19,10 @@ def matches(tree: Tree) -> bool:
 def read(tree: Tree, split: Split | None) -> Listing:
     """Every image of `images.txt`, wanted in 84 x 84 RGB.
 
-    Unless `split` is given, of the classes by name the first, third, fifth, ... are meta_train, every second of the
-    others meta_val, the rest meta_test: 100, 50 and 50, as in Chen et al. (ICLR 2019) and the paper's own lists.
-    Raises `InputError` for lists that contradict each other and for images that are absent.
+    Unless `split` is given, of the classes by name the first, third, fifth, ... are meta_train,
+    every second of the others meta_val, the rest meta_test: 100, 50 and 50, as in Chen et al. (ICLR
+    2019) and the paper's own lists. Raises `InputError` for lists that contradict each other and
+    for images that are absent.
     """
     folder = tree.folder_of(*_LISTS)
     if folder is None:

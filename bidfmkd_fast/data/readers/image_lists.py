@@ -17,7 +17,9 @@ from bidfmkd_fast.errors import InputError
 
 
 def read(tree: Tree, split: Split | None) -> Listing:
-    """Every listed image; images that no list names are left out. Raises `InputError` for one listed but absent."""
+    """Every listed image; images that no list names are left out. Raises `InputError` for one
+    listed but absent.
+    """
     if split is None or split.images is None:
         came = "there are none" if split is None else f"{split.where} lists classes only"
         raise InputError(
@@ -38,7 +40,8 @@ def read(tree: Tree, split: Split | None) -> Listing:
 
 
 def _find(listed: str, by_file: dict[str, list[tuple[str, ...]]], where: str, tree: Tree) -> str:
-    """The file that a list means: the one whose path ends most like the listed one, its folder at least included.
+    """The file that a list means: the one whose path ends most like the listed one, its folder at
+    least included.
 
     Published lists hold paths of their authors' machines, and miniImageNet's hold bare file names.
     """

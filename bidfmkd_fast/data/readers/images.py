@@ -62,8 +62,8 @@ _EXIF_DAMAGED = (
 class Wanted(NamedTuple):
     """How images are to come.
 
-    `size` is their height and width, None for their own. `mode` is "L", "RGB" or None for what each file is. `upright`
-    turns an image as the orientation mark of its camera (EXIF) says.
+    `size` is their height and width, None for their own. `mode` is "L", "RGB" or None for what each
+    file is. `upright` turns an image as the orientation mark of its camera (EXIF) says.
     """
 
     size: int | None
@@ -89,10 +89,12 @@ def is_image_name(name: str) -> bool:
 
 
 def decode(content: bytes, where: str, wanted: Wanted) -> np.ndarray:
-    """One image as uint8 `[H, W]` (grey) or `[H, W, 3]` (RGB), turned upright and squeezed to the size wanted.
+    """One image as uint8 `[H, W]` (grey) or `[H, W, 3]` (RGB), turned upright and squeezed to the
+    size wanted.
 
-    Grey images of 16 bits are scaled to 8; transparency does not count. Raises `InputError` for what Pillow cannot read
-    as a common image, for floats and 32-bit integers, and for what is too large to be meant.
+    Grey images of 16 bits are scaled to 8; transparency does not count. Raises `InputError` for
+    what Pillow cannot read as a common image, for floats and 32-bit integers, and for what is too
+    large to be meant.
     """
     try:
         with Image.open(
@@ -120,9 +122,11 @@ def decode(content: bytes, where: str, wanted: Wanted) -> np.ndarray:
 
 
 def decode_all(tree: Tree, names: Sequence[str], wanted: Wanted, progress: bool) -> np.ndarray:
-    """The images of these files, uint8 `[N, H, W]`, or `[N, H, W, 3]` as soon as one of them has colour.
+    """The images of these files, uint8 `[N, H, W]`, or `[N, H, W, 3]` as soon as one of them has
+    colour.
 
-    Without a size all must have the same one. Raises `InputError` as `decode` does, naming the file.
+    Without a size all must have the same one. Raises `InputError` as `decode` does, naming the
+    file.
     """
     row_of = {name: row for row, name in enumerate(names)}
     images: np.ndarray | None = None
@@ -147,7 +151,8 @@ def decode_all(tree: Tree, names: Sequence[str], wanted: Wanted, progress: bool)
 def _upright(image: Image.Image) -> Image.Image:
     """Turn an image as its orientation mark says.
 
-    Pillow's `exif_transpose` writes all other EXIF data anew, which fails where one of them is damaged.
+    Pillow's `exif_transpose` writes all other EXIF data anew, which fails where one of them is
+    damaged.
     """
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -179,13 +184,16 @@ _reading = threading.local()  # .name: the file whose image this thread decodes
 
 @contextmanager
 def _warnings_with_files() -> Iterator[None]:
-    """Inside the block gather what Pillow warns of, in all threads; then warn once of each fault, naming the files."""
+    """Inside the block gather what Pillow warns of, in all threads; then warn once of each fault,
+    naming the files.
+    """
     files_of: dict[str, list[str]] = {}
 
     def note(
         message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any
     ) -> None:
-        # Pillow reads EXIF data as the tags of a TIFF file, and warns of each damaged tag by its number.
+        # Pillow reads EXIF data as the tags of a TIFF file, and warns of each damaged tag by its
+        # number.
         text = _EXIF_DAMAGED if "TiffImagePlugin" in filename else " ".join(str(message).split())
         files = files_of.setdefault(text, [])
         if (name := getattr(_reading, "name", "a file")) not in files[-1:]:
@@ -206,7 +214,9 @@ def _warnings_with_files() -> Iterator[None]:
 def _in_threads(
     tree: Tree, names: Sequence[str], wanted: Wanted
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Decoded images in the order of the stream; Pillow works outside Python's lock, so threads help."""
+    """Decoded images in the order of the stream; Pillow works outside Python's lock, so threads
+    help.
+    """
 
     def decoded(content: bytes, name: str) -> np.ndarray:
         _reading.name = f"{tree.path}: {name}"

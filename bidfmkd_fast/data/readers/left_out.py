@@ -14,7 +14,9 @@ _MOST_NAMED = 5
 
 
 def left_out_lines(tree: Tree, files: Collection[str]) -> tuple[str, ...]:
-    """Return a line for each kind of thing in `tree` that is not among the image files that are read."""
+    """Return a line for each kind of thing in `tree` that is not among the image files that are
+    read.
+    """
     read = set(files)
     rest = [name for name in tree.names if name not in read and not is_split_list(name)]
     unread = [name for name in rest if not is_image_name(name)]
@@ -35,7 +37,9 @@ def left_out_lines(tree: Tree, files: Collection[str]) -> tuple[str, ...]:
 
 
 def endings(names: Sequence[str]) -> str:
-    """Return how many of these files have which ending, and what would read them: "9 .heic (...), 2 .txt"."""
+    """Return how many of these files have which ending, and what would read them: "9 .heic (...),
+    2 .txt".
+    """
     counts = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names)
     hint = " (`pip install pillow-heif` reads them)"
     return _some(

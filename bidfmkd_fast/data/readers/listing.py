@@ -15,9 +15,9 @@ from bidfmkd_fast.data.readers.tree import Tree
 class Listing:
     """Images and their classes as one layout tells them.
 
-    `classes` names the class of each image: of `files` in `tree`, or of `pixels` uint8 `[N, H, W, 3]` where the source
-    holds arrays. `split` is what the source itself or its publishers say, or None. `size` is the side that the papers
-    use, or None for the images' own.
+    `classes` names the class of each image: of `files` in `tree`, or of `pixels` uint8 `[N, H, W,
+    3]` where the source holds arrays. `split` is what the source itself or its publishers say, or
+    None. `size` is the side that the papers use, or None for the images' own.
     """
 
     name: str

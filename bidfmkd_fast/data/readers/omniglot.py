@@ -21,10 +21,12 @@ def matches(tree: Tree) -> bool:
 
 
 def read(tree: Tree, split: Split | None) -> Listing:
-    """Each drawing as a grey image, wanted in 28 x 28; classes "background/<alphabet>/<character>", "evaluation/...".
+    """Each drawing as a grey image, wanted in 28 x 28; classes "background/<alphabet>/<character>",
+    "evaluation/...".
 
-    28 x 28 by the mean of the area, which keeps strokes of one pixel. The split is that of Vinyals et al. (NeurIPS
-    2016), without rotations, unless `split` is given. Raises `InputError` when one of the two parts is missing.
+    28 x 28 by the mean of the area, which keeps strokes of one pixel. The split is that of Vinyals
+    et al. (NeurIPS 2016), without rotations, unless `split` is given. Raises `InputError` when one
+    of the two parts is missing.
     """
     both = _Both(tree)
     classes = [name.rpartition("/")[0] for name in both.names]

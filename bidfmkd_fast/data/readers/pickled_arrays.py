@@ -15,8 +15,9 @@ from bidfmkd_fast.errors import InputError
 def load_arrays(content: bytes, where: str) -> dict[str, Any]:
     """The dict in a pickle written by Python 2 or 3, its arrays of bytes as uint8 of their shape.
 
-    The stand-ins below take the place of the three names that a numpy array needs; any other name is refused before
-    anything is called. Raises `InputError` for that, for arrays of another type, and for a damaged pickle.
+    The stand-ins below take the place of the three names that a numpy array needs; any other name
+    is refused before anything is called. Raises `InputError` for that, for arrays of another type,
+    and for a damaged pickle.
     """
     try:
         value = _Unpickler(io.BytesIO(content), encoding="latin1").load()

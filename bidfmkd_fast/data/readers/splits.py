@@ -39,9 +39,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """`of`: the split of each listed class; an entry may also be a folder of classes ("Angelic" for "Angelic/a").
+    """`of`: the split of each listed class; an entry may also be a folder of classes ("Angelic" for
+    "Angelic/a").
 
-    `images`: (path as listed, class) where the lists name images, else None. `where`: whence all this comes.
+    `images`: (path as listed, class) where the lists name images, else None. `where`: whence all
+    this comes.
     """
 
     where: str
@@ -49,7 +51,9 @@ class Split:
     images: list[tuple[str, str]] | None = None
 
     def of_classes(self, classes: Collection[str]) -> dict[str, str]:
-        """The split of each of these classes that is listed. Raises `InputError` for listed ones that are absent."""
+        """The split of each of these classes that is listed. Raises `InputError` for listed ones
+        that are absent.
+        """
         found: dict[str, str] = {}
         absent = []
         for entry, split in self.of.items():
@@ -75,7 +79,9 @@ class Split:
 
 
 def make_split(where: str, rows: Sequence[Row]) -> Split:
-    """The `Split` of these rows. Raises `InputError` when a class is in two splits, or only some rows name images."""
+    """The `Split` of these rows. Raises `InputError` when a class is in two splits, or only some
+    rows name images.
+    """
     of: dict[str, str] = {}
     for row in rows:
         if of.setdefault(row.class_name, row.split) != row.split:
@@ -89,7 +95,9 @@ def make_split(where: str, rows: Sequence[Row]) -> Split:
 
 
 def random_split(classes: Collection[str], seed: int) -> Split:
-    """64 : 16 : 20 of the classes, as in miniImageNet and CIFAR-FS, drawn by `seed`; one at least for meta_test."""
+    """64 : 16 : 20 of the classes, as in miniImageNet and CIFAR-FS, drawn by `seed`; one at least
+    for meta_test.
+    """
     names = sorted(classes)
     n_test, n_val = max(1, round(0.2 * len(names))), round(0.16 * len(names))
     order = torch.randperm(len(names), generator=torch_generator(seed, "convert", "split")).tolist()
@@ -108,7 +116,9 @@ def is_split_list(name: str) -> bool:
 
 
 def read_split(path: Path) -> Split:
-    """The split lists at `path`: a folder of three, or one CSV or JSON file for all. Raises `InputError`."""
+    """The split lists at `path`: a folder of three, or one CSV or JSON file for all. Raises
+    `InputError`.
+    """
     if path.is_dir():
         files = [file.name for file in path.iterdir() if file.is_file()]
         chosen = _choose(files, str(path))
@@ -125,12 +135,16 @@ def read_split(path: Path) -> Split:
 
 
 def published_split(name: str) -> Split:
-    """A split shipped with the package: "cifar_fs" (Bertinetto et al., 2019) or "omniglot" (Vinyals et al., 2016)."""
+    """A split shipped with the package: "cifar_fs" (Bertinetto et al., 2019) or "omniglot"
+    (Vinyals et al., 2016).
+    """
     return replace(read_split(PUBLISHED_LISTS / name), where=f"the published split of {name}")
 
 
 def find_split(tree: Tree) -> Split | None:
-    """The split lists inside a source. Raises `InputError` where several folders of it hold some."""
+    """The split lists inside a source. Raises `InputError` where several folders of it hold
+    some.
+    """
     folders: dict[str, list[str]] = {}
     for name in tree.names:
         folder, _, file = name.rpartition("/")
@@ -187,7 +201,9 @@ def _parse_three(where: str, contents: dict[str, tuple[str, bytes]]) -> Split:
 
 
 def _parse(where: str, name: str, content: bytes, split: str | None) -> Iterator[Row]:
-    """The rows of one file; `split` is the one that its name tells, None for a file that must tell it itself."""
+    """The rows of one file; `split` is the one that its name tells, None for a file that must tell
+    it itself.
+    """
     try:
         text = content.decode("utf-8-sig")
         if name.lower().endswith(".csv"):

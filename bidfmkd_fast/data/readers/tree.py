@@ -41,8 +41,8 @@ _DAMAGE = (
 class Tree(ABC):
     """Files by their path below the root, parts joined by "/".
 
-    `names` are those that count. `hidden` are the others: a part of the path begins with "." or was made by a system,
-    such as the thumbnails in `@eaDir`.
+    `names` are those that count. `hidden` are the others: a part of the path begins with "." or was
+    made by a system, such as the thumbnails in `@eaDir`.
     """
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
@@ -61,7 +61,9 @@ class Tree(ABC):
 
     @abstractmethod
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """(name, content) of these files, in the order that is quickest to read. Raises `InputError` for damage."""
+        """(name, content) of these files, in the order that is quickest to read. Raises
+        `InputError` for damage.
+        """
 
     def read(self, *names: str) -> list[bytes]:
         """The contents of a few files, in the order asked."""
@@ -69,7 +71,9 @@ class Tree(ABC):
         return [contents[name] for name in names]
 
     def folder_of(self, *names: str) -> str | None:
-        """The folder, ending in "/" or empty for the root, that holds all these files; the one nearest to the root."""
+        """The folder, ending in "/" or empty for the root, that holds all these files; the one
+        nearest to the root.
+        """
         there = set(self.names)
         found = [
             name[: -len(names[0])] for name in self.names if f"/{name}".endswith(f"/{names[0]}")
@@ -79,7 +83,9 @@ class Tree(ABC):
 
 
 def open_tree(path: Path) -> Tree:
-    """The tree of a folder, a zip or a tar archive. Raises `InputError` for anything else, damage or escaping paths."""
+    """The tree of a folder, a zip or a tar archive. Raises `InputError` for anything else, damage
+    or escaping paths.
+    """
     if path.is_dir():
         return _Folder(path)
     if not path.is_file():
@@ -126,7 +132,9 @@ class _Zip(Tree):
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header must be whole: tarfile takes a cut or damaged one for the end of the archive."""
+    """A member whose header must be whole: tarfile takes a cut or damaged one for the end of the
+    archive.
+    """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
@@ -141,7 +149,9 @@ class _Member(tarfile.TarInfo):
 
 
 class _Tar(Tree):
-    """Read front to back, since a compressed tar archive can only be rewound by reading it all again."""
+    """Read front to back, since a compressed tar archive can only be rewound by reading it all
+    again.
+    """
 
     def __init__(self, path: Path) -> None:
         names = []

@@ -59,7 +59,8 @@ def main() -> None:
         host="127.0.0.1",
         http_port=options.port,
         grpc_port=options.grpc_port,
-        parallel_workers=0,  # the models are small: handing images to other processes costs more than scoring them
+        # the models are small: handing images to other processes costs more than scoring them
+        parallel_workers=0,
         metrics_endpoint=None,
         debug=False,
         gzip_enabled=False,

@@ -229,7 +229,9 @@ def test_an_axis_that_is_dynamic_is_not_warned_of(tmp_path: Path, seed: int) -> 
 
 
 def save_reading_a_table(path: Path, length: int) -> Path:
-    """Adds the number at place `10 * brightest pixel` of a table of zeros, which fails beyond its end."""
+    """Adds the number at place `10 * brightest pixel` of a table of zeros, which fails beyond its
+    end.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     nodes = [

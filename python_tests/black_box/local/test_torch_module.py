@@ -21,7 +21,8 @@ from bidfmkd_fast.runtime.full_float32 import full_float32
 
 SIZE = 20
 SPEC = APISpec(4, (1, SIZE, SIZE), input_range=(-1.0, 1.0), name="small")
-# A deep float32 net against itself in float64: about 1e-6 of the largest score; a wrong fold is off by 0.01 and more.
+# A deep float32 net against itself in float64: about 1e-6 of the largest score; a wrong fold is off
+# by 0.01 and more.
 SCORES_TOLERANCE = 2e-5
 
 
@@ -83,7 +84,9 @@ class Viewing(nn.Module):
 
 
 class Tangled(nn.Module):
-    """Convolutions whose batch norm must not be folded: shared, used twice, used raw, read elsewhere, hooked."""
+    """Convolutions whose batch norm must not be folded: shared, used twice, used raw, read
+    elsewhere, hooked.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +123,9 @@ class InPlace(nn.Module):
 
 
 def trained(module: nn.Module, seed: int) -> nn.Module:
-    """The module in eval() with weights, scales and running statistics as far from their defaults as training makes."""
+    """The module in eval() with weights, scales and running statistics as far from their defaults
+    as training makes.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
         if name.endswith("running_var"):
@@ -137,7 +142,9 @@ def images_of(n: int, seed: int) -> Tensor:
 
 
 def assert_same_scores(scores: Tensor, module: nn.Module, images: Tensor) -> None:
-    """Equal to the plain module in float64, relative to the largest score; and the images do make a difference."""
+    """Equal to the plain module in float64, relative to the largest score; and the images do make
+    a difference.
+    """
     with torch.no_grad():
         wanted = copy.deepcopy(module).double()(images.double())
     assert wanted.std(0).max() > 1e-3 * wanted.abs().max()
@@ -196,7 +203,9 @@ def test_what_is_folded(build: Callable[[], nn.Module], left: int, seed: int) ->
 
 
 class Operations(TorchDispatchMode):
-    """Notes the batch norms that run, and the size and memory format of what each convolution returns."""
+    """Notes the batch norms that run, and the size and memory format of what each convolution
+    returns.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -339,11 +348,14 @@ def test_precision_settings_come_back_when_the_last_thread_leaves() -> None:
     assert precision_settings() == before
 
 
-# --- closedness -------------------------------------------------------------------------------------------------------
+# --- closedness
+# -------------------------------------------------------------------------------------------------------
 
 
 def reachable(root: object, depth: int = 6) -> list[object]:
-    """Everything met from `root` by public attributes, containers, and the results of argument-free methods."""
+    """Everything met from `root` by public attributes, containers, and the results of
+    argument-free methods.
+    """
     seen: dict[int, object] = {}
     layer = [root]
     for _ in range(depth):
@@ -441,7 +453,8 @@ def api_scores(module: nn.Module, images: Tensor) -> Tensor:
     return TorchBlackBox(module, SPEC)(images)
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- refusals
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_micro_batches_are_one_request(seed: int) -> None:

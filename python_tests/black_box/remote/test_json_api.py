@@ -88,7 +88,9 @@ def test_tf_serving_with_files(server: Any, seed: int) -> None:
 
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_hugging_face(server: Any, seed: int, top_k: int | None) -> None:
-    """One file a request; labels in the order of their scores, and with top_k only the first of them."""
+    """One file a request; labels in the order of their scores, and with top_k only the first of
+    them.
+    """
 
     def post(sent: Any) -> Any:
         scores = probabilities(opened(json.loads(sent.body)["inputs"]))
