@@ -237,7 +237,7 @@ def recovery_steps(runs: int) -> Iterator[Row]:
             aside: DeviceRecovery = aside, points: Tensor = points, rows_at_once: int = rows_at_once
         ) -> None:
             for part in points.split(rows_at_once):
-                aside.api._score(part.flatten(0, 1))
+                aside.api.score(part.flatten(0, 1))
 
         def generate(aside: DeviceRecovery = aside) -> None:
             aside._maker.step(aside._maker.generate().square().mean())

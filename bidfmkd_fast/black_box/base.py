@@ -22,10 +22,10 @@ _OUTSIDE = 0.5
 
 
 class BlackBox(ABC):
-    """An API of which only the scores are seen. Subclasses define `_score`, which gets `max_batch`
+    """An API of which only the scores are seen. Subclasses define `score`, which gets `max_batch`
     images at most.
 
-    `api.ledger` counts what it was asked. Safe under threads, as far as `_score` is.
+    `api.ledger` counts what it was asked. Safe under threads, as far as `score` is.
 
     Args:
         spec: what is known of the API.
@@ -37,7 +37,7 @@ class BlackBox(ABC):
     """
 
     # whether it may fail for a while through no fault of the caller's, as a remote one does
-    _is_service = False
+    is_service = False
 
     def __init__(self, spec: APISpec, *, budget: Budget | None = None) -> None:
         if not isinstance(spec, APISpec):
@@ -46,7 +46,7 @@ class BlackBox(ABC):
             )
         self._spec = spec
         self._ledger = Ledger(spec.price_per_1000)
-        self._first_answers = FirstAnswers(spec)
+        self.first_answers = FirstAnswers(spec)
         self._warned_of_range = False
         self.budget = budget
 
@@ -105,11 +105,11 @@ class BlackBox(ABC):
         """
         self._check_images(images)
         n_images = images.shape[0]
-        n_requests = self._count_requests(n_images)
-        self._reserve(n_images, n_requests)
+        n_requests = self.requests_for(n_images)
+        self.reserve(n_images, n_requests)
         with torch.no_grad():
             answer = self._ask(images.detach(), n_requests)
-        self._first_answers.warn(images, answer, stacklevel=2)
+        self.first_answers.warn(images, answer, stacklevel=2)
         # A copy made outside inference mode: usable in a later graph, and no view of anything
         # inside the box.
         return usable(
@@ -137,25 +137,25 @@ class BlackBox(ABC):
         self._ledger.record(len(images), n_requests)
         answers = []
         for part in images.split(self._spec.max_batch or len(images)):
-            answers.append(self._score(part))
+            answers.append(self.score(part))
             self._check_answer(answers[-1], len(part))
         self._ledger.record_answered(len(images), n_requests)
         return answers[0] if len(answers) == 1 else torch.cat(answers)
 
-    def _reserve(self, n_images: int, n_requests: int) -> None:
+    def reserve(self, n_images: int, n_requests: int) -> None:
         if self._budget is not None:
-            self._budget.reserve(n_images, n_requests, self._price(n_images))
+            self._budget.reserve(n_images, n_requests, self.price_of(n_images))
 
-    def _price(self, n_images: int) -> float:
+    def price_of(self, n_images: int) -> float:
         return n_images * self._spec.price_per_1000 / 1000
 
     @abstractmethod
-    def _score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor) -> Tensor:
         """Scores `[N, n_classes]` of checked images `[N, C, H, W]`, which must be left as they
         are.
         """
 
-    def _count_requests(self, n_images: int) -> int:
+    def requests_for(self, n_images: int) -> int:
         """How many requests a call with `n_images` images sends: one, or as many as `max_batch`
         makes of it.
         """
@@ -209,7 +209,7 @@ class BlackBox(ABC):
         if self._spec.returned_kind != "logits":
             low, high = answer.detach().aminmax()
             check_range(self._spec, low.item(), high.item())
-        self._first_answers.check(answer)
+        self.first_answers.check(answer)
 
 
 def _all_finite(tensor: Tensor) -> bool:

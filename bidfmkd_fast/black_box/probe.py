@@ -105,7 +105,7 @@ def probe(api: BlackBox, *, seed: int = 0) -> ProbeReport:
         InputError: its spec does not fit it.
     """
     if api.budget is not None and not api.budget.affords(
-        PROBE_QUERIES, 0, api._price(PROBE_QUERIES)
+        PROBE_QUERIES, 0, api.price_of(PROBE_QUERIES)
     ):
         raise BudgetExhausted(
             f"probe: it asks {api.name} {PROBE_QUERIES} queries, more than is left of {api.budget}"
@@ -113,16 +113,16 @@ def probe(api: BlackBox, *, seed: int = 0) -> ProbeReport:
     queries, requests = api.ledger.queries, api.ledger.requests
     found: dict[str, object] = {}
     problem = None
-    api._first_answers, kept = (
+    api.first_answers, kept = (
         FirstAnswers(api.spec, silent=True),
-        api._first_answers,
+        api.first_answers,
     )  # the report tells instead
     try:
         problem = _ask(api, seed, found)
     except (APIUnavailable, BadAnswer) as error:
         problem = str(error)
     finally:
-        api._first_answers = kept
+        api.first_answers = kept
     spent = {"queries": api.ledger.queries - queries, "requests": api.ledger.requests - requests}
     return ProbeReport(api.name, problem, stated_kind=api.spec.scores_kind, **found, **spent)  # type: ignore[arg-type]
 
@@ -151,7 +151,7 @@ def _ask(api: BlackBox, seed: int, found: dict[str, object]) -> str | None:
     found["steps"] = steps
     if found["scores_kind"] not in (spec.scores_kind, "?"):
         return f"its scores look like {found['scores_kind']}; set scores_kind in its spec"
-    notes = list(api._first_answers.told)
+    notes = list(api.first_answers.told)
     if len(set(scores.argmax(1).tolist())) == 1:
         name = spec.names[int(scores[0].argmax())]
         notes.append(

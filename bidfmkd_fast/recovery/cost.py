@@ -105,4 +105,4 @@ def _chunk_rows(
 
 
 def _call_cost(api: BlackBox, n_images: int) -> Cost:
-    return Cost(n_images, api._count_requests(n_images), api._price(n_images))
+    return Cost(n_images, api.requests_for(n_images), api.price_of(n_images))

@@ -40,7 +40,7 @@ def serves(api: BlackBox, config: RecoveryConfig, labels: Tensor) -> bool:
     is taken outside of it, and so are calls cut into batches of `max_batch`.
     """
     spec = api.spec
-    if not labels.is_cuda or not isinstance(api, TorchBlackBox) or api._device != labels.device:
+    if not labels.is_cuda or not isinstance(api, TorchBlackBox) or api.device != labels.device:
         return False
     if not native.selects("recover", labels):  # the plain ops look at the state on the host
         return False
@@ -103,12 +103,12 @@ class DeviceRecovery:
         that is too much.
         """
         queries, requests = self._cost.queries, self._cost.requests
-        self.api._reserve(queries, requests)
+        self.api.reserve(queries, requests)
         self.api.ledger.record(queries, requests)
         self.api.ledger.record_answered(queries, requests)
         self._repeated(self._step)
         self.done += 1
-        if self.done == 1 and not self.api._first_answers.done:
+        if self.done == 1 and not self.api.first_answers.done:
             self._look_at_first()
 
     def _look_at_first(self) -> None:
@@ -117,8 +117,8 @@ class DeviceRecovery:
         """
         if self._finite[1]:  # else `result` tells
             check_range(self.api.spec, *self._range.tolist())
-            self.api._first_answers.check(self._first.flatten(0, 1))
-            self.api._first_answers.warn(self._images, self._scores, stacklevel=3)
+            self.api.first_answers.check(self._first.flatten(0, 1))
+            self.api.first_answers.warn(self._images, self._scores, stacklevel=3)
 
     def run(self, callback: Callable[[Record], None] | None = None) -> Recovered:
         """All steps, or as many as a budget shared with others still pays, then `result`."""
@@ -161,7 +161,7 @@ class DeviceRecovery:
             self._record(step, values)
             for step, values in enumerate(self._records[: self.done].tolist())
         ]
-        self.api._first_answers.warn_of_one_class(
+        self.api.first_answers.warn_of_one_class(
             [record["matched"] for record in history], stacklevel=3
         )
         images, labels, scores, losses = (
@@ -192,7 +192,7 @@ class DeviceRecovery:
         answers = []
         with torch.no_grad():
             for points in self._zeroth_order.ask_chunks(x, max_images=self.config.max_images):
-                answer = self.api._score(points.flatten(0, 1)).to(torch.float32, copy=True)
+                answer = self.api.score(points.flatten(0, 1)).to(torch.float32, copy=True)
                 answers.append(answer.unflatten(0, points.shape[:2]))
         scores = torch.cat(answers)  # [1+q, B, n_classes]
         self._first.copy_(torch.where(self._index == 0, scores, self._first))

@@ -376,9 +376,7 @@ def _optimise(
                 "queries": queries,
             }
         )
-        api._first_answers.warn_of_one_class(
-            [record["matched"] for record in history], stacklevel=4
-        )
+        api.first_answers.warn_of_one_class([record["matched"] for record in history], stacklevel=4)
         if journal is not None and maker.can_restore:
             journal.keep_state(maker.state, best, history)
         if callback is not None:

@@ -156,12 +156,12 @@ def plan(
     with Bar("probe", len(apis), "APIs", progress) as bar:
         for api in bar.over(apis):
             report = probe(api, seed=seed)
-            probed = Cost(report.queries, report.requests, api._price(report.queries))
+            probed = Cost(report.queries, report.requests, api.price_of(report.queries))
             both = [
                 run_cost(api, one) if report.problem is None else Cost()
                 for one in (config, config.control())
             ]
-            planned.append(PlannedAPI(report, api._is_service, probed, *both))
+            planned.append(PlannedAPI(report, api.is_service, probed, *both))
     return Plan(planned, config.meta_batch_size, Cap.of(api.budget for api in apis))
 
 
@@ -190,10 +190,10 @@ class _KnownService(BlackBox):
             service
         )  # not the method of a subclass, which asks the service
 
-    def _score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor) -> Tensor:
         raise AssertionError("it is never asked")
 
-    def _count_requests(self, n_images: int) -> int:
+    def requests_for(self, n_images: int) -> int:
         return -(-n_images // self._most)
 
 

@@ -96,7 +96,7 @@ class Recoveries:
             folder,
         )
         self._stop = Stop(current())
-        n_services = sum(api._is_service for api in apis)
+        n_services = sum(api.is_service for api in apis)
         self._threads = ThreadPoolExecutor(
             max(1, n_services), "recovery", initializer=self._stop.adopt
         )
@@ -130,9 +130,9 @@ class Recoveries:
             return lambda: self._recover_api(index, own, outer_step)
 
         services = [
-            self._threads.submit(job(index)) for index in indices if self.apis[index]._is_service
+            self._threads.submit(job(index)) for index in indices if self.apis[index].is_service
         ]
-        local = [index for index in indices if not self.apis[index]._is_service]
+        local = [index for index in indices if not self.apis[index].is_service]
         # What a budget pays is to be whole sets: one after the other there.
         together = [index for index in local if self._at_once() and self.apis[index].budget is None]
         outcomes = self._side_by_side(together, module, outer_step)
@@ -166,7 +166,7 @@ class Recoveries:
     def _recover_api(self, index: int, module: nn.Module, outer_step: int) -> Outcome:
         api, outcome, started = self.apis[index], Outcome(index), time.monotonic()
         errors: tuple[type[Exception], ...] = (BudgetExhausted,)
-        if api._is_service:
+        if api.is_service:
             errors += (APIUnavailable, BadAnswer)
         try:
             support = self._set(outcome, "support", lambda step: None)
@@ -272,9 +272,7 @@ class Recoveries:
                 device=self.device,
                 paper_compat=self.config.paper_compat,
                 # On a GPU the look at every step would wait for the device.
-                callback=self._after_step
-                if api._is_service or self.device.type != "cuda"
-                else None,
+                callback=self._after_step if api.is_service or self.device.type != "cuda" else None,
                 journal=journal,
             )
             return self._keep(outcome, part, recovered, journal)

@@ -27,11 +27,11 @@ class Scripted(BlackBox):
         self._scripted = answer
         self._per_request = per_request
 
-    def _score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor) -> Tensor:
         self.sent.append(images)
         return images.flatten(1)[:, :3] * 2 if self._scripted is None else self._scripted  # type: ignore[return-value]
 
-    def _count_requests(self, n_images: int) -> int:
+    def requests_for(self, n_images: int) -> int:
         return 1 if self._per_request is None else -(-n_images // self._per_request)
 
 
@@ -49,7 +49,7 @@ def test_no_graph_even_where_images_and_answer_have_one() -> None:
     weight = torch.ones(3, requires_grad=True)
 
     class Leaky(Scripted):
-        def _score(self, images: Tensor) -> Tensor:
+        def score(self, images: Tensor) -> Tensor:
             assert not images.requires_grad
             with torch.enable_grad():
                 return images.flatten(1)[:, :3] * weight
@@ -143,7 +143,7 @@ def test_bad_answers_are_counted(answer: object, message: str) -> None:
 
 def test_a_failed_request_is_counted() -> None:
     class Broken(Scripted):
-        def _score(self, images: Tensor) -> Tensor:
+        def score(self, images: Tensor) -> Tensor:
             raise ConnectionError("gone")
 
     api = Broken()

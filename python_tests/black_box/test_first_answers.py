@@ -147,7 +147,7 @@ def test_a_right_api_is_neither_refused_nor_warned_of(
     assert report.problem is None
     assert [note for note in report.notes if "the same class" not in note] == []
     assert texts(caught) == []
-    assert api._first_answers.done
+    assert api.first_answers.done
 
 
 def test_many_classes_and_rounded_zeros_are_possible() -> None:
@@ -248,7 +248,7 @@ def test_the_probe_tells_what_is_suspicious_in_its_report_alone(
     assert "sorted" in report.notes[0] and "the same class, 'class 4'" in report.notes[1]
     api = box(lambda images: logits_of(images / 255))
     probe(api)
-    assert not api._first_answers.done  # a run warns of it all the same
+    assert not api.first_answers.done  # a run warns of it all the same
     assert texts(caught) == []
 
 

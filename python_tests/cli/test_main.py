@@ -295,7 +295,7 @@ def test_a_second_command_on_a_folder_is_refused_before_it_asks(
     def never(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(TorchBlackBox, "_score", never)
+    monkeypatch.setattr(TorchBlackBox, "score", never)
     Path("sweep.yaml").write_text("experiment: experiment.yaml\n")
     Path("experiment.yaml").write_text("pool: {n_apis: 2}\n")
     commands = (
@@ -363,7 +363,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_asked_or_computed(
     def never(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(TorchBlackBox, "_score", never)
+    monkeypatch.setattr(TorchBlackBox, "score", never)
     monkeypatch.setattr("bidfmkd_fast.data.convert.decode_all", never)
     monkeypatch.setattr("bidfmkd_fast.pools.api_training._train_api", never)
     monkeypatch.setattr("bidfmkd_fast.training.report.evaluate", never)

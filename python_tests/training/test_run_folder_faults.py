@@ -37,7 +37,7 @@ def calling(api: BlackBox, act: Callable[[], Any]) -> BlackBox:
 
     def answer(images: torch.Tensor) -> torch.Tensor:
         act()
-        return api._score(images)
+        return api.score(images)
 
     return FunctionBlackBox(answer, api.spec)
 

@@ -119,7 +119,7 @@ class OnnxBlackBox(BlackBox):
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
         return as_told(super()._ask(images, n_requests), self._spec)
 
-    def _score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor) -> Tensor:
         return self._answer(images)
 
 

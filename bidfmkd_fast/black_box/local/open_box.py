@@ -37,7 +37,7 @@ class OpenBox(BlackBox):
         self, module: nn.Module, spec: APISpec, *, device: torch.device | str = "cpu"
     ) -> None:
         super().__init__(spec)
-        self._first_answers = FirstAnswers(
+        self.first_answers = FirstAnswers(
             replace(spec, scores_kind=spec.returned_kind, decimals=None, top_k=None)
         )
         refuse_wire_fields(spec)
@@ -50,11 +50,11 @@ class OpenBox(BlackBox):
         a black box's.
         """
         self._check_images(images)
-        n_requests = self._count_requests(len(images))
-        self._reserve(len(images), n_requests)
+        n_requests = self.requests_for(len(images))
+        self.reserve(len(images), n_requests)
         answer = self._ask(images, n_requests)
-        self._first_answers.warn(images, answer, stacklevel=2)
+        self.first_answers.warn(images, answer, stacklevel=2)
         return answer
 
-    def _score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor) -> Tensor:
         return self._module(images.to(self._device)).to(images.device)

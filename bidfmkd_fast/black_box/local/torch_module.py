@@ -112,7 +112,7 @@ class FunctionBlackBox(LocalBlackBox):
             )
         self._answer = lambda images: function(images.clone())
 
-    def _score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor) -> Tensor:
         return self._answer(images)
 
 
@@ -166,9 +166,9 @@ class TorchBlackBox(LocalBlackBox):
         if micro_batch is not None and micro_batch < 1:
             raise InputError(f"{self.name}: micro_batch must be at least 1; got {micro_batch}")
         # The closure is the only way to the module: no attribute holds it.
-        self._answer, self._device = _serve(module, spec, device, micro_batch)
+        self._answer, self.device = _serve(module, spec, device, micro_batch)
 
-    def _score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor) -> Tensor:
         return self._answer(images)
 
 

@@ -43,7 +43,7 @@ class ServiceBlackBox(BlackBox):
         InputError: a number out of its range.
     """
 
-    _is_service = True
+    is_service = True
 
     def __init__(
         self,
@@ -75,13 +75,13 @@ class ServiceBlackBox(BlackBox):
         Raises `BatchTooLarge` where half as many images should be tried.
         """
 
-    def _score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor) -> Tensor:
         return self._send(images, paid=True)
 
     def _batch(self) -> int:
         return _BATCH if self._max_batch is None else self._max_batch
 
-    def _count_requests(self, n_images: int) -> int:
+    def requests_for(self, n_images: int) -> int:
         return -(-n_images // self._batch())
 
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
@@ -118,7 +118,7 @@ class ServiceBlackBox(BlackBox):
 
     def _release(self, n_images: int, n_requests: int) -> None:
         if self._budget is not None:
-            self._budget.release(n_images, n_requests, self._price(n_images))
+            self._budget.release(n_images, n_requests, self.price_of(n_images))
 
     def _send(self, images: Tensor, paid: bool) -> Tensor:
         """One request; `paid` says that its first attempt is reserved in the budget already."""
@@ -127,7 +127,7 @@ class ServiceBlackBox(BlackBox):
         def attempt() -> None:
             nonlocal paid
             if not paid:
-                self._reserve(n_images, 1)
+                self.reserve(n_images, 1)
             paid = False
             try:
                 check()
