@@ -35,7 +35,9 @@ from bidfmkd_fast.training import (
     TrainConfig,
     fit_with_control,
     recoveries,
-    stages,
+)
+from bidfmkd_fast.training import (
+    loop as training_loop,
 )
 from bidfmkd_fast.training.run_folder import RunFolder
 
@@ -343,7 +345,7 @@ def test_patience_where_steps_are_told_late() -> None:
         _replayer=replayer,
         _record=lambda stage, **values: recorded.append(values["accuracy"]),
     )
-    stages.Stages._replay(loop, 35, patience=3)  # type: ignore[arg-type]
+    training_loop.Stages._replay(loop, 35, patience=3)  # type: ignore[arg-type]
     assert len(asked) == 9  # told at steps 3, 6 and 9; the fifth was the best
     assert sum(recorded) * 9 == pytest.approx(sum(accuracies[:9]))
 
@@ -535,7 +537,7 @@ def test_paper_compat_reaches_every_part(monkeypatch: pytest.MonkeyPatch) -> Non
     parts = (
         (recoveries, "recover"),
         (recoveries, "adapt_to_api"),
-        (stages, "outer_distillation_step"),
+        (training_loop, "outer_distillation_step"),
     )
     for where, name in parts:
         plain = getattr(where, name)
