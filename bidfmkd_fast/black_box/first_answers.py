@@ -184,7 +184,9 @@ def suspicions(answer: Tensor, spec: APISpec) -> list[Suspicion]:
             found.append(
                 (ServiceWarning, f"{told}; leave decimals out, or the digits beyond are lost")
             )
-    if spec.n_classes >= _SORTED_CLASSES and are_sorted(answer):
+    # Of a top-k answer only k scores say something; the others are equal, which no sorting made.
+    told_classes = min(spec.n_classes, spec.top_k or spec.n_classes)
+    if told_classes >= _SORTED_CLASSES and are_sorted(answer):
         found.append((ServiceWarning, SORTED))
     return found
 
