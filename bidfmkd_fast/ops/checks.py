@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES, SCORES_KINDS
+from bidfmkd_fast.ops.directions import DIRECTIONS
+from bidfmkd_fast.ops.scores import DIVERGENCES, SCORES_KINDS
 
 _FULL = (torch.float32, torch.float64)
 _SCORES = (*_FULL, torch.float16, torch.bfloat16)
@@ -271,3 +272,21 @@ def check_kd_loss(
         raise InputError(
             f"{op}: divergence 'l1' compares logits with logits; for {scores_kind} take 'l1_prob' or 'kl'"
         )
+
+
+def check_norm_pool(images: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Refuse shapes, types and devices at which the kernels would read memory that is not theirs."""
+    op = "norm_pool"
+    if images.dim() != 4 or min(images.shape[2:]) < 2:
+        raise InputError(
+            f"{op}: images must be [N, C, H, W] with sides of at least 2; got {list(images.shape)}"
+        )
+    n_channels = images.shape[1:2]
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor.shape != n_channels:
+            raise InputError(
+                f"{op}: {name} must be [C] = {list(n_channels)}; got {list(tensor.shape)}"
+            )
+        if images.dtype == torch.float32:
+            _dtype(op, name, tensor, (torch.float32,), ", and images are float32")
+    _device(op, images.device, weight=weight, bias=bias)

@@ -13,7 +13,7 @@ from tolerances import TOLERANCES
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.ops import native
+from bidfmkd_fast.ops import backend, native
 from bidfmkd_fast.runtime import allocator as workspace
 
 KINDS = [("rademacher", 0), ("sphere", 0), ("gaussian", 0), ("lowres", 2)]
@@ -79,7 +79,7 @@ def test_threads_change_nothing(
     for threads in (2, 3):
         torch.set_num_threads(threads)
         try:
-            assert native._place(one, one.numel(), native.SUMMED_PER_THREAD[kind])[0] == threads
+            assert native.place(one, one.numel(), native.SUMMED_PER_THREAD[kind])[0] == threads
             assert torch.equal(ops.perturb(x, state, 100, 0.1, kind, grid), one)
             again = ops.estimate_gradient(
                 x.flatten()[:300].view(100, 3), state, x.shape, 0.1, kind, grid
@@ -95,18 +95,18 @@ def test_normals_are_the_same_everywhere(kind: str, seed: int) -> None:
     reference's rounded.
     """
     x, state = torch.zeros(2, 3, 25, 27), torch.tensor([seed, 0])
-    assert native._C is not None
-    info = native.build_info()
+    assert backend._C is not None
+    info = backend.build_info()
     assert info is not None
     with ops.use_backend("reference"):
         expected = ops.perturb(x.double(), state, 40, 1.0, kind)
     rtol, atol = TOLERANCES["rounding"]
     for level in info["cpu_levels"]:
-        native._C.select_cpu_level(level)
+        backend._C.select_cpu_level(level)
         try:
             points = ops.perturb(x, state, 40, 1.0, kind)
         finally:
-            native._C.select_cpu_level(info["cpu_level"])
+            backend._C.select_cpu_level(info["cpu_level"])
         torch.testing.assert_close(points.double(), expected, rtol=rtol, atol=atol)
         if level == info["cpu_levels"][0]:
             first = points
