@@ -1,13 +1,14 @@
-"""Run batch norm, 2x2 max pooling and ReLU, the end of a Conv4 block, as one twice differentiable op.
+"""Run batch norm, 2x2 max pooling and ReLU, the end of a Conv4 block, as one op.
 
-One kernel computes each derivative in two passes over the images. Torch's second derivative of
-batch norm alone takes about twenty, each a kernel of its own on a GPU.
+The op is differentiable twice. One kernel computes each derivative in two passes over the images;
+torch's second derivative of batch norm alone takes about twenty passes, each a kernel of its own on
+a GPU.
 
 Unlike the other ops this one is not registered with `torch.library`, so it has no schema, no fake
 and no opcheck test. Only `meta/stacked.py` calls it, under plain autograd, thousands of times in a
 training step: `torch.compile` and `torch.func` never see it, and with the dispatcher a small call
-with both derivatives took 1.8 times as long (370 us instead of 200 us). Its twin in plain
-torch is `reference.norm_pool`, which the tests compare with it in float64.
+with both derivatives took 1.8 times as long (370 us instead of 200 us). Its twin in plain torch is
+`reference.norm_pool`, with which the tests compare it in float64.
 """
 
 from __future__ import annotations

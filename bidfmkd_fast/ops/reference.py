@@ -136,7 +136,7 @@ def kd_loss_backward(
     divergence: str,
     scores_kind: str,
 ) -> Tensor:
-    """Return `grad * d kd_loss / d student`, `[*E, N, n_classes]`, for an upstream `grad` `[*E]`."""
+    """Return `grad * d kd_loss / d student`, `[*E, N, n_classes]`; `grad` is `[*E]`."""
     dtype, student, teacher = student.dtype, student.double(), teacher.double()
     if divergence == "l1":
         jacobian = (student - teacher).sign()
@@ -166,9 +166,9 @@ def kd_loss_double_backward(
     The first is with respect to `grad`, `[*E]`; the second with respect to `student`.
     """
     dtype = student.dtype
-    one = torch.ones_like(grad, dtype=torch.float64)
+    ones = torch.ones_like(grad, dtype=torch.float64)
     jacobian = kd_loss_backward(
-        one, student.double(), teacher, temperature, divergence, scores_kind
+        ones, student.double(), teacher, temperature, divergence, scores_kind
     )
     v = grad_out.double()
     grad_grad = (v * jacobian).sum((-2, -1)).to(dtype)

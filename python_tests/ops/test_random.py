@@ -1,4 +1,4 @@
-"""Philox against its published known answers, and normals against the exact inverse distribution function."""
+"""Compare Philox with its published answers, and the normals with the exact quantiles."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def test_known_answers(rounds: int, counter: list[int], key: list[int], words: l
 
 
 def test_normals() -> None:
-    """All there are: those of the kernels are the reference's, near the quantiles and with a
-    normal's moments.
+    """All 2^16 normals of the kernels equal the reference's, and have a normal's moments.
+
+    They lie close to the exact quantiles.
     """
     halves = torch.arange(2**16)
     assert backend._C is not None
