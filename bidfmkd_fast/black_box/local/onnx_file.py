@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box.answers import as_told
 from bidfmkd_fast.black_box.base import BlackBox
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.remote.v2 import check_fields, place_labels
 from bidfmkd_fast.black_box.remote.v2_messages import V2Model
 from bidfmkd_fast.black_box.spec import APISpec

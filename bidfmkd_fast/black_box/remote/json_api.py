@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.remote.http_client import HTTPClient
 from bidfmkd_fast.black_box.remote.reading import float32_array, parse_json, reading, said, shown
 from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge, ServiceBlackBox

@@ -12,7 +12,7 @@ from torch import Tensor
 from urllib3.exceptions import MaxRetryError, ProtocolError
 
 from bidfmkd_fast import secrets
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.remote.http_client import (
     bearer,
     check_token,

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.remote.http_client import HTTPClient
 from bidfmkd_fast.black_box.remote.reading import said
 from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge
