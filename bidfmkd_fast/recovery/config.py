@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
 from bidfmkd_fast.recovery.generator import PRECISIONS
-from bidfmkd_fast.recovery.step_length import AUTO, as_number
+from bidfmkd_fast.recovery.mu import AUTO, as_number
 
 
 @dataclass(frozen=True)
