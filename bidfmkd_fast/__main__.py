@@ -8,13 +8,13 @@ import numpy
 import torch
 
 import bidfmkd_fast
-from bidfmkd_fast.ops import native
+from bidfmkd_fast.ops import backend
 from bidfmkd_fast.runtime.machine import machine_text
 
 
 def diagnostics() -> list[tuple[str, str]]:
     """What a bug report needs, as (what, value) pairs."""
-    info = native.build_info()
+    info = backend.build_info()
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = {"cpu": machine_text("cpu")}
     devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(n_cuda)}
@@ -25,7 +25,7 @@ def diagnostics() -> list[tuple[str, str]]:
         ("numpy", numpy.__version__),
     ]
     if info is None:
-        rows += [("native module", "not available"), ("load error", str(native.load_error))]
+        rows += [("native module", "not available"), ("load error", str(backend.load_error))]
     else:
         architectures = ", ".join(info["cuda_architectures"])
         rows += [
@@ -34,11 +34,11 @@ def diagnostics() -> list[tuple[str, str]]:
             ("", "CUDA: " + (f"built for {architectures}" if architectures else "not built")),
         ]
     for device, about in devices.items():
-        problem = native.device_problem(torch.device(device))
-        backend = (
+        problem = backend.device_problem(torch.device(device))
+        served_by = (
             "native kernels" if problem is None else f"plain torch (reference), since {problem}"
         )
-        rows.append((device, f"{about}: {backend}"))
+        rows.append((device, f"{about}: {served_by}"))
     if n_cuda == 0:
         rows.append(("cuda", "no device that torch can use"))
     return rows

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bidfmkd_fast.ops import native
+from bidfmkd_fast.ops import backend
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,9 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    info = native.build_info()
+    info = backend.build_info()
     served = (
-        f"not loaded: {native.load_error}"
+        f"not loaded: {backend.load_error}"
         if info is None
         else f"{info['cpu_level']} of {info['cpu_levels']}"
     )
@@ -66,13 +66,15 @@ def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set of the kernels in turn; without the native kernels it fails, without
     the set it skips.
     """
-    info = native.build_info()
-    assert info is not None, f"the native kernels must load wherever tests run: {native.load_error}"
+    info = backend.build_info()
+    assert info is not None, (
+        f"the native kernels must load wherever tests run: {backend.load_error}"
+    )
     if request.param not in info["cpu_levels"]:
         pytest.skip(f"this CPU has no {request.param}")
-    assert native._C is not None
+    assert backend._C is not None
     before = info["cpu_level"]
-    native._C.select_cpu_level(request.param)
-    with native.use_backend("native"):
+    backend._C.select_cpu_level(request.param)
+    with backend.use_backend("native"):
         yield request.param
-    native._C.select_cpu_level(before)
+    backend._C.select_cpu_level(before)

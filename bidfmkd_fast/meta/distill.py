@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bidfmkd_fast import ops
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.model import adapt_parameters, forward, outer_step
-from bidfmkd_fast.ops.reference import probabilities_of
+from bidfmkd_fast.ops.scores import probabilities_of
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.ops.reference import objective
+from bidfmkd_fast.ops.scores import objective
 from bidfmkd_fast.zeroth_order import ZerothOrder
 
 Student = Callable[[Tensor], Tensor]
