@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bidfmkd_fast.black_box.answers import as_told
+from bidfmkd_fast.black_box.answers import as_answered
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.spec import APISpec
@@ -29,7 +29,7 @@ class LocalBlackBox(BlackBox):
         refuse_wire_fields(spec)
 
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
-        return as_told(super()._ask(through_wire(images, self._spec), n_requests), self._spec)
+        return as_answered(super()._ask(through_wire(images, self._spec), n_requests), self._spec)
 
 
 def refuse_wire_fields(spec: APISpec) -> None:
