@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bidfmkd_fast.black_box.base import BlackBox
-from bidfmkd_fast.black_box.first_answers import FirstAnswers, decimals_of, is_one_hot, kind_of
+from bidfmkd_fast.black_box.first_answers import FirstAnswers
+from bidfmkd_fast.black_box.signature import decimals_of, is_one_hot, kind_of
 from bidfmkd_fast.black_box.step_length import QUERIES, StepChoice, measure_steps
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.seeds import torch_generator
@@ -151,7 +152,7 @@ def _ask(api: BlackBox, seed: int, found: dict[str, object]) -> str | None:
     found["steps"] = steps
     if found["scores_kind"] not in (spec.scores_kind, "?"):
         return f"its scores look like {found['scores_kind']}; set scores_kind in its spec"
-    notes = list(api.first_answers.told)
+    notes = list(api.first_answers.warned)
     if len(set(scores.argmax(1).tolist())) == 1:
         name = spec.names[int(scores[0].argmax())]
         notes.append(

@@ -33,6 +33,13 @@ def probabilities_of(scores: Tensor, scores_kind: str) -> Tensor:
     return scores if scores_kind == "probabilities" else scores.exp()
 
 
+def as_scores(logits: Tensor, scores_kind: str) -> Tensor:
+    """Return logits `[..., n_classes]` as scores of the kind that an API gives."""
+    if scores_kind == "probabilities":
+        return logits.softmax(-1)
+    return logits.log_softmax(-1) if scores_kind == "log_probabilities" else logits
+
+
 def objective(
     scores: Tensor,
     labels: Tensor,

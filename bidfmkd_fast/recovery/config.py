@@ -9,7 +9,7 @@ from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.ops.directions import DIRECTIONS
 from bidfmkd_fast.ops.scores import DIVERGENCES
 from bidfmkd_fast.recovery.generator import PRECISIONS
-from bidfmkd_fast.recovery.step_length import AUTO, as_number
+from bidfmkd_fast.recovery.mu import AUTO, as_number
 
 
 @dataclass(frozen=True)

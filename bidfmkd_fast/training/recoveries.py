@@ -24,7 +24,9 @@ from bidfmkd_fast.meta import DistillationTask, adapt_to_api
 from bidfmkd_fast.meta.model import forward
 from bidfmkd_fast.recovery.journal import Journal
 from bidfmkd_fast.recovery.objective import Student
-from bidfmkd_fast.recovery.recover import Recovered, recover, recover_side_by_side
+from bidfmkd_fast.recovery.recover import recover
+from bidfmkd_fast.recovery.recovered import Recovered
+from bidfmkd_fast.recovery.side_by_side import recover_side_by_side
 from bidfmkd_fast.runtime.interrupt import Stop, current
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, RemoteBlackBox
-from bidfmkd_fast.black_box.probe import PROBE_QUERIES, decimals_of, kind_of, probe
+from bidfmkd_fast.black_box.probe import PROBE_QUERIES, probe
+from bidfmkd_fast.black_box.signature import decimals_of, kind_of
 from bidfmkd_fast.black_box.step_length import (
     QUERIES,
     STEPS,

@@ -20,7 +20,9 @@ from bidfmkd_fast.meta.replay_on_device import DeviceReplay
 from bidfmkd_fast.models import Conv4
 from bidfmkd_fast.recovery import Journal, Objective, Recovered, journal
 from bidfmkd_fast.recovery.image_maker import ImageMaker
-from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
+from bidfmkd_fast.recovery.on_device import DeviceRecovery, serves
+from bidfmkd_fast.recovery.side_by_side import run_side_by_side
+from bidfmkd_fast.recovery.step import RecoveryStep
 from bidfmkd_fast.runtime import captured_step as repeated
 from bidfmkd_fast.runtime.full_float32 import full_float32
 from bidfmkd_fast.seeds import seeded
@@ -62,7 +64,7 @@ def make_recovery(
     maker = ImageMaker(api, len(labels), CONFIG, None, seed, device)
     objective = Objective(labels, "logits", student, 0.3, "l1_prob")  # type: ignore[arg-type]
     assert serves(api, CONFIG, labels)
-    return DeviceRecovery(api, maker, objective, CONFIG, seed)
+    return DeviceRecovery(RecoveryStep(api, maker, objective, CONFIG))
 
 
 def test_scores_are_full_float32(device: torch.device, seed: int) -> None:

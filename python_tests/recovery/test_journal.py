@@ -18,7 +18,7 @@ from bidfmkd_fast.black_box.step_length import QUERIES
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
 from bidfmkd_fast.recovery import Journal, Recovered, RecoveryConfig, journal, recover
 from bidfmkd_fast.recovery.journal import RECORDS, SNAPSHOT
-from bidfmkd_fast.recovery.recover import recover_side_by_side
+from bidfmkd_fast.recovery.side_by_side import recover_side_by_side
 
 N_CLASSES, N_PER_CLASS = 3, 4
 B = N_CLASSES * N_PER_CLASS

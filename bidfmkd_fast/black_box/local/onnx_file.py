@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.black_box.answers import as_told
+from bidfmkd_fast.black_box.answers import as_answered
 from bidfmkd_fast.black_box.base import BlackBox
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.remote.v2 import check_fields, place_labels
 from bidfmkd_fast.black_box.remote.v2_messages import V2Model
 from bidfmkd_fast.black_box.spec import APISpec
@@ -117,7 +117,7 @@ class OnnxBlackBox(BlackBox):
         self._answer = answer
 
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
-        return as_told(super()._ask(images, n_requests), self._spec)
+        return as_answered(super()._ask(images, n_requests), self._spec)
 
     def score(self, images: Tensor) -> Tensor:
         return self._answer(images)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.first_answers import FirstAnswers
-from bidfmkd_fast.black_box.local.torch_module import refuse_split, refuse_wire_fields
+from bidfmkd_fast.black_box.local.local_box import refuse_split, refuse_wire_fields
 from bidfmkd_fast.black_box.spec import APISpec
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
+from bidfmkd_fast.black_box.remote.connection_options import ConnectionOptions
 from bidfmkd_fast.black_box.remote.http_client import HTTPClient
 from bidfmkd_fast.black_box.remote.reading import float32_array, parse_json, reading, said, shown
 from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge, ServiceBlackBox
@@ -128,7 +129,7 @@ class JSONBlackBox(ServiceBlackBox):
         mapping: where things are; or the name of one of `MAPPINGS`, or a mapping of `JSONMapping`'s
             fields.
         budget, in_flight, images_per_second, requests_per_second: as for `ServiceBlackBox`.
-        connection: further options of `HTTPClient`.
+        connection: further options, those of `ConnectionOptions`.
 
     Raises:
         InputError: bad arguments.
@@ -154,7 +155,7 @@ class JSONBlackBox(ServiceBlackBox):
             requests_per_second=requests_per_second,
         )
         self._mapping = _mapping(self.name, mapping)
-        self._client = HTTPClient(self.name, url, connections=in_flight, **connection)
+        self._client = HTTPClient(self.name, url, in_flight, ConnectionOptions(**connection))
         if self._mapping.single:
             self._max_batch = 1
 

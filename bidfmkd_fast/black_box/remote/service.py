@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box.base import BlackBox
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.remote.http_client import MOST_BYTES
 from bidfmkd_fast.black_box.remote.rate_limit import RateLimit
 from bidfmkd_fast.black_box.spec import APISpec
@@ -78,10 +78,17 @@ class ServiceBlackBox(BlackBox):
     def score(self, images: Tensor) -> Tensor:
         return self._send(images, paid=True)
 
-    def _batch(self) -> int:
+    @property
+    def known_batch(self) -> int:
+        """Return the images per request by what is known so far; the service is not contacted."""
         return _BATCH if self._max_batch is None else self._max_batch
 
+    def _batch(self) -> int:
+        """Return the images per request. A subclass may ask the service for its limit first."""
+        return self.known_batch
+
     def requests_for(self, n_images: int) -> int:
+        """Return how many requests a call sends; this may ask the service for its batch limit."""
         return -(-n_images // self._batch())
 
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 from urllib3.exceptions import MaxRetryError, ProtocolError
 
 from bidfmkd_fast import secrets
-from bidfmkd_fast.black_box.ledger import Budget
-from bidfmkd_fast.black_box.remote.http_client import (
+from bidfmkd_fast.black_box.budget import Budget
+from bidfmkd_fast.black_box.remote.connection_options import (
     bearer,
     check_token,
     checked_timeout,
@@ -43,7 +43,7 @@ class GrpcBlackBox(V2BlackBox):
         url: `grpc://host:port`, or `grpcs://host:port` for TLS, whose certificates are verified.
         model, spec, version, budget, in_flight, images_per_second, requests_per_second: as for
             `RemoteBlackBox`.
-        token_variable, timeout, retries, backoff, ca_file: as for `HTTPClient`; a request is
+        token_variable, timeout, retries, backoff, ca_file: as for `ConnectionOptions`; a request is
             repeated after the statuses unavailable, resource exhausted, deadline exceeded, aborted
             and internal.
 

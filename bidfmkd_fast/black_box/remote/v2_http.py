@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
+from bidfmkd_fast.black_box.remote.connection_options import ConnectionOptions
 from bidfmkd_fast.black_box.remote.http_client import HTTPClient
 from bidfmkd_fast.black_box.remote.reading import said
 from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge
@@ -49,7 +50,7 @@ class RemoteBlackBox(V2BlackBox):
         transport: `"binary"`, `"json"`, or `"auto"`: binary, and JSON with a warning where the
             server lists no extension at all, or not this one and refuses the first binary request.
         budget, in_flight, images_per_second, requests_per_second: as for `ServiceBlackBox`.
-        connection: further options of `HTTPClient`: `token_variable`, `headers`, `timeout`,
+        connection: further options, those of `ConnectionOptions`: `token_variable`, `headers`, `timeout`,
             `retries`, `backoff`, `longest_wait`, `ca_file`.
 
     Raises:
@@ -76,7 +77,7 @@ class RemoteBlackBox(V2BlackBox):
                 f"{model}: transport must be one of {', '.join(TRANSPORTS)}; got {transport!r}"
             )
         name = spec.name if isinstance(spec, APISpec) else model
-        self._client = HTTPClient(name, url, connections=in_flight, **connection)
+        self._client = HTTPClient(name, url, in_flight, ConnectionOptions(**connection))
         self._path = f"/v2/models/{quote(model, safe='')}" + (
             f"/versions/{quote(version, safe='')}" if version else ""
         )
