@@ -156,10 +156,10 @@ REMOTE = {"kind": "remote", "url": "http://127.0.0.1:9", "model": "m", "spec": S
         ),
         (
             {**REMOTE, "url": "http://[::1"},
-            "API 2: m: url cannot be read; wanted scheme://host:port",
+            "API 2: m: url must be http://host",
         ),
-        ({**REMOTE, "url": "http://h:99999"}, "API 2: m: url cannot be read"),
-        ({**REMOTE, "url": "http://h:s3cret"}, "API 2: m: url cannot be read"),
+        ({**REMOTE, "url": "http://h:99999"}, "API 2: m: url must be http://host"),
+        ({**REMOTE, "url": "http://h:s3cret"}, "API 2: m: url must be http://host"),
         ({**REMOTE, "url": 3}, "API 2: url must be of type str; got int"),
         ({**REMOTE, 5: 3}, "API 2: keys must be text; got 5"),
         ({**REMOTE, "spec": {**SPEC, "name": "api_000"}}, "APIs 0 and 2 are both called 'api_000'"),
