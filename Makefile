@@ -1,4 +1,5 @@
-# Every target makes a virtual environment in .venv from the project's own files, then runs the plain command.
+# Each target first makes the virtual environment .venv from the project's own files, and installs the
+# package into it again when a source file has changed. Then it runs one plain command.
 PYTHON ?= python3
 BIN := .venv/bin
 CPP := $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
@@ -18,7 +19,8 @@ lint: .venv/installed
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 
-# Everything on one and two threads takes half an hour; for a part: make bench BENCH="--cases 'perturb/*' --threads 1"
+# Times all cases on one and two threads, which takes half an hour. For a part of them:
+#   make bench BENCH="--cases 'perturb/*' --threads 1"
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
@@ -28,7 +30,7 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-# The constraints hold for the build's own environment too.
+# PIP_CONSTRAINT applies the constraints also to the isolated environment of the build.
 .venv/installed: .venv/bin/python $(SOURCES)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check ".[dev]"
 	touch $@

@@ -1,4 +1,7 @@
-"""Writes the committed results into `docs/performance.md` and `README.md`: `python benchmarks/report.py`."""
+"""Write the committed results into `docs/performance.md` and `README.md`.
+
+Usage: `python benchmarks/report.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,34 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-# The README's lines: case, contender, what they are called there.
+# The rows of the README's table: case, contender, and the text of the row.
 HIGHLIGHTS = [
     (
         "estimate/rademacher/150x3072x100",
         "store limit",
-        "plain stores of the same 184 MB: the limit",
+        "plain stores of the same 184 MB (the limit)",
     ),
-    ("estimate/rademacher/150x3072x100", "best eager (b)", "signs: best eager torch"),
-    ("estimate/rademacher/150x3072x100", "torch.compile (c)", "signs: `torch.compile`"),
+    ("estimate/rademacher/150x3072x100", "best eager (b)", "estimate with signs: best eager torch"),
+    (
+        "estimate/rademacher/150x3072x100",
+        "torch.compile (c)",
+        "estimate with signs: `torch.compile`",
+    ),
     (
         "estimate/rademacher/150x3072x100",
         "paper order (a)",
-        "signs: eager torch in the paper's order",
+        "estimate with signs: eager torch in the paper's order",
     ),
-    ("estimate/sphere/150x3072x100", "best eager (b)", "sphere: best eager torch"),
-    ("estimate/sphere/150x3072x100", "paper order (a)", "sphere: eager torch in the paper's order"),
+    (
+        "estimate/sphere/150x3072x100",
+        "best eager (b)",
+        "estimate with sphere directions: best eager torch",
+    ),
+    (
+        "estimate/sphere/150x3072x100",
+        "paper order (a)",
+        "estimate with sphere directions: eager torch in the paper's order",
+    ),
     ("black_box/conv4_32/2000x28x28", "plain module", "local Conv4 API: the module called plainly"),
     (
         "recovery/paper_settings",
@@ -38,20 +53,24 @@ HIGHLIGHTS = [
         "plain, one call",
         "five recovery steps, our defaults: plain torch",
     ),
-    ("recovery/defaults_5_steps", "plain, 5 splits (a)", "the same, API asked in five parts"),
+    (
+        "recovery/defaults_5_steps",
+        "plain, 5 splits (a)",
+        "the same, plain torch that asks the API in five parts",
+    ),
     (
         "replay/4x5way1shot15query",
         "plain loop",
-        "replay step of 4 tasks, second order: per-task loop",
+        "replay step of 4 tasks, second order: a loop over tasks",
     ),
-    ("evaluation/5way1shot", "plain loop", "24 episodes of meta-test, 1-shot: per-task loop"),
-    ("evaluation/5way5shot", "plain loop", "24 episodes of meta-test, 5-shot: per-task loop"),
+    ("evaluation/5way1shot", "plain loop", "24 episodes of meta-test, 1-shot: a loop over tasks"),
+    ("evaluation/5way5shot", "plain loop", "24 episodes of meta-test, 5-shot: a loop over tasks"),
     ("kd_loss/150x5", "eager", "`kd_loss`, both derivatives: eager torch"),
 ]
 
 
 def read(results: Path) -> list[dict[str, Any]]:
-    """The contents of every results file."""
+    """Read the contents of every results file."""
     return [
         json.loads(file.read_text(encoding="utf-8")) | {"stem": file.stem}
         for file in sorted(results.glob("*.json"))
@@ -59,7 +78,7 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 
 def tables(results: Path) -> str:
-    """One section a device: what it was run with, and every case as a row, ours first."""
+    """Return a section per device: what it was run with, and every case as a row, ours first."""
     from benchmarks.bench import table
     from benchmarks.harness import Row
 
@@ -68,22 +87,24 @@ def tables(results: Path) -> str:
         meta, rows = content["meta"], [Row(**row) for row in content["rows"]]
         rows.sort(key=lambda row: (row.case.split("/")[0], row.case, row.threads))
         if "cuda" in meta:
-            kernels = f"CUDA {meta['cuda']}, kernels for {', '.join(meta['native']['cuda_architectures'])}"
-            told = ", ".join(
+            architectures = ", ".join(meta["native"]["cuda_architectures"])
+            kernels = f"CUDA {meta['cuda']}, kernels for {architectures}"
+            stages = ", ".join(
                 f"{stage} {minutes:.1f}" for stage, minutes in meta["minutes_of_the_whole"].items()
             )
             whole = " and ".join(f"{number:,} {of}" for of, number in meta["whole"].items())
-            shown = f"A run of {whole} takes by these times, in minutes: {told}."
+            shown = f"At these speeds a run of {whole} takes, in minutes: {stages}."
         else:
             kernels = f"{meta['native']['compiler']}, instruction set {meta['native']['cpu_level']}"
             shown = f"![Ratios](../benchmarks/results/{content['stem']}.png)"
-        head = f"torch {meta['torch']}, Python {meta['python']}, {kernels}; medians of {meta['runs']} runs."
+        versions = f"torch {meta['torch']}, Python {meta['python']}, {kernels}"
+        head = f"{versions}; medians of {meta['runs']} runs."
         sections.append(f"### {meta['device']}\n\n{head}\n\n{shown}\n\n```\n{table(rows)}\n```\n")
     return "\n".join(sections)
 
 
 def highlights(results: Path) -> str:
-    """The README's table of the first device, one thread."""
+    """Return the README's table: the first device, one thread."""
     content = read(results)[0]
     rows = {(row["case"], row["contender"]): row for row in content["rows"] if row["threads"] == 1}
     lines = ["| one thread | ms | ours, ms | times ours |", "|---|---:|---:|---:|"]
@@ -99,7 +120,7 @@ def _three_digits(value: float) -> str:
 
 
 def rendered(document: str, text: str) -> str:
-    """The document with what stands between its markers replaced."""
+    """Replace what stands between the markers of a document by `text`."""
     begin, end = "<!-- results begin -->", "<!-- results end -->"
     before, rest = document.split(begin, 1)
     _, after = rest.split(end, 1)

@@ -1,7 +1,7 @@
-"""A black box of your own in ten lines: `python examples/own_api.py`.
+"""Put a black box around an API of your own, in ten lines.
 
-Anything that scores a batch of images can be an API: a Python function, a command, a vendor's client. Here it is a
-function that tells bright images from dark ones, as a service with 8-bit input and two decimals would.
+Usage: `python examples/own_api.py`. Anything that scores a batch of images can be an API: a Python
+function, a command, a vendor's client. Here it is a function that tells bright images from dark.
 """
 
 from __future__ import annotations
@@ -37,14 +37,13 @@ def main() -> None:
     for image, label, scores in zip(
         recovered.images, recovered.labels, recovered.scores, strict=True
     ):
-        name = spec.names[int(label)]
-        top = int(scores.argmax())
+        wanted, answer = spec.names[int(label)], int(scores.argmax())
         print(
-            f"wanted {name:6}  brightness {image.mean():.2f}  the API says {scores[top]:.2f} {spec.names[top]}"
+            f"wanted {wanted:6}  brightness {image.mean():.2f}  "
+            f"the API says {scores[answer]:.2f} {spec.names[answer]}"
         )
-    print(
-        f"{api.ledger.queries:,} queries, {api.ledger.requests:,} requests, cost {api.ledger.cost:.2f}"
-    )
+    asked = api.ledger
+    print(f"{asked.queries:,} queries, {asked.requests:,} requests, cost {asked.cost:.2f}")
 
 
 if __name__ == "__main__":

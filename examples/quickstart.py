@@ -1,7 +1,8 @@
-"""From a set of black-box APIs to a classifier of new classes, in under a minute: `python examples/quickstart.py`.
+"""Go from a set of black-box APIs to a classifier of new classes, in under a minute.
 
-The APIs are small stand-ins, trained here on characters that the package draws itself. Of each only its scores are
-seen. The run is far too short for a good meta-model; `bidfmkd demo` shows one that took minutes.
+Usage: `python examples/quickstart.py`. The APIs are small stand-ins, trained here on characters
+that the package draws itself; only their scores are used. The run is far too short for a good
+meta-model; `bidfmkd demo` makes one in minutes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import bidfmkd_fast as bf
 def main() -> None:
     dataset = bf.load_dataset("glyphs")
     with tempfile.TemporaryDirectory() as folder:
-        # 1. Four stand-in APIs with three classes each. Yours could be a RemoteBlackBox or a
+        # 1. Train four stand-in APIs with three classes each. Yours could be a RemoteBlackBox or a
         # FunctionBlackBox.
         bf.train_pool(dataset, Path(folder) / "pool", n_apis=4, n_way=3, width=16, epochs=8)
         apis = bf.load_pool(Path(folder) / "pool")
@@ -34,9 +35,8 @@ def main() -> None:
         print(name, bf.evaluate(model, dataset, n_way=3, n_shot=5, n_episodes=50))
 
     # 4. Adapt it to one new task: five pictures for each of three new characters.
-    episode = bf.EpisodeSampler(dataset, "meta_test", n_way=3, n_shot=5, n_query=5, seed=0).episode(
-        0
-    )
+    sampler = bf.EpisodeSampler(dataset, "meta_test", n_way=3, n_shot=5, n_query=5, seed=0)
+    episode = sampler.episode(0)
     classifier = run.meta_model.adapt(episode.support_images, episode.support_labels)
     correct = classifier.predict(episode.query_images) == episode.query_labels
     print(f"one task: {int(correct.sum())} of {len(correct)} new pictures classified correctly")

@@ -1,7 +1,7 @@
-"""Gradients from queries in a training loop of your own: `python examples/zeroth_order_in_your_loop.py`.
+"""Use gradients from queries in a training loop of your own.
 
-A generator learns to make images that a black box assigns to a wanted class. The black box is called under `no_grad`:
-no gradient comes out of it.
+Usage: `python examples/zeroth_order_in_your_loop.py`. A generator learns to make images that a
+black box assigns to a wanted class. The black box runs under `no_grad`: it gives no gradient.
 """
 
 from __future__ import annotations
@@ -15,43 +15,36 @@ import bidfmkd_fast as bf
 
 def main() -> None:
     torch.manual_seed(0)
-    victim = nn.Sequential(
-        nn.Flatten(), nn.Linear(3 * 16 * 16, 32), nn.ReLU(), nn.Linear(32, 10)
-    ).eval()
-    generator = nn.Sequential(
-        nn.Linear(16, 3 * 16 * 16), nn.Sigmoid(), nn.Unflatten(1, (3, 16, 16))
-    )
+    shape, n_pixels = (3, 16, 16), 3 * 16 * 16
+    victim = nn.Sequential(nn.Flatten(), nn.Linear(n_pixels, 32), nn.ReLU(), nn.Linear(32, 10))
+    generator = nn.Sequential(nn.Linear(16, n_pixels), nn.Sigmoid(), nn.Unflatten(1, shape))
     optimizer = torch.optim.Adam(generator.parameters(), lr=2e-2)
     latents, labels = torch.randn(20, 16), torch.arange(20) % 10
 
     @torch.no_grad()
     def losses_of(images: Tensor) -> Tensor:
-        """Ask the black box: images `[N, 3, 16, 16]` -> cross entropy with the wanted labels
-        `[N]`.
-        """
+        """Ask the black box: images `[N, 3, 16, 16]` -> cross entropies with the labels `[N]`."""
         wanted = labels.repeat(len(images) // len(labels))
         return functional.cross_entropy(victim(images), wanted, reduction="none")
 
     zo = bf.ZerothOrder(num_directions=20, mu=0.05, seed=0)
     for step in range(201):
         images = generator(latents)
-        # 21 points for each image, in chunks, so that the points of all directions need not fit in
-        # memory at once.
+        # Each image has 21 points: itself and a small step along each direction. They are asked
+        # in chunks, so that they need not all fit in memory at once.
         losses = [
             losses_of(points.flatten(0, 1)).view(points.shape[:2])
             for points in zo.ask_chunks(images, max_images=200)
         ]
-        loss = zo.tell(
-            torch.cat(losses)
-        )  # a scalar; backward() sends the estimate through the generator
+        # A scalar, whose backward() sends the estimated gradient through the generator.
+        loss = zo.tell(torch.cat(losses))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 50 == 0:
             print(f"step {step:3}  loss {loss.item():.3f}")
 
-    # The same with the estimate hidden behind autograd: scores forward, estimated gradient
-    # backward.
+    # The same behind autograd: scores forward, estimated gradient backward.
     teacher = bf.as_differentiable(victim, num_directions=20, mu=0.05)
     functional.cross_entropy(teacher(generator(latents)), labels).backward()
     print("gradient through as_differentiable:", f"{generator[0].weight.grad.norm():.3f}")

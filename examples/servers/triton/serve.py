@@ -1,4 +1,4 @@
-"""Serve the APIs of a pool with Triton Inference Server, over HTTP and gRPC on loopback; see setup.sh."""
+"""Serve the APIs of a pool with Triton over HTTP and gRPC on loopback; see setup.sh."""
 
 from __future__ import annotations
 
