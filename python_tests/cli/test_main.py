@@ -20,11 +20,11 @@ from bidfmkd_fast.black_box import TorchBlackBox
 from bidfmkd_fast.cli.main import COMMANDS, _one_line_warnings, main
 from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.errors import ServiceWarning
-from bidfmkd_fast.experiments.config import ExperimentConfig, to_yaml_text
+from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.pools import load_pool
 from bidfmkd_fast.recovery import RecoveryConfig, recover
-from bidfmkd_fast.settings import plain_values
+from bidfmkd_fast.settings import to_yaml
 
 RECOVERY = ["steps=1", "num_directions=1", "generator_width=4", "latent_dim=8"]
 RUN = [
@@ -311,7 +311,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_asked_or_computed(
     elif "comparison" in obstacle:
         Path("out").mkdir()
         config = ExperimentConfig().with_seed(0)
-        Path("out/experiment.yaml").write_text(to_yaml_text(plain_values(config)))
+        Path("out/experiment.yaml").write_text(to_yaml(config))
     if obstacle == "file":
         Path("file").touch()
     else:
