@@ -12,7 +12,8 @@ from bidfmkd_fast.data.dataset import Dataset
 from bidfmkd_fast.data.episodes import Episode, EpisodeSampler
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.checks import check_images
-from bidfmkd_fast.meta.model import MetaModel, adapt_parameters
+from bidfmkd_fast.meta.inner_loop import adapt_parameters
+from bidfmkd_fast.meta.model import MetaModel
 from bidfmkd_fast.meta.stacked import (
     can_stack,
     stacked_forward,
@@ -153,8 +154,7 @@ def _stacked_accuracies(
         stacked_parameters(dict(module.named_parameters()), len(episodes)),
         lambda logits: task_losses(logits, support_labels).sum(),
         torch.stack([episode.support_images for episode in episodes]).to(device),
-        steps=meta_model.adapt_steps if steps is None else steps,
-        learning_rate=meta_model.adapt_learning_rate,
+        meta_model.inner_loop(steps),
         create_graph=False,
         forward=stacked_forward,
     )

@@ -23,7 +23,7 @@ from bidfmkd_fast.meta import (
     outer_distillation_step,
     outer_replay_step,
 )
-from bidfmkd_fast.meta.model import forward
+from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.models import AnySizeConv4
 from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
 from bidfmkd_fast.seeds import derive_seed
@@ -132,8 +132,7 @@ def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
             {name: value.clone().requires_grad_() for name, value in start.items()},
             (support.images + 1) / 2,
             support.scores,
-            steps=config.distillation.inner_steps,
-            learning_rate=config.distillation.inner_lr,
+            config.distillation.inner,
         )
         task_model = {name: value.detach() for name, value in adapted.items()}
 
@@ -153,8 +152,7 @@ def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
         module,
         torch.optim.Adam(module.parameters(), lr=config.distillation.outer_lr),
         tasks,
-        steps=config.distillation.inner_steps,
-        learning_rate=config.distillation.inner_lr,
+        config.distillation.inner,
     )
     optimizer, replay = (
         torch.optim.Adam(module.parameters(), lr=config.replay.outer_lr),
@@ -172,9 +170,7 @@ def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
             )
             for i in range(2)
         ]
-        outer_replay_step(
-            module, optimizer, episodes, steps=replay.inner_steps, learning_rate=replay.inner_lr
-        )
+        outer_replay_step(module, optimizer, episodes, replay.inner)
     return [value.detach() for value in module.state_dict().values()], sets
 
 
