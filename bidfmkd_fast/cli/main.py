@@ -47,7 +47,7 @@ def pool(options: Any) -> None:
     """
     from bidfmkd_fast.cli.next_command import after_pool, files_of, write_source
     from bidfmkd_fast.pools import train_pool
-    from bidfmkd_fast.training.report import text_table
+    from bidfmkd_fast.training.tables import text_table
 
     datasets = _datasets(options.dataset, options.invert)
     made = train_pool(
@@ -90,9 +90,10 @@ def train(options: Any) -> None:
     from bidfmkd_fast.pools.pool import read_pool
     from bidfmkd_fast.training import TrainConfig, fit_with_control
     from bidfmkd_fast.training.grids import write_grids
-    from bidfmkd_fast.training.report import REPORT, outcome_rows, text_table, write_report
+    from bidfmkd_fast.training.report import REPORT, outcome_rows, write_report
     from bidfmkd_fast.training.run_folder import RunFolder
     from bidfmkd_fast.training.spending import read_spending
+    from bidfmkd_fast.training.tables import text_table
 
     config = TrainConfig.from_dict(_plain_values(options.config.as_dict()))
     if options.seed is not None:
@@ -146,7 +147,8 @@ def evaluate(options: Any) -> None:
     from bidfmkd_fast.cli.next_command import datasets_of, source_of
     from bidfmkd_fast.files.atomic import check_writable
     from bidfmkd_fast.meta import MetaModel
-    from bidfmkd_fast.training.report import CONTROL, LEARNED, RANDOM, REPORT, compare, write_report
+    from bidfmkd_fast.training.comparison import CONTROL, LEARNED, RANDOM, compare
+    from bidfmkd_fast.training.report import REPORT, write_report
     from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
 
     folder = RunFolder.open(options.run)
@@ -327,7 +329,7 @@ def serve(options: Any) -> None:
     from bidfmkd_fast.pools import load_pool
     from bidfmkd_fast.serving import Behaviour, behaviours_of
     from bidfmkd_fast.serving.server import Service, serve_until_interrupted
-    from bidfmkd_fast.training.report import text_table
+    from bidfmkd_fast.training.tables import text_table
 
     apis = load_pool(options.pool)
     common = Behaviour(**_plain_values(options.config.as_dict()))

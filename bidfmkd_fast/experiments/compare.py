@@ -27,8 +27,8 @@ from bidfmkd_fast.meta import Evaluation, MetaModel, paired_difference
 from bidfmkd_fast.runtime.machine import machine_text
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.settings import plain_values
-from bidfmkd_fast.training.report import Table, markdown_table, text_table
 from bidfmkd_fast.training.run_folder import CONFIG, META_MODEL, RunFolder
+from bidfmkd_fast.training.tables import Table, markdown_table, text_table
 
 CONTROL = "control"
 REPORT = "comparison.md"

@@ -23,7 +23,7 @@ from bidfmkd_fast.recovery import recover
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.training import BiDfMKD, TrainConfig
-from bidfmkd_fast.training.bidf_mkd import initial_module
+from bidfmkd_fast.training.default_model import initial_module
 from bidfmkd_fast.training.recovered_set import read_images_and_scores
 from bidfmkd_fast.training.run_folder import META_MODEL, SUMMARY, RunFolder
 
@@ -214,7 +214,9 @@ def recovered_sets(folder: Path, api_index: int) -> tuple[Tensor, Tensor]:
 def _fit(
     contest: Contest, apis: Sequence[BlackBox], config: TrainConfig, folder: Path, label: str
 ) -> None:
-    BiDfMKD(apis, config=config, device=contest.device)._fit(folder, contest.progress, label=label)
+    learner = BiDfMKD(apis, config=config, device=contest.device)
+    learner.label = label
+    learner.fit(folder, contest.progress)
 
 
 def _distil(

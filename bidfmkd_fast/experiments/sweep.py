@@ -24,7 +24,7 @@ from bidfmkd_fast.files.yaml_files import read_mapping
 from bidfmkd_fast.meta import Evaluation
 from bidfmkd_fast.runtime.machine import machine_text
 from bidfmkd_fast.settings import closest, dotted_keys, named, plain_values, settings_from_values
-from bidfmkd_fast.training.report import Table, markdown_table, text_table
+from bidfmkd_fast.training.tables import Table, markdown_table, text_table
 
 TABLE, PLOT = "sweep.md", "sweep.png"
 _KEYS = ("experiment", "variants", "grid")
