@@ -20,7 +20,7 @@ import torch
 
 from bidfmkd_fast.black_box import BlackBox, GrpcBlackBox, RemoteBlackBox
 from bidfmkd_fast.errors import APIUnavailable
-from bidfmkd_fast.training.report import text_table
+from bidfmkd_fast.training.tables import text_table
 
 
 def main() -> None:

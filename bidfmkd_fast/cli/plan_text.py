@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from bidfmkd_fast.black_box import BlackBox, Budget
 from bidfmkd_fast.training import TrainConfig
 from bidfmkd_fast.training.plan import Plan, duration, plan, too_short
-from bidfmkd_fast.training.report import text_table
 from bidfmkd_fast.training.spending import over_cap
+from bidfmkd_fast.training.tables import text_table
 
 
 def print_probe(api: BlackBox, config: TrainConfig, budget: Budget | None) -> bool:

@@ -13,7 +13,7 @@ from bidfmkd_fast.pools import Pool, load_pool, train_pool
 from bidfmkd_fast.pools.api_training import ARCHITECTURES
 from bidfmkd_fast.runtime.signals import Terminated
 from bidfmkd_fast.serving import Behaviour, behaviours_of
-from bidfmkd_fast.training.report import text_table
+from bidfmkd_fast.training.tables import text_table
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

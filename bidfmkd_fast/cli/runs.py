@@ -29,20 +29,13 @@ from bidfmkd_fast.files.folder_lock import check_free
 from bidfmkd_fast.meta import MetaModel
 from bidfmkd_fast.pools import load_pool, read_pool
 from bidfmkd_fast.training import TrainConfig, fit_with_control, paper
+from bidfmkd_fast.training.comparison import CONTROL, LEARNED, RANDOM, compare
 from bidfmkd_fast.training.grids import write_grids
-from bidfmkd_fast.training.report import (
-    CONTROL,
-    LEARNED,
-    RANDOM,
-    REPORT,
-    compare,
-    outcome_rows,
-    text_table,
-    write_report,
-)
+from bidfmkd_fast.training.report import REPORT, outcome_rows, write_report
 from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
 from bidfmkd_fast.training.spending import read_spending
 from bidfmkd_fast.training.status import status_text
+from bidfmkd_fast.training.tables import text_table
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

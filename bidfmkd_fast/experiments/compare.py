@@ -18,7 +18,7 @@ from bidfmkd_fast.files.atomic import check_writable, make_folder, write_text
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.runtime.machine import machine_text
 from bidfmkd_fast.runtime.progress import Bar
-from bidfmkd_fast.training.report import Table, markdown_table, text_table
+from bidfmkd_fast.training.tables import Table, markdown_table, text_table
 
 REPORT = "comparison.md"
 

@@ -11,18 +11,12 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.pools.api_training import train_pool
 from bidfmkd_fast.pools.pool import load_pool
 from bidfmkd_fast.training import ReplayConfig, TrainConfig, fit_with_control
+from bidfmkd_fast.training.comparison import CONTROL, LEARNED, RANDOM, compare
 from bidfmkd_fast.training.grids import write_grids
-from bidfmkd_fast.training.report import (
-    CONTROL,
-    LEARNED,
-    RANDOM,
-    compare,
-    outcome_rows,
-    text_table,
-    write_report,
-)
+from bidfmkd_fast.training.report import outcome_rows, write_report
 from bidfmkd_fast.training.run_folder import RunFolder
 from bidfmkd_fast.training.spending import read_spending
+from bidfmkd_fast.training.tables import text_table
 
 
 @dataclass(frozen=True)

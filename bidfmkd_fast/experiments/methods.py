@@ -26,7 +26,7 @@ from bidfmkd_fast.recovery import recover
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.training import BiDfMKD, TrainConfig
-from bidfmkd_fast.training.bidf_mkd import initial_module
+from bidfmkd_fast.training.default_model import initial_module
 from bidfmkd_fast.training.recovered_set import read_images_and_scores
 from bidfmkd_fast.training.run_folder import META_MODEL, SUMMARY, RunFolder
 
@@ -224,9 +224,9 @@ def recovered_sets(folder: Path, api_index: int) -> tuple[Tensor, Tensor]:
 def _fit(
     experiment: Experiment, apis: Sequence[BlackBox], config: TrainConfig, folder: Path, label: str
 ) -> None:
-    BiDfMKD(apis, config=config, device=experiment.device)._fit(
-        folder, experiment.progress, label=label
-    )
+    learner = BiDfMKD(apis, config=config, device=experiment.device)
+    learner.label = label
+    learner.fit(folder, experiment.progress)
 
 
 def _distil(

@@ -18,7 +18,7 @@ from bidfmkd_fast.experiments.tables import by_data_set, sweep_tables
 from bidfmkd_fast.files.atomic import check_writable, write_text
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.runtime.machine import machine_text
-from bidfmkd_fast.training.report import markdown_table, text_table
+from bidfmkd_fast.training.tables import markdown_table, text_table
 
 TABLE, PLOT = "sweep.md", "sweep.png"
 

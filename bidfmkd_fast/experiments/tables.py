@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from bidfmkd_fast.experiments.meta_test import Result, Results, over_seeds
 from bidfmkd_fast.experiments.methods import CONTROL, METHODS, OURS
 from bidfmkd_fast.meta import Evaluation, paired_difference
-from bidfmkd_fast.training.report import Table
+from bidfmkd_fast.training.tables import Table
 
 TitledTable = tuple[str, Table]
 

@@ -1,8 +1,9 @@
-"""The whole run: from a set of black-box APIs to a meta-model, with its settings, its folder and its report."""
+"""Make a whole run: from a set of black-box APIs to a meta-model, a folder and a report."""
 
-from bidfmkd_fast.training.bidf_mkd import BiDfMKD, fit_with_control
+from bidfmkd_fast.training.bidf_mkd import BiDfMKD
 from bidfmkd_fast.training.config import DistillationConfig, ReplayConfig, TrainConfig, paper
 from bidfmkd_fast.training.run import RecoveredSet, Run
+from bidfmkd_fast.training.with_control import fit_with_control
 
 __all__ = [
     "BiDfMKD",

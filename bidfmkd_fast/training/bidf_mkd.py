@@ -1,4 +1,4 @@
-"""The loop: data recovered from each API, distilled on two levels into the meta-model, replayed as tasks."""
+"""The estimator: checks the arguments of a run, and runs it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bidfmkd_fast.black_box import APISpec, BlackBox, Budget
-from bidfmkd_fast.black_box.ledger_file import LedgerFile
-from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
+from bidfmkd_fast.black_box import BlackBox, Budget
+from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.meta.inner_loop import forward
-from bidfmkd_fast.models import build_model
-from bidfmkd_fast.recovery.cost import first_step_cost
 from bidfmkd_fast.runtime.allocator import keep_freed_memory
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.config import TrainConfig
-from bidfmkd_fast.training.finished_run import finished_run
-from bidfmkd_fast.training.loop import Stages, task_shape
-from bidfmkd_fast.training.plan import as_known, run_cost
+from bidfmkd_fast.training.counted_queries import counted_queries
+from bidfmkd_fast.training.default_model import initial_module, task_shape
+from bidfmkd_fast.training.loop import run_loop
+from bidfmkd_fast.training.plan import run_cost
 from bidfmkd_fast.training.run import Run
 from bidfmkd_fast.training.run_folder import RunFolder
+from bidfmkd_fast.training.run_state import RunState
 
 
 class BiDfMKD:
@@ -33,20 +32,26 @@ class BiDfMKD:
 
     Args:
         apis: the black boxes; all with the same number of classes.
-        meta_model: any module from images `[N, C, H, W]` (unit range) to logits `[N, n_classes]`; a
-            copy of it is trained, in the mode it is in. None for a Conv4 that always uses batch
-            statistics: a plain one where all APIs take images of one shape, one that takes any size
-                where they differ (`AnySizeConv4`).
+        meta_model: any module from images `[N, C, H, W]` (unit range) to logits `[N, n_classes]`. A
+            copy of it is trained, in the mode in which it is given. None for a Conv4 that always
+            uses batch statistics: a plain Conv4 if all APIs take images of one shape, else one that
+            takes any size (`AnySizeConv4`).
         generator: as for `recover`; None for the built-in one.
         config: the settings.
-        device: where generator and meta-model live.
-        budget: a cap on what all APIs together may cost, put on those that have none while `fit`
-            runs. When it ends, recovery stops, and what there is is distilled and replayed.
+        device: where the generators and the meta-model live.
+        budget: a cap on what all APIs together may cost. `fit` puts it on every API that has no
+            budget of its own. When it ends, recovery stops, and the sets recovered so far are
+            distilled and replayed.
+
+    Attributes:
+        label: the name of the run on its progress bars.
 
     Raises:
         InputError: bad arguments, an empty pool, APIs that differ in their number of classes, a
             meta-model that does not take their images.
     """
+
+    label = "run"
 
     def __init__(
         self,
@@ -82,30 +87,30 @@ class BiDfMKD:
 
     def __repr__(self) -> str:
         cap = "" if self.budget is None else f", {self.budget!r}"
-        return f"BiDfMKD({len(self.apis)} APIs, {type(self._module).__name__}, seed={self.config.seed}{cap})"
+        module = type(self._module).__name__
+        return f"BiDfMKD({len(self.apis)} APIs, {module}, seed={self.config.seed}{cap})"
 
     def planned_queries(self) -> int:
-        """How many queries `fit` asks of all APIs together if no budget ends it."""
+        """Count the queries that `fit` asks of all APIs together if no budget ends it."""
         return sum(run_cost(api, self.config).queries for api in self.apis)
 
     def fit(self, run_dir: str | Path | None = None, progress: bool = True) -> Run:
-        """Run the whole loop, and write it to `run_dir` as it goes if one is given.
+        """Run the whole algorithm; with `run_dir`, write the run to that folder as it proceeds.
 
-        Every call starts anew, but for a `run_dir` that holds a run of the same settings that was
-            cut off: what that
-        recovered is not asked for again, sets under way go on where they were, and what it spent
-        counts. With equal APIs the same seed gives the same run, bit for bit (on a CPU with the
-        same number of threads). With `progress`, a terminal or a notebook shows bars; elsewhere
-        stderr gets one line a minute.
+        Every call starts anew, unless `run_dir` holds a run of the same settings that was cut off.
+        Then the sets recovered so far are not asked for again, sets under way continue where they
+        stopped, and what was spent counts. With equal APIs the same seed gives the same run, bit
+        for bit (on a CPU with the same number of threads). With `progress`, a terminal or a
+        notebook shows bars; elsewhere stderr gets one line a minute.
 
-        Services are recovered several at once. One that does not answer, or answers no scores, is
-        skipped with a warning, asked again at the end, and named in the report where that fails
-        too.
+        Several services are recovered at once. A service that does not answer, or whose answers are
+        no scores, is skipped with a warning and asked again at the end. If it fails then too, the
+        report names it.
 
         Raises:
-            InputError: `run_dir` holds a finished run, one of other settings or another pool, or
-                one that is under way; or it cannot be written to.
-            BudgetExhausted: no budget pays a single recovery step; nothing has been asked then.
+            InputError: `run_dir` holds a finished run, a run of other settings or of another pool,
+                or a run that is under way; or it cannot be written to.
+            BudgetExhausted: no budget pays for a single recovery step; nothing has been asked then.
             BadAnswer: a local API answered something that is no set of scores, or every service
                 did; what was recovered before is in `run_dir`.
             APIUnavailable: no service answers.
@@ -113,47 +118,52 @@ class BiDfMKD:
         Warns:
             ServiceWarning: a service was skipped or left out.
         """
-        return self._fit(run_dir, progress)
+        with self._begun(run_dir, progress) as run:
+            return run_loop(run)
 
-    def _fit(
+    @contextmanager
+    def _begun(
         self,
         run_dir: str | Path | None,
         progress: bool,
+        *,
         again: bool = False,
         lock: FolderLock | None = None,
-        label: str = "run",
-    ) -> Run:
-        """`fit`; with `again` a finished and complete run in `run_dir` is read, not made again."""
+    ) -> Iterator[RunState]:
+        """Give the state of a run at its start, with its budgets set and its folder locked.
+
+        With `again`, `run_dir` may hold a finished run; `lock` is the folder's lock if the caller
+        holds it. If the block fails before anything was recovered, the folder is removed, so that
+        it serves the next attempt.
+        """
         keep_freed_memory()
-        folder = (
-            None
-            if run_dir is None
-            else RunFolder.create(run_dir, self.config, again=again, lock=lock)
-        )
+        folder = None
+        if run_dir is not None:
+            folder = RunFolder.create(run_dir, self.config, again=again, lock=lock)
         try:
-            return self._fit_in(folder, progress, label)
+            with ExitStack() as stack:
+                stack.enter_context(_under_budget(self.apis, self.budget))
+                ledger = None
+                if folder is not None:
+                    ledger = stack.enter_context(counted_queries(folder, self.apis))
+                yield RunState(
+                    self.apis,
+                    copy.deepcopy(self._module),
+                    self.generator,
+                    self.config,
+                    self.device,
+                    folder,
+                    ledger,
+                    progress,
+                    self.label,
+                )
         except Exception:
             if folder is not None:
-                folder.withdraw()  # if nothing came of it, the same folder serves the next attempt
+                folder.withdraw()
             raise
         finally:
             if folder is not None:
                 folder.close()
-
-    def _fit_in(self, folder: RunFolder | None, progress: bool, label: str) -> Run:
-        with ExitStack() as stack:
-            stack.enter_context(_under_budget(self.apis, self.budget))
-            if folder is not None:
-                _restore_budgets(self.apis, stack.enter_context(folder.counting(self.apis)))
-                if folder.complete:
-                    return finished_run(folder, self.apis, self.device)
-            module = copy.deepcopy(self._module)
-            run = Stages(
-                self.apis, module, self.generator, self.config, self.device, folder, progress, label
-            ).run()
-        if folder is not None:
-            folder.finish(run)
-        return run
 
     def _check_meta_model(self) -> None:
         n_classes = self.apis[0].spec.n_classes
@@ -183,77 +193,6 @@ class BiDfMKD:
                     f"BiDfMKD: meta_model must map images {list(images.shape)} to logits [2, {n_classes}], one per "
                     f"class of an API; got {came}"
                 )
-
-
-def initial_module(specs: Sequence[APISpec], config: TrainConfig) -> nn.Module:
-    """The default meta-model for APIs of these `specs` before anything is learned; a function of
-    the seed.
-    """
-    shape = task_shape(specs, config)
-    channels, *size = shape or specs[0].image_shape
-    with seeded(config.seed, "meta_model"):
-        return build_model(
-            "conv4_any_size" if shape else "conv4",
-            in_channels=channels,
-            n_classes=specs[0].n_classes,
-            image_size=(size[0], size[1]),
-            width=config.meta_model_width,
-            batch_statistics=True,
-        )
-
-
-def fit_with_control(
-    apis: Sequence[BlackBox],
-    run_dir: str | Path,
-    config: TrainConfig | None = None,
-    *,
-    device: torch.device | str = "cpu",
-    budget: Budget | None = None,
-    progress: bool = True,
-) -> tuple[Run, Run]:
-    """A run in `run_dir` and its no-recovery control in `run_dir/control`, from the same start:
-    (run, control).
-
-    The control comes first, so that one budget serves both; its images are asked once each, for
-    their scores. Where either was cut off, nothing that was recovered is asked for again, and a
-    complete control is read, not made again. Raises as `BiDfMKD.fit`; BudgetExhausted also if
-    `budget` does not reach from the control into the run.
-    """
-    config = TrainConfig() if config is None else config
-    learner = BiDfMKD(apis, config=config, device=device, budget=budget)
-    control = BiDfMKD(apis, config=config.control(), device=device, budget=budget)
-    RunFolder.check_new(run_dir)
-    with FolderLock(run_dir) as lock:
-        return _fit_both(learner, control, Path(run_dir), budget, progress, lock)
-
-
-def _fit_both(
-    learner: BiDfMKD,
-    control: BiDfMKD,
-    run_dir: Path,
-    budget: Budget | None,
-    progress: bool,
-    lock: FolderLock,
-) -> tuple[Run, Run]:
-    RunFolder.check_new(run_dir)  # another process may have finished it since
-    config, apis = learner.config, learner.apis
-    begun = (run_dir / "control").exists()
-    n_images = config.n_per_class * apis[0].spec.n_classes
-    first_step = first_step_cost(as_known(apis[0]), config.recovery, n_images, config.paper_compat)
-    needed = sum((run_cost(api, control.config) for api in apis), first_step)
-    if (
-        budget is not None
-        and not begun
-        and not budget.affords(needed.queries, needed.requests, needed.price)
-    ):
-        raise BudgetExhausted(
-            f"fit_with_control: the control and one recovery step ask {needed.queries:,} queries in "
-            f"{needed.requests:,} requests; more than is left of {budget}; raise it or take a lower n_per_class or "
-            "num_directions"
-        )
-    RunFolder.check_writable(run_dir)  # the run's own place, before the control asks anything
-    control_run = control._fit(run_dir / "control", progress, again=True, label="control")
-    return learner._fit(run_dir, progress, lock=lock), control_run
 
 
 def _usable_device(device: torch.device | str) -> torch.device:
@@ -289,21 +228,14 @@ def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
             )
 
 
-def _restore_budgets(apis: list[BlackBox], ledger: LedgerFile) -> None:
-    """What a run that was cut off has spent counts."""
-    earlier = ledger.earlier()
-    for number, api in enumerate(apis):
-        if api.budget is not None and (row := earlier.get(number)) is not None:
-            api.budget.restore(row.queries, row.requests, row.cost)
-
-
 @contextmanager
 def _under_budget(apis: list[BlackBox], budget: Budget | None) -> Iterator[None]:
+    """Put `budget` on all `apis` inside the block; None leaves their own."""
     before = [api.budget for api in apis]
     try:
         for api in apis:
             api.budget = api.budget if budget is None else budget
         yield
     finally:
-        for api, its in zip(apis, before, strict=True):
-            api.budget = its
+        for api, own in zip(apis, before, strict=True):
+            api.budget = own

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
-from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.training.recovered_set import PARTS
 from bidfmkd_fast.training.run import Run
-from bidfmkd_fast.training.run_folder import RunFolder
+from bidfmkd_fast.training.run_state import RunState
 
 
-def finished_run(folder: RunFolder, apis: Sequence[BlackBox], device: torch.device) -> Run:
-    """Return the complete run in `folder`, its models on `device`; to be called inside
-    `folder.counting(apis)`.
+def finished_run(state: RunState) -> Run:
+    """Return the complete run in the folder of `state`, its models on the device of `state`.
 
     The recovered sets come in the order of the APIs. Raises InputError for a file that is missing
     or damaged.
     """
-    summary, ledger = folder.summary(), folder.ledger.rows()
+    folder, ledger = state.folder, state.ledger
+    assert folder is not None and ledger is not None
+    summary, rows = folder.summary(), ledger.rows()
     meta_model, initial_model = folder.meta_model(), folder.initial_model()
     for model in (meta_model, initial_model):
-        model.module.to(device)
-    read = [
+        model.module.to(state.device)
+    sets = [
         folder.load_recovered(number, part, api)
-        for number, api in enumerate(apis)
+        for number, api in enumerate(state.apis)
         for part in PARTS
     ]
     return Run(
         meta_model=meta_model,
         initial_model=initial_model,
         memory=folder.memory(),
-        recovered=[one for one in read if one is not None],
+        recovered=[found for found in sets if found is not None],
         history=folder.metrics(),
-        queries=sum(row.queries for row in ledger),
-        requests=sum(row.requests for row in ledger),
+        queries=sum(row.queries for row in rows),
+        requests=sum(row.requests for row in rows),
         seconds=dict(summary["seconds"]),
         complete=True,
         config=folder.config(),
-        ledger=ledger,
+        ledger=rows,
     )

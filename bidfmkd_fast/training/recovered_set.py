@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bidfmkd_fast.black_box import APISpec, BlackBox
     from bidfmkd_fast.training.run import RecoveredSet
 
-PARTS = ("support", "query")
+SUPPORT, QUERY = PARTS = ("support", "query")
 _RECORD = ("step", "loss", "best_loss", "matched", "queries")
 _TENSORS = ("images", "labels", "scores", "losses", "history", "state")
 _HEADER = 4096  # bytes: more than names, shapes and the checksum take; class names come on top

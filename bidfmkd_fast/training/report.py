@@ -1,146 +1,19 @@
-"""What a person reads of a run: accuracy tables with paired differences, costs, `report.md`."""
+"""Write `report.md`, the page about a finished run: accuracy, spending, recovered images, files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bidfmkd_fast.data import Dataset
-from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import write_text
-from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate, paired_difference
+from bidfmkd_fast.training.comparison import CONTROL, Comparison
 from bidfmkd_fast.training.run_folder import CONFIG, METRICS, RunFolder
 from bidfmkd_fast.training.spending import read_spending
+from bidfmkd_fast.training.tables import Table, markdown_table
 
 REPORT = "report.md"
-RANDOM, CONTROL, LEARNED = "random initialisation", "no-recovery control", "BiDf-MKD"
-
-Table = list[list[str]]
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Models judged on the same episodes: `evaluations[model][n_shot]`, the model that matters
-    last.
-    """
-
-    evaluations: Mapping[str, Mapping[int, Evaluation]]
-
-    @property
-    def title(self) -> str:
-        """What was measured, in one line."""
-        one = self._first
-        return (
-            f"{one.n_way}-way accuracy on {len(one.per_episode)} episodes of unseen classes "
-            f"({one.dataset} {one.split}), in %, with 95 % CI"
-        )
-
-    @property
-    def accuracies(self) -> Table:
-        """One row per model."""
-        rows = [
-            [model, *(f"{100 * e.mean:.2f} ± {100 * e.ci95:.2f}" for e in by_shot.values())]
-            for model, by_shot in self.evaluations.items()
-        ]
-        return [self._header("model"), *rows]
-
-    @property
-    def differences(self) -> Table:
-        """The last model less each of the others, in points, paired by episode; only a header if
-        there is one model.
-        """
-        *others, last = self.evaluations
-        rows = []
-        for other in others:
-            pairs = zip(
-                self.evaluations[last].values(), self.evaluations[other].values(), strict=True
-            )
-            pairs_told = [paired_difference(a, b) for a, b in pairs]
-            rows.append(
-                [
-                    f"{last} less {other}",
-                    *(f"{100 * d.mean:+.2f} ± {100 * d.ci95:.2f}" for d in pairs_told),
-                ]
-            )
-        return [self._header("difference paired by episode"), *rows]
-
-    def __str__(self) -> str:
-        parts = [self.title, "", text_table(self.accuracies)]
-        if len(self.differences) > 1:
-            parts += ["", text_table(self.differences)]
-        return "\n".join(parts)
-
-    @property
-    def _first(self) -> Evaluation:
-        return next(iter(next(iter(self.evaluations.values())).values()))
-
-    def _header(self, first: str) -> list[str]:
-        shots = next(iter(self.evaluations.values()))
-        return [first, *(f"{n_shot}-shot" for n_shot in shots)]
-
-
-def compare(
-    models: Mapping[str, MetaModel],
-    dataset: Dataset,
-    *,
-    n_shots: Sequence[int] = (1, 5),
-    n_way: int = 5,
-    n_query: int = 15,
-    n_episodes: int = 600,
-    split: str = "meta_test",
-    seed: int = 0,
-    progress: bool = False,
-) -> Comparison:
-    """Every model on the same episodes, for every number of shots. Raises InputError as `evaluate`
-    does.
-    """
-    if not models or not n_shots:
-        raise InputError("compare: give at least one model and one n_shot")
-    return Comparison(
-        {
-            name: {
-                n_shot: evaluate(
-                    model,
-                    dataset,
-                    n_way=n_way,
-                    n_shot=n_shot,
-                    n_query=n_query,
-                    n_episodes=n_episodes,
-                    split=split,
-                    seed=seed,
-                    progress=progress,
-                )
-                for n_shot in n_shots
-            }
-            for name, model in models.items()
-        }
-    )
-
-
-def text_table(rows: Table) -> str:
-    """Rows in aligned columns, the first to the left, under a ruled header."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def markdown_table(rows: Table) -> str:
-    """The same as a Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|---" + "|---:" * (len(rows[0]) - 1) + "|")
-    return "\n".join(lines)
 
 
 def outcome_rows(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +20,10 @@ from bidfmkd_fast.files.atomic import (
     write_tensors,
 )
 from bidfmkd_fast.files.folder_lock import FolderLock
-from bidfmkd_fast.recovery.cost import measuring_cost
-from bidfmkd_fast.recovery.journal import Journal
 from bidfmkd_fast.secrets import scrubbed
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.recovered_set import (
-    PARTS,
     bytes_of_set,
-    least_queries,
     read_recovered,
     save_recovered,
 )
@@ -57,7 +50,6 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: FolderLock | None = None
-        self._ledger: LedgerFile | None = None
         self._config: TrainConfig | None = None
         self._sets: dict[tuple[int, str], RecoveredSet] = {}  # those read from disk
 
@@ -139,64 +131,6 @@ class RunFolder:
         check_writable(
             *(path / name for name in (CONFIG, METRICS, SUMMARY, MEMORY, INITIAL_MODEL, META_MODEL))
         )
-
-    @property
-    def ledger(self) -> LedgerFile:
-        """What the run has asked; there inside `counting` only."""
-        assert self._ledger is not None
-        return self._ledger
-
-    @contextmanager
-    def counting(self, apis: Sequence[BlackBox]) -> Iterator[LedgerFile]:
-        """Inside the block the ledgers of `apis` are written to the folder's, as things are asked.
-
-        Raises InputError for a ledger or a recovered set that is damaged or of another pool.
-
-        Warns:
-            UserWarning: the ledger told less than the recovered sets have cost, so it was rebuilt
-                from them.
-        """
-        self._ledger = LedgerFile(self.path / LEDGER)
-        try:
-            with ExitStack() as stack:
-                for number, api in enumerate(apis):
-                    stack.enter_context(api.ledger.written_to(self._ledger, number, api.name))
-                self._count_recovered(apis, self._ledger)
-                yield self._ledger
-        finally:
-            self._ledger.close()
-            self._ledger = None
-
-    def _count_recovered(self, apis: Sequence[BlackBox], ledger: LedgerFile) -> None:
-        """Where the ledger was lost, or lost its end, count at least what whole and half-made sets
-        have cost.
-        """
-        told = {row.number: row.queries for row in ledger.rows()}
-        config, added = self.config(), 0
-        for number, api in enumerate(apis):
-            measuring = measuring_cost(
-                api, config.recovery, config.n_per_class * api.spec.n_classes
-            ).queries
-            queries = requests = 0
-            for part in PARTS:
-                one = self.load_recovered(number, part, api)
-                if one is not None:
-                    queries += least_queries(one, measuring)
-                    requests += max(1, len(one.recovered.history))
-                elif self.journal(number, part).exists():
-                    begun = Journal(self.journal(number, part))
-                    queries += begun.queries + (0 if begun.mu is None else measuring)
-                    requests += begun.steps
-            missing = queries - told.get(number, 0)
-            if missing > 0:
-                ledger.restore(number, missing, requests, missing * api.spec.price_per_1000 / 1000)
-                added += missing
-        if added:
-            warnings.warn(
-                f"run folder: {ledger.path} was lost, or its end: it told fewer queries than the recovered sets have "
-                f"cost; {added:,} were added, as these sets tell, and what was asked besides them is not known",
-                stacklevel=2,
-            )
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

@@ -11,9 +11,9 @@ from pathlib import Path
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.folder_lock import LOCK
 from bidfmkd_fast.recovery.cost import Cost
-from bidfmkd_fast.training.report import text_table
 from bidfmkd_fast.training.run_folder import CONFIG, LEDGER, META_MODEL, SUMMARY, RunFolder
 from bidfmkd_fast.training.spending import Cap, Spending, read_plan, read_spending, read_spent
+from bidfmkd_fast.training.tables import text_table
 
 FINISHED, CUT_OFF, BEGUN = "finished", "cut off", "the control is made first, the run has not begun"
 

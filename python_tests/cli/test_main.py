@@ -324,7 +324,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_asked_or_computed(
     monkeypatch.setattr(TorchBlackBox, "score", never)
     monkeypatch.setattr("bidfmkd_fast.data.convert.decode_all", never)
     monkeypatch.setattr("bidfmkd_fast.pools.api_training._train_api", never)
-    monkeypatch.setattr("bidfmkd_fast.training.report.evaluate", never)
+    monkeypatch.setattr("bidfmkd_fast.training.comparison.evaluate", never)
     arguments = command.replace("POOL", str(pool)).split()
     assert main([*arguments, *(RUN if "train" in command else [])]) == 2
     told = capsys.readouterr()

@@ -22,7 +22,7 @@ from bidfmkd_fast.meta import MetaModel
 from bidfmkd_fast.pools import Pool, load_pool
 from bidfmkd_fast.seeds import torch_generator
 from bidfmkd_fast.training import BiDfMKD
-from bidfmkd_fast.training.bidf_mkd import initial_module
+from bidfmkd_fast.training.default_model import initial_module
 from bidfmkd_fast.training.run_folder import META_MODEL, SUMMARY
 
 N_APIS, N_WAY, STEPS, SET = 3, 3, 2, 9  # as in conftest

@@ -34,11 +34,11 @@ from bidfmkd_fast.training import (
     Run,
     TrainConfig,
     fit_with_control,
-    recoveries,
+    inner_level,
+    local_at_once,
 )
-from bidfmkd_fast.training import (
-    loop as training_loop,
-)
+from bidfmkd_fast.training import loop as training_loop
+from bidfmkd_fast.training import replay as training_replay
 from bidfmkd_fast.training.run_folder import RunFolder
 
 N_CLASSES, N_PER_CLASS, SHAPE = 3, 3, (1, 16, 16)
@@ -268,7 +268,7 @@ def test_sets_of_a_group_made_at_once(
     """As on a GPU: the same sets and the same model, however the run is cut."""
     config = replace(TINY, seed=seed)
     expected = BiDfMKD(pool(4), config=config).fit()
-    monkeypatch.setattr(recoveries.Recoveries, "_at_once", lambda self: True)
+    monkeypatch.setattr(local_at_once, "on_one_gpu", lambda run: True)
     save, left = RunFolder.save_recovered, [5]
 
     def cut_off(self: RunFolder, one: Any) -> None:
@@ -302,9 +302,7 @@ def test_a_budget_pays_sets_one_after_the_other(seed: int, monkeypatch: pytest.M
     set_of = BiDfMKD(pool(1), config=config).planned_queries() // 2
     runs = []
     for at_once in (False, True):
-        monkeypatch.setattr(
-            recoveries.Recoveries, "_at_once", lambda self, at_once=at_once: at_once
-        )
+        monkeypatch.setattr(local_at_once, "on_one_gpu", lambda run, at_once=at_once: at_once)
         runs.append(
             BiDfMKD(
                 pool(4), config=config, budget=Budget(max_queries=3 * set_of + set_of // 2)
@@ -315,34 +313,34 @@ def test_a_budget_pays_sets_one_after_the_other(seed: int, monkeypatch: pytest.M
     assert [record["stage"] for record in runs[1].history].count("distillation") == 1
 
 
-def test_patience_where_steps_are_told_late() -> None:
-    """As on a GPU: it counts from the step that was best, stops at a telling only, and every step
-    is told.
+def test_patience_where_metrics_are_read_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: patience counts from the best step, replay stops only when metrics are read, and
+    every step is recorded.
     """
-    accuracies, recorded, asked = [0.1, 0.2, 0.3, 0.4, 0.5, *[0.5] * 30], [], []
+    accuracies, recorded, taken = [0.1, 0.2, 0.3, 0.4, 0.5, *[0.5] * 30], [], []
 
-    def replayer(tell_every: int) -> Callable[[bool], list[dict[str, float]]]:
-        untold: list[dict[str, float]] = []
+    def step_taker(run: Any, read_every: int) -> training_replay.TakeStep:
+        unread: list[dict[str, float]] = []
 
         def take(last: bool) -> list[dict[str, float]]:
-            untold.append({"loss": 0.0, "accuracy": accuracies[len(asked)]})
-            asked.append(last)
-            told = list(untold) if last or len(untold) == tell_every else []
-            del untold[: len(told)]
-            return told
+            unread.append({"loss": 0.0, "accuracy": accuracies[len(taken)]})
+            taken.append(last)
+            read = list(unread) if last or len(unread) == read_every else []
+            del unread[: len(read)]
+            return read
 
         return take
 
-    loop = SimpleNamespace(
+    monkeypatch.setattr(training_replay, "step_taker", step_taker)
+    run = SimpleNamespace(
         recovered=True,
         config=SimpleNamespace(task_replay=True),
         progress=False,
         label="run",
-        _replayer=replayer,
-        _record=lambda stage, **values: recorded.append(values["accuracy"]),
+        record=lambda stage, **values: recorded.append(values["accuracy"]),
     )
-    training_loop.Stages._replay(loop, 35, patience=3)  # type: ignore[arg-type]
-    assert len(asked) == 9  # told at steps 3, 6 and 9; the fifth was the best
+    training_replay.replay(run, 35, patience=3)  # type: ignore[arg-type]
+    assert len(taken) == 9  # metrics are read at steps 3, 6 and 9; the fifth was the best
     assert sum(recorded) * 9 == pytest.approx(sum(accuracies[:9]))
 
 
@@ -531,8 +529,8 @@ def test_paper_compat_reaches_every_part(monkeypatch: pytest.MonkeyPatch) -> Non
     config = replace(TINY, paper_compat=True, recovery=replace(TINY.recovery, num_directions=7))
     asked: list[tuple[str, bool]] = []
     parts = (
-        (recoveries, "recover"),
-        (recoveries, "adapt_to_api"),
+        (training_loop, "recover"),
+        (inner_level, "adapt_to_api"),
         (training_loop, "outer_distillation_step"),
     )
     for where, name in parts:

@@ -17,15 +17,11 @@ from bidfmkd_fast.meta import Evaluation, MetaModel, TaskMemory
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.recovery import Recovered
 from bidfmkd_fast.training import RecoveredSet, Run, TrainConfig
+from bidfmkd_fast.training.comparison import Comparison, compare
 from bidfmkd_fast.training.grids import save_grid, write_grids
-from bidfmkd_fast.training.report import (
-    Comparison,
-    compare,
-    markdown_table,
-    text_table,
-    write_report,
-)
+from bidfmkd_fast.training.report import write_report
 from bidfmkd_fast.training.run_folder import RunFolder
+from bidfmkd_fast.training.tables import markdown_table, text_table
 
 BLUE, ORANGE = (0, 114, 178), (230, 120, 0)
 

@@ -23,10 +23,10 @@ from training.test_resume import STEP, TINY, asked, interrupted, pool, run_in_pr
 from bidfmkd_fast.black_box import BlackBox, Budget, FunctionBlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.training import BiDfMKD, TrainConfig, fit_with_control
-from bidfmkd_fast.training.loop import Stages
+from bidfmkd_fast.training import BiDfMKD, Run, TrainConfig, fit_with_control, with_control
 from bidfmkd_fast.training.recovered_set import bytes_of_set
 from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, RunFolder
+from bidfmkd_fast.training.run_state import RunState
 
 SUPPORT = "recovered/api_000_support.safetensors"
 SET = 2 * STEP  # queries of a set
@@ -71,7 +71,7 @@ def test_a_second_process_is_refused_and_the_lock_dies_with_the_first(tmp_path: 
     code = (
         f"import sys, time; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "from pathlib import Path\n"
-        "from training.test_run_folder import *\n"
+        "from training.test_run_folder_faults import *\n"
         "def wait(): print('asked', flush=True); time.sleep(600)\n"
         f"apis = pool(Path({str(log)!r}))\n"
         f"BiDfMKD([calling(apis[0], wait)], config=TINY).fit({str(folder)!r})\n"
@@ -159,13 +159,13 @@ def test_a_finished_control_is_read_and_not_trained_again(
     (folder / META_MODEL).unlink()  # as if the run had been cut off at its end
     files = {file: file.read_bytes() for file in (folder / "control").rglob("*.*")}
     made: list[TrainConfig] = []
-    run_stages = Stages.run
+    run_loop = with_control.run_loop
 
-    def counted(self: Stages) -> Any:
-        made.append(self.config)
-        return run_stages(self)
+    def counted(run: RunState) -> Run:
+        made.append(run.config)
+        return run_loop(run)
 
-    monkeypatch.setattr(Stages, "run", counted)
+    monkeypatch.setattr(with_control, "run_loop", counted)
     budget = Budget(max_queries=10**6)
     _, again = fit_with_control(pool(log), folder, TINY, budget=budget)
     assert made == [TINY]

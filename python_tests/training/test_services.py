@@ -35,7 +35,7 @@ from bidfmkd_fast.training import (
     ReplayConfig,
     Run,
     TrainConfig,
-    recoveries,
+    services,
 )
 from bidfmkd_fast.training.report import write_report
 from bidfmkd_fast.training.run_folder import LEDGER, RunFolder
@@ -297,8 +297,8 @@ def test_a_slow_service_does_not_hold_up_the_rest(monkeypatch: pytest.MonkeyPatc
     """The first waits for the last API to be asked, which is in a later group: waiting for it
     would never end.
     """
-    monkeypatch.setattr(recoveries, "_PATIENCE", 0.0)
-    monkeypatch.setattr(recoveries, "_LEAST_SECONDS", 0.01)
+    monkeypatch.setattr(services, "_PATIENCE", 0.0)
+    monkeypatch.setattr(services, "_LEAST_SECONDS", 0.01)
     last = threading.Event()
     slow = Scripted(
         0, lambda call: None if call > 1 or last.wait(120) else pytest.fail("it held up the rest")

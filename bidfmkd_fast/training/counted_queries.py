@@ -1,0 +1,74 @@
+"""Count what a run asks in the ledger of its folder, so that the counts outlive the process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.black_box.ledger_file import LedgerFile
+from bidfmkd_fast.recovery.cost import measuring_cost
+from bidfmkd_fast.recovery.journal import Journal
+from bidfmkd_fast.training.recovered_set import PARTS, least_queries
+from bidfmkd_fast.training.run_folder import LEDGER, RunFolder
+
+
+@contextmanager
+def counted_queries(folder: RunFolder, apis: Sequence[BlackBox]) -> Iterator[LedgerFile]:
+    """Count what the block asks `apis` in the ledger of `folder`, before each request is sent.
+
+    What earlier processes have asked for the same run is taken from the budgets of `apis` first.
+
+    Raises:
+        InputError: the ledger or a recovered set is damaged, or belongs to another pool.
+
+    Warns:
+        UserWarning: the ledger holds fewer queries than the recovered sets have cost; it was
+            completed from them.
+    """
+    ledger = LedgerFile(folder.path / LEDGER)
+    try:
+        with ExitStack() as stack:
+            for number, api in enumerate(apis):
+                stack.enter_context(api.ledger.written_to(ledger, number, api.name))
+            _complete_from_sets(ledger, folder, apis)
+            for number, row in ledger.earlier().items():
+                if number < len(apis) and (budget := apis[number].budget) is not None:
+                    budget.restore(row.queries, row.requests, row.cost)
+            yield ledger
+    finally:
+        ledger.close()
+
+
+def _complete_from_sets(ledger: LedgerFile, folder: RunFolder, apis: Sequence[BlackBox]) -> None:
+    """Add what finished sets and sets under way have cost at least, if the ledger holds less.
+
+    That happens when the ledger was lost, or its last counts in a power failure.
+    """
+    config, added = folder.config(), 0
+    counted = {row.number: row.queries for row in ledger.rows()}
+    for number, api in enumerate(apis):
+        n_images = config.n_per_class * api.spec.n_classes
+        measuring = measuring_cost(api, config.recovery, n_images).queries
+        queries = requests = 0
+        for part in PARTS:
+            finished = folder.load_recovered(number, part, api)
+            if finished is not None:
+                queries += least_queries(finished, measuring)
+                requests += max(1, len(finished.recovered.history))
+            elif folder.journal(number, part).exists():
+                begun = Journal(folder.journal(number, part))
+                queries += begun.queries + (0 if begun.mu is None else measuring)
+                requests += begun.steps
+        missing = queries - counted.get(number, 0)
+        if missing > 0:
+            ledger.restore(number, missing, requests, api.price_of(missing))
+            added += missing
+    if added:
+        warnings.warn(
+            f"run folder: {ledger.path} was lost, or its end: it holds fewer queries than the "
+            f"recovered sets have cost; {added:,} were added from these sets, and what was asked "
+            "besides them is not known",
+            stacklevel=2,
+        )

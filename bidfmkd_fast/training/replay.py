@@ -1,0 +1,119 @@
+"""Replay: train the meta-model on tasks drawn from the images of all APIs recovered so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bidfmkd_fast.meta import outer_replay_step
+from bidfmkd_fast.meta.replay_on_device import DeviceReplay
+from bidfmkd_fast.meta.stacked import can_stack
+from bidfmkd_fast.runtime.progress import Bar
+from bidfmkd_fast.seeds import derive_seed, seeded
+from bidfmkd_fast.training.run_state import RunState
+
+Metrics = dict[str, float]
+# Takes one step, given whether it is the last; returns the metrics of all steps since it last
+# returned some.
+TakeStep = Callable[[bool], list[Metrics]]
+
+_RECORD_STEPS = 25  # replay steps that are averaged into one record of the history
+
+
+def replay(run: RunState, steps: int, patience: int = 0) -> None:
+    """Take `steps` outer steps on tasks from the memory.
+
+    With a `patience` above 0 it ends earlier, once the accuracy has not improved for so many steps.
+    Nothing happens while the memory is empty, or if the settings leave replay out.
+    """
+    if not run.recovered or not run.config.task_replay:
+        return
+    take_step = step_taker(run, min(_RECORD_STEPS, patience or _RECORD_STEPS))
+    best, best_step = -1.0, 0
+    unrecorded: list[Metrics] = []
+    with Bar(f"{run.label}: replay", steps, "steps", run.progress, keep=False) as bar:
+        for step in bar.over(range(steps)):
+            last = step + 1 == steps
+            measured = take_step(last)
+            for number, metrics in enumerate(measured, start=step + 1 - len(measured)):
+                unrecorded.append(metrics)
+                if metrics["accuracy"] > best:
+                    best, best_step = metrics["accuracy"], number
+            stop = last or (bool(measured) and patience > 0 and step - best_step >= patience)
+            if unrecorded and (stop or len(unrecorded) >= _RECORD_STEPS):
+                means = {
+                    name: sum(metrics[name] for metrics in unrecorded) / len(unrecorded)
+                    for name in ("loss", "accuracy")
+                }
+                run.record("replay", **means)
+                bar.show(**means)
+                unrecorded = []
+            if stop:
+                break
+
+
+def step_taker(run: RunState, read_every: int) -> TakeStep:
+    """Return what takes the replay steps: the GPU where the module allows it, else the host.
+
+    On a GPU the metrics are read every `read_every` steps only, so that the host need not wait for
+    each step.
+    """
+    if run.device.type == "cuda" and can_stack(run.module, run.n_way):
+        return _on_device(run, read_every)
+    return lambda last: [_step_on_host(run)]
+
+
+def _on_device(run: RunState, read_every: int) -> TakeStep:
+    n_tasks, config = run.config.meta_batch_size, run.config.replay
+    device_replay = DeviceReplay(
+        run.module,
+        run.replay_optimizer,
+        run.memory,
+        _task_size(run),
+        n_tasks,
+        config.inner,
+        rotations=config.rotations,
+    )
+    seed = derive_seed(run.config.seed, "replay")
+
+    def take_step(last: bool) -> list[Metrics]:
+        with run.timed("replay"):
+            device_replay.step(seed, run.replay_step * n_tasks)
+            run.replay_step += 1
+            run.outer_step += 1
+            due = last or device_replay.untold == read_every
+            return device_replay.records() if due else []
+
+    return take_step
+
+
+def _step_on_host(run: RunState) -> Metrics:
+    n_tasks, config = run.config.meta_batch_size, run.config.replay
+    with run.timed("replay"), seeded(run.config.seed, "replay", run.replay_step):
+        n_way, n_shot, n_query = _task_size(run)
+        episodes = [
+            run.memory.sample_episode(
+                n_way,
+                n_shot,
+                n_query,
+                seed=derive_seed(run.config.seed, "replay"),
+                index=run.replay_step * n_tasks + task,
+                rotations=config.rotations,
+            )
+            for task in range(n_tasks)
+        ]
+        metrics = outer_replay_step(run.module, run.replay_optimizer, episodes, config.inner)
+    run.replay_step += 1
+    run.outer_step += 1
+    return metrics
+
+
+def _task_size(run: RunState) -> tuple[int, int, int]:
+    """Return n_way, n_shot and n_query of the tasks.
+
+    There are fewer query images than the settings ask for when a budget ended after the support
+    sets, so that no class holds as many.
+    """
+    config, memory = run.config.replay, run.memory
+    sizes = sorted((len(memory.images_of(key)) for key in memory.classes), reverse=True)
+    most = sizes[run.n_way - 1]  # images per class that at least n_way classes hold
+    return run.n_way, config.n_shot, min(config.n_query, most - config.n_shot)

@@ -1,0 +1,220 @@
+"""Carry what a run was given and what it has made so far, up to the finished `Run`."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.black_box.ledger_file import LedgerFile, LedgerRow, row_of
+from bidfmkd_fast.errors import BudgetExhausted, ServiceWarning
+from bidfmkd_fast.meta import DistillationTask, MetaModel, TaskMemory
+from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.default_model import task_shape
+from bidfmkd_fast.training.outcome import Outcome
+from bidfmkd_fast.training.run import RecoveredSet, Run
+from bidfmkd_fast.training.run_folder import RunFolder
+
+_log = logging.getLogger("bidfmkd_fast")  # the logger whose filter removes secrets
+
+
+@dataclass(eq=False)
+class RunState:
+    """The state of one run, which every step of the loop reads and changes.
+
+    Args:
+        apis: the black boxes, in the order of the pool.
+        module: the meta-model's module, trained in place.
+        generator: the user's image generator; None for the built-in one.
+        config: the settings.
+        device: where the module and the generators live.
+        folder: where records and recovered sets are written as they are made; None to keep them in
+            memory only.
+        ledger: the ledger of `folder`.
+        progress: whether to show progress bars.
+        label: the name of the run on its progress bars.
+
+    Attributes:
+        memory: the recovered images by class, for replay.
+        recovered: the recovered sets, in the order in which they were kept.
+        history: the records of `metrics.jsonl`.
+        seconds: wall time per stage.
+        outer_step: steps that the meta-model has taken, distillation and replay together.
+        replay_step: the replay steps among them.
+        last_error: the last error that kept an API from giving both sets.
+    """
+
+    apis: Sequence[BlackBox]
+    module: nn.Module
+    generator: nn.Module | None
+    config: TrainConfig
+    device: torch.device
+    folder: RunFolder | None = None
+    ledger: LedgerFile | None = None
+    progress: bool = True
+    label: str = "run"
+
+    def __post_init__(self) -> None:
+        self.initial_module = copy.deepcopy(self.module)
+        # Distillation and replay have an optimiser each: their losses differ in scale, so Adam's
+        # moments from one loss would set wrong step lengths for the other.
+        parameters = list(self.module.parameters())
+        self.distillation_optimizer = torch.optim.Adam(
+            parameters, lr=self.config.distillation.outer_lr
+        )
+        self.replay_optimizer = torch.optim.Adam(
+            parameters,
+            lr=self.config.replay.outer_lr,
+            capturable=self.device.type == "cuda",  # a CUDA graph captures the replay steps
+        )
+        self.memory = TaskMemory(task_shape([api.spec for api in self.apis], self.config))
+        self.recovered: list[RecoveredSet] = []
+        self.history: list[dict[str, Any]] = []
+        self.seconds = {"recovery": 0.0, "distillation": 0.0, "replay": 0.0}
+        self.outer_step = self.replay_step = 0
+        self.last_error: Exception | None = None
+        self._budget_ended = False
+        self._skipped: dict[int, str] = {}
+        self._failed_before: set[int] = set()
+        self._ledger_before = [row_of(number, api) for number, api in enumerate(self.apis)]
+
+    @property
+    def n_way(self) -> int:
+        """Return the number of classes of every API, and so of every task."""
+        return self.apis[0].spec.n_classes
+
+    def keep(self, outcomes: Sequence[Outcome]) -> list[DistillationTask]:
+        """Keep the sets of `outcomes` in memory and in the history; return the tasks they make.
+
+        An API that gave only one of its sets makes no task. Failures are noted and reported.
+        """
+        tasks = []
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.index):
+            # A service that is asked again also returns the set that it gave the first time.
+            kept = {(one.api_index, one.part) for one in self.recovered}
+            for recovered_set in outcome.sets:
+                if (recovered_set.api_index, recovered_set.part) not in kept:
+                    self._keep_set(recovered_set)
+            if (task := outcome.task(self.apis[outcome.index])) is not None:
+                tasks.append(task)
+            if outcome.error is not None:
+                self._note_failure(outcome.index, outcome.error)
+        return tasks
+
+    def take_failed(self) -> list[int]:
+        """Return the numbers of the services that failed, and forget that they did."""
+        failed, self._skipped = sorted(self._skipped), {}
+        return failed
+
+    def record(self, stage: str, **values: Any) -> None:
+        """Append a record of `stage` to the history and to `metrics.jsonl`."""
+        record = {"stage": stage, "step": self.outer_step, **values}
+        record |= {
+            "queries": sum(row.queries for row in self._ledger_rows()),
+            "seconds": round(sum(self.seconds.values()), 3),
+        }
+        self.history.append(record)
+        if self.folder is not None:
+            self.folder.append_metrics(record)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the wall time of the block to the seconds of `stage`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
+
+    def finish(self) -> Run:
+        """Return the finished run, and write its models and summary to its folder."""
+        rows = self._ledger_rows()
+        run = Run(
+            meta_model=self._meta_model(self.module),
+            initial_model=self._meta_model(self.initial_module),
+            memory=self.memory,
+            recovered=self.recovered,
+            history=self.history,
+            queries=sum(row.queries for row in rows),
+            requests=sum(row.requests for row in rows),
+            seconds=self.seconds,
+            complete=not (self._budget_ended or self._skipped),
+            config=self.config,
+            budget_ended=self._budget_ended,
+            skipped={self.apis[index].name: reason for index, reason in self._skipped.items()},
+            ledger=rows,
+        )
+        if self.folder is not None:
+            self.folder.finish(run)
+        return run
+
+    def _keep_set(self, recovered_set: RecoveredSet) -> None:
+        api, recovered = self.apis[recovered_set.api_index], recovered_set.recovered
+        self.recovered.append(recovered_set)
+        keys = [
+            _class_key(api, recovered_set.api_index, label) for label in recovered.labels.tolist()
+        ]
+        self.memory.add(recovered_set.images, keys)
+        self._budget_ended |= not recovered.complete
+        _log.info(
+            "%s: kept the %s set of %s images",
+            api.name,
+            recovered_set.part,
+            len(recovered_set.images),
+        )
+        self.record(
+            "recovery",
+            api=api.name,
+            set=recovered_set.part,
+            loss=recovered.losses.mean().item(),
+            accuracy=recovered_set.matched.float().mean().item(),
+            complete=recovered.complete,
+        )
+
+    def _note_failure(self, index: int, error: Exception) -> None:
+        self.last_error = error
+        if isinstance(error, BudgetExhausted):
+            self._budget_ended = True
+            return
+        name, reason = self.apis[index].name, " ".join(str(error).split())
+        consequence = (
+            "it is left out"
+            if index in self._failed_before
+            else "it is skipped and asked again at the end"
+        )
+        warnings.warn(f"{name}: {consequence}: {reason}", ServiceWarning, stacklevel=2)
+        _log.info("%s: %s: %s", name, consequence, reason)
+        self._failed_before.add(index)
+        self._skipped[index] = reason
+
+    def _meta_model(self, module: nn.Module) -> MetaModel:
+        return MetaModel(
+            module, adapt_steps=self.config.adapt_steps, adapt_learning_rate=self.config.adapt_lr
+        )
+
+    def _ledger_rows(self) -> list[LedgerRow]:
+        """Return what each API was asked for this run, by processes that were killed as well."""
+        if self.ledger is not None:
+            return self.ledger.rows()
+        return [
+            row_of(before.number, api, before)
+            for api, before in zip(self.apis, self._ledger_before, strict=True)
+        ]
+
+
+def _class_key(api: BlackBox, index: int, label: int) -> tuple[str, str]:
+    """Return the key of a class in the memory: its data set and its name.
+
+    APIs without class names get keys of their own, so that their classes are never merged.
+    """
+    names = api.spec.class_names
+    return api.spec.data_set, names[label] if names else f"API {index} class {label}"

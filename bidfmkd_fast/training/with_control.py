@@ -1,0 +1,72 @@
+"""Run the algorithm and its no-recovery control from the same start and under one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bidfmkd_fast.black_box import BlackBox, Budget
+from bidfmkd_fast.errors import BudgetExhausted
+from bidfmkd_fast.files.folder_lock import FolderLock
+from bidfmkd_fast.recovery.cost import first_step_cost
+from bidfmkd_fast.training.bidf_mkd import BiDfMKD
+from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.finished_run import finished_run
+from bidfmkd_fast.training.loop import run_loop
+from bidfmkd_fast.training.plan import as_known, run_cost
+from bidfmkd_fast.training.run import Run
+from bidfmkd_fast.training.run_folder import RunFolder
+
+
+def fit_with_control(
+    apis: Sequence[BlackBox],
+    run_dir: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    budget: Budget | None = None,
+    progress: bool = True,
+) -> tuple[Run, Run]:
+    """Make a run in `run_dir` and its no-recovery control in `run_dir/control`: (run, control).
+
+    The control asks each API for the scores of untrained generators' images only. It comes first,
+    so that one budget serves both. If either was cut off, nothing that was recovered is asked for
+    again, and a complete control is read instead of being made again.
+
+    Raises:
+        BudgetExhausted: `budget` does not pay for the control and one recovery step of the run;
+            nothing has been asked then.
+        Everything else that `BiDfMKD.fit` raises.
+    """
+    config = TrainConfig() if config is None else config
+    learner = BiDfMKD(apis, config=config, device=device, budget=budget)
+    control = BiDfMKD(apis, config=config.control(), device=device, budget=budget)
+    control.label = "control"
+    folder = Path(run_dir)
+    RunFolder.check_new(folder)
+    with FolderLock(folder) as lock:
+        RunFolder.check_new(folder)  # another process may have finished it in the meantime
+        if budget is not None and not (folder / "control").exists():
+            _check_budget(learner, control, budget)
+        RunFolder.check_writable(folder)  # the run's own files, before the control asks anything
+        with control._begun(folder / "control", progress, again=True) as state:
+            complete = state.folder is not None and state.folder.complete
+            control_run = finished_run(state) if complete else run_loop(state)
+        with learner._begun(folder, progress, lock=lock) as state:
+            return run_loop(state), control_run
+
+
+def _check_budget(learner: BiDfMKD, control: BiDfMKD, budget: Budget) -> None:
+    """Raise BudgetExhausted unless `budget` reaches from the control into the run."""
+    config, apis = learner.config, learner.apis
+    n_images = config.n_per_class * apis[0].spec.n_classes
+    first_step = first_step_cost(as_known(apis[0]), config.recovery, n_images, config.paper_compat)
+    needed = sum((run_cost(api, control.config) for api in apis), first_step)
+    if not budget.affords(needed.queries, needed.requests, needed.price):
+        raise BudgetExhausted(
+            f"fit_with_control: the control and one recovery step ask {needed.queries:,} queries "
+            f"in {needed.requests:,} requests, more than is left of {budget}; raise the budget, or "
+            "lower n_per_class or num_directions"
+        )
