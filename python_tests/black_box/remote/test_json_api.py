@@ -162,7 +162,7 @@ def test_a_mapping_of_ones_own(server: Any, seed: int) -> None:
         (
             "huggingface",
             b'[{"label": "cat", "score": 1}]',
-            "must tell all n_classes = 3 classes; it told 1",
+            "must answer all n_classes = 3 classes; it answered 1",
         ),
         (
             "huggingface",
@@ -172,7 +172,7 @@ def test_a_mapping_of_ones_own(server: Any, seed: int) -> None:
         (
             "huggingface",
             b'[{"label": "cat", "score": 1}, {"label": "dog", "score": 0}, {"label": "dog", "score": 0}]',
-            "the same was told twice",
+            "one came twice",
         ),
         ("huggingface", b'[{"label": "cat"}]', r"there is no '\*.score'"),
     ],
@@ -214,7 +214,7 @@ def test_a_refusal_is_told(server: Any) -> None:
         (
             lambda: JSONBlackBox("http://host", SPEC, {"body": "$images"}),
             InputError,
-            "zoo: mapping has body, scores",
+            "zoo: mapping takes body, scores",
         ),
         (
             lambda: JSONBlackBox("http://host", SPEC, 3),

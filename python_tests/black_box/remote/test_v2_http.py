@@ -311,7 +311,7 @@ def test_top_k_answers_with_labels(server: Any) -> None:
     torch.testing.assert_close(
         api(images_of(2, 0)), torch.tensor([[0.2, 0.1, 0.7], [0.1, 0.6, 0.3]])
     )
-    with pytest.raises(BadAnswer, match="must tell top_k = 3 classes; it told 2"):
+    with pytest.raises(BadAnswer, match="must answer top_k = 3 classes; it answered 2"):
         RemoteBlackBox(server.url, "m", APISpec(N, SHAPE, scores_kind="top_k", top_k=3), **QUICK)(
             images_of(2, 0)
         )
@@ -380,7 +380,7 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_bad_specs(server: Any) -> None:
     server.serve_v2(score, [-1, -1, -1], N)
     with pytest.raises(
-        InputError, match="m: the server does not tell image_shape; give it in the spec"
+        InputError, match="m: the server does not state image_shape; give it in the spec"
     ):
         RemoteBlackBox(server.url, "m", **QUICK)
     with pytest.raises(InputError, match="m: spec has no field colour"):
