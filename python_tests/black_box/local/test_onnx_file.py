@@ -124,7 +124,7 @@ def test_an_exported_module(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "spec", "message"),
     [
-        ({"shape": ["N", 3, "H", "W"]}, None, "the file does not tell image_shape"),
+        ({"shape": ["N", 3, "H", "W"]}, None, "the file does not state image_shape"),
         ({}, APISpec(4, (1, 8, 8)), r"takes images \[3, 8, 8\], the spec sends \[1, 8, 8\]"),
         (
             {},
