@@ -242,7 +242,7 @@ def test_bad_services(seed: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (
-            pytest.raises(InputError, match=f"port {port} of 127.0.0.1 cannot be had"),
+            pytest.raises(InputError, match=f"port {port} of 127.0.0.1 is not available"),
             running(Service([]), port),
         ):
             pass
