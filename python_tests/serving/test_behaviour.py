@@ -1,4 +1,4 @@
-"""What a served model tells, and its faults: shares, storms and draws by request number."""
+"""Check what a served model answers, and its faults: shares, storms and draws by request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole service over HTTP on loopback: scores, faults, counts."""
+"""Check the whole service over HTTP on loopback: scores, faults and counts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def images(seed: int) -> Tensor:
 
 @contextmanager
 def served(seed: int, behaviour: Behaviour | None = None) -> Iterator[tuple[str, Service]]:
-    """A service with the model `a`, which behaves as told, and `b`, which behaves well."""
+    """Serve the model `a` with the given behaviour, and `b`, which behaves well."""
     service = Service(
         [api("a", seed), api("b", seed + 9)], {} if behaviour is None else {"a": behaviour}, seed
     )
