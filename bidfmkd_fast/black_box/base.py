@@ -164,7 +164,8 @@ class BlackBox(ABC):
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputTypeError(
             f"{self.name}: a black box cannot be copied or pickled (a copy of its ledger "
-            "would count the same queries twice); share the object, or build another one from its source"
+            "would count the same queries twice); share the object, or build another from its "
+            "source"
         )
 
     @abstractmethod

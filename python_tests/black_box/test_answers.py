@@ -1,4 +1,4 @@
-"""Rounded and top-k answers, against the same worked out by hand, and through the losses."""
+"""Check rounded and top-k answers against results worked out by hand, and through the losses."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_rounded_zero_is_at_most_half_a_unit(decimals: int) -> None:
 
 
 def test_the_loss_of_a_top_k_answer_is_minus_log_of_the_spread_probability() -> None:
-    """Told 0.7 and 0.2 of five classes: a class that was not told has 0.1 / 3."""
+    """Compare with 0.1 / 3 for each of three classes that an answer of 0.7 and 0.2 leaves out."""
     told = torch.tensor([0.7, 0.2, 0.0, 0.0, 0.0])
     spec = APISpec(5, SHAPE, scores_kind="top_k", top_k=2)
     api = FunctionBlackBox(lambda images: told.expand(len(images), 5), spec)

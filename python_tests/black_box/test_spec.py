@@ -1,4 +1,4 @@
-"""APISpec: what it refuses, and its maps between unit range and the API's own."""
+"""Check what APISpec refuses, and its maps between unit range and the input range."""
 
 from __future__ import annotations
 
