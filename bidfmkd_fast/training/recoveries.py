@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -309,8 +309,8 @@ class Recoveries:
         self, outcome: Outcome, part: str, recovered: Recovered, journal: Journal
     ) -> RecoveredSet:
         api = self.apis[outcome.index]
-        images = api.spec.to_unit(recovered.images)
-        one = RecoveredSet(outcome.index, api.name, api.spec.names, part, images, recovered)
+        recovered = replace(recovered, images=api.spec.to_unit(recovered.images))
+        one = RecoveredSet(outcome.index, api.name, api.spec.names, part, recovered)
         if self.folder is not None:
             self.folder.save_recovered(one)
         journal.remove()
