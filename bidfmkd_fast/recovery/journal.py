@@ -234,7 +234,7 @@ class Journal:
         calls.append(values.view(rows, n_images, n_classes))
 
     def _read_snapshot(self) -> None:
-        """Read the snapshot. One that is missing or damaged is ignored: the records give the same."""
+        """Read the snapshot; ignore a missing or damaged one, since the records give the same."""
         from safetensors import SafetensorError, safe_open
 
         try:
