@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.black_box import BlackBox, RemoteBlackBox
@@ -59,14 +60,14 @@ def recover(options: Any) -> None:
             progress=True,
             journal=journal,
         )
-        images = api.spec.to_unit(recovered.images)
-        kept = RecoveredSet(options.api, api.name, api.spec.names, "support", images, recovered)
+        in_unit_range = replace(recovered, images=api.spec.to_unit(recovered.images))
+        kept = RecoveredSet(options.api, api.name, api.spec.names, "support", in_unit_range)
         save_recovered(kept, file)
         save_grid([kept], file.with_suffix(".png"))
         queries = sum(row.queries for row in ledger.rows())
     state = "" if recovered.complete else " (the budget ended before the last step)"
     print(
-        f"{len(images)} images from {api.name}, {100 * kept.matched.float().mean():.0f} % as "
+        f"{len(kept.images)} images from {api.name}, {100 * kept.matched.float().mean():.0f} % as "
         f"wanted, {queries:,} queries{state}: {file} and .png"
     )
 

@@ -58,7 +58,7 @@ def adapt_parameters(
     create_graph: bool = True,
     forward: Forward = forward,
 ) -> dict[str, Tensor]:
-    """Repeat `theta <- theta - learning_rate * d/dtheta loss(f_theta(images))`, `inner.steps` times.
+    """Repeat `theta <- theta - learning_rate * d/dtheta loss(f_theta(images))`.
 
     The result hangs on `parameters` by a graph through every step (second order). With
     `inner.first_order` the inner gradients count as constants, so that d(result)/d(parameters) is

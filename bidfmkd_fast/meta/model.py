@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.atomic import read_tensors, write_tensors
-from bidfmkd_fast.meta.checks import check_images, check_labels, failures_told
+from bidfmkd_fast.meta.checks import check_images, check_labels, failures_explained
 from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters, cross_entropy_with
 from bidfmkd_fast.models import build_model, model_arguments, model_summary
 
@@ -38,7 +38,7 @@ class Classifier:
             InputError: other images, or values below -0.5 or above 1.5.
         """
         check_images("scores", "images", images, self._module)
-        with failures_told("scores", images):
+        with failures_explained("scores", images):
             return self._module(images)
 
     def predict(self, images: Tensor) -> Tensor:
@@ -76,7 +76,8 @@ class MetaModel:
             raise InputError(f"MetaModel: adapt_steps must be 0 or more; got {adapt_steps}")
         if not (math.isfinite(adapt_learning_rate) and adapt_learning_rate > 0):
             raise InputError(
-                f"MetaModel: adapt_learning_rate must be finite and above 0; got {adapt_learning_rate}"
+                "MetaModel: adapt_learning_rate must be finite and above 0; got "
+                f"{adapt_learning_rate}"
             )
         self.module = module
         self.adapt_steps = adapt_steps
@@ -119,7 +120,7 @@ class MetaModel:
         """
         check_images("adapt", "support_images", support_images, self.module)
         check_labels(support_labels, support_images)
-        with failures_told("adapt", support_images):
+        with failures_explained("adapt", support_images):
             adapted = adapt_parameters(
                 self.module,
                 dict(self.module.named_parameters()),
@@ -183,7 +184,8 @@ class MetaModel:
         if module is None:
             if architecture is None:
                 raise InputError(
-                    f"MetaModel.load: {path} holds no architecture to build; pass the module as module="
+                    f"MetaModel.load: {path} holds no architecture to build; pass the module as "
+                    "module="
                 )
             module = build_model(**architecture | {"image_size": tuple(architecture["image_size"])})
         try:
