@@ -120,7 +120,7 @@ def _why_not(*tensors: Tensor) -> str | None:
         if (problem := device_problem(tensor.device)) is not None:
             return problem
         if tensor.dtype == torch.float64:
-            return "the kernels compute in float32 and a float64 tensor came"
+            return "the kernels compute in float32, and a tensor is float64"
     return None
 
 

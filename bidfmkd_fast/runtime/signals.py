@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
+from bidfmkd_fast.runtime.interrupt import interrupt_all
 from bidfmkd_fast.runtime.streams import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -50,8 +51,6 @@ def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
     Args:
         last_line: returns the last line for the number of the signal.
     """
-    from bidfmkd_fast.runtime.interrupt import interrupt_all
-
     ending = _Ending(last_line, interrupt_all)
     # Python calls signal handlers between bytecodes of the main thread, hence not during a long
     # operation of a library. The number of the signal arrives in this pipe nevertheless.
@@ -108,10 +107,10 @@ class _Ending:
 
     def watch(self, read: int) -> None:
         """Wait for a signal; end all waits for services, and the process when time is up."""
-        while not (came := _signals_in(os.read(read, 64))):
-            if came is None:
+        while not (arrived := _signals_in(os.read(read, 64))):
+            if arrived is None:
                 return
-        number, end = came[0], time.monotonic() + _SECONDS
+        number, end = arrived[0], time.monotonic() + _SECONDS
         self._interrupt()
         while (left := end - time.monotonic()) > 0:
             if select.select([read], [], [], left)[0] and _signals_in(os.read(read, 64)) is None:

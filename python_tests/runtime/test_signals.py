@@ -221,9 +221,10 @@ def test_the_last_line_counts_unfinished_recoveries(
         "train", ["train", "--pool", "a b", "--out", str(tmp_path)], options, signal.SIGTERM
     )
     assert line == (
-        f"bidfmkd train: ended by SIGTERM; kept in {tmp_path}: 1 recovered set and the answers to 1 "
-        "under way; asked 5 queries in 1 requests this time, 1,234 queries in 3 requests at a cost "
-        f"of 0.50 in all; go on with: bidfmkd train --pool 'a b' --out {tmp_path}"
+        f"bidfmkd train: ended by SIGTERM; kept in {tmp_path}: 1 recovered set and the answers to "
+        "1 under way; asked 5 queries in 1 requests this time, 1,234 queries in 3 requests "
+        "at a cost of 0.50 in all; go on with: bidfmkd train "
+        f"--pool 'a b' --out {tmp_path}"
     )
 
 
@@ -232,8 +233,8 @@ import sys, threading, time
 from bidfmkd_fast.runtime.signals import ended_by_signals
 with ended_by_signals(lambda number: f"the last line, {number}"):
     threading.Thread(target=time.sleep, args=(60,)).start()  # outlives the process
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)  # inside, since a signal may come right after it
         time.sleep(60)
     finally:
         STUCK
