@@ -44,7 +44,7 @@ from benchmarks.cases.steps import (  # noqa: E402
 )
 from benchmarks.harness import OURS, Row, _median_ratio  # noqa: E402
 from bidfmkd_fast import ops  # noqa: E402
-from bidfmkd_fast.meta import TaskMemory  # noqa: E402
+from bidfmkd_fast.meta import InnerLoop, TaskMemory  # noqa: E402
 from bidfmkd_fast.meta.replay_on_device import DeviceReplay  # noqa: E402
 from bidfmkd_fast.models import Conv4  # noqa: E402
 from bidfmkd_fast.recovery import Objective  # noqa: E402
@@ -290,9 +290,7 @@ def replay_steps(runs: int) -> Iterator[Row]:
         torch.rand(64 * 30, *SHAPE), [("set", f"class {i // 30:02}") for i in range(64 * 30)]
     )
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, capturable=True)
-    replay = DeviceReplay(
-        module, optimizer, memory, (5, 1, 15), 4, steps=5, learning_rate=0.01, first_order=False
-    )
+    replay = DeviceReplay(module, optimizer, memory, (5, 1, 15), 4, InnerLoop(5, 0.01))
     step = 0
 
     def ours() -> None:

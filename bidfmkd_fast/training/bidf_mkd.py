@@ -14,7 +14,7 @@ from bidfmkd_fast.black_box import APISpec, BlackBox, Budget
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 from bidfmkd_fast.files.folder_lock import FolderLock
-from bidfmkd_fast.meta.model import forward
+from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.recovery.cost import first_step_cost
 from bidfmkd_fast.runtime.allocator import keep_freed_memory

@@ -205,9 +205,7 @@ class Stages:
                 self.module,
                 self.distillation_optimizer,
                 tasks,
-                steps=distillation.inner_steps,
-                learning_rate=distillation.inner_lr,
-                first_order=distillation.first_order,
+                distillation.inner,
                 paper_compat=self.config.paper_compat,
             )
         self.outer_step += 1
@@ -259,10 +257,8 @@ class Stages:
             self.memory,
             (n_way, replay.n_shot, n_query),
             n_tasks,
+            replay.inner,
             rotations=replay.rotations,
-            steps=replay.inner_steps,
-            learning_rate=replay.inner_lr,
-            first_order=replay.first_order,
         )
 
         def take(last: bool) -> list[dict[str, float]]:
@@ -295,9 +291,7 @@ class Stages:
                 self.module,
                 self.replay_optimizer,
                 episodes,
-                steps=replay.inner_steps,
-                learning_rate=replay.inner_lr,
-                first_order=replay.first_order,
+                replay.inner,
             )
         self.replay_step += 1
         self.outer_step += 1

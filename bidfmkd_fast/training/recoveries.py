@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.meta import DistillationTask, adapt_to_api
-from bidfmkd_fast.meta.model import forward
+from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.recovery.journal import Journal
 from bidfmkd_fast.recovery.objective import Student
 from bidfmkd_fast.recovery.recover import recover
@@ -309,8 +309,8 @@ class Recoveries:
         self, outcome: Outcome, part: str, recovered: Recovered, journal: Journal
     ) -> RecoveredSet:
         api = self.apis[outcome.index]
-        images = api.spec.to_unit(recovered.images)
-        one = RecoveredSet(outcome.index, api.name, api.spec.names, part, images, recovered)
+        recovered = replace(recovered, images=api.spec.to_unit(recovered.images))
+        one = RecoveredSet(outcome.index, api.name, api.spec.names, part, recovered)
         if self.folder is not None:
             self.folder.save_recovered(one)
         journal.remove()
@@ -346,9 +346,8 @@ class Recoveries:
                 dict(module.named_parameters()),
                 support.images,
                 support.recovered.scores,
-                steps=self.config.distillation.inner_steps,
-                learning_rate=self.config.distillation.inner_lr,
-                first_order=True,  # only its values are used
+                # First order: nothing is differentiated through the adaptation here.
+                self.config.distillation.inner._replace(first_order=True),
                 scores_kind=api.spec.returned_kind,
                 paper_compat=self.config.paper_compat,
             )

@@ -15,7 +15,7 @@ import torch
 from tolerances import TOLERANCES
 
 import bidfmkd_fast as bf
-from bidfmkd_fast.meta import TaskMemory, outer_replay_step
+from bidfmkd_fast.meta import InnerLoop, TaskMemory, outer_replay_step
 from bidfmkd_fast.meta.replay_on_device import DeviceReplay
 from bidfmkd_fast.models import Conv4
 from bidfmkd_fast.recovery import Journal, Objective, Recovered, journal
@@ -206,7 +206,7 @@ def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
     memory, sizes, inner = (
         TaskMemory(),
         (N_CLASSES, 1, 4),
-        {"steps": 3, "learning_rate": 0.05, "first_order": False},
+        InnerLoop(3, 0.05),
     )
     images = torch.rand(90, *SHAPE, generator=torch.Generator().manual_seed(seed))
     memory.add(images, [("set", f"class {i % 9}") for i in range(90)])
@@ -214,7 +214,7 @@ def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
     twin = copy.deepcopy(module)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, capturable=True)
     plain = torch.optim.Adam(twin.parameters(), lr=1e-3, capturable=True)
-    replay = DeviceReplay(module, optimizer, memory, sizes, 2, **inner)  # type: ignore[arg-type]
+    replay = DeviceReplay(module, optimizer, memory, sizes, 2, inner)
     expected = []
     with full_float32():
         for step in range(7):
@@ -222,7 +222,7 @@ def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
             episodes = [
                 memory.sample_episode(*sizes, seed=seed, index=2 * step + i) for i in range(2)
             ]
-            expected.append(outer_replay_step(twin, plain, episodes, **inner))  # type: ignore[arg-type]
+            expected.append(outer_replay_step(twin, plain, episodes, inner))
     assert replay._repeated._graph is not None
     for record, wanted in zip(replay.records(), expected, strict=True):
         assert record["loss"] == pytest.approx(wanted["loss"], rel=RTOL, abs=ATOL)

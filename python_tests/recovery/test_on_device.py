@@ -1,4 +1,7 @@
-"""Recovery that stays on its device gives what the loop gives that looks at every answer; here on the CPU, plainly."""
+"""Check that recovery on the device equals the stepwise loop.
+
+Here it runs on the CPU, where steps are plain calls instead of a graph.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import gc
 import importlib
 import warnings
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -156,9 +158,10 @@ def test_a_step_that_is_no_number_ends_it(seed: int) -> None:
     Broken.calls = 18
     with pytest.raises(BadAnswer, match="api: the API must answer finite scores"):
         make_recovery(api, CONFIG).run()
-    endless: Callable[[torch.Tensor], torch.Tensor] = lambda images: (
-        images.flatten(1)[:, :N_CLASSES] / 0.0
-    )
+
+    def endless(images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, :N_CLASSES] / 0.0
+
     with pytest.raises(InputError, match="student returned NaN or infinity"):
         make_recovery(make_api(seed), CONFIG, endless).run()
 
