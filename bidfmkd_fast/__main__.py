@@ -1,4 +1,4 @@
-"""`python -m bidfmkd_fast`: versions, devices and which code serves which device."""
+"""Print versions, devices, and which code serves each device: `python -m bidfmkd_fast`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bidfmkd_fast.runtime.machine import machine_text
 
 
 def diagnostics() -> list[tuple[str, str]]:
-    """What a bug report needs, as (what, value) pairs."""
+    """Return what a bug report needs, as (name, value) pairs."""
     info = backend.build_info()
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = {"cpu": machine_text("cpu")}
@@ -47,9 +47,9 @@ def diagnostics() -> list[tuple[str, str]]:
 def main() -> None:
     """Print the diagnostics, aligned."""
     rows = diagnostics()
-    width = max(len(what) for what, _ in rows)
-    for what, value in rows:
-        print(f"{what:<{width}}  {value}")
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The package as a whole: its public names, what importing it costs, and `python -m bidfmkd_fast`."""
+"""Test the package as a whole: public names, cost of the import, `python -m bidfmkd_fast`."""
 
 from __future__ import annotations
 

@@ -151,8 +151,9 @@ class ZerothOrder:
     def _check_free(self, op: str) -> None:
         if self._own.pending is not None:
             raise InputError(
-                f"ZerothOrder.{op}: the losses of the previous ask have not been told yet, and would "
-                "be attributed to other directions; call tell first, or reset() to drop that ask"
+                f"ZerothOrder.{op}: the losses of the previous ask have not been told yet, "
+                "and would be attributed to other directions; call tell first, or reset() to drop "
+                "that ask"
             )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class _Query(torch.autograd.Function):
         scores = module.query(x.detach()).detach()
         if scores.dim() < 2 or scores.shape[0] != x.shape[0]:
             raise InputError(
-                f"as_differentiable: query must return scores [N, n_classes] with N = {x.shape[0]}; "
+                f"as_differentiable: query must return scores [N, n_classes], N = {x.shape[0]}; "
                 f"got {list(scores.shape)}"
             )
         context.save_for_backward(x.detach(), scores)

@@ -74,7 +74,7 @@ def test_trains_a_generator_through_a_black_box(seed: int) -> None:
 
 def test_bad_answer() -> None:
     with pytest.raises(
-        InputError, match=r"query must return scores \[N, n_classes\] with N = 2; got \[8\]"
+        InputError, match=r"query must return scores \[N, n_classes\], N = 2; got \[8\]"
     ):
         bf.as_differentiable(lambda images: images.flatten())(torch.zeros(2, 4))
     with pytest.raises(InputError, match="query must be callable on images; got str"):
