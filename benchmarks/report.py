@@ -1,4 +1,4 @@
-"""Writes the committed results into `docs/performance.md` and `README.md`: `python benchmarks/report.py`."""
+"""Write the committed results into `docs/performance.md` and `README.md`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-# The README's lines: case, contender, what they are called there.
+# The rows of the README's table: case, contender, and the name of the row there.
 HIGHLIGHTS = [
     (
         "estimate/rademacher/150x3072x100",
@@ -51,7 +51,7 @@ HIGHLIGHTS = [
 
 
 def read(results: Path) -> list[dict[str, Any]]:
-    """The contents of every results file."""
+    """Return the contents of every file of results."""
     return [
         json.loads(file.read_text(encoding="utf-8")) | {"stem": file.stem}
         for file in sorted(results.glob("*.json"))
@@ -59,7 +59,7 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 
 def tables(results: Path) -> str:
-    """One section a device: what it was run with, and every case as a row, ours first."""
+    """Return a section for each device: what was run on it, and every case, ours first."""
     from benchmarks.bench import table
     from benchmarks.harness import Row
 
@@ -68,22 +68,26 @@ def tables(results: Path) -> str:
         meta, rows = content["meta"], [Row(**row) for row in content["rows"]]
         rows.sort(key=lambda row: (row.case.split("/")[0], row.case, row.threads))
         if "cuda" in meta:
-            kernels = f"CUDA {meta['cuda']}, kernels for {', '.join(meta['native']['cuda_architectures'])}"
-            told = ", ".join(
+            architectures = ", ".join(meta["native"]["cuda_architectures"])
+            kernels = f"CUDA {meta['cuda']}, kernels for {architectures}"
+            by_stage = ", ".join(
                 f"{stage} {minutes:.1f}" for stage, minutes in meta["minutes_of_the_whole"].items()
             )
             whole = " and ".join(f"{number:,} {of}" for of, number in meta["whole"].items())
-            shown = f"A run of {whole} takes by these times, in minutes: {told}."
+            shown = f"A run of {whole} takes by these times, in minutes: {by_stage}."
         else:
             kernels = f"{meta['native']['compiler']}, instruction set {meta['native']['cpu_level']}"
             shown = f"![Ratios](../benchmarks/results/{content['stem']}.png)"
-        head = f"torch {meta['torch']}, Python {meta['python']}, {kernels}; medians of {meta['runs']} runs."
+        head = (
+            f"torch {meta['torch']}, Python {meta['python']}, {kernels}; "
+            f"medians of {meta['runs']} runs."
+        )
         sections.append(f"### {meta['device']}\n\n{head}\n\n{shown}\n\n```\n{table(rows)}\n```\n")
     return "\n".join(sections)
 
 
 def highlights(results: Path) -> str:
-    """The README's table of the first device, one thread."""
+    """Return the README's table: the first device, one thread."""
     content = read(results)[0]
     rows = {(row["case"], row["contender"]): row for row in content["rows"] if row["threads"] == 1}
     lines = ["| one thread | ms | ours, ms | times ours |", "|---|---:|---:|---:|"]
@@ -99,7 +103,7 @@ def _three_digits(value: float) -> str:
 
 
 def rendered(document: str, text: str) -> str:
-    """The document with what stands between its markers replaced."""
+    """Return the document with `text` between its two markers."""
     begin, end = "<!-- results begin -->", "<!-- results end -->"
     before, rest = document.split(begin, 1)
     _, after = rest.split(end, 1)
