@@ -1,7 +1,8 @@
-"""What a user would write in torch without this package: the paper's order of operations, and the best we could do.
+"""Define the baselines: what a user would write in torch without this package.
 
-All estimate the gradient of `mean_i L(x_i)` per image with forward differences along unit directions; `losses` stands
-for the black box: points `[n, B, *S]` -> `[n, B]`.
+One follows the paper's order of operations, the others are the best we could do. All estimate, for
+each of B images, the gradient of a loss with forward differences along unit directions. `losses`
+stands for the black box and maps points `[n, B, *S]` to losses `[n, B]`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ Losses = Callable[[Tensor], Tensor]
 
 
 def paper_order(x: Tensor, q: int, mu: float, kind: str, losses: Losses, splits: int = 5) -> Tensor:
-    """Draw, norm, divide, repeat, add, query, weight, sum; in splits of the directions, 5 as the
-    authors do.
+    """Estimate as the authors' code does: draw, norm, divide, repeat, add, query, weight, sum.
 
-    Unlike theirs, it keeps the directions that are left over when `splits` does not divide q.
+    The q directions are taken in `splits` parts, 5 as the authors do. Unlike their code, this keeps
+    the directions that are left over when `splits` does not divide q.
     """
     d = x[0].numel()
     base = losses(x[None])[0]  # [B]
@@ -39,8 +40,9 @@ def paper_order(x: Tensor, q: int, mu: float, kind: str, losses: Losses, splits:
 
 
 class BestEager:
-    """Buffers reused, operations in place, one matrix product for the weighted sum; signs from
-    int64 words.
+    """The best estimate in eager torch: buffers reused, operations in place, one matrix product.
+
+    The signs of Rademacher directions are the bits of random int64 words.
     """
 
     def __init__(self, x: Tensor, q: int, kind: str) -> None:
@@ -50,7 +52,7 @@ class BestEager:
         self.points = torch.empty(q, x.shape[0], x[0].numel(), device=x.device)
 
     def directions(self) -> Tensor:
-        """`[q, B, d]` of length 1."""
+        """Draw directions `[q, B, d]` of length 1."""
         q, b, d = self.u.shape
         if self.kind == "sphere":
             self.u.normal_()
@@ -71,7 +73,7 @@ class BestEager:
 
 
 def functional(x: Tensor, q: int, mu: float, kind: str, losses: Losses) -> Tensor:
-    """The same without buffers, for `torch.compile` to fuse."""
+    """Estimate without buffers, for `torch.compile` to fuse."""
     b, d = x.shape[0], x[0].numel()
     if kind == "sphere":
         u = torch.randn(q, b, d)

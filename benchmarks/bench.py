@@ -1,9 +1,11 @@
-"""Runs the benchmark cases: `python benchmarks/bench.py --cases 'perturb/*' --threads 1 2`, or `bidfmkd bench`.
+"""Run the benchmark cases: `python benchmarks/bench.py --cases 'perturb/*' --threads 1 2`.
 
-Prints the rows of each case as it ends, and writes them to `<device>.json` and `.csv` in `--out` at once, so that a run
-that is cut off keeps what it has; `<device>.png` comes at the end. `benchmarks/results` holds the committed ones. With
-`--compare FILE` ours is put beside what it was, both in units of the slowest contender of the case, so that a busy
-machine is no regression.
+`bidfmkd bench` does the same. The rows of each case are printed as it ends and written at once to
+`<device>.json` and `.csv` in `--out`, so that a run that is cut off keeps what it has;
+`<device>.png` comes at the end. `benchmarks/results` holds the committed results.
+
+With `--compare FILE` our times are compared with older ones. Both are taken in units of the slowest
+contender of the case, so that a busy machine is not mistaken for a regression.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
-    # Behind the installed package, which has the native module beside it; only `benchmarks` is to
-    # be found here.
+    # At the end of the path: the installed package comes first, because it has the native module;
+    # only `benchmarks` is to be found here.
     sys.path.append(str(ROOT))
 
 REGRESSION = 1.25  # a slowdown by more than this is flagged
 
 
 def device_name() -> str:
-    """The CPU as the system names it, with its cores."""
+    """Return the name of the CPU with its number of cores."""
     import os
 
     from bidfmkd_fast.runtime.machine import cpu_name
@@ -39,14 +41,14 @@ def device_name() -> str:
 
 
 def run(patterns: list[str], threads: list[int], runs: int) -> Iterator[list[Any]]:
-    """Every matching case at every number of threads: the rows of each as it ends."""
+    """Run every matching case at every number of threads; yield the rows of each as it ends."""
     import benchmarks.cases  # noqa: F401  (registers them)
     from benchmarks.harness import CASES, run_case
     from bidfmkd_fast.runtime.progress import Bar
 
     chosen = [
-        one
-        for name, one in CASES.items()
+        case
+        for name, case in CASES.items()
         if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     ]
     if not chosen:
@@ -54,27 +56,19 @@ def run(patterns: list[str], threads: list[int], runs: int) -> Iterator[list[Any
             f"bench: no case matches {' '.join(patterns)}; there are: {', '.join(CASES)}"
         )
     with Bar("bench", len(threads) * len(chosen), "cases", True) as bar:
-        for count, one in bar.over([(count, one) for count in threads for one in chosen]):
-            yield run_case(one, runs, count)
+        for count, case in bar.over([(count, case) for count in threads for case in chosen]):
+            yield run_case(case, runs, count)
 
 
 _HEAD = ["case", "contender", "threads", "ms", "± IQR", "x ours", "GB/s", "x limit", "extra MB"]
-_WIDTHS = (
-    34,
-    26,
-    7,
-    9,
-    8,
-    7,
-    6,
-    7,
-    8,
-)  # of rows that are printed case by case, so that they stand in columns
+# Rows are printed case by case; these widths keep them in columns.
+_WIDTHS = (34, 26, 7, 9, 8, 7, 6, 7, 8)
 
 
 def table(rows: list[Any], head: bool = True, least: Sequence[int] = (0,) * len(_HEAD)) -> str:
-    """An aligned text table with columns of `least` letters or more; a ratio above 1 means slower
-    than ours.
+    """Return an aligned text table; a ratio above 1 means slower than ours.
+
+    `least` has the least widths of the columns; `head` adds the header.
     """
     body = [
         [
@@ -107,8 +101,9 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def write(rows: list[Any], out: Path, runs: int) -> Path:
-    """JSON and CSV, named by the device; cases that were not run now stay as they are in the
-    files.
+    """Write JSON and CSV files named after the device, and return the first.
+
+    Cases that were not run now stay in the files as they are.
     """
     import torch
 
@@ -141,7 +136,7 @@ def write(rows: list[Any], out: Path, runs: int) -> Path:
 
 
 def plot(results: Path) -> None:
-    """A picture beside a file of results: every baseline in units of ours."""
+    """Draw a picture beside a file of results: the time of every baseline in units of ours."""
     import matplotlib
 
     from benchmarks.harness import Row
@@ -172,8 +167,9 @@ def plot(results: Path) -> None:
 
 
 def compare(rows: list[Any], file: Path) -> tuple[str, bool]:
-    """Ours now against ours in `file`, in units of the slowest contender of the case; and whether
-    any regressed.
+    """Compare our times now with those in `file`; return a text, and True if any case regressed.
+
+    Times are in units of the slowest contender of the case.
     """
     before = {
         (row["case"], row["contender"], row["threads"]): row
@@ -197,7 +193,8 @@ def compare(rows: list[Any], file: Path) -> tuple[str, bool]:
         bad |= regressed
         mark = "  REGRESSION" if regressed else ""
         lines.append(
-            f"{name} ({threads} threads): {change:.2f}x the time it took, against {row.contender}{mark}"
+            f"{name} ({threads} threads): {change:.2f}x the time it took, "
+            f"against {row.contender}{mark}"
         )
     return "\n".join(lines), bad
 
@@ -205,8 +202,9 @@ def compare(rows: list[Any], file: Path) -> tuple[str, bool]:
 def bench(
     cases: list[str], threads: list[int], runs: int, out: Path, against: Path | None, seed: int
 ) -> int:
-    """Runs, prints and writes; 1 if anything regressed, else 0. The seed is of the cases' random
-    inputs.
+    """Run the cases, print and write the rows; return 1 if anything regressed, else 0.
+
+    `seed` is that of the cases' random inputs.
     """
     import torch
 
@@ -215,9 +213,7 @@ def bench(
     for some in run(cases, threads, runs):
         print(table(some, head=not rows, least=_WIDTHS), flush=True)
         rows += some
-        file = write(
-            rows, out, runs
-        )  # a case that fails or is interrupted loses nothing of those before it
+        file = write(rows, out, runs)  # now, so that a later failure loses nothing
     plot(file)
     print(f"\nwritten: {file}")
     if against is None:
@@ -228,6 +224,7 @@ def bench(
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and run the benchmarks."""
     parser = argparse.ArgumentParser(
         prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of under ten minutes: build, benchmarks, tests, memory and race checks.
+# Run everything that needs a GPU in under ten minutes: build, benchmarks, tests, memory and race checks.
 #   benchmarks/gpu_check.sh OUT
-# PYTHON (default python3) must have torch with CUDA, pytest, pybind11 and what the package needs; nvcc and cmake must be
-# on PATH, compute-sanitizer beside nvcc. OUT gets the results as JSON and the log of every step; what comes first is most
-# needed. It goes on after a failure and ends with code 1.
+# PYTHON (default python3) must have torch with CUDA, pytest, pybind11 and the package's dependencies;
+# nvcc, cmake and compute-sanitizer must be on PATH. OUT gets the results as JSON and the log of every
+# step. The most important steps come first. After a failure the other steps still run, and the exit
+# code is 1.
 set -uo pipefail
 if [ $# -ne 1 ]; then
   echo "usage: $0 OUT" >&2
@@ -13,11 +14,11 @@ mkdir -p "$1"
 out="$(cd "$1" && pwd)"
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
-step_log="$out/step.log" # a run that is cut off leaves it
+step_log="$out/step.log" # the log of the step at work; a run that is cut off leaves it
 failed=""
 : >"$out/gpu_check.log"
 
-# step NAME COMMAND: its log is kept; its last lines are told if it fails.
+# step NAME COMMAND: run COMMAND, keep its log, and show the last lines if it fails.
 step() {
   local name="$1" start="$SECONDS" verdict=ok
   shift
@@ -52,7 +53,7 @@ problem = native.load_error or native.device_problem(torch.device('cuda', 0))
 raise SystemExit(problem and str(problem))"
 }
 
-# Only the project's own kernels, whose names are in its namespace.
+# Check only the project's own kernels, which are in the namespace bidfmkd.
 sanitized() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 90 compute-sanitizer --tool "$@" --kernel-name kns=bidfmkd --error-exitcode 9 \
     "$python" -m pytest -q -p no:cacheprovider python_tests/cuda/test_ops.py -k every_kernel
@@ -60,7 +61,7 @@ sanitized() {
 
 step build build
 [ -n "$failed" ] && exit 1
-# The build's package, not the source tree, which Python would put before it.
+# Use the package that was built. By default Python would put the source tree before it.
 export PYTHONPATH="$PWD/build/gpu_site" PYTHONSAFEPATH=1
 step no_spills no_spills
 step diagnostics diagnostics

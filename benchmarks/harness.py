@@ -1,4 +1,8 @@
-"""Timing that holds on a noisy machine: contenders take turns, and a ratio is the median of the turns' ratios."""
+"""Time contenders so that the result holds on a noisy machine.
+
+The contenders of a case take turns. The ratio of two of them is the median of the ratios within
+each turn, so that a load that lasts for some turns touches both alike.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from bidfmkd_fast.runtime import allocator as workspace
+from bidfmkd_fast.runtime import allocator
 
 _libc = ctypes.CDLL(None)
 
 Function = Callable[[], object]
 OURS = "ours"
-# what is quicker runs once before it is timed, each turn: the contender before has emptied the
-# caches
+# A contender that is quicker than this runs once before it is timed in each turn, because the
+# contender before it has emptied the caches.
 QUICK_MS = 50
 
 
@@ -28,11 +32,11 @@ class Prepared:
 
     Attributes:
         contenders: name -> function to time; "ours" among them.
-        check: raises AssertionError unless ours (and what else can be compared) is right; runs
-            before any timing.
-        n_bytes: what the work must move through memory at least; 0 where arithmetic is the limit.
-        limit: name of the contender that is the physical limit, if one is.
-        output_bytes: of what a call returns, left out of the memory figure.
+        check: raises AssertionError unless ours, and what can be compared with it, is right; it
+            runs before anything is timed.
+        n_bytes: the least that the work must move through memory; 0 if arithmetic is the limit.
+        limit: the name of the contender that is the physical limit, if there is one.
+        output_bytes: the size of what a call returns, which is left out of the memory figure.
     """
 
     contenders: dict[str, Function]
@@ -44,6 +48,8 @@ class Prepared:
 
 @dataclass
 class Case:
+    """A named case, and the function that prepares it."""
+
     name: str
     prepare: Callable[[], Prepared]
 
@@ -52,7 +58,7 @@ CASES: dict[str, Case] = {}
 
 
 def case(name: str) -> Callable[[Callable[[], Prepared]], Callable[[], Prepared]]:
-    """Registers a function that prepares a case."""
+    """Register a function that prepares a case."""
 
     def register(prepare: Callable[[], Prepared]) -> Callable[[], Prepared]:
         CASES[name] = Case(name, prepare)
@@ -63,9 +69,7 @@ def case(name: str) -> Callable[[Callable[[], Prepared]], Callable[[], Prepared]
 
 @dataclass
 class Row:
-    """One contender of one case: times in ms, memory beyond its output in MB, ratio of its time to
-    ours.
-    """
+    """One contender of one case: times in ms, ratios of times, memory beyond its output in MB."""
 
     case: str
     contender: str
@@ -79,10 +83,10 @@ class Row:
     runs: int
 
 
-def run_case(one: Case, runs: int, threads: int) -> list[Row]:
-    """Checks the case, then times its contenders turn by turn."""
+def run_case(chosen: Case, runs: int, threads: int) -> list[Row]:
+    """Check the case, then time its contenders turn by turn."""
     torch.set_num_threads(threads)
-    prepared = one.prepare()
+    prepared = chosen.prepare()
     prepared.check()
     names = list(prepared.contenders)
     memory = {}
@@ -102,17 +106,15 @@ def run_case(one: Case, runs: int, threads: int) -> list[Row]:
     for name in names:
         own = torch.tensor(times[name], dtype=torch.float64)
         median, q1, q3 = (float(torch.quantile(own, p)) for p in (0.5, 0.25, 0.75))
-        limit = (
-            None if prepared.limit is None else _median_ratio(times[name], times[prepared.limit])
-        )
+        limit = None if prepared.limit is None else median_ratio(times[name], times[prepared.limit])
         rows.append(
             Row(
-                case=one.name,
+                case=chosen.name,
                 contender=name,
                 threads=threads,
                 median_ms=median,
                 iqr_ms=q3 - q1,
-                ratio_to_ours=_median_ratio(times[name], times[OURS]),
+                ratio_to_ours=median_ratio(times[name], times[OURS]),
                 gb_per_s=prepared.n_bytes / median / 1e6 if prepared.n_bytes else None,
                 ratio_to_limit=limit,
                 extra_mb=memory[name],
@@ -123,11 +125,11 @@ def run_case(one: Case, runs: int, threads: int) -> list[Row]:
 
 
 def _set_allocator(kept: bool) -> None:
-    """glibc's allocator as `workspace.keep_freed_memory` leaves it, or as it is in a process that
-    runs for a while.
+    """Set glibc's allocator: as this package does if `kept`, else as it is without the package.
 
-    There, blocks above 32 MB are mapped anew each time and free memory above 64 MB goes back to the
-    system: what its thresholds grow to by themselves. A user without this package has that.
+    The package keeps freed memory (`allocator.keep_freed_memory`). Without it, the thresholds of
+    the allocator grow by themselves until blocks above 32 MB are mapped anew each time, and free
+    memory above 64 MB is returned to the system.
     """
     if not hasattr(_libc, "mallopt"):
         return
@@ -143,18 +145,20 @@ def _milliseconds(function: Function) -> float:
     return 1e3 * (time.perf_counter() - started)
 
 
-def _median_ratio(a: list[float], b: list[float]) -> float:
+def median_ratio(a: list[float], b: list[float]) -> float:
+    """Return the median over the turns of the ratio of two times."""
     return float(torch.tensor([x / y for x, y in zip(a, b)], dtype=torch.float64).median())
 
 
 def extra_memory(function: Function, output_bytes: int) -> float | None:
-    """Peak resident memory of a first call beyond what was there and its output, in MB; Linux
-    only.
+    """Return the peak of resident memory in a first call, in MB; None on systems other than Linux.
+
+    Memory that was in use before, and the output of the call, are subtracted.
     """
-    workspace.release()
+    allocator.release()
     gc.collect()
     if hasattr(_libc, "malloc_trim"):
-        _libc.malloc_trim(0)  # so that memory freed before cannot hide what this call takes
+        _libc.malloc_trim(0)  # or memory freed before would hide what this call takes
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _status("VmRSS")

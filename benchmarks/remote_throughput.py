@@ -1,12 +1,16 @@
-"""Images per second through real servers of the Open Inference Protocol v2: JSON, binary tensors and gRPC in one table.
+"""Measure images per second through servers of the Open Inference Protocol v2, by transport.
+
+The transports are JSON, binary tensors and gRPC.
 
     bidfmkd serve runs/pool --port 8000 &
-    .venv-triton/bin/python examples/servers/triton/serve.py runs/pool --port 8100 --grpc-port 8101 &
+    .venv-triton/bin/python examples/servers/triton/serve.py runs/pool \\
+        --port 8100 --grpc-port 8101 &
     python benchmarks/remote_throughput.py --server serve http://127.0.0.1:8000 \
         --server Triton http://127.0.0.1:8100 grpc://127.0.0.1:8101
 
-A number is the median over `--rounds` calls of `--images` images, sent by the project's own clients in requests of
-`--batch` images, `--in-flight` of them under way at once; the servers take turns in every round.
+A number is the median over `--rounds` calls of `--images` images. The project's own clients send
+them in requests of `--batch` images, `--in-flight` of them at once; the servers take turns in every
+round.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from bidfmkd_fast.training.tables import text_table
 
 
 def main() -> None:
+    """Connect to the servers, time the calls and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,15 +59,14 @@ def main() -> None:
                 if round_number > 0:  # the first opens connections
                     seconds[key].append(time.perf_counter() - start)
     print(
-        f"images {'x'.join(map(str, shape))}, {options.batch} a request, {options.in_flight} requests in flight"
+        f"images {'x'.join(map(str, shape))}, {options.batch} a request, "
+        f"{options.in_flight} requests in flight"
     )
     print(text_table(table(seconds, options.images)))
 
 
 def connect(url: str, transport: str, options: argparse.Namespace) -> BlackBox | None:
-    """A black box that has answered one image; None where the server does not know the
-    transport.
-    """
+    """Return a black box that has answered one image; None if the server lacks the transport."""
     settings = {"max_batch": options.batch}
     if transport == "gRPC":
         return GrpcBlackBox(url, options.model, settings, in_flight=options.in_flight)
@@ -83,6 +87,7 @@ def connect(url: str, transport: str, options: argparse.Namespace) -> BlackBox |
 
 
 def table(seconds: dict[tuple[str, str], list[float]], n_images: int) -> list[list[str]]:
+    """Return a row for each server and transport, from the seconds of its calls."""
     rows = [["server", "transport", "images/s", "from", "to", "times JSON"]]
     for (name, transport), taken in seconds.items():
         if not taken:

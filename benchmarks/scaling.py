@@ -1,6 +1,8 @@
-"""Time and memory of perturb + gradient against q, B, d and threads, with the limits drawn: `scaling.png` and `.json`.
+"""Measure time and memory of perturb and gradient against q, B, d and threads, and draw them.
 
-`python benchmarks/scaling.py --out docs/images`; with `--results docs/images/scaling.json` the picture alone.
+`python benchmarks/scaling.py --out docs/images` writes `scaling.png` and `scaling.json`, with the
+physical limits in the picture. With `--results docs/images/scaling.json` only the picture is drawn
+again.
 """
 
 from __future__ import annotations
@@ -44,8 +46,9 @@ Curves = dict[str, float]  # "<series>, <threads>" -> ms, and "<series>" -> MB
 
 
 def times(q: int, b: int, d: int, runs: int) -> Curves:
-    """Medians in ms; all series and numbers of threads take turns. The limit is plain stores of
-    the same points.
+    """Return medians in ms; all series and numbers of threads take turns.
+
+    The limit is plain stores of the same points.
     """
     x, state = torch.randn(b, d), torch.tensor([0, 0])
     out = torch.empty(1 + q, b, d)
@@ -77,8 +80,9 @@ def times(q: int, b: int, d: int, runs: int) -> Curves:
 
 
 def memory(q: int, b: int, d: int) -> Curves:
-    """Peak in MB, the points included. The limit is the points: the API is to get them, so they
-    must be somewhere.
+    """Return the peaks in MB, the points included.
+
+    The limit is the size of the points, which must be in memory because the API gets them.
     """
     x, state, differences = torch.randn(b, d), torch.tensor([0, 0]), torch.randn(q, b)
     torch.set_num_threads(max(THREADS))
@@ -99,8 +103,9 @@ def memory(q: int, b: int, d: int) -> Curves:
 
 
 def draw(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Two rows of panels, time and memory, a column for each number that was swept; the legends
-    stand beside them.
+    """Draw a row of panels for time and one for memory, with a column for each swept number.
+
+    The legends stand beside the panels.
     """
     from matplotlib.figure import Figure
 
@@ -119,7 +124,9 @@ def draw(results: Sequence[Mapping[str, Any]]) -> Figure:
             )
         for series in swept[0]["mb"]:
             label = "the points (the limit)" if series == "limit" else series
-            wide = {"linewidth": 6, "alpha": 0.3} if series == "limit" else {}  # ours lies on it
+            wide = (
+                {"linewidth": 6, "alpha": 0.3} if series == "limit" else {}
+            )  # our curve lies on it
             below.plot(
                 values,
                 [result["mb"][series] for result in swept],
@@ -142,6 +149,7 @@ def draw(results: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def main() -> None:
+    """Measure, unless results are given, and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     parser.add_argument("--runs", type=int, default=9)

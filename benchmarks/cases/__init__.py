@@ -1,4 +1,4 @@
-"""The cases; importing this registers them all."""
+"""The benchmark cases; importing this package registers all of them."""
 
 from benchmarks.cases import api, ops, steps
 

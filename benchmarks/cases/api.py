@@ -1,4 +1,4 @@
-"""A local black box against calling the module plainly."""
+"""Prepare a local black box against a plain call of its module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Perturb and gradient, the black box left out: its losses are there already."""
+"""Prepare perturb and gradient without a black box: its scores are given."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bidfmkd_fast.ops import backend
 
 MU = 0.05
 N_CLASSES = 5
-# (B, image shape, q): the paper's, ours on 32 x 32 x 3, miniImageNet, Omniglot, one ImageNet image.
+# (B, image shape, q): the paper's, our default at 32 x 32 x 3, miniImageNet, Omniglot, ImageNet.
 SIZES = {
     "150x3072x100": (150, (3, 32, 32), 100),
     "150x3072x10": (150, (3, 32, 32), 10),
@@ -37,10 +37,10 @@ def _linear(points: Tensor, slope: Tensor) -> Tensor:
 
 
 def prepare_perturb(kind: str, size: str) -> Prepared:
-    """`perturb` alone, against plain stores of the same bytes."""
+    """Prepare `perturb` alone, against plain stores of the same bytes."""
     b, shape, q = SIZES[size]
     x, state = torch.randn(b, *shape), torch.tensor([1, 2])
-    out = torch.zeros(1 + q, b, *shape)  # its pages are there before anything is measured
+    out = torch.zeros(1 + q, b, *shape)  # a write, so that its pages exist
 
     def check() -> None:
         small = x[:2]
@@ -62,15 +62,16 @@ def prepare_perturb(kind: str, size: str) -> Prepared:
 
 
 def prepare_estimate(kind: str, size: str) -> Prepared:
-    """`perturb` + `zo_kd_gradient` against the same in torch: draw, perturb, loss of given scores,
-    weighted sum.
+    """Prepare `perturb` and `zo_kd_gradient` against the same in torch.
+
+    In torch it is: draw, perturb, loss of given scores, weighted sum.
     """
     b, shape, q = SIZES[size]
     x, state = torch.randn(b, *shape), torch.tensor([1, 2])
     scores, labels = torch.randn(1 + q, b, N_CLASSES), torch.randint(0, N_CLASSES, (b,))
-    out = torch.zeros(1 + q, b, *shape)  # its pages are there before anything is measured
+    out = torch.zeros(1 + q, b, *shape)  # a write, so that its pages exist
     best = BestEager(x, q, kind)
-    torch.compiler.reset()  # or it would stop compiling after the eighth size
+    torch.compiler.reset()  # torch.compile gives up after eight sizes otherwise
     compiled = torch.compile(functional)
 
     def ours() -> Tensor:
@@ -94,9 +95,8 @@ def prepare_estimate(kind: str, size: str) -> Prepared:
             gradient.double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
         )
         slope = torch.randn(math.prod(shape))
-        expected = 1 / math.sqrt(
-            1 + slope.numel() / q
-        )  # cosine of an estimate from q of d directions with the truth
+        # The cosine between the gradient and its estimate from q directions in d dimensions.
+        expected = 1 / math.sqrt(1 + slope.numel() / q)
         for estimate in (
             paper_order(x, q, MU, kind, partial(_linear, slope=slope)),
             best(x, MU, partial(_linear, slope=slope)),
@@ -121,7 +121,7 @@ def prepare_estimate(kind: str, size: str) -> Prepared:
 
 
 def prepare_kd_loss() -> Prepared:
-    """`kd_loss` with first and second derivative, as the inner loop uses it."""
+    """Prepare `kd_loss` with first and second derivative, as the inner loop uses it."""
     student, teacher = torch.randn(150, N_CLASSES, requires_grad=True), torch.randn(150, N_CLASSES)
 
     def run(loss_of) -> Tensor:  # type: ignore[no-untyped-def]

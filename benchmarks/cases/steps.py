@@ -1,4 +1,4 @@
-"""Whole steps: recovery, replay, evaluation; ours against the same written plainly in torch."""
+"""Prepare whole steps of recovery, replay and evaluation, ours and written plainly in torch."""
 
 from __future__ import annotations
 
@@ -47,11 +47,10 @@ class PlainGenerator(nn.Module):
 
 
 def prepare_recovery(settings: bf.RecoveryConfig, plain_settings: bf.RecoveryConfig) -> Prepared:
-    """Steps of recovering 150 images of 32 x 32 x 3 from a Conv4 API: generator, points, API,
-    gradient, Adam.
+    """Prepare steps of recovering 150 images of 32 x 32 x 3 from a Conv4 API.
 
-    Ours is `recover` as it is called, the making of generator, latents and optimiser included; the
-    plain one has them.
+    A step is: generator, points, API, gradient, Adam. Ours is a whole call of `recover`, which also
+    makes the generator, the latents and the optimiser; for the plain one they are made before.
     """
     module = build_model(
         "conv4", in_channels=3, n_classes=N_CLASSES, image_size=SHAPE[1:], width=32
@@ -96,7 +95,7 @@ def prepare_recovery(settings: bf.RecoveryConfig, plain_settings: bf.RecoveryCon
 
     contenders = {OURS: ours, "plain, 5 splits (a)": partial(plain, 5)}
     if plain_settings.num_directions < 50:
-        contenders["plain, one call"] = partial(plain, 1)  # what fits is asked at once
+        contenders["plain, one call"] = partial(plain, 1)  # all points fit into one call of the API
     return Prepared(contenders=contenders, check=check)
 
 
@@ -137,7 +136,7 @@ class PlainConv4(nn.Module):
         return self.classifier(self.blocks(images).flatten(1))
 
 
-def _episode(n_shot: int, n_query: int) -> bf.Episode:
+def random_episode(n_shot: int, n_query: int) -> bf.Episode:
     return bf.Episode(
         support_images=torch.rand(5 * n_shot, 3, 32, 32),
         support_labels=torch.arange(5).repeat_interleave(n_shot),
@@ -147,7 +146,7 @@ def _episode(n_shot: int, n_query: int) -> bf.Episode:
     )
 
 
-def _plain_adapt(
+def plain_adapt(
     module: nn.Module, episode: bf.Episode, steps: int, learning_rate: float, graph: bool
 ) -> dict[str, Tensor]:
     parameters = {
@@ -171,22 +170,22 @@ def _plain_adapt(
 
 
 def prepare_replay_step() -> Prepared:
-    """An outer step of replay: 4 tasks, 5-way 1-shot, 15 queries, 5 second-order inner steps,
-    Conv4 at 32 x 32 x 3.
+    """Prepare an outer step of replay with a Conv4 at 32 x 32 x 3.
+
+    It has 4 tasks, 5-way 1-shot with 15 queries, and 5 second-order inner steps.
     """
     module = Conv4(3, 5, (32, 32), batch_statistics=True)
     plain_module = PlainConv4(module)
-    episodes = [_episode(1, 15) for _ in range(4)]
-    optimizer = torch.optim.SGD(
-        module.parameters(), lr=0.0
-    )  # the modules must stay what they are between runs
+    episodes = [random_episode(1, 15) for _ in range(4)]
+    # With a learning rate of 0 the modules stay the same between runs.
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
     plain_optimizer = torch.optim.SGD(plain_module.parameters(), lr=0.0)
 
     def plain() -> float:
         plain_optimizer.zero_grad()
         losses = []
         for episode in episodes:
-            adapted = _plain_adapt(plain_module, episode, 5, 0.01, graph=True)
+            adapted = plain_adapt(plain_module, episode, 5, 0.01, graph=True)
             logits = functional_call(plain_module, adapted, (episode.query_images,))
             losses.append(F.cross_entropy(logits, episode.query_labels))
         loss = torch.stack(losses).sum()
@@ -199,13 +198,13 @@ def prepare_replay_step() -> Prepared:
 
     def check() -> None:
         assert math.isclose(ours()["loss"], plain(), rel_tol=1e-4)
-        # Rounding is 1e-5 of a gradient; where it makes another element a pool's winner, in plain
-        # torch as in ours, up to 3e-2. First order is 0.3 off. So no draw may be far from float64,
-        # and one has to be at rounding.
+        # Rounding changes a gradient by about 1e-5 of its length; if it changes which element wins
+        # in a max pool, in plain torch as in ours, by up to 3e-2. A first-order gradient would be
+        # 0.3 off. So each draw must be within 0.1 of float64, and at least one within rounding.
         distances: list[float] = []
         while min(distances, default=math.inf) > 1e-4:
             assert len(distances) < 8, distances
-            drawn = episodes if not distances else [_episode(1, 15)]
+            drawn = episodes if not distances else [random_episode(1, 15)]
             outer_replay_step(module, optimizer, drawn, InnerLoop(5, 0.01))
             exact = _gradients_in_float64(plain_module, drawn)
             gradients = [parameter.grad.double() for parameter in module.parameters()]
@@ -226,7 +225,7 @@ def _gradients_in_float64(module: nn.Module, episodes: list[bf.Episode]) -> list
             support_images=episode.support_images.double(),
             query_images=episode.query_images.double(),
         )
-        adapted = _plain_adapt(twin, exact, 5, 0.01, graph=True)
+        adapted = plain_adapt(twin, exact, 5, 0.01, graph=True)
         F.cross_entropy(
             functional_call(twin, adapted, (exact.query_images,)), exact.query_labels
         ).backward()
@@ -234,8 +233,9 @@ def _gradients_in_float64(module: nn.Module, episodes: list[bf.Episode]) -> list
 
 
 def prepare_evaluation(n_shot: int, n_episodes: int = 24) -> Prepared:
-    """Meta-test of a few episodes (the whole of 600 is a multiple): 10 inner steps, 15 queries,
-    Conv4, glyphs.
+    """Prepare a meta-test of a few episodes of the glyphs: Conv4, 10 inner steps, 15 queries.
+
+    The time of the usual 600 episodes is a multiple of this.
     """
     dataset = bf.load_dataset("glyphs")
     module = Conv4(1, 5, (28, 28), batch_statistics=True)
@@ -247,7 +247,7 @@ def prepare_evaluation(n_shot: int, n_episodes: int = 24) -> Prepared:
         accuracies = []
         for index in range(n_episodes):
             episode = sampler.episode(index)
-            adapted = _plain_adapt(plain_module, episode, 10, 0.01, graph=False)
+            adapted = plain_adapt(plain_module, episode, 10, 0.01, graph=False)
             with torch.no_grad():
                 predicted = functional_call(plain_module, adapted, (episode.query_images,)).argmax(
                     1
@@ -261,8 +261,8 @@ def prepare_evaluation(n_shot: int, n_episodes: int = 24) -> Prepared:
         ).per_episode
 
     def check() -> None:
-        # A prediction may tip on a rounding, and an episode may have several close ones; in steps
-        # of 1/75.
+        # Rounding may change a prediction whose two best classes are close, which changes the
+        # accuracy of an episode by 1/75; an episode may have several such predictions.
         apart = (ours() - plain()).abs()
         assert (apart == 0).double().mean() > 0.5 and apart.mean() < 5e-3, apart
 
