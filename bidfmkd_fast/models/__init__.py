@@ -1,4 +1,4 @@
-"""Small classifiers: the meta-model and the models behind local APIs, built by name."""
+"""Build small classifiers by name: the meta-model and the models behind local APIs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,20 @@ def build_model(
     width: int = 32,
     batch_statistics: bool = False,
 ) -> nn.Module:
-    """The model called `name`: images `[N, in_channels, *image_size]` -> logits `[N, n_classes]`.
-
-    Names: "conv4", "resnet10", "resnet18", and "conv4_any_size", which takes any size.
+    """Build a model from images `[N, in_channels, *image_size]` to logits `[N, n_classes]`.
 
     Weights come from torch's global generator; wrap the call in `seeds.seeded` for a fixed start.
-    Raises `InputError` for an unknown name or sizes the model refuses.
+
+    Args:
+        name: "conv4", "resnet10", "resnet18", or "conv4_any_size", which takes any image size.
+        in_channels: channels of an image.
+        n_classes: number of logits.
+        image_size: (H, W).
+        width: filters of the first layer.
+        batch_statistics: as for `Conv4`.
+
+    Raises:
+        InputError: an unknown name, or sizes that the model refuses.
     """
     if name not in _MODELS:
         raise InputError(f"build_model: name must be one of {sorted(_MODELS)}; got {name!r}")
@@ -54,8 +62,9 @@ def build_model(
 
 
 def model_arguments(module: nn.Module) -> dict[str, Any] | None:
-    """What to pass to `build_model` to get a module like `module`; None for a module that it does
-    not make.
+    """Return the arguments with which `build_model` makes a module like `module`.
+
+    Returns None for a module that `build_model` does not make.
     """
     for name, kind in _MODELS.items():
         if type(module) is kind:
@@ -65,11 +74,10 @@ def model_arguments(module: nn.Module) -> dict[str, Any] | None:
 
 
 def model_summary(module: nn.Module) -> str:
-    """Return the module's class and size in a few words; what it takes and gives where that is
-    known.
-    """
-    told = f"{type(module).__name__}, {sum(parameter.numel() for parameter in module.parameters()):,} parameters"
+    """Return the module's class and size in a few words, with input and output where known."""
+    n_parameters = sum(parameter.numel() for parameter in module.parameters())
+    summary = f"{type(module).__name__}, {n_parameters:,} parameters"
     if (known := model_arguments(module)) is None:
-        return told
+        return summary
     shape = "x".join(map(str, (known["in_channels"], *known["image_size"])))
-    return f"{told}, {shape} -> {known['n_classes']} classes"
+    return f"{summary}, {shape} -> {known['n_classes']} classes"

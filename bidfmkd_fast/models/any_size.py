@@ -1,4 +1,7 @@
-"""A Conv4 for images of any size: what learns from APIs that take images of different sizes (API-MH)."""
+"""Define a Conv4 for images of any size.
+
+It learns from APIs whose images differ in size, the paper's setting API-MH.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,12 @@ class AnySizeConv4(Conv4):
     """A `Conv4` that first brings every image to `[in_channels, *image_size]` with `fit_images`.
 
     Images `[N, 1 or in_channels, any H, any W]` float32 -> logits `[N, n_classes]`. The paper's
-    network for API-MH keeps the size and ends in a global maximum instead, which leaves `width`
-    features however large the image is; this one keeps every feature of the resized image, and one
-    cost for all data sets. Raises `InputError` as `Conv4`.
+    network for API-MH keeps the image's size and ends in a global maximum instead, which leaves
+    `width` features however large the image is. This module keeps every feature of the resized
+    image and costs the same for all data sets.
+
+    Raises:
+        InputError: as for `Conv4`.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -24,12 +30,14 @@ class AnySizeConv4(Conv4):
 
 
 def fit_images(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
-    """Images `[*, C, H, W]` in any range as `[*, *image_shape]`: one channel is repeated, the size
-    is interpolated.
+    """Bring images `[*, C, H, W]` in any range to `[*, *image_shape]`.
 
-    Bilinear, with smoothing where the image shrinks; images of that shape already are returned as
-    they are. Values stay within the range of the image. Raises `InputError` when `C` is neither 1
-    nor `image_shape[0]`.
+    A single channel is repeated. The size is interpolated bilinearly, with smoothing where the
+    image shrinks, so values stay within the range of the image. Images that have the shape already
+    are returned as they are.
+
+    Raises:
+        InputError: C is neither 1 nor `image_shape[0]`.
     """
     if images.shape[-3:] == torch.Size(image_shape):
         return images

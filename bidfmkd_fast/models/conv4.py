@@ -1,4 +1,4 @@
-"""Conv4, the four-block network of few-shot learning."""
+"""Define Conv4, the four-block network of few-shot learning."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ from bidfmkd_fast.errors import InputError
 class Conv4(nn.Module):
     """Four blocks of convolution 3x3, batch norm, ReLU and max pooling 2x2, then one linear layer.
 
-    Images `[N, in_channels, H, W]` float32 -> logits `[N, n_classes]`; H and W at least 16, one
-    halving per block. With `batch_statistics` batch norm always uses the statistics of the batch at
-    hand and keeps none: what a meta-model wants, and safe under `torch.func.functional_call` and
-    `vmap`. Without it batch norm keeps running statistics, for APIs served in `eval()`. Source:
-    Vinyals et al. 2016 (arXiv 1606.04080); 32 filters as in Finn et al. 2017 (arXiv 1703.03400).
+    Images `[N, in_channels, H, W]` float32 -> logits `[N, n_classes]`. H and W are at least 16,
+    since every block halves them. Source: Vinyals et al. 2016 (arXiv 1606.04080); 32 filters as in
+    Finn et al. 2017 (arXiv 1703.03400).
 
-    Raises `InputError` for sizes below 1, fewer than two classes, or an image side below 16.
+    Args:
+        in_channels: channels of an image.
+        n_classes: number of logits.
+        image_size: (H, W).
+        width: filters of every block.
+        batch_statistics: True makes batch norm use the statistics of the current batch and keep
+            none, as a meta-model needs and `torch.func.functional_call` and `vmap` allow. False
+            keeps running statistics, for APIs served in `eval()`.
+
+    Raises:
+        InputError: a size below 1, fewer than two classes, or an image side below 16.
     """
 
     def __init__(
@@ -32,7 +40,8 @@ class Conv4(nn.Module):
         height, breadth = image_size
         if min(height, breadth) < 16:
             raise InputError(
-                f"Conv4: image_size must be at least (16, 16), for four poolings; got {(height, breadth)}"
+                "Conv4: image_size must be at least (16, 16), for four poolings; got "
+                f"{(height, breadth)}"
             )
         for name, value, least in (
             ("in_channels", in_channels, 1),
@@ -60,10 +69,10 @@ class Conv4(nn.Module):
 
 def _block(in_channels: int, out_channels: int, track: bool) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(
-            in_channels, out_channels, 3, padding=1, bias=False
-        ),  # batch norm takes the mean out: no bias
+        # No bias, since batch norm would remove it.
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(out_channels, track_running_stats=track),
-        nn.MaxPool2d(2),  # before ReLU: the same values and gradients, and a quarter of ReLU's work
+        # Pooling before ReLU gives the same values and gradients with a quarter of ReLU's work.
+        nn.MaxPool2d(2),
         nn.ReLU(),
     )

@@ -1,4 +1,4 @@
-"""ResNet-10 and ResNet-18 of few-shot learning."""
+"""Define ResNet-10 and ResNet-18 of few-shot learning."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from bidfmkd_fast.errors import InputError
 
 
 class ResNet(nn.Module):
-    """Convolution 3x3 with batch norm, four stages of residual blocks, the mean over space, one
-    linear layer.
+    """A residual network for small images.
 
-    Images `[N, in_channels, H, W]` float32 -> logits `[N, n_classes]`; H and W at least 8. The
-    stages have 1, 2, 4 and 8 times `width` channels (64 in the papers); every stage but the first
-    halves the image. A stage has one block in ResNet-10 and two in ResNet-18. As in the code of the
-    paper (Hu et al., ICML 2023, arXiv 2305.18413), which follows Chen et al., ICLR 2019 (arXiv
-    1904.04232), the stem keeps the image's size and has no ReLU, and convolutions start from
-    Kaiming's normal distribution by fan-out. `batch_statistics` is as for `Conv4`.
+    A 3x3 convolution with batch norm (the stem), four stages of residual blocks, the mean over
+    space, and one linear layer. Images `[N, in_channels, H, W]` float32 -> logits `[N, n_classes]`;
+    H and W are at least 8. The stages have 1, 2, 4 and 8 times `width` channels (64 in the papers),
+    and every stage but the first halves the image. A stage has one block in ResNet-10 and two in
+    ResNet-18.
 
-    Raises `InputError` for sizes below 1, fewer than two classes, or an image side below 8.
+    As in the code of the paper (Hu et al., ICML 2023, arXiv 2305.18413), which follows Chen et al.,
+    ICLR 2019 (arXiv 1904.04232), the stem keeps the image's size and has no ReLU, and convolutions
+    start from Kaiming's normal distribution by fan-out. `batch_statistics` is as for `Conv4`.
+
+    Raises:
+        InputError: a size below 1, fewer than two classes, or an image side below 8.
     """
 
     blocks_per_stage: int
@@ -38,7 +41,8 @@ class ResNet(nn.Module):
         height, breadth = image_size
         if min(height, breadth) < 8:
             raise InputError(
-                f"{name}: image_size must be at least (8, 8), for three halvings; got {(height, breadth)}"
+                f"{name}: image_size must be at least (8, 8), for three halvings; got "
+                f"{(height, breadth)}"
             )
         for what, value, least in (
             ("in_channels", in_channels, 1),
@@ -69,20 +73,21 @@ class ResNet(nn.Module):
 
 
 class ResNet10(ResNet):
-    """`ResNet` with one block a stage."""
+    """A `ResNet` with one block per stage."""
 
     blocks_per_stage = 1
 
 
 class ResNet18(ResNet):
-    """`ResNet` with two blocks a stage."""
+    """A `ResNet` with two blocks per stage."""
 
     blocks_per_stage = 2
 
 
 class _Block(nn.Module):
-    """Two convolutions 3x3 beside the identity, or beside a convolution 1x1 where the number of
-    channels changes.
+    """A residual block: two 3x3 convolutions plus a shortcut.
+
+    The shortcut is the identity, or a 1x1 convolution where the number of channels changes.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, track: bool) -> None:
@@ -95,9 +100,9 @@ class _Block(nn.Module):
             self.shortcut = _convolution_and_norm(in_channels, out_channels, 1, 1, track)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Sliced, then convolved with stride 1, which is the same: oneDNN's backward pass of a
-        # strided convolution 1x1 on fewer than 16 channels-last channels writes past its memory
-        # (oneDNN issue 6035).
+        # Slicing and then convolving with stride 1 equals a strided 1x1 convolution. The strided
+        # convolution is avoided because oneDNN's backward pass writes past its memory on fewer than
+        # 16 channels-last channels (oneDNN issue 6035).
         beside = self.shortcut(x[..., :: self.stride, :: self.stride])
         return functional.relu(self.second(functional.relu(self.first(x))) + beside)
 

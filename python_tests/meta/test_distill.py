@@ -1,4 +1,4 @@
-"""Bi-level distillation from scores."""
+"""Check the bi-level distillation from scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def network(seed: int, *names: str) -> nn.Module:
 
 
 def task_of(seed: int, index: int = 0, scores_kind: str = "logits") -> DistillationTask:
-    """A task whose teacher is a random linear model."""
+    """Make a task whose teacher is a random linear model."""
     teacher = network(seed, "teacher", str(index))
     convert = {
         "logits": lambda s: s,
@@ -44,8 +44,9 @@ def task_of(seed: int, index: int = 0, scores_kind: str = "logits") -> Distillat
 
 
 def unrolled(weight: Tensor, task: DistillationTask, steps: int, rate: float) -> Tensor:
-    """The outer loss in float64 by hand; d mean KL(t || softmax(x W^T)) / dW = (softmax - t)^T x /
-    N.
+    """Compute the outer loss in float64 by hand.
+
+    It uses d mean KL(t || softmax(x W^T)) / dW = (softmax - t)^T x / N.
     """
     x, teacher = (
         task.support_images.double().flatten(1),

@@ -1,4 +1,4 @@
-"""Meta-test and paired differences."""
+"""Check evaluation on episodes and paired differences."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ SIZES = {"n_way": 3, "n_shot": 2, "n_query": 4, "n_episodes": 6}
 
 
 def noisy_patterns(seed: int, noise: float) -> Dataset:
-    """Six meta-test classes, each a random pattern plus noise, 8 images each; and two meta-train
-    classes.
+    """Make six meta-test classes, each a random pattern plus noise with 8 images.
+
+    Two meta-train classes come beside them.
     """
     with seeded(seed, "data"):
         labels = torch.arange(8).repeat_interleave(8)
@@ -158,13 +159,19 @@ def test_settings_that_cannot_be_served_are_refused(seed: int) -> None:
 def test_images_of_another_size_or_colour_are_refused(
     shape: tuple[int, int, int], transductive: bool, n_episodes: int, seed: int
 ) -> None:
-    """However the episodes are grouped; 17 pixels give as many features as 16, and would run."""
+    """Refuse them however the episodes are grouped.
+
+    17 pixels give as many features as 16, so the module itself would run.
+    """
     dataset = noisy_patterns(seed, 0.5)
     other = dataclasses.replace(
         dataset, images=dataset.images[:, :1, :1, :1].expand(-1, *shape).contiguous()
     )
     sizes = SIZES | {"n_episodes": n_episodes}
-    wanted = rf"^evaluate: the images of patterns must be \[N, 1, 16, 16\], as the module takes; got .*, {shape[1]}\]"
+    wanted = (
+        r"^evaluate: the images of patterns must be \[N, 1, 16, 16\], as the module takes; "
+        rf"got .*, {shape[1]}\]"
+    )
     with pytest.raises(InputError, match=wanted):
         evaluate(meta_model(seed), other, **sizes, transductive=transductive)
     own = MetaModel(nn.Sequential(nn.Flatten(), nn.Linear(256, 3)))

@@ -1,4 +1,4 @@
-"""Task memory replay."""
+"""Check the replay of tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def network(seed: int) -> nn.Module:
 
 
 def separable_episode(seed: int, index: int) -> Episode:
-    """Each class is one pattern plus noise; which label it has is drawn anew per episode."""
+    """Make an episode whose classes are patterns plus noise, with labels drawn per episode."""
     with seeded(seed, "patterns"):
         patterns = torch.rand(N_WAY, 1, 4, 4)
     with seeded(seed, "episode", index):
@@ -56,9 +56,7 @@ def test_an_outer_step_sums_the_losses_of_its_tasks(seed: int) -> None:
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_replay_learns_to_adapt(seed: int, first_order: bool) -> None:
-    """Labels change from task to task, so only a better start for the inner loop can lower the
-    loss.
-    """
+    """Learn tasks whose labels change, so that only a better start of the inner loop helps."""
     module = network(seed)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
     losses = []
@@ -72,7 +70,7 @@ def test_replay_learns_to_adapt(seed: int, first_order: bool) -> None:
 
 def test_a_loss_or_gradient_that_is_not_finite_takes_no_step(seed: int) -> None:
     class Root(nn.Module):
-        """Finite everywhere, but the square root has no finite derivative at 0."""
+        """Compute a square root: finite everywhere, but without a finite derivative at 0."""
 
         def __init__(self) -> None:
             super().__init__()

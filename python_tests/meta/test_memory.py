@@ -1,4 +1,4 @@
-"""The task memory: what it holds, and the tasks drawn from it."""
+"""Check what the task memory holds, and the tasks drawn from it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from bidfmkd_fast.models import fit_images
 
 
 def marked(api: int, class_number: int, n: int) -> Tensor:
-    """`n` images that tell where they come from: pixel 0 is the class, pixel 1 the API, pixel 2
-    the image's number.
+    """Make `n` images that show where they come from.
+
+    Pixel 0 is the class, pixel 1 the API, pixel 2 the image's number.
     """
     images = torch.zeros(n, 1, 2, 2)
     images[:, 0, 0, 0], images[:, 0, 0, 1], images[:, 0, 1, 0] = (
@@ -33,7 +34,7 @@ def key(class_number: int) -> tuple[str, str]:
 
 
 def memory_of_two_apis(n: int = 10) -> TaskMemory:
-    """API 0 knows classes 0..4 and API 1 classes 3..7: 3 and 4 are filled by both."""
+    """Fill a memory: API 0 knows classes 0..4 and API 1 classes 3..7, so both fill 3 and 4."""
     memory = TaskMemory()
     for api, classes in ((0, range(0, 5)), (1, range(3, 8))):
         for class_number in classes:
@@ -214,9 +215,7 @@ def test_bad_images_keys_and_states_are_refused() -> None:
 
 
 def test_tasks_over_data_sets_of_different_shapes(seed: int, tmp_path: Path) -> None:
-    """Each class is brought from the shape of its own data set to the task's; what is stored stays
-    as it came.
-    """
+    """Bring each class from the shape of its data set to the task's, and store it unchanged."""
     memory = TaskMemory(image_shape=(3, 6, 8))
     of_class = {}
     for data_set, shape in (("small", (1, 4, 4)), ("large", (3, 12, 16)), ("as it is", (3, 6, 8))):

@@ -1,4 +1,4 @@
-"""The inner loop's gradients, adaptation, and saving of the meta-model."""
+"""Check the inner loop's gradients, adaptation, and saving of the meta-model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ N_CLASSES = 3
 
 
 def smooth_network(seed: int) -> nn.Module:
-    """Convolution, batch norm and tanh: everything has a second derivative, as finite differences
-    need.
+    """Make a network of convolution, batch norm and tanh.
+
+    All have second derivatives, as finite differences need.
     """
     with seeded(seed, "network"):
         module = nn.Sequential(
@@ -106,8 +107,9 @@ def test_second_order_gradient_is_the_finite_difference_of_the_whole_unrolled_lo
 def softmax_regression_outer_loss(
     weight: Tensor, data: tuple[Tensor, ...], steps: int, rate: float
 ) -> Tensor:
-    """The same loss for logits `x W^T`, with the inner gradient `(softmax - onehot)^T x / N`
-    written out by hand.
+    """Compute the same loss for logits `x W^T`.
+
+    The inner gradient `(softmax - onehot)^T x / N` is written out by hand.
     """
     support, support_labels, query, query_labels = data
     x, onehot = support.flatten(1), functional.one_hot(support_labels, N_CLASSES).double()
@@ -387,7 +389,10 @@ def test_images_in_another_range_are_refused_with_the_likely_causes(
         ("scores", lambda: classifier.scores(wrong)),
         ("scores", lambda: classifier.predict(wrong)),
     ):
-        message = f"^{operation}: .*images must be in unit range, 0 to 1; {came}; divide by 255 .* normalised"
+        message = (
+            f"^{operation}: .*images must be in unit range, 0 to 1; {came}; "
+            "divide by 255 .* normalised"
+        )
         with pytest.raises(InputError, match=message) as told:
             call()
         assert "\n" not in str(told.value)

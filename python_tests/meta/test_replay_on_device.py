@@ -1,4 +1,7 @@
-"""Replay that stays on the device takes the very steps of `outer_replay_step`; run here on the CPU, plainly."""
+"""Check that `DeviceReplay` takes the steps of `outer_replay_step`.
+
+Here it runs on the CPU, where steps are plain calls instead of a graph.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks in stacks give what the per-task loop gives."""
+"""Check that tasks in stacks give what the loop over tasks gives."""
 
 from __future__ import annotations
 

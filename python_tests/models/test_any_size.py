@@ -39,8 +39,10 @@ def test_one_channel_is_repeated() -> None:
 
 
 def test_enlarging_and_shrinking_by_two_against_the_weights_by_hand() -> None:
-    """Enlarged by 2, a pixel inside is 3/4 of the nearest and 1/4 of the next; halved, the
-    smoothing has 1 3 3 1.
+    """Compare with the weights of bilinear interpolation.
+
+    Enlarged by 2, an inner pixel is 3/4 of the nearest and 1/4 of the next; halved, the smoothing
+    has the weights 1 3 3 1.
     """
     row = torch.tensor([0.0, 1.0, 0.0, 0.0])
     wide = fit_images(row.expand(1, 1, 4, 4), (1, 4, 8))[0, 0, 0]

@@ -10,8 +10,9 @@ from bidfmkd_fast.models import Conv4, build_model, model_arguments
 
 
 def by_hand(model: Conv4, images: torch.Tensor, batch_statistics: bool) -> torch.Tensor:
-    """The network in float64 from its definition, without torch's convolution, batch norm or
-    pooling.
+    """Compute the network in float64 from its definition.
+
+    Torch's convolution, batch norm and pooling are not used.
     """
     state = {key: value.double() for key, value in model.state_dict().items()}
     x = images.double()

@@ -14,7 +14,7 @@ NAMES = ("resnet10", "resnet18")
 
 
 def made(name: str, seed: int, **changes: object) -> nn.Module:
-    """A ResNet whose batch norms do something."""
+    """Make a ResNet whose batch norms do something."""
     torch.manual_seed(seed)
     arguments = {"in_channels": 3, "n_classes": 5, "image_size": (20, 17), "width": 4} | changes
     module = build_model(name, **arguments)
@@ -29,9 +29,7 @@ def made(name: str, seed: int, **changes: object) -> nn.Module:
 
 
 def by_hand(module: nn.Module, images: torch.Tensor, blocks: int) -> torch.Tensor:
-    """The network in float64 from its definition, with convolutions as products of unfolded
-    patches.
-    """
+    """Compute the network in float64 from its definition, as products of unfolded images."""
     state = {key: value.double() for key, value in module.state_dict().items()}
 
     def layer(name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
@@ -72,7 +70,7 @@ def test_logits_are_those_of_the_definition(name: str, blocks: int, seed: int) -
 def test_depth_and_size_at_full_width_are_the_papers(
     name: str, convolutions: int, parameters: float
 ) -> None:
-    """10 and 18 count the convolutions 3x3 and the linear layer."""
+    """Count the 3x3 convolutions and the linear layer, which 10 and 18 are the numbers of."""
     with torch.device("meta"):
         module = build_model(name, in_channels=3, n_classes=5, image_size=(84, 84), width=64)
     sides = [layer.kernel_size for layer in module.modules() if isinstance(layer, nn.Conv2d)]
@@ -139,7 +137,7 @@ def test_bad_sizes_are_refused(change: dict, says: str) -> None:
 
 @pytest.mark.parametrize("width", [2, 8, 16])
 def test_gradients_in_channels_last_are_those_in_the_plain_order(width: int, seed: int) -> None:
-    """A strided convolution 1x1 in the shortcut would write past its memory here."""
+    """Take the path on which a strided 1x1 convolution would write past its memory."""
     gradients = []
     images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     for memory_format in (torch.contiguous_format, torch.channels_last):

@@ -1,4 +1,4 @@
-"""What a recovery is said to ask is what it asks: in queries, in requests and in money."""
+"""Check that a recovery asks what it is said to ask: queries, requests and money."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def logits(images: Tensor) -> Tensor:
 
 
 class Service(ServiceBlackBox):
-    """A service in this process."""
+    """Stand in for a service, in this process."""
 
     def _request(self, images: Tensor, attempt: Attempt) -> Tensor:
         attempt()
@@ -64,7 +64,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("n_per_class", [1, N_PER_CLASS])
 def test_what_a_set_costs_is_what_is_asked(name: str, n_per_class: int, seed: int) -> None:
-    """With one image per class there are 3, fewer than mu="auto" would measure at."""
+    """Take also one image per class: 3 in all, fewer than mu="auto" measures at otherwise."""
     make, settings, paper_compat = CASES[name]
     api, config = make(), replace(CONFIG, **settings)
     cost = set_cost(api, config, n_per_class, paper_compat)

@@ -33,14 +33,12 @@ WEIGHT = torch.randn(N_CLASSES, 64, generator=torch.Generator().manual_seed(5)).
 
 
 def linear(images: Tensor, weight: Tensor = WEIGHT) -> Tensor:
-    """In double and without a matrix product: the same in batches of any size."""
+    """Compute scores in float64 and without a matrix product: the same in batches of any size."""
     return (images.flatten(1).double()[:, None] * weight).sum(-1).float()
 
 
 class Box(FunctionBlackBox):
-    """An API that notes what it is asked, and raises `error` instead of its answer number `at`
-    (from 1).
-    """
+    """Record what is asked, and raise `error` instead of answer number `at` (from 1)."""
 
     def __init__(
         self, at: int | None = None, error: BaseException | None = None, spec: APISpec = SPEC
@@ -57,9 +55,7 @@ class Box(FunctionBlackBox):
 
 
 class Forgetful(nn.Module):
-    """A generator with a state of its own that no state_dict tells: it brightens with every
-    call.
-    """
+    """Generate images that get brighter with every call, a state that no state_dict holds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +68,7 @@ class Forgetful(nn.Module):
 
 
 class Student:
-    """A task model that draws new noise at every call, as dropout does."""
+    """Draw new noise at every call, as dropout does."""
 
     def __init__(self, first: int) -> None:
         self.calls = first
@@ -128,7 +124,7 @@ def assert_same(a: Recovered, b: Recovered) -> None:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Snapshots at every third step."""
+    """Take a snapshot at every third step."""
     monkeypatch.setattr(journal, "SNAPSHOT_STEPS", 3)
     monkeypatch.setattr(journal, "SNAPSHOT_SECONDS", 0.0)
 
@@ -148,7 +144,7 @@ def test_cut_off_at_every_call_and_continued(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_cut_off_at_every_call_in_turn(case: str, tmp_path: Path) -> None:
-    """Every process makes one call and dies in the second."""
+    """Let every process make one call and die in the second."""
     whole, n_asked = Box(), 0
     wanted = make(whole, case)
     for _ in whole.points[1:]:
@@ -196,8 +192,9 @@ def test_a_callback_that_ends_it_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_another_student_takes_over_where_the_first_one_was_cut_off(tmp_path: Path) -> None:
-    """As when a service failed, and the meta-model has moved on: what is made again is made with
-    the old answers.
+    """Change the student midway, as when the meta-model has moved on since a service failed.
+
+    Steps that are made again use the recorded scores of the first student.
     """
     with pytest.raises(KeyboardInterrupt):
         make(Box(6), "query set", tmp_path)
@@ -239,7 +236,7 @@ def test_a_budget_counts_what_is_asked_and_no_more(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_ends_in_the_middle_of_a_recorded_step(tmp_path: Path) -> None:
-    """Calls of 2, 2 and 1 rows; the second step's first was answered."""
+    """Ask in calls of 2, 2 and 1 rows; only the first call of the second step was answered."""
     with pytest.raises(KeyboardInterrupt):
         make(Box(3 + 2), "chunks", tmp_path)
     nothing = Box()
@@ -288,14 +285,14 @@ def test_sets_made_at_once_have_a_journal_each(tmp_path: Path) -> None:
 
 @pytest.fixture
 def cut_off(tmp_path: Path) -> Iterator[Path]:
-    """A journal of four steps in calls of 2, 2 and 1 rows, with a snapshot after the third."""
+    """Make a journal of four steps in calls of 2, 2 and 1 rows, with a snapshot after the third."""
     with pytest.raises(KeyboardInterrupt):
         make(Box(4 * 3 + 1), "chunks", tmp_path / "journal")
     yield tmp_path / "journal"
 
 
 def whole_records(folder: Path) -> list[int]:
-    """Ends of the records in the file, the magic first."""
+    """Return the ends of the records in the file, that of the magic bytes first."""
     data = (folder / RECORDS).read_bytes()
     ends = [len(record_file.MAGIC)]
     while ends[-1] < len(data):
@@ -400,7 +397,7 @@ def test_a_journal_of_other_settings_is_refused(
 
 
 def test_a_snapshot_that_was_left_behind_is_not_taken(cut_off: Path) -> None:
-    """Whoever removes the records has the set asked anew."""
+    """Ask anew if the records were removed, whatever the snapshot holds."""
     (cut_off / RECORDS).unlink()
     box = Box()
     assert_same(make(box, "chunks", cut_off), make(Box(), "chunks"))

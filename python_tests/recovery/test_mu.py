@@ -1,4 +1,4 @@
-"""mu="auto": it is measured, paid for and recorded; and warnings where a step of one's own is lost."""
+"""Check mu="auto" (measured, paid for, recorded) and the warnings about a mu that is too small."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ COARSE: list[dict[str, Any]] = [
 
 
 def descent(recovered: Recovered) -> float:
-    """How much lower the mean loss of the last steps is than that of the first."""
+    """Return how much lower the mean loss of the last steps is than that of the first."""
     losses = [record["loss"] for record in recovered.history]
     return losses[0] - sum(losses[-5:]) / 5
 
@@ -98,7 +98,7 @@ def test_auto_descends_on_a_coarse_api_where_the_papers_step_does_not(
 
 
 def test_the_papers_step_descends_on_an_exact_api() -> None:
-    """It is not the step that fails above, but what it meets."""
+    """Show that the same mu works where the API answers exactly."""
     assert mean_descent({}, replace(AUTO, mu=0.005)) > 0.7
 
 

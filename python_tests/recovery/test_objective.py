@@ -26,7 +26,7 @@ def expected_losses(
     kind: str,
     divergence: str,
 ) -> np.ndarray:
-    """The objective, image by image, in float64."""
+    """Compute the objective image by image in float64."""
     to_kind = {
         "logits": lambda s: s,
         "probabilities": softmax,

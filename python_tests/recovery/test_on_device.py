@@ -210,8 +210,9 @@ def test_no_step_looks_at_a_value(with_student: bool, seed: int) -> None:
 
 
 def test_it_ends_without_a_collection(seed: int) -> None:
-    """A graph that only a garbage collection frees may be freed in the middle of another's
-    capture.
+    """Free the graph without a collection.
+
+    A graph that only the garbage collector frees could be freed in the middle of another's capture.
     """
     gc.disable()
     try:
@@ -225,7 +226,7 @@ def test_it_ends_without_a_collection(seed: int) -> None:
 
 
 def test_who_is_served(seed: int) -> None:
-    """A budget that ends on the way needs the loop that stops there."""
+    """Refuse a budget that ends on the way, since only the stepwise loop stops there."""
 
     class Labels(list[int]):
         is_cuda, device, dtype = True, torch.device("cpu"), torch.int64
@@ -259,7 +260,7 @@ def test_who_is_served(seed: int) -> None:
 def test_only_the_plain_recovery_stays_on_the_device(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slips of the authors' code and a user's generator are served by the loop."""
+    """Leave the slips of the authors' code and a user's generator to the stepwise loop."""
     module = importlib.import_module(
         "bidfmkd_fast.recovery.recover"
     )  # the package's `recover` is the function
@@ -300,9 +301,7 @@ def test_crops_on_the_device(seed: int) -> None:
 
 
 def test_bfloat16_generator(seed: int) -> None:
-    """Half precision makes the images; the points are float32 all the same, so recovery still
-    works.
-    """
+    """Make the images in half precision; the points are float32, so recovery still works."""
     recovered = recover(
         make_api(seed),
         N_PER_CLASS,

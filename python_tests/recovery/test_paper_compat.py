@@ -1,4 +1,4 @@
-"""`paper_compat` against a rendering of the authors' recovery step in plain torch."""
+"""Check `paper_compat` against a rendering of the authors' recovery step in plain torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONFIG = RecoveryConfig(
 
 
 class Watched(nn.Module):
-    """A generator that notes its images and the gradient that comes back to them."""
+    """Generate images and record them and the gradient that comes back to them."""
 
     images: list[Tensor] = []  # noqa: RUF012
     gradients: list[Tensor] = []  # noqa: RUF012
@@ -57,8 +57,9 @@ def linear(seed: int) -> nn.Linear:
 def authors_estimate(
     api: nn.Module, student: nn.Module, x: Tensor, labels: Tensor, state: Tensor
 ) -> Tensor:
-    """The estimate `[B, d]` in the authors' order: 5 splits of q // 5 directions each, divided by
-    q.
+    """Estimate the gradient `[B, d]` in the authors' order.
+
+    There are 5 splits of q // 5 directions each, divided by q.
     """
     q, mu, d, splits = CONFIG.num_directions, CONFIG.mu, 64, 5
     flat = x.flatten(1)

@@ -1,4 +1,4 @@
-"""What a notebook shows of a recovered set."""
+"""Check what a notebook shows of a recovered set."""
 
 from __future__ import annotations
 

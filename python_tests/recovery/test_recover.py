@@ -24,8 +24,9 @@ SMALL = RecoveryConfig(
 
 
 def linear(seed: int, scale: float = 8.0) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A linear classifier of 8x8 images whose answer for an image does not depend, in any bit, on
-    its batch.
+    """Return a linear classifier of 8x8 images.
+
+    Its answer for an image does not depend, in any bit, on the batch.
     """
     weight = (
         scale
@@ -36,7 +37,7 @@ def linear(seed: int, scale: float = 8.0) -> Callable[[torch.Tensor], torch.Tens
 
 
 class Recorder(FunctionBlackBox):
-    """A black box that keeps what it was asked and what it answered."""
+    """Record what is asked and answered."""
 
     def __init__(
         self,
@@ -55,8 +56,9 @@ class Recorder(FunctionBlackBox):
         return scores
 
     def at_the_images(self, num_directions: int) -> tuple[np.ndarray, np.ndarray]:
-        """`[steps, B, 1, 8, 8]` and `[steps, B, n_classes]`: row 0 of every step's points, and its
-        scores.
+        """Return row 0 of every step's points, and its scores.
+
+        They are `[steps, B, 1, 8, 8]` and `[steps, B, n_classes]`.
         """
         every = (1 + num_directions) * N_IMAGES
         asked, answered = torch.cat(self.asked).split(every), torch.cat(self.answered).split(every)
@@ -75,7 +77,7 @@ def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def masked_distance(scores: np.ndarray, student: np.ndarray) -> np.ndarray:
-    """`[argmax equal] * |p - p_student|_1`."""
+    """Compute `[argmax equal] * |p - p_student|_1`."""
     p, q = (np.exp(s) / np.exp(s).sum(-1, keepdims=True) for s in (scores, student))
     return (scores.argmax(-1) == student.argmax(-1)) * np.abs(p - q).sum(-1)
 
@@ -173,9 +175,7 @@ def test_the_result_is_a_pure_function_of_the_seed(directions: str, seed: int) -
 def test_two_sets_share_neither_images_nor_directions(
     generator: nn.Module | None, seed: int
 ) -> None:
-    """With the built-in generator and with one that has no parameters, so that all comes from the
-    latents.
-    """
+    """Compare two seeds, also with a generator without parameters: all comes from the latents."""
     latent_dim = 64 if generator else 8
     signs, starts = [], []
     for run_seed in (seed, seed + 1):
@@ -193,7 +193,7 @@ def test_two_sets_share_neither_images_nor_directions(
 
 
 class Still(nn.Module):
-    """A generator that makes the same image whatever the latents are."""
+    """Generate the same image whatever the latents are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -385,9 +385,7 @@ def test_exactly_the_budget_is_enough(seed: int) -> None:
 def test_a_shared_budget_spent_by_another_in_the_middle_of_a_step(
     calls_before: int, seed: int
 ) -> None:
-    """Each of a step's 5 rows is a call; the API's n-th call is the last that the others leave
-    money for.
-    """
+    """Ask each of a step's 5 rows in a call of its own; other APIs leave money for n calls."""
     budget = Budget(max_queries=10_000)
     calls = 0
 
@@ -424,7 +422,7 @@ def test_a_bad_answer_is_the_callers_to_hear(seed: int) -> None:
 
 
 def stripes_and_blobs(n_per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy 16x16 images of three kinds: horizontal stripes, vertical stripes, a blob."""
+    """Draw noisy 16x16 images of three kinds: horizontal stripes, vertical stripes, a blob."""
     draws = torch_generator(seed, "data")
     row = torch.arange(16.0)
     wave = 0.5 + 0.5 * torch.sin(row)
@@ -466,7 +464,7 @@ def test_recovery_from_a_trained_network_beats_the_control_clearly(seed: int) ->
 
 
 class Noisy(nn.Module):
-    """A generator with a layer that draws random numbers, a frozen layer, and layers of its own."""
+    """Combine a layer that draws random numbers, a frozen layer, and layers of its own."""
 
     def __init__(self, latent_dim: int = 8) -> None:
         super().__init__()
