@@ -166,7 +166,9 @@ def suspicions(answer: Tensor, spec: APISpec) -> list[Suspicion]:
         if ((scores - scores.round(decimals=spec.decimals)).abs() > 0.1 * unit).any():
             told = f"its spec says that its scores are rounded to decimals={spec.decimals}, but they are finer"
             found.append((ServiceWarning, f"{told}; leave decimals out, or the digits beyond are lost"))
-    if spec.n_classes >= _SORTED_CLASSES and are_sorted(answer):
+    # Of a top-k answer only k scores say something; the others are equal, which no sorting made.
+    told_classes = min(spec.n_classes, spec.top_k or spec.n_classes)
+    if told_classes >= _SORTED_CLASSES and are_sorted(answer):
         found.append((ServiceWarning, SORTED))
     return found
 
