@@ -140,7 +140,7 @@ SUSPICIOUS: list[tuple[Function, dict[str, Any], type[Warning], str]] = [
     (one_hot, {}, PrecisionWarning, "answers are one-hot, a label without scores"),
     (one_hot, {"scores_kind": "probabilities"}, PrecisionWarning, "one-hot.*however long the steps"),
     (
-        lambda images: (logits_of(images) * 90).softmax(1),
+        lambda images: (logits_of(images) * 9000).softmax(1),
         {"scores_kind": "probabilities", "decimals": 1},
         PrecisionWarning,
         "one-hot",
