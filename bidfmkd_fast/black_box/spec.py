@@ -230,7 +230,7 @@ class APISpec:
         n_channels = self.wire_shape[0]
         for field, least, above in (("mean", -math.inf, ""), ("std", 0.0, " above 0")):
             values: tuple[float, ...] = getattr(self, field)
-            if len(values) != n_channels or not all(least < one < math.inf for one in values):
+            if len(values) != n_channels or not all(least < value < math.inf for value in values):
                 raise InputError(
                     f"APISpec: {field} must be {n_channels} finite numbers{above}, one per "
                     f"channel; got {values!r}"
