@@ -27,7 +27,7 @@ from bidfmkd_fast.black_box import (
     RemoteBlackBox,
     TorchBlackBox,
 )
-from bidfmkd_fast.recovery import RecoveryConfig, journal
+from bidfmkd_fast.recovery import RecoveryConfig, journal, record_file
 from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig
 
 N_CLASSES, SHAPE, N_PER_CLASS, STEPS, DIRECTIONS = 3, (1, 16, 16), 3, 8, 2
@@ -148,7 +148,7 @@ def fit_local(
     what, number = moment or ("", 0)
     apis = local(log, number if what == "call" else None)
     if what == "record":
-        journal.FileIO = _dying_file(number)  # type: ignore[misc]
+        record_file.FileIO = _dying_file(number)  # type: ignore[misc]
     if what == "snapshot":
         _die_in_snapshot(number)
     budget = None if max_queries is None else Budget(max_queries=max_queries)

@@ -27,7 +27,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ SNAPSHOT_STEPS, SNAPSHOT_SECONDS = 10, 1.0
 
 _SHAPE = struct.Struct("<IIIII")
 # Fields of a spec that do not change what is recovered.
-_NOT_ASKED = ("price_per_1000", "max_batch")
+_WITHOUT_EFFECT = ("price_per_1000", "max_batch")
 
 
 class Journal:
@@ -90,12 +89,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._records.close()
 
     def begin(self, settings: dict[str, Any]) -> None:
@@ -175,7 +169,7 @@ class Journal:
         tensors = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
         }
-        with self._telling("cannot write to"):
+        with self._naming_folder("cannot write to"):
             save_file(
                 tensors, self._path(f"{SNAPSHOT}.partial"), metadata={"crc32": _checksum(tensors)}
             )
@@ -188,7 +182,7 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _append(self, payload: bytes) -> None:
-        with self._telling("cannot write to"):
+        with self._naming_folder("cannot write to"):
             if not self._records.end:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 # Without records nobody knows which recovery a snapshot is of.
@@ -198,7 +192,7 @@ class Journal:
     def _read_records(self, first_step: int) -> None:
         """Read all records; the answers of steps before `first_step` are not kept in memory."""
         self.steps = first_step
-        with self._telling("cannot read"):
+        with self._naming_folder("cannot read"):
             for payload in self._records.read():
                 kind, body = payload[:1], payload[1:]
                 if kind == b"S":
@@ -257,7 +251,7 @@ class Journal:
         return self.folder / name
 
     @contextmanager
-    def _telling(self, what: str) -> Iterator[None]:
+    def _naming_folder(self, what: str) -> Iterator[None]:
         """Turn an OSError inside the block into an InputError that names the folder."""
         try:
             yield
@@ -285,7 +279,7 @@ def settings_of(
         "paper_compat": paper_compat,
     }
     settings |= {
-        f"spec.{name}": value for name, value in vars(api.spec).items() if name not in _NOT_ASKED
+        f"spec.{name}": value for name, value in vars(api.spec).items() if name not in _WITHOUT_EFFECT
     }
     settings |= {f"config.{name}": value for name, value in vars(config).items()}
     if generator is not None:

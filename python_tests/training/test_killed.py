@@ -80,7 +80,10 @@ def test_ten_kills_in_the_middle_of_sets(tmp_path: Path) -> None:
     again = asked(log)
     assert again.keys() == once.keys()
     assert sum(again.values()) - len(again) <= len(MOMENTS)
-    assert (folder / META_MODEL).read_bytes() == (whole / META_MODEL).read_bytes()
+    # Not byte by byte: safetensors writes the keys of the metadata in any order.
+    learned, wanted = load_file(folder / META_MODEL), load_file(whole / META_MODEL)
+    assert learned.keys() == wanted.keys()
+    assert all(torch.equal(learned[name], wanted[name]) for name in wanted)
     assert_same_sets(folder / "recovered", whole / "recovered")  # the journals are gone
     assert len((folder / METRICS).read_text().splitlines()) == len(
         (whole / METRICS).read_text().splitlines()
