@@ -102,7 +102,7 @@ def random_split(classes: Collection[str], seed: int) -> Split:
 
 
 def is_split_list(name: str) -> bool:
-    """Whether a file is called as the list of a split is."""
+    """Return True if the name of a file is that of a split list, such as `train.csv`."""
     stem, _, ending = name.rpartition("/")[2].lower().rpartition(".")
     return stem in SPLIT_NAMES and f".{ending}" in _KINDS
 
