@@ -108,8 +108,10 @@ def is_split_list(name: str) -> bool:
 
 
 def read_split(path: Path) -> Split:
-    """The split lists at `path`: a folder of three, or one CSV or JSON file for all. Raises
-    `InputError`.
+    """Read split lists: a folder with one for each split, or one CSV or JSON file for all.
+
+    Raises:
+        InputError: `path` is nothing of these, or a list is damaged or contradicts another.
     """
     if path.is_dir():
         files = [file.name for file in path.iterdir() if file.is_file()]
