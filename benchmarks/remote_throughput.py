@@ -5,7 +5,7 @@ The transports are JSON, binary tensors and gRPC.
     bidfmkd serve runs/pool --port 8000 &
     .venv-triton/bin/python examples/servers/triton/serve.py runs/pool \\
         --port 8100 --grpc-port 8101 &
-    python benchmarks/remote_throughput.py --server serve http://127.0.0.1:8000 \
+    python benchmarks/remote_throughput.py --server serve http://127.0.0.1:8000 \\
         --server Triton http://127.0.0.1:8100 grpc://127.0.0.1:8101
 
 A number is the median over `--rounds` calls of `--images` images. The project's own clients send

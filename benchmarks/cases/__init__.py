@@ -1,4 +1,4 @@
-"""The benchmark cases; importing this package registers all of them."""
+"""Register the benchmark cases: importing this package is enough."""
 
 from benchmarks.cases import api, ops, steps
 

@@ -32,7 +32,7 @@ def _stream(out: Tensor) -> None:
 
 
 def _linear(points: Tensor, slope: Tensor) -> Tensor:
-    """A stand-in black box whose gradient is `slope`, to check that a baseline estimates it."""
+    """Stand in for a black box: the gradient is `slope`, which each baseline must estimate."""
     return points.flatten(2) @ slope
 
 

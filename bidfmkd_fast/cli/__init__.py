@@ -1,1 +1,1 @@
-"""The command line: one file per group of commands, each with its options beside its code."""
+"""Provide the command line: a file per group of commands, each with options beside its code."""

@@ -1,4 +1,4 @@
-"""The commands about one API: `recover` makes a set of images, `probe` asks what it can do."""
+"""Define the commands about one API: `recover` makes a set of images, `probe` tests it."""
 
 from __future__ import annotations
 

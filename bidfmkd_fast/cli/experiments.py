@@ -1,4 +1,4 @@
-"""The commands that run a whole experiment: `demo`, `compare` and `sweep`."""
+"""Define the commands that run a whole experiment: `demo`, `compare` and `sweep`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands about pools of local APIs: `pool` trains one, `serve` puts one behind HTTP."""
+"""Define the commands about pools: `pool` trains a pool, `serve` puts it behind HTTP."""
 
 from __future__ import annotations
 

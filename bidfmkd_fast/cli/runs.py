@@ -1,4 +1,4 @@
-"""The commands about a run: `train` makes it, `status` watches it, `evaluate` meta-tests it."""
+"""Define the commands about a run: `train` makes, `status` watches, `evaluate` meta-tests it."""
 
 from __future__ import annotations
 

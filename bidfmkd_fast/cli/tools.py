@@ -1,4 +1,4 @@
-"""The tools beside the method: `convert` makes a data set file, `bench` times the kernels."""
+"""Define the tools beside the method: `convert` makes a data set, `bench` times the kernels."""
 
 from __future__ import annotations
 

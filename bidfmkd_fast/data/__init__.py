@@ -1,4 +1,4 @@
-"""Image data sets split over classes, and the few-shot episodes drawn from them."""
+"""Provide image data sets that are split by class, and the few-shot episodes drawn from them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Experiments: methods trained on one pool, evaluated on the same episodes, in one table."""
+"""Run experiments: methods trained on one pool, meta-tested on the same episodes, in one table."""

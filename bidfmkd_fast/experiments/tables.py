@@ -82,11 +82,11 @@ def _shots(evaluations: Sequence[Evaluation]) -> list[str]:
     return [f"{evaluation.n_shot}-shot" for evaluation in evaluations]
 
 
-def _title(one: Evaluation, n_seeds: int) -> str:
+def _title(evaluation: Evaluation, n_seeds: int) -> str:
     return (
-        f"{one.n_way}-way accuracy in %, 95 % CI, {len(one.per_episode)} episodes of unseen "
-        f"classes ({one.dataset} {one.split}) over {n_seeds} seed{'s' if n_seeds > 1 else ''}; "
-        "differences paired by episode"
+        f"{evaluation.n_way}-way accuracy in %, 95 % CI, {len(evaluation.per_episode)} episodes of "
+        f"unseen classes ({evaluation.dataset} {evaluation.split}) over {n_seeds} "
+        f"seed{'s' if n_seeds > 1 else ''}; differences paired by episode"
     )
 
 
@@ -109,7 +109,7 @@ def _row(
         differences = [_difference(a, b) for a, b in zip(evaluations, reference, strict=True)]
     return [
         name,
-        *(f"{100 * one.mean:.2f} ± {100 * one.ci95:.2f}" for one in evaluations),
+        *(f"{100 * e.mean:.2f} ± {100 * e.ci95:.2f}" for e in evaluations),
         *differences,
         f"{sum(result.queries for result in results) // len(results):,}",
         f"{sum(result.seconds for result in results) / len(results):,.0f}",

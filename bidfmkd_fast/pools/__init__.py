@@ -1,4 +1,4 @@
-"""Pools of APIs to learn from: trained here, read from files, or reached as services."""
+"""Provide pools of APIs to learn from: trained here, read from files, or reached as services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layouts that `convert` understands: how to read each, and how to recognise publishers'."""
+"""Read the layouts that `convert` understands, and recognise those of publishers."""
 
 from __future__ import annotations
 

@@ -102,14 +102,16 @@ def random_split(classes: Collection[str], seed: int) -> Split:
 
 
 def is_split_list(name: str) -> bool:
-    """Whether a file is called as the list of a split is."""
+    """Return True if the name of a file is that of a split list, such as `train.csv`."""
     stem, _, ending = name.rpartition("/")[2].lower().rpartition(".")
     return stem in SPLIT_NAMES and f".{ending}" in _KINDS
 
 
 def read_split(path: Path) -> Split:
-    """The split lists at `path`: a folder of three, or one CSV or JSON file for all. Raises
-    `InputError`.
+    """Read split lists: a folder with one for each split, or one CSV or JSON file for all.
+
+    Raises:
+        InputError: `path` is nothing of these, or a list is damaged or contradicts another.
     """
     if path.is_dir():
         files = [file.name for file in path.iterdir() if file.is_file()]
