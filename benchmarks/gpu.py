@@ -44,12 +44,14 @@ from benchmarks.cases.steps import (  # noqa: E402
 )
 from benchmarks.harness import OURS, Row, _median_ratio  # noqa: E402
 from bidfmkd_fast import ops  # noqa: E402
-from bidfmkd_fast.meta import TaskMemory  # noqa: E402
+from bidfmkd_fast.meta import InnerLoop, TaskMemory  # noqa: E402
 from bidfmkd_fast.meta.replay_on_device import DeviceReplay  # noqa: E402
 from bidfmkd_fast.models import Conv4  # noqa: E402
 from bidfmkd_fast.recovery import Objective  # noqa: E402
 from bidfmkd_fast.recovery.image_maker import ImageMaker  # noqa: E402
-from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side  # noqa: E402
+from bidfmkd_fast.recovery.on_device import DeviceRecovery  # noqa: E402
+from bidfmkd_fast.recovery.side_by_side import run_side_by_side  # noqa: E402
+from bidfmkd_fast.recovery.step import RecoveryStep  # noqa: E402
 from bidfmkd_fast.runtime.full_float32 import full_float32  # noqa: E402
 
 B, SHAPE, Q, N_CLASSES, MU = 150, (3, 32, 32), 100, 5, 0.05
@@ -186,7 +188,8 @@ def _recovery(config: bf.RecoveryConfig, seed: int = 0) -> DeviceRecovery:
     _, api = _api(seed)
     labels = torch.arange(N_CLASSES, device="cuda").repeat_interleave(B // N_CLASSES)
     maker = ImageMaker(api, B, config, None, seed, "cuda")
-    return DeviceRecovery(api, maker, Objective(labels, "logits", None, 0.0, "l1"), config, seed)
+    objective = Objective(labels, "logits", None, 0.0, "l1")
+    return DeviceRecovery(RecoveryStep(api, maker, objective, config))
 
 
 def recovery_steps(runs: int) -> Iterator[Row]:
@@ -287,9 +290,7 @@ def replay_steps(runs: int) -> Iterator[Row]:
         torch.rand(64 * 30, *SHAPE), [("set", f"class {i // 30:02}") for i in range(64 * 30)]
     )
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, capturable=True)
-    replay = DeviceReplay(
-        module, optimizer, memory, (5, 1, 15), 4, steps=5, learning_rate=0.01, first_order=False
-    )
+    replay = DeviceReplay(module, optimizer, memory, (5, 1, 15), 4, InnerLoop(5, 0.01))
     step = 0
 
     def ours() -> None:

@@ -15,7 +15,7 @@ from torch.func import functional_call
 import bidfmkd_fast as bf
 from benchmarks.baselines import paper_order
 from benchmarks.harness import OURS, Prepared, case
-from bidfmkd_fast.meta import MetaModel, outer_replay_step
+from bidfmkd_fast.meta import InnerLoop, MetaModel, outer_replay_step
 from bidfmkd_fast.models import Conv4, build_model
 
 B, SHAPE, N_CLASSES = 150, (3, 32, 32), 5
@@ -195,7 +195,7 @@ def prepare_replay_step() -> Prepared:
         return loss.item() / 4
 
     def ours() -> dict[str, float]:
-        return outer_replay_step(module, optimizer, episodes, steps=5, learning_rate=0.01)
+        return outer_replay_step(module, optimizer, episodes, InnerLoop(5, 0.01))
 
     def check() -> None:
         assert math.isclose(ours()["loss"], plain(), rel_tol=1e-4)
@@ -206,7 +206,7 @@ def prepare_replay_step() -> Prepared:
         while min(distances, default=math.inf) > 1e-4:
             assert len(distances) < 8, distances
             drawn = episodes if not distances else [_episode(1, 15)]
-            outer_replay_step(module, optimizer, drawn, steps=5, learning_rate=0.01)
+            outer_replay_step(module, optimizer, drawn, InnerLoop(5, 0.01))
             exact = _gradients_in_float64(plain_module, drawn)
             gradients = [parameter.grad.double() for parameter in module.parameters()]
             scale = sum(g.square().sum() for g in exact)

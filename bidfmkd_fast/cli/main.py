@@ -265,14 +265,14 @@ def recover(options: Any) -> None:
             progress=True,
             journal=journal,
         )
-        images = api.spec.to_unit(recovered.images)
-        one = RecoveredSet(options.api, api.name, api.spec.names, "support", images, recovered)
+        in_unit_range = replace(recovered, images=api.spec.to_unit(recovered.images))
+        one = RecoveredSet(options.api, api.name, api.spec.names, "support", in_unit_range)
         save_recovered(one, file)
         save_grid([one], file.with_suffix(".png"))
         queries = sum(row.queries for row in ledger.rows())
     state = "" if recovered.complete else " (the budget ended before the last step)"
     print(
-        f"{len(images)} images from {api.name}, {100 * one.matched.float().mean():.0f} % as wanted, "
+        f"{len(one.images)} images from {api.name}, {100 * one.matched.float().mean():.0f} % as wanted, "
         f"{queries:,} queries{state}: {file} and .png"
     )
 

@@ -180,9 +180,7 @@ def maml_on_real_data(contest: Contest, folder: Path) -> None:
                     module,
                     optimizer,
                     episodes,
-                    steps=replay.inner_steps,
-                    learning_rate=replay.inner_lr,
-                    first_order=replay.first_order,
+                    replay.inner,
                 )
     _finish(folder, contest, module, 0, time.perf_counter() - started)
 

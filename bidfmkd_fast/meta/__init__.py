@@ -1,4 +1,4 @@
-"""The meta-model: its inner loop, its two outer losses (distillation and replay), the task memory and meta-test."""
+"""Learn the meta-model: inner loop, distillation, replay from the task memory, and evaluation."""
 
 from bidfmkd_fast.meta.distill import (
     DistillationTask,
@@ -7,14 +7,16 @@ from bidfmkd_fast.meta.distill import (
     outer_distillation_step,
 )
 from bidfmkd_fast.meta.evaluate import Evaluation, PairedDifference, evaluate, paired_difference
+from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters
 from bidfmkd_fast.meta.maml import maml_loss, outer_replay_step
 from bidfmkd_fast.meta.memory import TaskMemory
-from bidfmkd_fast.meta.model import Classifier, MetaModel, adapt_parameters
+from bidfmkd_fast.meta.model import Classifier, MetaModel
 
 __all__ = [
     "Classifier",
     "DistillationTask",
     "Evaluation",
+    "InnerLoop",
     "MetaModel",
     "PairedDifference",
     "TaskMemory",

@@ -1,4 +1,4 @@
-"""What a meta-model and its classifiers take: images in unit range of the module's size, labels from 0."""
+"""Check what a meta-model and its classifiers take: images in unit range, labels from 0."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ _OUTSIDE = 0.5  # how far images may leave the unit range
 
 
 @contextmanager
-def failures_told(operation: str, images: Tensor) -> Iterator[None]:
-    """Turn what torch raises inside the block, for images that the module cannot take, into an
-    InputError.
-    """
+def failures_explained(operation: str, images: Tensor) -> Iterator[None]:
+    """Turn torch's error for images that the module cannot take into an InputError."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
@@ -32,9 +30,7 @@ def failures_told(operation: str, images: Tensor) -> Iterator[None]:
 
 
 def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -> None:
-    """Raise InputError (InputTypeError) unless `images` are `[N, C, H, W]` in unit range, as
-    `module` takes them.
-    """
+    """Raise an InputError unless `module` can take `images`: `[N, C, H, W]` in unit range."""
     parameter = next(module.parameters(), None)
     if parameter is None:
         raise InputError(f"{operation}: the module has no parameters")
@@ -55,32 +51,33 @@ def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -
         )
     if images.device != parameter.device:
         raise InputError(
-            f"{operation}: {name} must be on the module's device, {parameter.device}; got {images.device}"
+            f"{operation}: {name} must be on the module's device, {parameter.device}; got "
+            f"{images.device}"
         )
     low, high = torch.stack(images.detach().aminmax()).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is the lowest and the highest
         raise InputError(f"{operation}: {name} must be finite; got NaN or infinity")
     if low < -_OUTSIDE or high > 1 + _OUTSIDE:
         raise InputError(
-            f"{operation}: {name} must be in unit range, 0 to 1; got {low:.4g} to {high:.4g}; divide by 255 if they "
-            "are 0 to 255, and undo the normalisation if they are normalised"
+            f"{operation}: {name} must be in unit range, 0 to 1; got {low:.4g} to {high:.4g}; "
+            "divide by 255 if they are 0 to 255, and undo the normalisation if they are normalised"
         )
 
 
 def check_labels(labels: Tensor, images: Tensor) -> None:
-    """Raise InputError (InputTypeError) unless `labels` are int64 `[N]`, one per image, from 0, on
-    their device.
-    """
+    """Raise an InputError unless `labels` are int64 `[N]` from 0, one per image, on its device."""
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise InputTypeError(f"adapt: support_labels must be an int64 tensor; got {got}")
     if labels.shape != images.shape[:1]:
         raise InputError(
-            f"adapt: support_labels must be [N] with N = {len(images)}, one per support image; got {list(labels.shape)}"
+            f"adapt: support_labels must be [N] with N = {len(images)}, one per support image; got "
+            f"{list(labels.shape)}"
         )
     if labels.device != images.device:
         raise InputError(
-            f"adapt: support_labels must be on the images' device, {images.device}; got {labels.device}"
+            f"adapt: support_labels must be on the images' device, {images.device}; got "
+            f"{labels.device}"
         )
     if labels.min() < 0:
         raise InputError(f"adapt: support_labels must be 0 or more; got {int(labels.min())}")

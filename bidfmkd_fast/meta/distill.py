@@ -1,4 +1,9 @@
-"""Bi-level distillation: an API's knowledge goes into a task model, and through it into the meta-model."""
+"""Distil an API into its task model, and through the task model into the meta-model (two levels).
+
+Inner level: a task model starts from the meta-model's parameters and learns the API's scores for
+the support set. Outer level: the meta-model learns from how well the task models match their APIs
+on the query sets. Source: Hu et al., ICML 2023, arXiv 2305.18413.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +15,23 @@ from torch import Tensor, nn
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.meta.model import adapt_parameters, forward, outer_step
+from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters, forward, outer_step
 from bidfmkd_fast.ops.reference import probabilities_of
+
+INNER = InnerLoop(steps=10, learning_rate=0.01)
 
 
 @dataclass(frozen=True, repr=False)
 class DistillationTask:
-    """What was recovered from one API: images `[N, C, H, W]` in unit range and its scores `[N,
-    n_classes]` for them.
+    """The two sets recovered from one API: images in unit range and the API's scores for them.
 
-    The query set is the boundary query set. `scores_kind` is the API's. Raises InputError where
-    lengths differ.
+    Args:
+        support_images, query_images: `[N, C, H, W]`; the query set is the boundary query set.
+        support_scores, query_scores: `[N, n_classes]`.
+        scores_kind: kind of the API's scores.
+
+    Raises:
+        InputError: images and scores of a set do not fit each other.
     """
 
     support_images: Tensor
@@ -34,15 +45,12 @@ class DistillationTask:
             ("support", self.support_images, self.support_scores),
             ("query", self.query_images, self.query_scores),
         ):
-            if (
-                images.ndim != 4
-                or scores.ndim != 2
-                or len(images) != len(scores)
-                or len(images) == 0
-            ):
+            fit = images.ndim == 4 and scores.ndim == 2 and len(images) == len(scores)
+            if not fit or len(images) == 0:
                 raise InputError(
-                    f"DistillationTask: {part}_images and {part}_scores must be [N, C, H, W] and [N, n_classes]; "
-                    f"got {list(images.shape)} and {list(scores.shape)}"
+                    f"DistillationTask: {part}_images and {part}_scores must be [N, C, H, W] and "
+                    f"[N, n_classes] with N >= 1; got {list(images.shape)} and "
+                    f"{list(scores.shape)}"
                 )
 
     def __repr__(self) -> str:
@@ -51,11 +59,11 @@ class DistillationTask:
 
 
 def paper_kd_loss(logits: Tensor, scores: Tensor, scores_kind: str = "logits") -> Tensor:
-    """The authors' loss as their public code has it: `mean_{n,c} p_c (log p_c - s_c)`.
+    """Compute the loss of the authors' public code, `mean_{n,c} p_c (log p_c - s_c)`.
 
-    `p` are the API's probabilities, from scores `[N, n_classes]`; `s` the student's
-    *probabilities*, where log-probabilities are due, from logits `[N, n_classes]`. It also divides
-    by the number of classes.
+    p are the API's probabilities, from scores `[N, n_classes]`; s are the student's
+    *probabilities*, from logits `[N, n_classes]`, where a KL divergence has log-probabilities. The
+    mean also divides by the number of classes.
     """
     p = probabilities_of(scores, scores_kind)
     return (torch.xlogy(p, p) - p * logits.softmax(-1)).mean()
@@ -72,19 +80,24 @@ def adapt_to_api(
     parameters: Mapping[str, Tensor],
     images: Tensor,
     scores: Tensor,
+    inner: InnerLoop = INNER,
     *,
-    steps: int = 10,
-    learning_rate: float = 0.01,
-    first_order: bool = False,
     scores_kind: str = "logits",
     paper_compat: bool = False,
 ) -> dict[str, Tensor]:
-    """The task model's parameters theta_A: `steps` steps of gradient descent on `KD(f(images),
-    scores)`.
+    """Compute the parameters of an API's task model by descending `KD(f(images), scores)`.
 
-    `images` `[N, C, H, W]` in unit range, `scores` `[N, n_classes]` the API's. The result hangs on
-    `parameters` as `adapt_parameters` says. With `paper_compat` KD is `paper_kd_loss`.
-    Source: Hu et al., ICML 2023, arXiv 2305.18413, inner level.
+    KD is the distillation loss `ops.kd_loss`, or `paper_kd_loss` with `paper_compat`. The result
+    hangs on `parameters` as `adapt_parameters` says.
+
+    Args:
+        module: f.
+        parameters: where the task model starts.
+        images: `[N, C, H, W]` in unit range.
+        scores: the API's, `[N, n_classes]`.
+        inner: steps, learning rate and order.
+        scores_kind: kind of the scores.
+        paper_compat: compute the loss as the authors' code does.
     """
     device = next(iter(parameters.values())).device
     scores = scores.to(device)
@@ -93,9 +106,7 @@ def adapt_to_api(
         parameters,
         lambda logits: _kd(logits, scores, scores_kind, paper_compat),
         images.to(device),
-        steps=steps,
-        learning_rate=learning_rate,
-        first_order=first_order,
+        inner,
     )
 
 
@@ -103,43 +114,40 @@ def distillation_loss(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
     task: DistillationTask,
+    inner: InnerLoop = INNER,
     *,
-    steps: int = 10,
-    learning_rate: float = 0.01,
-    first_order: bool = False,
     paper_compat: bool = False,
 ) -> Tensor:
-    """The outer level's loss for one API, `KD(f_theta_A(Q), A(Q))`: a scalar that hangs on
-    `parameters`.
+    """Compute the outer loss of one API, KD of task model and API on the query set.
+
+    The scalar hangs on `parameters`.
     """
-    return _loss_and_agreement(
-        module, parameters, task, steps, learning_rate, first_order, paper_compat
-    )[0]
+    return _loss_and_agreement(module, parameters, task, inner, paper_compat)[0]
 
 
 def outer_distillation_step(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     tasks: Sequence[DistillationTask],
+    inner: InnerLoop = INNER,
     *,
-    steps: int = 10,
-    learning_rate: float = 0.01,
-    first_order: bool = False,
     paper_compat: bool = False,
 ) -> dict[str, float]:
-    """One step of `optimizer` (over `module`'s parameters) on the sum of `distillation_loss` over
-    `tasks`.
+    """Take one step of `optimizer` on the sum of `distillation_loss` over `tasks`.
 
-    Returns `loss` and `agreement`, both means over the tasks' query sets; agreement is the share of
-    images on which the highest score of task model and API is for the same class. Raises InputError
-    when `tasks` is empty or the loss is not finite (the step is then not taken).
+    `optimizer` is over the parameters of `module`.
+
+    Returns:
+        `loss` and `agreement`, both means over the tasks' query sets; agreement is the share of
+        images on which the highest score of task model and API is for the same class.
+
+    Raises:
+        InputError: `tasks` is empty or the loss is not finite; the step is then not taken.
     """
     parameters = dict(module.named_parameters())
 
     def task_loss(task: DistillationTask) -> tuple[Tensor, Tensor]:
-        return _loss_and_agreement(
-            module, parameters, task, steps, learning_rate, first_order, paper_compat
-        )
+        return _loss_and_agreement(module, parameters, task, inner, paper_compat)
 
     loss, agreement = outer_step(optimizer, tasks, task_loss)
     return {"loss": loss, "agreement": agreement}
@@ -149,9 +157,7 @@ def _loss_and_agreement(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
     task: DistillationTask,
-    steps: int,
-    learning_rate: float,
-    first_order: bool,
+    inner: InnerLoop,
     paper_compat: bool,
 ) -> tuple[Tensor, Tensor]:
     adapted = adapt_to_api(
@@ -159,9 +165,7 @@ def _loss_and_agreement(
         parameters,
         task.support_images,
         task.support_scores,
-        steps=steps,
-        learning_rate=learning_rate,
-        first_order=first_order,
+        inner,
         scores_kind=task.scores_kind,
         paper_compat=paper_compat,
     )

@@ -1,4 +1,4 @@
-"""Meta-test: accuracy on episodes of unseen classes, and differences paired by episode."""
+"""Evaluate a meta-model on episodes of unseen classes, and compare two episode by episode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from bidfmkd_fast.data.dataset import Dataset
 from bidfmkd_fast.data.episodes import Episode, EpisodeSampler
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.checks import check_images
-from bidfmkd_fast.meta.model import MetaModel, adapt_parameters
+from bidfmkd_fast.meta.inner_loop import adapt_parameters
+from bidfmkd_fast.meta.model import MetaModel
 from bidfmkd_fast.meta.stacked import (
     can_stack,
     stacked_forward,
@@ -25,8 +26,9 @@ from bidfmkd_fast.runtime.progress import Bar
 
 
 def mean_and_ci95(values: Tensor) -> tuple[float, float]:
-    """Mean and `1.96 * sd / sqrt(n)` of float64 `[n]` (sd with n - 1; the interval of a single
-    value is NaN).
+    """Return the mean of float64 `[n]` and the half width of its 95 % confidence interval.
+
+    The half width is `1.96 * sd / sqrt(n)`, sd with n - 1; NaN for a single value.
     """
     n = len(values)
     return float(values.mean()), 1.96 * float(values.std()) / math.sqrt(n) if n > 1 else math.nan
@@ -34,8 +36,14 @@ def mean_and_ci95(values: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Accuracy in [0, 1] over episodes: `mean`, half width `ci95`, `per_episode` float64
-    `[n_episodes]`.
+    """Accuracy in [0, 1] over episodes, and which episodes they are.
+
+    Attributes:
+        mean: mean over the episodes.
+        ci95: half width of the 95 % confidence interval of the mean.
+        per_episode: float64 `[n_episodes]`.
+        dataset, split, n_way, n_shot, n_query, seed: what decides the episodes.
+        steps: gradient steps of each adaptation.
     """
 
     mean: float
@@ -51,14 +59,17 @@ class Evaluation:
 
     def __str__(self) -> str:
         return (
-            f"{100 * self.mean:.2f} % ± {100 * self.ci95:.2f} on {len(self.per_episode)} episodes of {self.dataset} "
-            f"{self.split}, {self.n_way}-way {self.n_shot}-shot"
+            f"{100 * self.mean:.2f} % ± {100 * self.ci95:.2f} on {len(self.per_episode)} episodes "
+            f"of {self.dataset} {self.split}, {self.n_way}-way {self.n_shot}-shot"
         )
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean over episodes of the difference of two accuracies, and its half width `ci95`."""
+    """Mean over episodes of the difference of two accuracies.
+
+    `ci95` is the half width of its 95 % confidence interval.
+    """
 
     mean: float
     ci95: float
@@ -81,13 +92,28 @@ def evaluate(
     transductive: bool = True,
     progress: bool = False,
 ) -> Evaluation:
-    """Adapt to each of `n_episodes` episodes of `dataset`'s `split` (`steps` steps) and score its
-    query set.
+    """Adapt to each of `n_episodes` episodes and measure the accuracy on its query set.
 
     Episode i is a pure function of `seed` and i, so any two models are compared on the same
-    episodes. `transductive` is as in `MetaModel.adapt`: by default batch norm sees a whole query
-    set at once, as the paper does. Raises InputError for settings that the data set cannot serve,
-    and for a data set whose images are not what the module takes.
+    episodes.
+
+    Args:
+        meta_model: the model to evaluate.
+        dataset: where the episodes come from.
+        n_way: classes of an episode.
+        n_shot: support images per class.
+        n_query: query images per class.
+        n_episodes: number of episodes.
+        split: the part of the data set whose classes are used.
+        seed: seed of the episodes.
+        steps: gradient steps of each adaptation; those of the meta-model when None.
+        transductive: as in `MetaModel.adapt`: by default batch norm sees a whole query set at
+            once, as in the paper.
+        progress: show a bar.
+
+    Raises:
+        InputError: the data set has too few classes or images, or the module cannot take its
+            images.
     """
     keep_freed_memory()
     if n_episodes < 1:
@@ -129,7 +155,7 @@ def _device(meta_model: MetaModel) -> torch.device:
 def _accuracy(
     meta_model: MetaModel, episode: Episode, steps: int | None, transductive: bool
 ) -> Tensor:
-    """float64 `[1]`."""
+    """Return the accuracy on one episode, float64 `[1]`."""
     device = _device(meta_model)
     classifier = meta_model.adapt(
         episode.support_images.to(device),
@@ -144,7 +170,7 @@ def _accuracy(
 def _stacked_accuracies(
     meta_model: MetaModel, episodes: list[Episode], steps: int | None
 ) -> Tensor:
-    """The same for several episodes at once, float64 `[E]`."""
+    """Return the accuracies on several episodes of one shape, computed at once, float64 `[E]`."""
     module = meta_model.module
     device = _device(meta_model)
     support_labels = torch.stack([episode.support_labels for episode in episodes]).to(device)
@@ -153,8 +179,7 @@ def _stacked_accuracies(
         stacked_parameters(dict(module.named_parameters()), len(episodes)),
         lambda logits: task_losses(logits, support_labels).sum(),
         torch.stack([episode.support_images for episode in episodes]).to(device),
-        steps=meta_model.adapt_steps if steps is None else steps,
-        learning_rate=meta_model.adapt_learning_rate,
+        meta_model.inner_loop(steps),
         create_graph=False,
         forward=stacked_forward,
     )
@@ -167,21 +192,24 @@ def _stacked_accuracies(
 
 
 def paired_difference(a: Evaluation, b: Evaluation) -> PairedDifference:
-    """`a - b`, episode by episode: a narrower interval than that of either, since both saw the same
-    episodes.
+    """Return `a - b` over the episodes that both have seen.
 
-    Raises InputError if they did not: other data set, split, `n_way`, `n_shot`, `n_query`, seed or
-    number of episodes.
+    Since the episodes are the same, the interval of the difference is narrower than that of either
+    accuracy.
+
+    Raises:
+        InputError: the episodes differ in data set, split, `n_way`, `n_shot`, `n_query`, seed or
+            number.
     """
     for name in ("dataset", "split", "n_way", "n_shot", "n_query", "seed"):
         if getattr(a, name) != getattr(b, name):
             raise InputError(
-                f"paired_difference: both evaluations must be of the same episodes; {name} is {getattr(a, name)!r} and "
-                f"{getattr(b, name)!r}"
+                f"paired_difference: both evaluations must be of the same episodes; {name} is "
+                f"{getattr(a, name)!r} and {getattr(b, name)!r}"
             )
     if len(a.per_episode) != len(b.per_episode):
         raise InputError(
-            f"paired_difference: both evaluations must be of the same episodes; there are {len(a.per_episode)} and "
-            f"{len(b.per_episode)}"
+            "paired_difference: both evaluations must be of the same episodes; there are "
+            f"{len(a.per_episode)} and {len(b.per_episode)}"
         )
     return PairedDifference(*mean_and_ci95(a.per_episode - b.per_episode))

@@ -1,4 +1,7 @@
-"""Task memory replay: model-agnostic meta-learning with cross entropy on tasks drawn across APIs."""
+"""Replay tasks from the task memory: model-agnostic meta-learning (MAML) with cross entropy.
+
+The tasks are drawn across APIs. Source: Finn et al., ICML 2017, arXiv 1703.03400.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bidfmkd_fast.data.episodes import Episode
-from bidfmkd_fast.meta.model import adapt_parameters, cross_entropy_with, forward, outer_step
+from bidfmkd_fast.meta.inner_loop import (
+    InnerLoop,
+    adapt_parameters,
+    cross_entropy_with,
+    forward,
+    outer_step,
+)
 from bidfmkd_fast.meta.stacked import (
     can_stack,
     forward_in_turn,
@@ -19,22 +28,19 @@ from bidfmkd_fast.meta.stacked import (
     task_losses,
 )
 
+INNER = InnerLoop(steps=5, learning_rate=0.01)
+
 
 def maml_loss(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
     episode: Episode,
-    *,
-    steps: int = 5,
-    learning_rate: float = 0.01,
-    first_order: bool = False,
+    inner: InnerLoop = INNER,
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy and accuracy on the query set after `steps` inner steps on the support set; two
-    scalars.
+    """Compute cross entropy and accuracy on the query set after adapting to the support set.
 
-    The loss hangs on `parameters` through the inner loop (`first_order` drops its second
-    derivatives). The episode is moved to the parameters' device. Source: Finn et al., ICML 2017,
-    arXiv 1703.03400.
+    Both are scalars. The loss hangs on `parameters` through the inner loop. The episode is moved to
+    the parameters' device.
     """
     device = next(iter(parameters.values())).device
     adapted = adapt_parameters(
@@ -42,9 +48,7 @@ def maml_loss(
         parameters,
         cross_entropy_with(episode.support_labels.to(device)),
         episode.support_images.to(device),
-        steps=steps,
-        learning_rate=learning_rate,
-        first_order=first_order,
+        inner,
     )
     labels = episode.query_labels.to(device)
     logits = forward(module, adapted, episode.query_images.to(device))
@@ -55,38 +59,26 @@ def outer_replay_step(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     episodes: Sequence[Episode],
-    *,
-    steps: int = 5,
-    learning_rate: float = 0.01,
-    first_order: bool = False,
+    inner: InnerLoop = INNER,
 ) -> dict[str, float]:
-    """One step of `optimizer` (over `module`'s parameters) on the sum of `maml_loss` over
-    `episodes`.
+    """Take one step of `optimizer` on the sum of `maml_loss` over `episodes`.
 
-    Returns `loss` and `accuracy`, both means over the episodes' query sets. Raises InputError when
-    `episodes` is empty or the loss is not finite (the step is then not taken).
+    `optimizer` is over the parameters of `module`. Episodes that a stack can hold are computed at
+    once.
+
+    Returns:
+        `loss` and `accuracy`, both means over the episodes' query sets.
+
+    Raises:
+        InputError: `episodes` is empty or the loss is not finite; the step is then not taken.
     """
     parameters = dict(module.named_parameters())
 
     def task_loss(episode: Episode) -> tuple[Tensor, Tensor]:
-        return maml_loss(
-            module,
-            parameters,
-            episode,
-            steps=steps,
-            learning_rate=learning_rate,
-            first_order=first_order,
-        )
+        return maml_loss(module, parameters, episode, inner)
 
     def stack_loss(stack: list[Episode]) -> tuple[Tensor, Tensor]:
-        return stacked_maml_loss(
-            module,
-            parameters,
-            stack,
-            steps=steps,
-            learning_rate=learning_rate,
-            first_order=first_order,
-        )
+        return stacked_maml_loss(module, parameters, stack, inner)
 
     if episodes and all(can_stack(module, len(episode.classes)) for episode in episodes):
         loss, accuracy = outer_step(optimizer, stacks_of(module, episodes), stack_loss)
@@ -99,26 +91,19 @@ def stacked_maml_loss(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
     episodes: Sequence[Episode],
-    *,
-    steps: int,
-    learning_rate: float,
-    first_order: bool,
+    inner: InnerLoop,
 ) -> tuple[Tensor, Tensor]:
-    """`maml_loss` of several episodes of one shape at once: two `[E]`. The module must be one that
-    `can_stack`.
+    """Compute `maml_loss` of several episodes of one shape at once, two `[E]`.
+
+    The module must be one that `can_stack` accepts.
     """
     device = next(iter(parameters.values())).device
-    names = ("support_images", "support_labels", "query_images", "query_labels")
-    stacked = (
-        torch.stack([getattr(episode, name) for episode in episodes]).to(device) for name in names
+    support_images, support_labels, query_images, query_labels = (
+        torch.stack([getattr(episode, name) for episode in episodes]).to(device)
+        for name in ("support_images", "support_labels", "query_images", "query_labels")
     )
     return loss_of_stack(
-        module,
-        parameters,
-        *stacked,
-        steps=steps,
-        learning_rate=learning_rate,
-        first_order=first_order,
+        module, parameters, support_images, support_labels, query_images, query_labels, inner
     )
 
 
@@ -129,20 +114,18 @@ def loss_of_stack(
     support_labels: Tensor,
     query_images: Tensor,
     query_labels: Tensor,
-    *,
-    steps: int,
-    learning_rate: float,
-    first_order: bool,
+    inner: InnerLoop,
 ) -> tuple[Tensor, Tensor]:
-    """The same of stacked images `[E, N, C, H, W]` and labels `[E, N]` on the module's device."""
+    """Compute loss and accuracy of stacked images `[E, N, C, H, W]` and labels `[E, N]`.
+
+    All are on the module's device. Both results are `[E]`.
+    """
     adapted = adapt_parameters(
         module,
         stacked_parameters(parameters, len(support_images)),
         lambda logits: task_losses(logits, support_labels).sum(),
         support_images,
-        steps=steps,
-        learning_rate=learning_rate,
-        first_order=first_order,
+        inner,
         forward=stacked_forward,
     )
     forward_queries = stacked_forward if query_images.is_cuda else forward_in_turn

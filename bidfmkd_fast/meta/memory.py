@@ -1,7 +1,8 @@
-"""The task memory: recovered images by class, and tasks drawn from it across APIs."""
+"""Hold recovered images by class (the task memory), and make tasks from them across APIs."""
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -9,30 +10,33 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.data.episodes import Episode, check_rotations, draw_classes, episode_of, turned
+from bidfmkd_fast.data.episodes import Episode, episode_of, turned
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.meta.task_draw import TaskSize, draw_task
 from bidfmkd_fast.models import fit_images
-from bidfmkd_fast.seeds import torch_generator
 
 ClassKey = tuple[str, str]
 
 
 class TaskMemory:
-    """Recovered images in unit range, stored on the CPU by class key `(data set, class name)`.
+    """Recovered images in unit range on the CPU, by class key `(data set, class name)`.
 
-    Several APIs that know the same class fill the same key. Images are stored as they were
-    recovered; a task brings those of each class from the shape of its own data set to
-    `image_shape`, `(C, H, W)`, with `fit_images`. Without `image_shape` all images of the memory
-    must have one shape, which tasks then have too.
+    Several APIs that know the same class fill the same key. The memory holds the images that `add`
+    is given, without a copy where they are on the CPU and sorted by class, as recovered sets are.
+
+    Args:
+        image_shape: `(C, H, W)` of the tasks' images. A task brings those of each class from the
+            shape of their data set to this shape, with `fit_images`. When None, all images of the
+            memory must have one shape, which tasks then have too.
     """
 
     def __init__(self, image_shape: tuple[int, int, int] | None = None) -> None:
-        self._images: dict[ClassKey, Tensor] = {}
+        self._images: dict[ClassKey, _Chunks] = {}
         self._image_shape = image_shape
 
     def __len__(self) -> int:
-        """The number of images."""
-        return sum(len(images) for images in self._images.values())
+        """Return the number of images."""
+        return sum(len(chunks) for chunks in self._images.values())
 
     def __repr__(self) -> str:
         return f"TaskMemory({len(self)} images of {len(self._images)} classes)"
@@ -42,23 +46,31 @@ class TaskMemory:
         """The class keys, sorted; `Episode.classes` are positions in this tuple."""
         return tuple(sorted(self._images))
 
+    @property
+    def counts(self) -> list[int]:
+        """The number of images of each class, in the order of `classes`."""
+        return [len(self._images[key]) for key in self.classes]
+
     def images_of(self, class_key: ClassKey) -> Tensor:
-        """The images of one class, float32 `[n, C, H, W]`, in the order in which they were
-        added.
-        """
-        return self._images[class_key]
+        """Return the images of a class, float32 `[n, C, H, W]`, in the order they were added."""
+        return self._images[class_key].all()
 
     def task_images_of(self, class_key: ClassKey) -> Tensor:
-        """The same as tasks have them, `[n, *image_shape]`."""
-        images = self._images[class_key]
-        return images if self._image_shape is None else fit_images(images, self._image_shape)
+        """Return the images of a class as tasks have them, `[n, *image_shape]`."""
+        return self._fitted(self.images_of(class_key))
 
     def add(self, images: Tensor, class_keys: Sequence[ClassKey]) -> None:
-        """Store `images` (float32 `[N, C, H, W]`, unit range) under `class_keys`, one `(data set,
-        class name)` each.
+        """Add `images` under `class_keys`, one `(data set, class name)` per image.
 
-        Raises InputError (InputTypeError) for wrong kind, rank, shape or length, or values that are
-        not finite.
+        The images must not be changed afterwards.
+
+        Args:
+            images: float32 `[N, C, H, W]` in unit range.
+            class_keys: N keys.
+
+        Raises:
+            InputError: wrong rank, shape or length, or values that are not finite;
+                `InputTypeError` for a wrong type.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.float32:
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -71,17 +83,14 @@ class TaskMemory:
             )
         if len(class_keys) != len(images):
             raise InputError(
-                f"TaskMemory.add: wanted one class key per image, {len(images)}; got {len(class_keys)}"
+                f"TaskMemory.add: wanted one class key per image, {len(images)}; got "
+                f"{len(class_keys)}"
             )
         if not images.isfinite().all():
             raise InputError("TaskMemory.add: images must be finite; got NaN or infinity")
         rows: dict[ClassKey, list[int]] = {}
         for row, key in enumerate(class_keys):
-            if not (
-                isinstance(key, tuple)
-                and len(key) == 2
-                and all(isinstance(part, str) for part in key)
-            ):
+            if not _is_class_key(key):
                 raise InputTypeError(
                     f"TaskMemory.add: a class key is a pair (data set, class name); got {key!r}"
                 )
@@ -89,70 +98,55 @@ class TaskMemory:
         self._check_shape(images, {data_set for data_set, _ in rows})
         images = images.detach().cpu()
         for key, of_class in rows.items():
-            new = images[of_class]
-            self._images[key] = torch.cat([self._images[key], new]) if key in self._images else new
+            first, last = of_class[0], of_class[-1]
+            sorted_by_class = last - first + 1 == len(of_class)
+            chunk = images[first : last + 1] if sorted_by_class else images[of_class]
+            self._images.setdefault(key, _Chunks()).append(chunk)
 
     def sample_episode(
         self, n_way: int, n_shot: int, n_query: int, *, seed: int, index: int, rotations: int = 1
     ) -> Episode:
-        """Task number `index` of the stream `seed`: a pure function of both and of what the memory
-        holds.
+        """Make task number `index` of the stream `seed`, as `draw_task` draws it.
 
-        `n_way` different classes, uniformly from all that hold at least `n_shot + n_query` images,
-        whichever APIs they came from; their images uniformly without replacement. With `rotations`
-        2 or 4 each class, turned by 180 or by multiples of 90 degrees, is that many classes. Raises
-        InputError if there are too few such classes.
+        Raises:
+            InputError: a size is below 1, or too few classes hold n_shot + n_query images.
         """
-        check_rotations("sample_episode", rotations)
-        for name, value in (("n_way", n_way), ("n_shot", n_shot), ("n_query", n_query)):
-            if value < 1:
-                raise InputError(f"sample_episode: {name} must be 1 or more; got {value}")
-        needed = n_shot + n_query
         classes = self.classes
-        rich = [
-            position for position, key in enumerate(classes) if self._images[key].size(0) >= needed
-        ]
-        if len(rich) < n_way:
-            raise InputError(
-                f"sample_episode: {n_way} classes with n_shot + n_query = {needed} images each are wanted; "
-                f"{len(rich)} of the {len(classes)} classes held have as many; recover more or lower n_query"
-            )
-        generator = torch_generator(seed, "replay", index)
-        chosen = draw_classes(rich, n_way, rotations, generator)
+        size = TaskSize(n_way, n_shot, n_query)
+        draw = draw_task(self.counts, size, seed=seed, index=index, rotations=rotations)
         support, query = [], []
-        for position, turns in chosen:
-            images = self._images[classes[position]]
-            images = images[torch.randperm(len(images), generator=generator)[:needed]]
-            if self._image_shape is not None:
-                images = fit_images(images, self._image_shape)
+        for (position, turns), rows in zip(draw.classes, draw.rows.tolist(), strict=True):
+            images = self._fitted(self._images[classes[position]].take(rows))
             images = turned(images, turns)
             support.append(images[:n_shot])
             query.append(images[n_shot:])
-        return episode_of(
-            support, query, tuple(position + turns * len(classes) for position, turns in chosen)
-        )
+        numbers = tuple(position + turns * len(classes) for position, turns in draw.classes)
+        return episode_of(support, query, numbers)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole memory as tensors for safetensors: `image_shape` (empty without one),
-        `class_of_image`, `class_keys` (UTF-8 JSON) and, in the same order, the images of each data
-        set in one tensor, `images_0`, `images_1`, ..."""
+        """Return the whole memory as tensors for safetensors.
+
+        They are `image_shape` (empty without one), `class_of_image`, `class_keys` (UTF-8 JSON) and,
+        in the same order, the images of each data set in one tensor, `images_0`, `images_1`, ...
+        """
         classes = self.classes
         keys = torch.tensor(list(json.dumps(classes).encode()), dtype=torch.uint8)
-        counts = torch.tensor([len(self._images[key]) for key in classes], dtype=torch.int64)
+        counts = torch.tensor(self.counts, dtype=torch.int64)
         state = {"image_shape": torch.tensor(self._image_shape or (), dtype=torch.int64)}
         state |= {
             "class_of_image": torch.arange(len(classes)).repeat_interleave(counts),
             "class_keys": keys,
         }
-        for index, (_, its) in enumerate(
-            itertools.groupby(classes, key=lambda class_key: class_key[0])
-        ):
-            state[f"images_{index}"] = torch.cat([self._images[class_key] for class_key in its])
+        by_data_set = itertools.groupby(classes, key=lambda class_key: class_key[0])
+        for number, (_, class_keys) in enumerate(by_data_set):
+            state[f"images_{number}"] = torch.cat([self.images_of(key) for key in class_keys])
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Replace what the memory holds by `state`, from `state_dict`. Raises InputError if it is
-        none.
+        """Replace what the memory holds by `state`, from `state_dict`.
+
+        Raises:
+            InputError: `state` is not the state of a task memory.
         """
         try:
             channels_and_size = state["image_shape"].tolist()
@@ -161,7 +155,7 @@ class TaskMemory:
                 for data_set, name in json.loads(bytes(state["class_keys"].tolist()))
             ]
             class_keys = [keys[position] for position in state["class_of_image"].tolist()]
-            groups = [state[f"images_{index}"] for index in range(len(state) - 3)]
+            groups = [state[f"images_{number}"] for number in range(len(state) - 3)]
             if sum(map(len, groups)) != len(class_keys):
                 raise ValueError(f"{sum(map(len, groups))} images for {len(class_keys)} classes")
         except (KeyError, ValueError, TypeError, IndexError) as error:
@@ -174,17 +168,61 @@ class TaskMemory:
             class_keys = class_keys[len(images) :]
         self._images, self._image_shape = restored._images, restored._image_shape
 
+    def _fitted(self, images: Tensor) -> Tensor:
+        return images if self._image_shape is None else fit_images(images, self._image_shape)
+
     def _check_shape(self, images: Tensor, data_sets: set[str]) -> None:
-        """Images of one data set have one shape; without `image_shape` those of all have."""
+        """Refuse images of another shape than those held of their data set.
+
+        Without `image_shape` those of all data sets have one shape.
+        """
         held = [
-            its
-            for key, its in self._images.items()
+            chunks.image_shape
+            for key, chunks in self._images.items()
             if self._image_shape is None or key[0] in data_sets
         ]
-        if held and held[0].shape[1:] != images.shape[1:]:
+        if held and held[0] != images.shape[1:]:
             raise InputError(
-                f"TaskMemory.add: images must be {list(held[0].shape[1:])} as those held; got "
-                f"{list(images.shape[1:])}; resize them, or give the memory an image_shape for data sets that differ"
+                f"TaskMemory.add: images must be {list(held[0])} as those held; got "
+                f"{list(images.shape[1:])}; resize them, or give the memory an image_shape for "
+                "data sets that differ"
             )
         if self._image_shape is not None and len(images):
-            fit_images(images[:1], self._image_shape)  # channels that do not fit are refused here
+            fit_images(images[:1], self._image_shape)  # refuses channels that do not fit
+
+
+class _Chunks:
+    """The images of one class, in the chunks in which they were added: none is copied."""
+
+    def __init__(self) -> None:
+        self._chunks: list[Tensor] = []
+        self._ends: list[int] = []  # of each chunk, the number of images up to its end
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def image_shape(self) -> torch.Size:
+        return self._chunks[0].shape[1:]
+
+    def append(self, chunk: Tensor) -> None:
+        self._ends.append(len(self) + len(chunk))
+        self._chunks.append(chunk)
+
+    def all(self) -> Tensor:
+        """Return all images as one tensor `[n, C, H, W]`."""
+        return self._chunks[0] if len(self._chunks) == 1 else torch.cat(self._chunks)
+
+    def take(self, rows: Sequence[int]) -> Tensor:
+        """Return a copy of the images in these rows, `[len(rows), C, H, W]`."""
+        return torch.stack([self._image(row) for row in rows])
+
+    def _image(self, row: int) -> Tensor:
+        number = bisect.bisect_right(self._ends, row)
+        return self._chunks[number][row - self._ends[number]]  # from the chunk's end backwards
+
+
+def _is_class_key(key: object) -> bool:
+    if not isinstance(key, tuple) or len(key) != 2:
+        return False
+    return all(isinstance(part, str) for part in key)

@@ -1,7 +1,12 @@
-"""Replay without the host: tasks gathered from a memory on the module's device, outer steps from a CUDA graph there."""
+"""Replay tasks without the host: outer steps on the module's device, for a CUDA graph to hold.
+
+The host only draws which images a task has (`task_draw`). They are gathered from a copy of the
+memory on the device, adapted to and learned from there.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -9,28 +14,28 @@ from torch import Tensor, nn
 
 from bidfmkd_fast.data.episodes import turned
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta.inner_loop import InnerLoop
 from bidfmkd_fast.meta.maml import loss_of_stack
 from bidfmkd_fast.meta.memory import TaskMemory
+from bidfmkd_fast.meta.task_draw import TaskSize, draw_task
 from bidfmkd_fast.runtime.captured_step import RepeatedStep
 
 MOST_UNTOLD = 1000
 
 
 class DeviceReplay:
-    """Outer steps as `outer_replay_step` takes them, on tasks of `memory` as it is now.
+    """Outer steps as `outer_replay_step` takes them, on tasks of a memory as it is now.
 
-    The host draws which images a task has; they are gathered, adapted to and learnt from on the
-    device, and nothing waits for the result until `records` is called, after at most `MOST_UNTOLD`
-    steps.
+    Nothing waits for the result until `records` is called, after at most `MOST_UNTOLD` steps.
 
     Args:
-        module: one that `can_stack`.
-        optimizer: over its parameters; on CUDA one made with `capturable=True`.
-        memory: what the tasks are drawn from; a copy of its images is held on the module's device.
+        module: a module that `can_stack` accepts.
+        optimizer: over the module's parameters; on CUDA made with `capturable=True`.
+        memory: the images; a copy of them is held on the module's device.
         sizes: n_way, n_shot and n_query of every task.
-        rotations: as for `TaskMemory.sample_episode`.
         n_tasks: tasks of one outer step, all in one stack.
-        steps, learning_rate, first_order: of the inner loop.
+        inner: steps, learning rate and order of the inner loop.
+        rotations: as for `TaskMemory.sample_episode`.
 
     Attributes:
         untold: steps since `records` was last called.
@@ -43,29 +48,20 @@ class DeviceReplay:
         memory: TaskMemory,
         sizes: tuple[int, int, int],
         n_tasks: int,
+        inner: InnerLoop,
         *,
         rotations: int = 1,
-        steps: int,
-        learning_rate: float,
-        first_order: bool,
     ) -> None:
         self.untold = 0
-        self._module, self._optimizer, self._sizes, self._rotations = (
-            module,
-            optimizer,
-            sizes,
-            rotations,
-        )
-        self._inner = {"steps": steps, "learning_rate": learning_rate, "first_order": first_order}
+        self._module, self._optimizer, self._inner = module, optimizer, inner
+        self._size, self._rotations = TaskSize(*sizes), rotations
         n_way, n_shot, n_query = sizes
         device = next(module.parameters()).device
-        keys = [key for key in memory.classes for _ in memory.images_of(key)]
         self._images = torch.cat([memory.task_images_of(key) for key in memory.classes]).to(device)
-        # A memory of the same classes that holds each image's row: it draws the same tasks, and no
-        # image moves.
-        self._row_memory = TaskMemory()
-        self._row_memory.add(torch.arange(float(len(keys))).view(-1, 1, 1, 1), keys)
-        self._n_classes = len(memory.classes)
+        self._counts = memory.counts
+        # The row in `_images` of the first image of each class.
+        starts = [0, *itertools.accumulate(self._counts)]
+        self._first_rows = torch.tensor(starts[:-1])
         # Of each image of a step its row and its quarter turns.
         self._rows = torch.zeros(
             2, n_tasks, n_way * (n_shot + n_query), dtype=torch.int64, device=device
@@ -82,29 +78,35 @@ class DeviceReplay:
         self._repeated = RepeatedStep(device)
 
     def step(self, seed: int, first_task: int) -> None:
-        """One outer step on tasks `first_task`, `first_task + 1`, ... of the memory's stream
-        `seed`.
-        """
-        rows, turns = [], []
-        for task in range(first_task, first_task + self._rows.shape[1]):
-            episode = self._row_memory.sample_episode(
-                *self._sizes, seed=seed, index=task, rotations=self._rotations
-            )
-            rows.append(torch.cat([episode.support_images, episode.query_images]).flatten().long())
-            labels = torch.cat([episode.support_labels, episode.query_labels])
-            turns.append((torch.tensor(episode.classes) // self._n_classes)[labels])
-        stacked = torch.stack([torch.stack(rows), torch.stack(turns)])
+        """Take one outer step on the tasks `first_task`, `first_task + 1`, ... of stream `seed`."""
+        tasks = range(first_task, first_task + self._rows.shape[1])
+        stacked = torch.stack([self._draw(seed, task) for task in tasks], dim=1)
         # From pinned memory, so that the host need not wait until the device has taken them.
         self._rows.copy_(stacked.pin_memory() if self._rows.is_cuda else stacked, non_blocking=True)
         self._repeated(self._step)
         self.untold += 1
 
-    def records(self) -> list[dict[str, float]]:
-        """`loss` and `accuracy` of the steps since the last call, means over their tasks; waits for
-        the device.
+    def _draw(self, seed: int, index: int) -> Tensor:
+        """Draw a task; return row and quarter turns of each image, int64 `[2, N]`.
 
-        Raises InputError when a loss or a gradient was not finite; the parameters are then of no
-        use.
+        The order is that of an episode: support images class by class, then query images.
+        """
+        draw = draw_task(
+            self._counts, self._size, seed=seed, index=index, rotations=self._rotations
+        )
+        positions, turns = torch.tensor(draw.classes).T
+        rows = self._first_rows[positions][:, None] + draw.rows  # [n_way, n_shot + n_query]
+        both = torch.stack([rows, turns[:, None].expand_as(rows)])
+        n_shot = self._size.n_shot
+        return torch.cat([both[..., :n_shot].flatten(1), both[..., n_shot:].flatten(1)], dim=1)
+
+    def records(self) -> list[dict[str, float]]:
+        """Return `loss` and `accuracy` of the steps since the last call, means over their tasks.
+
+        This waits for the device.
+
+        Raises:
+            InputError: a loss or a gradient was not finite; the parameters are then of no use.
         """
         if not bool(self._finite):
             raise InputError(
@@ -116,8 +118,8 @@ class DeviceReplay:
         return [{"loss": loss, "accuracy": accuracy} for loss, accuracy in values]
 
     def _step(self) -> None:
-        n_way, n_shot, _ = self._sizes
-        n_support = n_way * n_shot
+        """Do the work of one step, in place on the tensors of this object; a graph holds it."""
+        n_support = self._size.n_way * self._size.n_shot
         rows, turns = self._rows
         images = self._images.index_select(0, rows.flatten()).unflatten(
             0, rows.shape
@@ -140,8 +142,7 @@ class DeviceReplay:
         self._index += 1
 
     def _losses(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute each task's loss and accuracy, both `[E]`: support and query images are `[E, N,
-        C, H, W]`.
+        """Compute each task's loss and accuracy, both `[E]`, from images `[E, N, C, H, W]`.
 
         On CUDA every task runs on a stream of its own. The kernels of one task are too small to
         fill a device, and cuDNN runs the grouped convolutions of stacked tasks group by group with
@@ -177,5 +178,5 @@ class DeviceReplay:
             self._support_labels[tasks],
             query[tasks],
             self._query_labels[tasks],
-            **self._inner,  # type: ignore[arg-type]
+            self._inner,
         )

@@ -1,7 +1,8 @@
-"""Several tasks of a Conv4 at once: every layer one operation over all tasks instead of one a task.
+"""Run several tasks of a Conv4 as one stack: every layer is one operation over all tasks.
 
-Convolutions become grouped ones over `[N, E * C, H, W]`, batch norm needs no change since its statistics are per
-channel, and all of it runs channels-last, where pooling and batch norm are several times faster on the CPU.
+E tasks with parameters of their own become one network on `[N, E * C, H, W]`. Convolutions become
+grouped convolutions. Batch norm needs no change, since its statistics are per channel. The stack
+runs channels-last, where pooling and batch norm are several times faster on the CPU.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from bidfmkd_fast.models import AnySizeConv4, Conv4, fit_images
 from bidfmkd_fast.ops import native
 from bidfmkd_fast.ops.norm_pool import norm_pool
 
-# Tasks, and bytes of the largest layer over all of them: more would leave the CPU's cache without a
-# gain.
+# The most tasks of a stack, and the most bytes of its largest layer. A larger stack would no longer
+# fit the CPU's cache and gain nothing.
 _CPU_STACK = (8, 64 << 20)
 _GPU_STACK = (64, 1 << 30)
 
 
 def can_stack(module: nn.Module, n_way: int = 0) -> bool:
-    """Whether `stacked_forward` serves this module: a Conv4 with batch statistics and a score for
-    every class.
+    """Return True if `stacked_forward` can run this module for tasks of `n_way` classes.
+
+    It can if the module is a Conv4 with batch statistics and at least `n_way` scores.
     """
     return (
         (type(module) is Conv4 or type(module) is AnySizeConv4)
@@ -35,7 +37,7 @@ def can_stack(module: nn.Module, n_way: int = 0) -> bool:
 
 
 def stacks_of(module: nn.Module, episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
-    """`episodes` in order, in lists of equal shapes that are worth running at once."""
+    """Yield `episodes` in order, in lists of one shape that are worth running at once."""
     assert isinstance(module, Conv4)
     most_tasks, most_bytes = _GPU_STACK if module.classifier.weight.is_cuda else _CPU_STACK
     stack: list[Episode] = []
@@ -57,15 +59,17 @@ def stacks_of(module: nn.Module, episodes: Iterable[Episode]) -> Iterator[list[E
 
 
 def stacked_parameters(parameters: Mapping[str, Tensor], n_tasks: int) -> dict[str, Tensor]:
-    """Each parameter `[...]` as `[E, ...]`, one row a task; gradients of the rows add up in the
-    parameter.
+    """Expand each parameter `[...]` to `[E, ...]`, one row per task.
+
+    The rows are views, so their gradients add up in the parameter.
     """
     return {name: value.expand(n_tasks, *value.shape) for name, value in parameters.items()}
 
 
 def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Logits `[E, N, n_classes]` of images `[E, N, C, H, W]` under `parameters` `[E, ...]`, task
-    by task.
+    """Compute the logits `[E, N, n_classes]` of images `[E, N, C, H, W]` for E tasks.
+
+    Task e uses row e of `parameters` `[E, ...]`.
     """
     assert isinstance(module, Conv4)
     n_tasks = images.shape[0]
@@ -91,10 +95,10 @@ def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images:
 
 
 def forward_in_turn(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """`stacked_forward`, but one task after the other: faster where a task has many images and a
-    backward pass follows.
+    """Compute `stacked_forward` one task after the other.
 
-    Small stacks save calls; large ones leave the cache, and grouped convolutions are a little
+    This is faster on the CPU where a task has many images and a backward pass follows: stacking
+    saves calls, but a large stack does not fit the cache, and grouped convolutions are a little
     slower than plain ones.
     """
     pieces = enumerate(images.split(1))
@@ -107,7 +111,10 @@ def forward_in_turn(module: nn.Module, parameters: Mapping[str, Tensor], images:
 
 
 def task_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of each task: logits `[E, N, n_classes]`, labels `[E, N]` -> `[E]`."""
+    """Compute the mean cross entropy of each task, `[E]`.
+
+    Takes logits `[E, N, n_classes]` and labels `[E, N]`.
+    """
     return (
         functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         .view(labels.shape)

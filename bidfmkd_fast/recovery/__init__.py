@@ -1,9 +1,12 @@
-"""Recovering label-conditional images from a black box."""
+"""Recover label-conditional images from a black box."""
 
+from bidfmkd_fast.recovery.augment import augment
+from bidfmkd_fast.recovery.config import RecoveryConfig
 from bidfmkd_fast.recovery.generator import Generator
 from bidfmkd_fast.recovery.journal import Journal
-from bidfmkd_fast.recovery.objective import Objective, as_scores, augment
-from bidfmkd_fast.recovery.recover import Recovered, RecoveryConfig, recover
+from bidfmkd_fast.recovery.objective import Objective, as_scores
+from bidfmkd_fast.recovery.recover import recover
+from bidfmkd_fast.recovery.recovered import Recovered
 
 __all__ = [
     "Generator",

@@ -1,4 +1,7 @@
-"""What a recovery asks of an API: the only place that counts it, for budgets, plans, progress and ledgers alike."""
+"""Count what a recovery asks of an API.
+
+This is the only place that counts it; budgets, plans, progress bars and ledgers all use it.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from bidfmkd_fast.black_box import BlackBox, OpenBox
 from bidfmkd_fast.black_box.step_length import N_IMAGES, QUERIES
 from bidfmkd_fast.errors import BudgetExhausted
 from bidfmkd_fast.recovery.config import RecoveryConfig
+from bidfmkd_fast.recovery.mu import AUTO
 from bidfmkd_fast.recovery.paper_compat import directions_left
-from bidfmkd_fast.recovery.step_length import AUTO
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Queries, requests without repetitions, and their price in the currency of
-    `price_per_1000`.
+    """A number of queries and of requests, without repetitions, and their price.
+
+    The price is in the currency of the spec's `price_per_1000`.
     """
 
     queries: int = 0
@@ -38,11 +42,10 @@ def step_cost(
     paper_compat: bool = False,
     rows_held: int = 0,
 ) -> Cost:
-    """Count one step on `n_images` images; without steps, the one look at the images that takes
-    their place.
+    """Count one step on `n_images` images; with `steps=0`, the one look that replaces the steps.
 
-    `rows_held` rows of points are left out, which make whole chunks: their answers are there
-    already.
+    `rows_held` rows of points, which make whole chunks, are left out because a journal holds their
+    answers.
     """
     rows = _chunk_rows(api, config, n_images, paper_compat)
     while rows_held > 0:
@@ -51,7 +54,7 @@ def step_cost(
 
 
 def measuring_cost(api: BlackBox, config: RecoveryConfig, n_images: int) -> Cost:
-    """Count what `mu="auto"` asks before the first step; nothing where no step needs a length."""
+    """Count what `mu="auto"` asks before the first step; nothing where no gradient is estimated."""
     if config.mu != AUTO or not takes_directions(api, config):
         return Cost()
     return _call_cost(api, QUERIES // N_IMAGES * min(N_IMAGES, n_images))
@@ -60,42 +63,43 @@ def measuring_cost(api: BlackBox, config: RecoveryConfig, n_images: int) -> Cost
 def first_step_cost(
     api: BlackBox, config: RecoveryConfig, n_images: int, paper_compat: bool = False
 ) -> Cost:
-    """Count what a recovery asks until its first step is made: less is of no use."""
+    """Count what a recovery asks up to the end of its first step, the least that is of any use."""
     return measuring_cost(api, config, n_images) + step_cost(api, config, n_images, paper_compat)
 
 
 def set_cost(
     api: BlackBox, config: RecoveryConfig, n_per_class: int, paper_compat: bool = False
 ) -> Cost:
-    """Count what `recover` asks for one whole set with the same arguments, if no budget ends it."""
+    """Count what `recover` asks for a whole set with the same arguments and enough budget."""
     n_images = n_per_class * api.spec.n_classes
     step = step_cost(api, config, n_images, paper_compat)
     return measuring_cost(api, config, n_images) + step * max(1, config.steps)
 
 
 def takes_directions(api: BlackBox, config: RecoveryConfig) -> bool:
-    """Return True if gradients are estimated: not without steps, nor from an open box, which gives
-    the true ones.
+    """Return True if gradients are estimated.
+
+    They are not without steps, nor for an open box, which gives the true ones.
     """
     return config.steps > 0 and not isinstance(api, OpenBox)
 
 
 def check_budget(api: BlackBox, cost: Cost) -> None:
-    """Raise BudgetExhausted unless the budget pays for `cost`, of one step (without steps: one
-    look at the images).
-    """
+    """Raise BudgetExhausted unless the budget pays `cost`, that of one step."""
     if api.budget is not None and not api.budget.affords(cost.queries, cost.requests, cost.price):
         raise BudgetExhausted(
-            f"recover: one step asks {api.name} {cost.queries:,} queries in {cost.requests:,} requests, more than "
-            f"is left of {api.budget}; raise the budget or take a lower n_per_class or num_directions"
+            f"recover: one step asks {api.name} {cost.queries:,} queries in {cost.requests:,} "
+            f"requests, more than is left of {api.budget}; raise the budget or lower n_per_class "
+            "or num_directions"
         )
 
 
 def _chunk_rows(
     api: BlackBox, config: RecoveryConfig, n_images: int, paper_compat: bool
 ) -> list[int]:
-    """Rows of `n_images` points in each call to the API in one step, as `ZerothOrder.ask_chunks`
-    makes them.
+    """Return the rows of `n_images` points in each call to the API in one step.
+
+    `ZerothOrder.ask_chunks` makes the same chunks.
     """
     if not takes_directions(api, config):
         return [1]

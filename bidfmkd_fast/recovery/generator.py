@@ -1,4 +1,4 @@
-"""The image generator G_phi: latents in, images in the unit range out."""
+"""Define the image generator: latents in, images in unit range out."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ PRECISIONS = ("tf32", "float32", "bfloat16")
 
 
 class UpsampledConv2d(nn.Conv2d):
-    """`[B, in_channels, H, W]` -> `[B, out_channels, 2 H, 2 W]`: nearest upsampling by 2, then a
-    3x3 convolution.
+    """Nearest upsampling by 2 and a 3x3 convolution without bias, computed as one operation.
 
-    Of the 9 pixels under the kernel only 4 differ, so it is the same as a transposed convolution of
-    stride 2 whose 4x4 kernel sums the 3x3 one over 2x2 windows: 4/9 of the arithmetic, the same
-    parameters and gradients. Without bias: the batch norm behind it would remove one.
+    `[B, in_channels, H, W]` -> `[B, out_channels, 2 H, 2 W]`. After upsampling only 4 of the 9
+    pixels under the kernel differ. So the result equals a transposed convolution of stride 2 whose
+    4x4 kernel sums the 3x3 kernel over 2x2 windows: 4/9 of the arithmetic, with the same parameters
+    and gradients. A bias would have no effect, since the batch norm that follows removes it.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        kernel = self.weight.transpose(0, 1).flip(
-            2, 3
-        )  # [in, out, 3, 3], turned as a transposed convolution wants it
+        # [in, out, 3, 3], turned by 180 degrees as a transposed convolution expects it.
+        kernel = self.weight.transpose(0, 1).flip(2, 3)
         rows = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))
         summed = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))  # [in, out, 4, 4]
         return F.conv_transpose2d(input, summed, stride=2, padding=1)
 
 
 class Generator(nn.Module):
-    """Latents `[B, latent_dim]` float32 -> images `[B, C, H, W]` float32 in [0, 1].
+    """The generator: latents `[B, latent_dim]` float32 -> images `[B, C, H, W]` float32 in [0, 1].
 
-    Linear to `[2 width, H/4, W/4]`, then two rounds of upsampling and convolution, as the paper's
-    generator (Hu et al., ICML 2023, arXiv 2305.18413), which has `width=64`. Batch statistics are
-    used in training mode, so what one latent becomes depends on the others of its batch.
+    A linear layer to `[2 width, H/4, W/4]`, then two rounds of upsampling and convolution, as in
+    the paper's generator (Hu et al., ICML 2023, arXiv 2305.18413), which has `width=64`. In
+    training mode its batch norms use batch statistics, so the image of a latent depends on the
+    other latents of the batch.
 
     Raises:
         InputError: `image_shape` is not `(1 or 3, multiple of 4, multiple of 4)`, or a size is
@@ -59,8 +59,9 @@ class Generator(nn.Module):
             or any(s < 4 or s % 4 for s in image_shape[1:])
         ):
             raise InputError(
-                "Generator: image_shape must be (C, H, W) with C 1 or 3 and H and W multiples of 4; "
-                f"got {tuple(image_shape)}; give `recover` a generator module of your own for other shapes"
+                "Generator: image_shape must be (C, H, W) with C 1 or 3 and H and W multiples of "
+                f"4; got {tuple(image_shape)}; give `recover` a generator module of your own for "
+                "other shapes"
             )
         if latent_dim < 1 or width < 1:
             raise InputError(
@@ -83,19 +84,18 @@ class Generator(nn.Module):
         )
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        # Channels last: the convolutions take a third less time on the CPU, and this order costs no
-        # copy.
-        features = (
-            self.project(latents).unflatten(1, self.first_shape).permute(0, 3, 1, 2)
-        )  # [B, 2 width, H/4, W/4]
+        # The features lie channels-last: convolutions on the CPU then take a third less time, and
+        # the permutation is a view.
+        features = self.project(latents).unflatten(1, self.first_shape).permute(0, 3, 1, 2)
         images: torch.Tensor = self.draw(features).contiguous()  # [B, C, H, W]
         return images
 
 
 @contextmanager
 def generator_precision(name: str, device: torch.device) -> Iterator[None]:
-    """A generator's arithmetic inside the block, one of `PRECISIONS`; "tf32" is torch as it is
-    set.
+    """Set the arithmetic of a generator inside the block to one of `PRECISIONS`.
+
+    "tf32" leaves torch's settings as they are.
     """
     with ExitStack() as stack:
         if name == "float32":
@@ -106,8 +106,7 @@ def generator_precision(name: str, device: torch.device) -> Iterator[None]:
 
 
 def renewed(generator: nn.Module) -> nn.Module:
-    """A copy of a user's generator in which every submodule with `reset_parameters` is initialised
-    anew.
+    """Copy a user's generator and initialise every submodule with `reset_parameters` anew.
 
     Draws from torch's global random generator.
     """
@@ -124,9 +123,7 @@ def renewed(generator: nn.Module) -> nn.Module:
 
 
 def check_images(images: object, shape: list[int]) -> None:
-    """Raises InputError unless these are images a generator should make: `shape`, float32, in [0,
-    1], with a graph.
-    """
+    """Raise InputError unless `images` are float32 of this shape, in [0, 1], with a graph."""
     if (
         not isinstance(images, torch.Tensor)
         or images.dtype != torch.float32
@@ -143,7 +140,8 @@ def check_images(images: object, shape: list[int]) -> None:
     low, high = images.min().item(), images.max().item()
     if not (low >= 0 and high <= 1):  # NaN is refused too
         raise InputError(
-            f"recover: generator must make images in [0, 1]; got {low:.4g} to {high:.4g}; end it in a sigmoid"
+            f"recover: generator must make images in [0, 1]; got {low:.4g} to {high:.4g}; end it "
+            "in a sigmoid"
         )
     if not images.requires_grad:
         raise InputError(

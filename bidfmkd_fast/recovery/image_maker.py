@@ -1,4 +1,4 @@
-"""What makes the images of one set: the generator, the latents, and the optimiser of both."""
+"""Make the images of one set: the generator, the latents, and the optimiser of both."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.recovery.augment import augment
 from bidfmkd_fast.recovery.config import RecoveryConfig
 from bidfmkd_fast.recovery.generator import Generator, check_images, generator_precision, renewed
-from bidfmkd_fast.recovery.objective import augment
 from bidfmkd_fast.seeds import seeded, torch_generator
 
 
 class ImageMaker:
-    """The generator and the latents of one set, and the optimiser of both."""
+    """The generator and the latents of one set of `n_images`, and the optimiser of both.
+
+    Attributes:
+        seed: seed of every draw.
+        can_restore: whether `state` is complete: not with a user's generator, which may keep
+            values outside of its state_dict.
+    """
 
     def __init__(
         self,
@@ -26,7 +32,6 @@ class ImageMaker:
     ) -> None:
         self.spec, self.seed, self.augment = api.spec, seed, config.augment
         self.precision = config.generator_precision
-        # What a user's own module remembers outside of its state_dict cannot be known.
         self.can_restore = generator is None
         with seeded(seed, "recovery", "generator"):
             if generator is None:
@@ -50,8 +55,9 @@ class ImageMaker:
         )
 
     def images(self, step: int) -> Tensor:
-        """`x = T(G(z))`, `[B, C, H, W]` in the API's input range, with the graph to generator and
-        latents.
+        """Make the images of a step, `[B, C, H, W]` in the API's input range, with their graph.
+
+        They are `T(G(z))`: generator G, latents z, augmentation T if it is wanted.
         """
         with seeded(self.seed, "recovery", "forward", step):  # a user's generator may draw noise
             images = self.generate()
@@ -60,21 +66,22 @@ class ImageMaker:
         return self.spec.from_unit(augment(images, self.seed, step) if self.augment else images)
 
     def generate(self) -> Tensor:
-        """`G(z)`, `[B, C, H, W]` in the unit range, in the generator's precision."""
+        """Make `G(z)`, `[B, C, H, W]` in unit range, in the generator's precision."""
         with generator_precision(self.precision, self.latents.device):
             images: Tensor = self.generator(self.latents)
         return images.float() if self.precision == "bfloat16" else images
 
     def step(self, loss: Tensor) -> None:
+        """Take one step of the optimiser down the gradient of `loss`."""
         self.optimizer.zero_grad(set_to_none=True)
-        # Autocast is for the way forward; backward then follows the types it left.
+        # Autocast is for the forward pass; the backward pass then follows the types it has left.
         precision = "tf32" if self.precision == "bfloat16" else self.precision
         with generator_precision(precision, self.latents.device):
             loss.backward()
         self.optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that steps change, by name; complete where `can_restore`."""
+        """Return every tensor that steps change, by name."""
         tensors = {
             f"generator.{name}": value for name, value in self.generator.state_dict().items()
         }
@@ -85,7 +92,7 @@ class ImageMaker:
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go back to a `state`; other tensors are passed over."""
+        """Go back to a `state`; ignores other tensors."""
         own = {
             name[len("generator.") :]: value
             for name, value in tensors.items()

@@ -1,4 +1,4 @@
-"""A grid of recovered images for notebooks: one PNG inside a piece of HTML."""
+"""Show recovered images in notebooks: a grid as one PNG inside a piece of HTML."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _GAP = 2  # pixels of the grid, white
 
 
 def grid_html(title: str, images: Tensor, labels: Tensor) -> str:
-    """Return HTML that shows `images` `[N, C, H, W]`: a row for each of the first classes in
-    `labels` `[N]`.
+    """Return HTML that shows `images` `[N, C, H, W]` with labels `[N]`, one row per class.
 
-    The images come in the input range of an API, which they do not tell: where it is not [0, 1],
-    all are stretched to that alike. Other channels than 1 or 3 are shown as their mean.
+    The images are in the input range of an API, which is not known here: images that leave [0, 1]
+    are all stretched to that range alike. Images with neither 1 nor 3 channels are shown as
+    the mean of the channels.
     """
     heading = f"<div>{html.escape(title)}</div>"
     classes = labels.unique()[:_ROWS].tolist()
@@ -29,8 +29,9 @@ def grid_html(title: str, images: Tensor, labels: Tensor) -> str:
     picture = base64.b64encode(_png(sheet)).decode()
     note = "One row per wanted class. Recovered images need not look like anything."
     return (
-        f'{heading}<img alt="recovered images" style="width: {width}px; max-width: 100%; image-rendering: pixelated" '
-        f'src="data:image/png;base64,{picture}"><div><small>{note}</small></div>'
+        f'{heading}<img alt="recovered images" style="width: {width}px; max-width: 100%; '
+        f'image-rendering: pixelated" src="data:image/png;base64,{picture}">'
+        f"<div><small>{note}</small></div>"
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bidfmkd_fast.black_box import BlackBox, Budget
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.folder_lock import FolderLock
-from bidfmkd_fast.meta.model import forward
+from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.runtime.allocator import keep_freed_memory
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.config import TrainConfig

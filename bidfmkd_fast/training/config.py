@@ -9,6 +9,7 @@ from typing import Any
 
 from bidfmkd_fast.data.episodes import check_rotations
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta.inner_loop import InnerLoop
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.recovery.paper_compat import SPLITS
 from bidfmkd_fast.settings import (
@@ -42,6 +43,11 @@ class DistillationConfig:
         check_types(self)
         check_least(self, inner_steps=0)
         check_positive(self, "inner_lr", "outer_lr")
+
+    @property
+    def inner(self) -> InnerLoop:
+        """The settings of the inner loop."""
+        return InnerLoop(self.inner_steps, self.inner_lr, self.first_order)
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,11 @@ class ReplayConfig:
         )
         check_positive(self, "inner_lr", "outer_lr")
         check_rotations("ReplayConfig", self.rotations)
+
+    @property
+    def inner(self) -> InnerLoop:
+        """The settings of the inner loop."""
+        return InnerLoop(self.inner_steps, self.inner_lr, self.first_order)
 
 
 @dataclass(frozen=True)

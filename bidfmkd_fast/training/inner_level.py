@@ -7,7 +7,7 @@ import itertools
 from torch import Tensor, nn
 
 from bidfmkd_fast.meta import adapt_to_api
-from bidfmkd_fast.meta.model import forward
+from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.recovery.objective import Student
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.run import RecoveredSet
@@ -40,9 +40,8 @@ def task_model(
             dict(module.named_parameters()),
             support.images,
             support.recovered.scores,
-            steps=config.distillation.inner_steps,
-            learning_rate=config.distillation.inner_lr,
-            first_order=True,  # nothing is differentiated through the adaptation here
+            # First order: nothing is differentiated through the adaptation here.
+            config.distillation.inner._replace(first_order=True),
             scores_kind=spec.returned_kind,
             paper_compat=config.paper_compat,
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from bidfmkd_fast.errors import BudgetExhausted
-from bidfmkd_fast.recovery.recover import recover_side_by_side
+from bidfmkd_fast.recovery.side_by_side import recover_side_by_side
 from bidfmkd_fast.training.inner_level import task_model
 from bidfmkd_fast.training.outcome import Outcome
 from bidfmkd_fast.training.recovered_set import PARTS, QUERY

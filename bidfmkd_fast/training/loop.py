@@ -125,9 +125,7 @@ def distil(run: RunState, tasks: Sequence[DistillationTask]) -> None:
             run.module,
             run.distillation_optimizer,
             tasks,
-            steps=config.inner_steps,
-            learning_rate=config.inner_lr,
-            first_order=config.first_order,
+            config.inner,
             paper_compat=run.config.paper_compat,
         )
     run.outer_step += 1

@@ -73,7 +73,7 @@ def read_recovered(
         raise _damaged(file, problem)
     complete, mu = tensors["state"].tolist()
     recovered = Recovered(
-        spec.from_unit(tensors["images"]),
+        tensors["images"],
         tensors["labels"],
         tensors["scores"],
         tensors["losses"],
@@ -81,7 +81,7 @@ def read_recovered(
         bool(complete),
         None if math.isnan(mu) else mu,
     )
-    return RecoveredSet(index, api.name, spec.names, part, tensors["images"], recovered)
+    return RecoveredSet(index, api.name, spec.names, part, recovered)
 
 
 def read_images_and_scores(file: Path) -> tuple[Tensor, Tensor]:

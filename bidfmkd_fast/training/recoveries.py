@@ -7,11 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bidfmkd_fast.recovery.journal import Journal
-from bidfmkd_fast.recovery.recover import Recovered
+from bidfmkd_fast.recovery.recovered import Recovered
 from bidfmkd_fast.runtime.interrupt import Stop, current
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed
@@ -117,8 +118,8 @@ class Recoveries:
     def keep(self, outcome: Outcome, part: str, recovered: Recovered, journal: Journal) -> None:
         """Save a set that is finished, remove its journal, and add the set to `outcome`."""
         run, spec = self._run, self._run.apis[outcome.index].spec
-        images = spec.to_unit(recovered.images)
-        finished = RecoveredSet(outcome.index, spec.name, spec.names, part, images, recovered)
+        in_unit_range = replace(recovered, images=spec.to_unit(recovered.images))
+        finished = RecoveredSet(outcome.index, spec.name, spec.names, part, in_unit_range)
         if run.folder is not None:
             run.folder.save_recovered(finished)
         journal.remove()

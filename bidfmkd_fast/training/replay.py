@@ -70,10 +70,8 @@ def _on_device(run: RunState, read_every: int) -> TakeStep:
         run.memory,
         _task_size(run),
         n_tasks,
+        config.inner,
         rotations=config.rotations,
-        steps=config.inner_steps,
-        learning_rate=config.inner_lr,
-        first_order=config.first_order,
     )
     seed = derive_seed(run.config.seed, "replay")
 
@@ -107,9 +105,7 @@ def _step_on_host(run: RunState) -> Metrics:
             run.module,
             run.replay_optimizer,
             episodes,
-            steps=config.inner_steps,
-            learning_rate=config.inner_lr,
-            first_order=config.first_order,
+            config.inner,
         )
     run.replay_step += 1
     run.outer_step += 1

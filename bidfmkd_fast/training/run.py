@@ -15,23 +15,29 @@ from bidfmkd_fast.training.config import TrainConfig
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RecoveredSet:
-    """One set recovered from an API: its number in the pool, "support" or "query", and the images,
-    in unit range.
+    """One set recovered from an API, as a run and its file hold it.
 
-    `images` float32 `[N, C, H, W]` in [0, 1]; `recovered` holds the wanted labels, the API's scores
-    and the history.
+    Attributes:
+        api_index: number of the API in the pool.
+        api_name, class_names: from the API's spec.
+        part: "support" or "query".
+        recovered: what `recover` returned, but with the images in unit range, [0, 1].
     """
 
     api_index: int
     api_name: str
     class_names: tuple[str, ...]
     part: str
-    images: Tensor
     recovered: Recovered
 
     @property
+    def images(self) -> Tensor:
+        """The images in unit range, float32 `[N, C, H, W]`."""
+        return self.recovered.images
+
+    @property
     def matched(self) -> Tensor:
-        """Which images the API gives their wanted label, bool `[N]`."""
+        """True for images that the API classifies as wanted, bool `[N]`."""
         return self.recovered.scores.argmax(1) == self.recovered.labels
 
     def __repr__(self) -> str:

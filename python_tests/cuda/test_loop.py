@@ -15,12 +15,14 @@ import torch
 from tolerances import TOLERANCES
 
 import bidfmkd_fast as bf
-from bidfmkd_fast.meta import TaskMemory, outer_replay_step
+from bidfmkd_fast.meta import InnerLoop, TaskMemory, outer_replay_step
 from bidfmkd_fast.meta.replay_on_device import DeviceReplay
 from bidfmkd_fast.models import Conv4
 from bidfmkd_fast.recovery import Journal, Objective, Recovered, journal
 from bidfmkd_fast.recovery.image_maker import ImageMaker
-from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
+from bidfmkd_fast.recovery.on_device import DeviceRecovery, serves
+from bidfmkd_fast.recovery.side_by_side import run_side_by_side
+from bidfmkd_fast.recovery.step import RecoveryStep
 from bidfmkd_fast.runtime import captured_step as repeated
 from bidfmkd_fast.runtime.full_float32 import full_float32
 from bidfmkd_fast.seeds import seeded
@@ -62,7 +64,7 @@ def make_recovery(
     maker = ImageMaker(api, len(labels), CONFIG, None, seed, device)
     objective = Objective(labels, "logits", student, 0.3, "l1_prob")  # type: ignore[arg-type]
     assert serves(api, CONFIG, labels)
-    return DeviceRecovery(api, maker, objective, CONFIG, seed)
+    return DeviceRecovery(RecoveryStep(api, maker, objective, CONFIG))
 
 
 def test_scores_are_full_float32(device: torch.device, seed: int) -> None:
@@ -204,7 +206,7 @@ def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
     memory, sizes, inner = (
         TaskMemory(),
         (N_CLASSES, 1, 4),
-        {"steps": 3, "learning_rate": 0.05, "first_order": False},
+        InnerLoop(3, 0.05),
     )
     images = torch.rand(90, *SHAPE, generator=torch.Generator().manual_seed(seed))
     memory.add(images, [("set", f"class {i % 9}") for i in range(90)])
@@ -212,7 +214,7 @@ def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
     twin = copy.deepcopy(module)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, capturable=True)
     plain = torch.optim.Adam(twin.parameters(), lr=1e-3, capturable=True)
-    replay = DeviceReplay(module, optimizer, memory, sizes, 2, **inner)  # type: ignore[arg-type]
+    replay = DeviceReplay(module, optimizer, memory, sizes, 2, inner)
     expected = []
     with full_float32():
         for step in range(7):
@@ -220,7 +222,7 @@ def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
             episodes = [
                 memory.sample_episode(*sizes, seed=seed, index=2 * step + i) for i in range(2)
             ]
-            expected.append(outer_replay_step(twin, plain, episodes, **inner))  # type: ignore[arg-type]
+            expected.append(outer_replay_step(twin, plain, episodes, inner))
     assert replay._repeated._graph is not None
     for record, wanted in zip(replay.records(), expected, strict=True):
         assert record["loss"] == pytest.approx(wanted["loss"], rel=RTOL, abs=ATOL)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta import (
     DistillationTask,
+    InnerLoop,
     adapt_to_api,
     distillation_loss,
     outer_distillation_step,
@@ -61,9 +62,7 @@ def test_outer_loss_and_its_second_order_gradient_are_those_of_a_hand_written_lo
     seed: int,
 ) -> None:
     module, task = network(seed), task_of(seed)
-    loss = distillation_loss(
-        module, dict(module.named_parameters()), task, steps=6, learning_rate=0.5
-    )
+    loss = distillation_loss(module, dict(module.named_parameters()), task, InnerLoop(6, 0.5))
     (gradient,) = torch.autograd.grad(loss, list(module.parameters()))
     weight = module[1].weight.detach().double().requires_grad_()
     expected = unrolled(weight, task, 6, 0.5)
@@ -76,13 +75,15 @@ def test_outer_loss_and_its_second_order_gradient_are_those_of_a_hand_written_lo
 
 def test_first_order_gradient_is_the_query_gradient_at_the_task_model(seed: int) -> None:
     module, task = network(seed), task_of(seed)
-    settings = {"steps": 6, "learning_rate": 0.5}
+    first_order = InnerLoop(6, 0.5, first_order=True)
     parameters = dict(module.named_parameters())
     (gradient,) = torch.autograd.grad(
-        distillation_loss(module, parameters, task, first_order=True, **settings),
+        distillation_loss(module, parameters, task, first_order),
         list(parameters.values()),
     )
-    adapted = adapt_to_api(module, parameters, task.support_images, task.support_scores, **settings)
+    adapted = adapt_to_api(
+        module, parameters, task.support_images, task.support_scores, first_order
+    )
     weight = adapted["1.weight"].detach().double().requires_grad_()
     rtol, atol = TOLERANCES["float32"]
     expected = torch.autograd.grad(unrolled(weight, task, 0, 0.0), weight)[0]
@@ -93,7 +94,10 @@ def test_the_kind_of_scores_does_not_change_the_loss(seed: int) -> None:
     module = network(seed)
     losses = [
         distillation_loss(
-            module, dict(module.named_parameters()), task_of(seed, scores_kind=kind), steps=3
+            module,
+            dict(module.named_parameters()),
+            task_of(seed, scores_kind=kind),
+            InnerLoop(3, 0.01),
         )
         for kind in ("logits", "probabilities", "log_probabilities")
     ]
@@ -105,8 +109,8 @@ def test_the_kind_of_scores_does_not_change_the_loss(seed: int) -> None:
 def test_the_task_model_comes_closer_to_the_api(seed: int) -> None:
     module, task = network(seed), task_of(seed)
     parameters = dict(module.named_parameters())
-    before = distillation_loss(module, parameters, task, steps=0)
-    after = distillation_loss(module, parameters, task, steps=50, learning_rate=0.5)
+    before = distillation_loss(module, parameters, task, InnerLoop(0, 0.01))
+    after = distillation_loss(module, parameters, task, InnerLoop(50, 0.5))
     assert after.item() < before.item()
 
 
@@ -114,12 +118,10 @@ def test_an_outer_step_sums_the_losses_of_its_tasks_and_reports_agreement(seed: 
     tasks = [task_of(seed, index) for index in range(3)]
     module, reference = network(seed), network(seed)
     metrics = outer_distillation_step(
-        module, torch.optim.SGD(module.parameters(), lr=0.1), tasks, steps=2, learning_rate=0.3
+        module, torch.optim.SGD(module.parameters(), lr=0.1), tasks, InnerLoop(2, 0.3)
     )
     parameters = dict(reference.named_parameters())
-    losses = [
-        distillation_loss(reference, parameters, task, steps=2, learning_rate=0.3) for task in tasks
-    ]
+    losses = [distillation_loss(reference, parameters, task, InnerLoop(2, 0.3)) for task in tasks]
     (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), list(parameters.values()))
     rtol, atol = TOLERANCES["float32"]
     torch.testing.assert_close(
@@ -133,8 +135,7 @@ def test_an_outer_step_sums_the_losses_of_its_tasks_and_reports_agreement(seed: 
             parameters,
             task.support_images,
             task.support_scores,
-            steps=2,
-            learning_rate=0.3,
+            InnerLoop(2, 0.3),
         )
         predicted = functional.linear(task.query_images.flatten(1), adapted["1.weight"]).argmax(
             dim=1
@@ -178,8 +179,8 @@ def test_paper_compat_is_kl_div_of_probabilities_as_the_authors_call_it(seed: in
             loss = authors(weight, task.support_images, task.support_scores)
             weight = weight - 0.7 * torch.autograd.grad(loss, weight, create_graph=True)[0]
         expected = authors(weight, task.query_images, task.query_scores)
-    options = {"steps": 4, "learning_rate": 0.7, "paper_compat": True}
-    loss = distillation_loss(module, dict(module.named_parameters()), task, **options)
+    parameters = dict(module.named_parameters())
+    loss = distillation_loss(module, parameters, task, InnerLoop(4, 0.7), paper_compat=True)
     (gradient,) = torch.autograd.grad(loss, list(module.parameters()))
     rtol, atol = TOLERANCES["float32"]
     torch.testing.assert_close(loss.double(), expected, rtol=rtol, atol=atol)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bidfmkd_fast.data.episodes import Episode
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.meta import maml_loss, outer_replay_step
+from bidfmkd_fast.meta import InnerLoop, maml_loss, outer_replay_step
 from bidfmkd_fast.seeds import seeded
 
 N_WAY = 3
@@ -40,13 +40,10 @@ def test_an_outer_step_sums_the_losses_of_its_tasks(seed: int) -> None:
     episodes = [separable_episode(seed, index) for index in range(3)]
     module, reference = network(seed), network(seed)
     metrics = outer_replay_step(
-        module, torch.optim.SGD(module.parameters(), lr=0.1), episodes, steps=2, learning_rate=0.3
+        module, torch.optim.SGD(module.parameters(), lr=0.1), episodes, InnerLoop(2, 0.3)
     )
     parameters = dict(reference.named_parameters())
-    results = [
-        maml_loss(reference, parameters, episode, steps=2, learning_rate=0.3)
-        for episode in episodes
-    ]
+    results = [maml_loss(reference, parameters, episode, InnerLoop(2, 0.3)) for episode in episodes]
     gradients = torch.autograd.grad(sum(loss for loss, _ in results), list(parameters.values()))
     rtol, atol = TOLERANCES["float32"]
     for updated, value, gradient in zip(
@@ -68,9 +65,7 @@ def test_replay_learns_to_adapt(seed: int, first_order: bool) -> None:
     for step in range(80):
         episodes = [separable_episode(seed, 4 * step + index) for index in range(4)]
         losses.append(
-            outer_replay_step(
-                module, optimizer, episodes, steps=3, learning_rate=0.3, first_order=first_order
-            )["loss"]
+            outer_replay_step(module, optimizer, episodes, InnerLoop(3, 0.3, first_order))["loss"]
         )
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 
@@ -92,7 +87,7 @@ def test_a_loss_or_gradient_that_is_not_finite_takes_no_step(seed: int) -> None:
         before = [value.detach().clone() for value in module.parameters()]
         optimizer = torch.optim.Adam(module.parameters())
         with pytest.raises(InputError, match="not finite; the step was not taken"):
-            outer_replay_step(module, optimizer, [good, episode], steps=0)
+            outer_replay_step(module, optimizer, [good, episode], InnerLoop(0, 0.01))
         assert all(torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
 
 

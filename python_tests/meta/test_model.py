@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.meta import MetaModel, adapt_parameters
+from bidfmkd_fast.meta import InnerLoop, MetaModel, adapt_parameters
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.seeds import seeded
 
@@ -60,7 +60,7 @@ def task(
 
 
 def outer_loss(
-    module: nn.Module, parameters: dict[str, Tensor], data: tuple[Tensor, ...], **settings: object
+    module: nn.Module, parameters: dict[str, Tensor], data: tuple[Tensor, ...], inner: InnerLoop
 ) -> Tensor:
     support, support_labels, query, query_labels = data
     adapted = adapt_parameters(
@@ -68,7 +68,7 @@ def outer_loss(
         parameters,
         lambda logits: functional.cross_entropy(logits, support_labels),
         support,
-        **settings,
+        inner,
     )
     return functional.cross_entropy(functional_call(module, adapted, (query,)), query_labels)
 
@@ -78,9 +78,9 @@ def test_second_order_gradient_is_the_finite_difference_of_the_whole_unrolled_lo
 ) -> None:
     module, data = smooth_network(seed), task(seed)
     parameters = dict(module.named_parameters())
-    settings = {"steps": 3, "learning_rate": 0.5}
+    inner = InnerLoop(3, 0.5)
     gradients = torch.autograd.grad(
-        outer_loss(module, parameters, data, **settings), list(parameters.values())
+        outer_loss(module, parameters, data, inner), list(parameters.values())
     )
     step = 1e-6
     for draw in range(3):
@@ -93,7 +93,7 @@ def test_second_order_gradient_is_the_finite_difference_of_the_whole_unrolled_lo
                 name: (value + by * direction[name]).detach() for name, value in parameters.items()
             }
             there = {name: value.requires_grad_() for name, value in there.items()}
-            ends.append(outer_loss(module, there, data, **settings).detach())
+            ends.append(outer_loss(module, there, data, inner).detach())
         expected = (ends[0] - ends[1]) / (2 * step)
         actual = sum(
             (g * direction[name]).sum() for name, g in zip(parameters, gradients, strict=True)
@@ -120,7 +120,7 @@ def test_second_order_gradient_is_that_of_a_hand_written_unrolled_loop(seed: int
     data = task(seed)
     with seeded(seed, "network"):
         module = nn.Sequential(nn.Flatten(), nn.Linear(16, N_CLASSES, bias=False)).double()
-    loss = outer_loss(module, dict(module.named_parameters()), data, steps=5, learning_rate=0.7)
+    loss = outer_loss(module, dict(module.named_parameters()), data, InnerLoop(5, 0.7))
     weight = module[1].weight.detach().clone().requires_grad_()
     expected = softmax_regression_outer_loss(weight, data, 5, 0.7)
     rtol, atol = 1e-12, 1e-14  # float64 rounding over a few dozen operations
@@ -136,13 +136,13 @@ def test_second_order_gradient_is_that_of_a_hand_written_unrolled_loop(seed: int
 def test_first_order_gradient_is_the_query_gradient_at_the_adapted_parameters(seed: int) -> None:
     module, data = smooth_network(seed), task(seed)
     parameters = dict(module.named_parameters())
-    settings = {"steps": 3, "learning_rate": 0.5}
+    inner = InnerLoop(3, 0.5)
     first = torch.autograd.grad(
-        outer_loss(module, parameters, data, first_order=True, **settings),
+        outer_loss(module, parameters, data, inner._replace(first_order=True)),
         list(parameters.values()),
     )
     second = torch.autograd.grad(
-        outer_loss(module, parameters, data, **settings), list(parameters.values())
+        outer_loss(module, parameters, data, inner), list(parameters.values())
     )
     # By definition: adapt a copy with plain SGD, then differentiate the query loss there.
     module.zero_grad()
@@ -170,17 +170,17 @@ def test_cut_off_adaptation_gives_the_same_values_without_a_graph_or_shared_memo
     module, data = smooth_network(seed), task(seed)
     parameters = dict(module.named_parameters())
     loss = lambda logits: functional.cross_entropy(logits, data[1])  # noqa: E731
-    kept = adapt_parameters(module, parameters, loss, data[0], steps=2, learning_rate=0.1)
+    kept = adapt_parameters(module, parameters, loss, data[0], InnerLoop(2, 0.1))
     with torch.no_grad():  # an outer no_grad must not stop the inner loop
         cut = adapt_parameters(
-            module, parameters, loss, data[0], steps=2, learning_rate=0.1, create_graph=False
+            module, parameters, loss, data[0], InnerLoop(2, 0.1), create_graph=False
         )
     for name in parameters:
         assert torch.equal(kept[name], cut[name])
         assert kept[name].grad_fn is not None
         assert cut[name].is_leaf
     untouched = adapt_parameters(
-        module, parameters, loss, data[0], steps=0, learning_rate=0.1, create_graph=False
+        module, parameters, loss, data[0], InnerLoop(0, 0.1), create_graph=False
     )
     for name, value in parameters.items():
         assert torch.equal(untouched[name], value)
@@ -196,8 +196,7 @@ def test_running_statistics_of_the_module_survive_the_inner_loop(seed: int) -> N
         dict(module.named_parameters()),
         lambda logits: functional.cross_entropy(logits, labels),
         support,
-        steps=2,
-        learning_rate=0.1,
+        InnerLoop(2, 0.1),
     )
     torch.stack([value.square().sum() for value in adapted.values()]).sum().backward()
     for name, value in module.state_dict().items():
@@ -225,8 +224,7 @@ def test_frozen_and_unused_parameters_stay(seed: int) -> None:
             dict(module.named_parameters()),
             lambda logits: functional.cross_entropy(logits, labels),
             support,
-            steps=1,
-            learning_rate=0.1,
+            InnerLoop(1, 0.1),
             create_graph=create_graph,
         )
         for name, value in module.named_parameters():
@@ -345,7 +343,7 @@ def test_a_saved_meta_model_comes_back(seed: int, tmp_path: Path) -> None:
 
     own = nn.Sequential(nn.Flatten(), nn.Linear(256, N_CLASSES))
     MetaModel(own).save(path)
-    with pytest.raises(InputError, match="pass module="):
+    with pytest.raises(InputError, match="pass the module as module="):
         MetaModel.load(path)
     other = nn.Sequential(nn.Flatten(), nn.Linear(256, N_CLASSES))
     assert torch.equal(MetaModel.load(path, other).module[1].weight, own[1].weight)  # type: ignore[index]

@@ -9,12 +9,12 @@ import torch
 from looks import NoLooks
 
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.meta import TaskMemory, outer_replay_step
+from bidfmkd_fast.meta import InnerLoop, TaskMemory, outer_replay_step
 from bidfmkd_fast.meta.replay_on_device import DeviceReplay
 from bidfmkd_fast.models import AnySizeConv4, Conv4
 
 N_WAY, N_SHOT, N_QUERY, N_TASKS = 3, 1, 4, 2
-INNER = {"steps": 2, "learning_rate": 0.1, "first_order": False}
+INNER = InnerLoop(2, 0.1)
 
 
 def make_memory(seed: int) -> TaskMemory:
@@ -38,7 +38,7 @@ def make_replay(
 ) -> DeviceReplay:
     optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
     sizes = (N_WAY, N_SHOT, N_QUERY)
-    return DeviceReplay(module, optimizer, memory, sizes, N_TASKS, rotations=rotations, **INNER)  # type: ignore[arg-type]
+    return DeviceReplay(module, optimizer, memory, sizes, N_TASKS, INNER, rotations=rotations)
 
 
 @pytest.mark.parametrize("rotations", [1, 2, 4])
@@ -60,7 +60,7 @@ def test_the_same_steps(seed: int, rotations: int) -> None:
             memory.sample_episode(N_WAY, N_SHOT, N_QUERY, seed=seed, index=i, rotations=rotations)
             for i in tasks
         ]
-        expected.append(outer_replay_step(twin, optimizer, episodes, **INNER))  # type: ignore[arg-type]
+        expected.append(outer_replay_step(twin, optimizer, episodes, INNER))
     assert len(told) == 4
     for one, wanted in zip(told, expected):
         assert one == pytest.approx(wanted, rel=1e-6)
@@ -82,7 +82,7 @@ def test_images_of_different_shapes_are_fitted(seed: int) -> None:
         episodes = [
             memory.sample_episode(N_WAY, N_SHOT, N_QUERY, seed=seed, index=i) for i in tasks
         ]
-        outer_replay_step(twin, optimizer, episodes, **INNER)  # type: ignore[arg-type]
+        outer_replay_step(twin, optimizer, episodes, INNER)
     for value, wanted in zip(module.parameters(), twin.parameters()):
         assert torch.equal(value, wanted)
 

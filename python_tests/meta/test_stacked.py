@@ -7,7 +7,7 @@ import torch
 from tolerances import TOLERANCES
 
 from bidfmkd_fast.data import Episode, load_dataset
-from bidfmkd_fast.meta import MetaModel, evaluate, maml, model, outer_replay_step
+from bidfmkd_fast.meta import InnerLoop, MetaModel, evaluate, inner_loop, maml, outer_replay_step
 from bidfmkd_fast.meta import evaluate as evaluate_function
 from bidfmkd_fast.meta.stacked import can_stack, stacks_of
 from bidfmkd_fast.models import AnySizeConv4, Conv4
@@ -34,9 +34,7 @@ def gradients(
     module: Conv4, episodes: list[Episode], first_order: bool
 ) -> tuple[dict[str, float], list[torch.Tensor]]:
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
-    metrics = outer_replay_step(
-        module, optimizer, episodes, steps=3, learning_rate=0.05, first_order=first_order
-    )
+    metrics = outer_replay_step(module, optimizer, episodes, InnerLoop(3, 0.05, first_order))
     return metrics, [parameter.grad.clone() for parameter in module.parameters()]
 
 
@@ -49,7 +47,7 @@ def test_replay_equals_the_loop(
     module.load_state_dict(conv4(seed).state_dict())
     episodes = [episode(seed, i, 2 + i // 3) for i in range(5)]  # two shapes: two stacks
     metrics, stacked = gradients(module, episodes, first_order)
-    for room in (maml, model):
+    for room in (maml, inner_loop):
         monkeypatch.setattr(room, "can_stack", lambda *_: False)
     wanted, looped = gradients(module, episodes, first_order)
     assert metrics["accuracy"] == pytest.approx(wanted["accuracy"])
@@ -65,7 +63,7 @@ def test_frozen_parameters_stay(seed: int) -> None:
     module.blocks[0][0].weight.requires_grad_(False)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
     before = module.blocks[0][0].weight.clone()
-    outer_replay_step(module, optimizer, [episode(seed, 0)], steps=1, learning_rate=0.1)
+    outer_replay_step(module, optimizer, [episode(seed, 0)], InnerLoop(1, 0.1))
     assert torch.equal(module.blocks[0][0].weight, before)
 
 
@@ -81,7 +79,7 @@ def test_evaluation_equals_the_loop(
     meta_model = MetaModel(module, adapt_steps=3)
     keywords = {"n_way": 3, "n_shot": n_shot, "n_query": 5, "n_episodes": 19, "seed": seed}
     stacked = evaluate(meta_model, dataset, **keywords)
-    for room in (sys.modules[evaluate_function.__module__], model):
+    for room in (sys.modules[evaluate_function.__module__], inner_loop):
         monkeypatch.setattr(room, "can_stack", lambda *_: False)
     looped = evaluate(meta_model, dataset, **keywords)
     # A prediction may tip on a rounding: one of 19 * 15, in steps of 1 / 15.

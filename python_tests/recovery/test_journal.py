@@ -1,4 +1,7 @@
-"""A set that is cut off goes on from its journal: the same bit for bit, and nothing that was answered asked again."""
+"""Check that a recovery that was cut off continues from its journal.
+
+The result must be the same bit for bit, and no answered query may be asked again.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from torch import Tensor, nn
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, OpenBox
 from bidfmkd_fast.black_box.step_length import QUERIES
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
-from bidfmkd_fast.recovery import Journal, Recovered, RecoveryConfig, journal, recover
+from bidfmkd_fast.recovery import Journal, Recovered, RecoveryConfig, journal, record_file, recover
 from bidfmkd_fast.recovery.journal import RECORDS, SNAPSHOT
-from bidfmkd_fast.recovery.recover import recover_side_by_side
+from bidfmkd_fast.recovery.side_by_side import recover_side_by_side
 
 N_CLASSES, N_PER_CLASS = 3, 4
 B = N_CLASSES * N_PER_CLASS
@@ -294,7 +297,7 @@ def cut_off(tmp_path: Path) -> Iterator[Path]:
 def whole_records(folder: Path) -> list[int]:
     """Ends of the records in the file, the magic first."""
     data = (folder / RECORDS).read_bytes()
-    ends = [len(journal.MAGIC)]
+    ends = [len(record_file.MAGIC)]
     while ends[-1] < len(data):
         ends.append(ends[-1] + 8 + struct.unpack_from("<I", data, ends[-1])[0])
     return ends

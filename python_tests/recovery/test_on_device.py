@@ -1,4 +1,7 @@
-"""Recovery that stays on its device gives what the loop gives that looks at every answer; here on the CPU, plainly."""
+"""Check that recovery on the device equals the stepwise loop.
+
+Here it runs on the CPU, where steps are plain calls instead of a graph.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import gc
 import importlib
 import warnings
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -24,10 +26,11 @@ from bidfmkd_fast.errors import (
 )
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.recovery import Generator, Objective, Recovered, RecoveryConfig, recover
+from bidfmkd_fast.recovery.augment import augment, augment_at, crop_of
 from bidfmkd_fast.recovery.image_maker import ImageMaker
-from bidfmkd_fast.recovery.objective import augment, augment_at, crop_of
-from bidfmkd_fast.recovery.on_device import DeviceRecovery, run_side_by_side, serves
-from bidfmkd_fast.recovery.recover import recover_side_by_side
+from bidfmkd_fast.recovery.on_device import DeviceRecovery, serves
+from bidfmkd_fast.recovery.side_by_side import recover_side_by_side, run_side_by_side
+from bidfmkd_fast.recovery.step import RecoveryStep
 from bidfmkd_fast.seeds import seeded
 
 SHAPE, N_CLASSES, N_PER_CLASS = (1, 16, 16), 3, 4
@@ -55,7 +58,7 @@ def make_recovery(
     labels = torch.arange(N_CLASSES).repeat_interleave(N_PER_CLASS)
     maker = ImageMaker(api, len(labels), config, None, seed, "cpu")
     objective = Objective(labels, "logits", student, config.boundary_weight, config.divergence)  # type: ignore[arg-type]
-    return DeviceRecovery(api, maker, objective, config, seed)
+    return DeviceRecovery(RecoveryStep(api, maker, objective, config))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,8 @@ def test_answers_that_do_not_move_are_told() -> None:
 
     api = TorchBlackBox(Flat(), APISpec(N_CLASSES, SHAPE, scores_kind="logits"))
     with pytest.warns(
-        PrecisionWarning, match="mu=0.025 what .* answers hardly moves for 100 % of the images"
+        PrecisionWarning,
+        match=r"step length \(mu\) 0.025 is too small for 'api': the scores of 100 % of the images",
     ):
         make_recovery(api, CONFIG).run()
 
@@ -154,9 +158,10 @@ def test_a_step_that_is_no_number_ends_it(seed: int) -> None:
     Broken.calls = 18
     with pytest.raises(BadAnswer, match="api: the API must answer finite scores"):
         make_recovery(api, CONFIG).run()
-    endless: Callable[[torch.Tensor], torch.Tensor] = lambda images: (
-        images.flatten(1)[:, :N_CLASSES] / 0.0
-    )  # noqa: E731
+
+    def endless(images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, :N_CLASSES] / 0.0
+
     with pytest.raises(InputError, match="student returned NaN or infinity"):
         make_recovery(make_api(seed), CONFIG, endless).run()
 

@@ -107,7 +107,7 @@ def recovered_set(
     scores = torch.eye(n_classes)[answers]
     recovered = Recovered(images, torch.tensor(labels), scores, torch.zeros(len(labels)), [], True)
     return RecoveredSet(
-        0, "the api", tuple(f"class {k}" for k in range(n_classes)), part, images, recovered
+        0, "the api", tuple(f"class {k}" for k in range(n_classes)), part, recovered
     )
 
 
@@ -156,9 +156,7 @@ def folder_of(tmp_path: Path, n_apis: int, complete: bool = True) -> tuple[Run, 
     for index in range(n_apis):
         for part in ("support", "query"):
             one = recovered_set(torch.rand(2, 1, 8, 8), [0, 1], [0, 0], part)
-            sets.append(
-                RecoveredSet(index, one.api_name, one.class_names, part, one.images, one.recovered)
-            )
+            sets.append(RecoveredSet(index, one.api_name, one.class_names, part, one.recovered))
             memory.add(one.images, [("", "a"), ("", "b")])
     seconds = {"recovery": 1.25, "distillation": 0.5, "replay": 2.0}
     model = MetaModel(module)

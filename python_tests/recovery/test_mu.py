@@ -91,7 +91,7 @@ def test_auto_descends_on_a_coarse_api_where_the_papers_step_does_not(
 ) -> None:
     auto = replace(AUTO, num_directions=16)
     chosen = mean_descent(fields, auto)
-    with pytest.warns(PrecisionWarning, match=r"coarse.*take a longer one or mu='auto'"):
+    with pytest.warns(PrecisionWarning, match=r"coarse.*increase mu or use mu='auto'"):
         papers = mean_descent(fields, replace(auto, mu=0.005))
     assert chosen > 0.7
     assert papers < 0.3 * chosen
@@ -117,7 +117,9 @@ def test_an_api_that_resolves_nothing_is_told() -> None:
     flat = FunctionBlackBox(
         lambda images: images.new_ones(len(images), 5), APISpec(5, SHAPE, name="flat")
     )
-    with pytest.warns(PrecisionWarning, match="no step is long enough for what flat resolves"):
+    with pytest.warns(
+        PrecisionWarning, match=r"no step length \(mu\) changes the scores of 'flat'"
+    ):
         recover(flat, N_PER_CLASS, config=RecoveryConfig(steps=1, mu="auto", generator_width=4))
 
 

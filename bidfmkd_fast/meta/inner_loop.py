@@ -1,0 +1,174 @@
+"""Adapt a module's parameters to a task (the inner loop), and learn from the result (outer step).
+
+All levels of the method use it: the task model of an API is the meta-model adapted to the API's
+recovered images, and a meta-test adapts to the support set of an episode. Source: Finn et al., ICML
+2017, arXiv 1703.03400.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters
+
+Task = TypeVar("Task")
+Forward = Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]
+
+
+class InnerLoop(NamedTuple):
+    """How an inner loop descends: `steps` of gradient descent with `learning_rate`.
+
+    With `first_order` its gradients count as constants, so that the outer level gets no second
+    derivatives.
+    """
+
+    steps: int
+    learning_rate: float
+    first_order: bool = False
+
+
+def forward(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Compute the logits `[N, n_classes]` of `module` under `parameters`.
+
+    A Conv4 with batch statistics runs as a stack of one task. The module runs in the mode it is in
+    and is left as it was: it gets copies of its buffers, so a batch norm that tracks running
+    statistics updates a copy that is thrown away.
+    """
+    if can_stack(module):
+        return stacked_forward(module, stacked_parameters(parameters, 1), images[None])[0]
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    return functional_call(module, {**parameters, **buffers}, (images,))
+
+
+def adapt_parameters(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    loss: Callable[[Tensor], Tensor],
+    images: Tensor,
+    inner: InnerLoop,
+    *,
+    create_graph: bool = True,
+    forward: Forward = forward,
+) -> dict[str, Tensor]:
+    """Repeat `theta <- theta - learning_rate * d/dtheta loss(f_theta(images))`.
+
+    The result hangs on `parameters` by a graph through every step (second order). With
+    `inner.first_order` the inner gradients count as constants, so that d(result)/d(parameters) is
+    the identity. Parameters without `requires_grad`, or without influence on `loss`, stay as they
+    are.
+
+    Args:
+        module: f.
+        parameters: theta at the start, by name.
+        loss: logits `[N, n_classes]` -> scalar.
+        images: `[N, C, H, W]`, or what `forward` takes.
+        inner: steps, learning rate and order.
+        create_graph: False for adaptation that nothing is trained through: the result then has no
+            graph and shares no memory with `parameters`.
+        forward: makes the logits from (module, parameters, images).
+
+    Raises:
+        InputError: a setting is out of range, or no parameter requires a gradient.
+    """
+    steps, learning_rate, first_order = inner
+    if steps < 0:
+        raise InputError(f"adapt: steps must be 0 or more; got {steps}")
+    if not (math.isfinite(learning_rate) and learning_rate >= 0):
+        raise InputError(f"adapt: learning_rate must be finite and 0 or more; got {learning_rate}")
+    adapted = dict(parameters)
+    if not create_graph:
+        adapted = {
+            name: value.detach().clone().requires_grad_(value.requires_grad)
+            for name, value in adapted.items()
+        }
+    trained = [name for name, value in adapted.items() if value.requires_grad]
+    if not trained:
+        raise InputError(
+            "adapt: the module has no parameter that requires a gradient, so nothing can adapt"
+        )
+    with torch.enable_grad():
+        for _ in range(steps):
+            gradients = torch.autograd.grad(
+                loss(forward(module, adapted, images)),
+                [adapted[name] for name in trained],
+                create_graph=create_graph and not first_order,
+                allow_unused=True,
+            )
+            for name, gradient in zip(trained, gradients, strict=True):
+                if gradient is None:
+                    continue
+                if create_graph:
+                    adapted[name] = adapted[name] - learning_rate * gradient
+                else:
+                    adapted[name] = (
+                        adapted[name].detach() - learning_rate * gradient
+                    ).requires_grad_()
+    return adapted
+
+
+def outer_step(
+    optimizer: torch.optim.Optimizer,
+    tasks: Iterable[Task],
+    task_loss: Callable[[Task], tuple[Tensor, Tensor]],
+) -> tuple[float, float]:
+    """Take one optimizer step on the sum over `tasks` of the losses `task_loss(task)[0]`.
+
+    A "task" may be a stack of tasks, with one value each, `[E]`. Each is differentiated before the
+    next one starts, so that only one graph is alive at a time.
+
+    Returns the means of both values that `task_loss` returns.
+
+    Raises:
+        InputError: `tasks` is empty, or the loss or its gradient is not finite; the step is then
+            not taken.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    losses, scores = [], []
+    for task in tasks:
+        loss, score = task_loss(task)
+        loss.sum().backward()
+        losses.append(loss.detach().flatten())
+        scores.append(score.detach().flatten())
+    if not losses:
+        raise InputError("outer step: tasks is empty; give at least one")
+    mean_loss = float(torch.cat(losses).mean())
+    gradients = [
+        value.grad
+        for group in optimizer.param_groups
+        for value in group["params"]
+        if value.grad is not None
+    ]
+    if not (math.isfinite(mean_loss) and all(gradient.isfinite().all() for gradient in gradients)):
+        optimizer.zero_grad(set_to_none=True)
+        raise InputError(
+            f"outer step: the loss is {mean_loss} or its gradient is not finite; the step was not "
+            "taken; lower inner_lr or outer_lr"
+        )
+    optimizer.step()
+    return mean_loss, float(torch.cat(scores).mean())
+
+
+def cross_entropy_with(labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the loss `logits [N, n_classes] -> mean cross entropy` for int64 `labels` `[N]`.
+
+    The loss raises InputError for labels beyond the number of classes.
+    """
+    highest = int(labels.max())
+
+    def loss(logits: Tensor) -> Tensor:
+        if highest >= logits.shape[1]:
+            raise InputError(
+                f"adapt: labels must be below {logits.shape[1]}, the module's number of classes; "
+                f"got {highest}; number the classes of a task from 0"
+            )
+        return functional.cross_entropy(logits, labels)
+
+    return loss
