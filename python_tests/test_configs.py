@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bidfmkd_fast.experiments.config import ExperimentConfig
-from bidfmkd_fast.experiments.sweep import read_sweep
+from bidfmkd_fast.experiments.sweep_file import read_sweep
 from bidfmkd_fast.settings import plain_values, settings_from_yaml
 from bidfmkd_fast.training import paper
 

@@ -1,4 +1,4 @@
-"""The last line of a command that a signal ended: what is kept, what was asked, and the command that goes on."""
+"""Compose the last line of a killed command: what it kept, what it asked, and how to go on."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from bidfmkd_fast.black_box.ledger import asked_by_this_process
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
 
-_GO_ON = ("train", "compare", "sweep", "recover")  # in the same folder, with what is there
+_RESUMED = ("train", "compare", "sweep", "recover")  # commands that go on in the same folder
 
 
 def last_line(command: str, arguments: Sequence[str], options: Any, number: int) -> str:
-    """One line for a `command` that signal `number` ended; `options` are its parsed ones, None
-    before there are any.
+    """Return the line for a `command` that the signal `number` ended.
 
-    Commands set `options.out` to the folder they chose, once they have one.
+    `arguments` is the command line. `options` are the parsed options, or None if the signal came
+    before they were parsed; a command sets `options.out` to its folder once it has chosen one.
     """
     by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     name = f"bidfmkd {command}".strip()
     out = getattr(options, "out", None)
     folder = Path(out) if out is not None else None
-    if command in ("", "serve"):  # nothing to keep, and nothing to go on with
+    if command in ("", "serve"):  # which keep nothing and cannot go on
         return f"{name}: ended by {by}"
     parts = [
         f"{name}: ended by {by}",
@@ -52,38 +52,35 @@ def _kept(command: str, folder: Path | None) -> str:
 
 
 def _asked(folder: Path | None) -> str:
-    """What this process has asked; also what the folder's ledgers say in all, where processes
-    before it asked more.
+    """Say what this process has asked, and the total if earlier processes asked too.
+
+    The total is the sum of the ledgers in the folder, which outlive the process.
     """
     queries, requests, cost = asked_by_this_process()
     text = _amount(queries, requests, cost)
-    in_all = _ledgers(folder) if folder is not None and folder.is_dir() else (0, 0, 0.0)
-    if in_all[0] > queries:
-        text = f"{text} this time, {_amount(*in_all)} in all"
-    return f"asked {text}" if queries or in_all[0] else "nothing was asked"
+    total = _ledger_total(folder) if folder is not None and folder.is_dir() else (0, 0, 0.0)
+    if total[0] > queries:
+        text = f"{text} this time, {_amount(*total)} in all"
+    return f"asked {text}" if queries or total[0] else "nothing was asked"
 
 
 def _amount(queries: int, requests: int, cost: float) -> str:
-    return f"{queries:,} queries in {requests:,} requests" + (
-        f" at a cost of {cost:,.2f}" if cost else ""
-    )
+    price = f" at a cost of {cost:,.2f}" if cost else ""
+    return f"{queries:,} queries in {requests:,} requests{price}"
 
 
-def _ledgers(folder: Path) -> tuple[int, int, float]:
+def _ledger_total(folder: Path) -> tuple[int, int, float]:
+    """Return the queries, requests and cost of all ledgers in a folder."""
     queries, requests, cost = 0, 0, 0.0
     for file in folder.rglob("ledger.sqlite"):
         try:
             ledger = LedgerFile(file)
-        except (
-            InputError
-        ):  # this line is no place to complain of it; who opens the folder next is told
+        except InputError:  # damaged: the next command that opens the folder reports it
             continue
         for row in ledger.rows():
-            queries, requests, cost = (
-                queries + row.queries,
-                requests + row.requests,
-                cost + row.cost,
-            )
+            queries += row.queries
+            requests += row.requests
+            cost += row.cost
         ledger.close()
     return queries, requests, cost
 
@@ -92,11 +89,11 @@ def _next(command: str, arguments: Sequence[str], folder: Path | None) -> str:
     typed = list(arguments)
     given = any(argument == "--out" or argument.startswith("--out=") for argument in typed)
     begun = folder is not None and folder.exists()
-    if command in _GO_ON and begun and not given:
+    if command in _RESUMED and begun and not given:
         typed += ["--out", str(folder)]
-    told = shlex.join(["bidfmkd", *typed])
-    if command in _GO_ON and begun:
-        return f"go on with: {told}"
+    again = shlex.join(["bidfmkd", *typed])
+    if command in _RESUMED and begun:
+        return f"go on with: {again}"
     if command in ("pool", "demo") and begun and given:
-        return f"remove {folder} and start again with: {told}"
-    return f"start again with: {told}"
+        return f"remove {folder} and start again with: {again}"
+    return f"start again with: {again}"

@@ -1,4 +1,8 @@
-"""The next command, which the last line of a command names; whatever it says runs as it is printed."""
+"""Compose the last line of a finished command: the next command, which runs as it is printed.
+
+A command therefore never suggests what would fail. To know that, runs and pools keep in
+`source.yaml` which images they came from.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +17,29 @@ from bidfmkd_fast.files.atomic import write_exact
 from bidfmkd_fast.files.yaml_files import dump_yaml, read_mapping, shortly
 from bidfmkd_fast.secrets import scrubbed
 
-# in the folders of runs and pools: the pool, and where the images behind it come from
-SOURCE = "source.yaml"
-N_WAY, N_SHOTS, N_QUERY = 5, (1, 5), 15  # what `evaluate` takes unless told
-_SIDES = 4  # height and width of images are multiples of it
+SOURCE = "source.yaml"  # in the folder of a run or pool: the pool, and the images behind it
+N_WAY, N_SHOTS, N_QUERY = 5, (1, 5), 15  # the defaults of `evaluate`
+_SIDES = 4  # height and width of an API's images must be multiples of this
+_SMALLEST_SIDE = 16
 
 
 def source_of(folder: Path) -> dict[str, Any]:
-    """Read what `SOURCE` says in a folder; nothing where it is not there. Raises InputError for a
-    damaged one.
+    """Return what `source.yaml` in a folder says; an empty mapping if there is none.
+
+    Raises:
+        InputError: the file is damaged.
     """
     file = folder / SOURCE
     return read_mapping(file, "source") if file.is_file() else {}
 
 
 def write_source(folder: Path, source: dict[str, Any]) -> None:
-    """Write what `source_of` reads."""
+    """Write the file that `source_of` reads."""
     write_exact(folder / SOURCE, dump_yaml(scrubbed(source)))
 
 
 def files_of(datasets: Sequence[Dataset], given: Sequence[str]) -> dict[str, str]:
-    """Return the files, by the names of their data sets, that `--dataset` has given as paths."""
+    """Return the paths among the values of `--dataset`, by the names of their data sets."""
     return {
         dataset.name: str(Path(path).expanduser().resolve())
         for dataset, path in zip(datasets, given, strict=True)
@@ -42,64 +48,71 @@ def files_of(datasets: Sequence[Dataset], given: Sequence[str]) -> dict[str, str
 
 
 def datasets_of(source: dict[str, Any]) -> list[Dataset]:
-    """Load the data sets that a run's source names. Raises InputError as `load_dataset`, and for a
-    damaged source.
+    """Load the data sets that a run's source names.
+
+    Raises:
+        InputError: the source is damaged, or a data set cannot be loaded.
     """
     known = source.get("data_sets", [])
     if not isinstance(known, list) or not all(
-        isinstance(one, dict) and {"name", "inverted"} <= set(one) for one in known
+        isinstance(entry, dict) and {"name", "inverted"} <= set(entry) for entry in known
     ):
         raise InputError(
             f"source: data_sets must list mappings with name and inverted; got {shortly(known)}"
         )
-    return [load_dataset(one.get("file", one["name"]), invert=one["inverted"]) for one in known]
+    return [
+        load_dataset(entry.get("file", entry["name"]), invert=entry["inverted"]) for entry in known
+    ]
 
 
 def after_convert(dataset: Dataset, path: Path) -> str:
-    """Return the lines after a conversion: a pool trained on the data set, if one can be."""
+    """Return the line after a conversion: how to train a pool on it, or why that is impossible."""
     classes = dataset.classes("meta_train")
     single = [dataset.class_names[index] for index in classes if len(dataset.rows_of(index)) < 2]
     _, height, width = dataset.image_shape
-    if height % _SIDES or width % _SIDES or min(height, width) < 16:
+    if height % _SIDES or width % _SIDES or min(height, width) < _SMALLEST_SIDE:
         return (
-            f"no pool can be trained on images of {height} x {width}: give --size, a multiple of {_SIDES} from 16 on, "
-            "and another --out"
+            f"no pool can be trained on images of {height} x {width}: convert again with --size, "
+            f"a multiple of {_SIDES} of at least {_SMALLEST_SIDE}, and another --out"
         )
     if len(classes) < 2 or single:
         reason = (
             f"{single[0]!r} has one image" if single else f"meta_train has {len(classes)} class"
         )
-        return f"no pool can be trained on it: {reason}, and an API wants two classes of two images at least"
+        return (
+            f"no pool can be trained on it: {reason}, "
+            "and an API needs at least two classes of two images each"
+        )
     n_way = [] if len(classes) >= N_WAY else ["--n-way", str(len(classes))]
     return "next: " + shlex.join(["bidfmkd", "pool", "--dataset", str(path), *n_way])
 
 
 def after_pool(folder: Path) -> str:
-    """Return the line after a pool was trained: what a run on it would ask, before it is asked."""
+    """Return the line after a pool was trained: the command that tells what a run would ask."""
     return "next: " + shlex.join(["bidfmkd", "train", "--pool", str(folder), "--dry-run"])
 
 
 def after_run(folder: Path) -> str:
-    """Return the lines after a run: its meta-test where its source has images for one, else what
-    that would need.
-    """
+    """Return the lines after a run: how to meta-test it, or what a meta-test still needs."""
     try:
-        datasets, wanted = datasets_of(source_of(folder)), "data set unknown"
+        datasets, reason = datasets_of(source_of(folder)), "data set unknown"
     except InputError as error:
-        datasets, wanted = [], str(error)
+        datasets, reason = [], str(error)
     options = _evaluation(folder, datasets) if datasets else None
     if options is not None:
         return "next: " + shlex.join(["bidfmkd", "evaluate", "--run", str(folder), *options])
     evaluate = shlex.join(["bidfmkd", "evaluate", "--run", str(folder), "--dataset"])
     return (
-        f"to meta-test the run, give images of unseen classes ({wanted}): {evaluate} FILE.npz\n"
+        f"to meta-test the run, give images of unseen classes ({reason}): {evaluate} FILE.npz\n"
         f"next: {shlex.join(['bidfmkd', 'status', str(folder)])}"
     )
 
 
 def _evaluation(folder: Path, datasets: Sequence[Dataset]) -> list[str] | None:
-    """Return the options with which `evaluate` can judge a run on these data sets; None if there
-    are none.
+    """Return the options that `evaluate` needs on these data sets; None if no options make it work.
+
+    The images must have the shape that the meta-model takes, and meta_test enough classes and
+    images for an episode.
     """
     from bidfmkd_fast.models import AnySizeConv4, model_arguments
     from bidfmkd_fast.training.run_folder import RunFolder

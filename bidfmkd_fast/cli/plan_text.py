@@ -1,4 +1,4 @@
-"""What `probe` and `train --dry-run` print: what the probes found, and what a run would ask."""
+"""Print what `probe` and `train --dry-run` found out, and what a run would ask."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bidfmkd_fast.training.spending import over_cap
 from bidfmkd_fast.training.tables import text_table
 
 
-def tell_probe(api: BlackBox, config: TrainConfig, budget: Budget | None) -> bool:
-    """Print what one API can give, and what a run of it would ask; whether it can be used."""
+def print_probe(api: BlackBox, config: TrainConfig, budget: Budget | None) -> bool:
+    """Print what one API can give and what a run of it would ask; return whether it is usable."""
     made = _plan([api], config, budget)
     print(f"{text_table(made.apis[0].report.rows())}\n")
-    _tell_spending(made, *made.notes)
+    _print_spending(made, *made.notes)
     return not made.problems
 
 
-def tell_plan(apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | None) -> bool:
-    """Print what every API can give, and what a run of all would ask; whether all can be used."""
+def print_plan(apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | None) -> bool:
+    """Print what each API can give and what a run would ask; return whether all are usable."""
     made = _plan(apis, config, budget)
     print(f"{text_table(made.rows())}\n")
-    _tell_spending(made, *made.problems, *made.notes, *too_short(made, config))
+    _print_spending(made, *made.problems, *made.notes, *too_short(made, config))
     return not made.problems
 
 
@@ -33,11 +33,12 @@ def _plan(apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | None) 
     return plan(apis, config, seed=config.seed, progress=True)
 
 
-def _tell_spending(made: Plan, *remarks: str) -> None:
+def _print_spending(made: Plan, *remarks: str) -> None:
     print(text_table(made.spending.rows()))
-    if any(one.usable for one in made.apis):
+    if any(planned.usable for planned in made.apis):
         print(
-            f"\n{duration(made.seconds)} until the last answer; requests that have to be repeated come on top"
+            f"\n{duration(made.seconds)} until the last answer; "
+            "requests that have to be repeated come on top"
         )
     for line in [*remarks, *over_cap(made.spending)]:
         print(line)

@@ -1,4 +1,4 @@
-"""Data sets as their authors publish them, or folders of images, into one `.npz` that `load_dataset` reads."""
+"""Convert published data sets and folders of images into one `.npz` that `load_dataset` reads."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Converted:
-    """The data set as loaded from `path`, the layout it was read by, whence its split, and what it
-    leaves out.
+    """The result of a conversion.
 
-    `left_out` counts the classes that are in no split; `passed_over` has a line for each kind of
-    files that were not read, and for folders without an image, where the layout is class folders or
-    lists of images.
+    Attributes:
+        dataset: the data set as loaded from `path`.
+        path: the file that was written.
+        layout: the layout by which the source was read.
+        split: where the split comes from, in words.
+        left_out: the number of classes that are in no split.
+        passed_over: a line for each kind of file that was not read, and for folders without an
+            image. Empty for the archives of publishers, which hold much that is no image.
     """
 
     dataset: Dataset
@@ -56,13 +60,25 @@ def convert_dataset(
     """Read a folder, zip or tar archive of images and write `images`, `labels`, `class_names`,
     `split_of_class`.
 
-    `layout` is one of `LAYOUTS`; a named one is used or refused, never replaced. `split` is a path
-    to split lists, "random" (64 : 16 : 20 of the classes, by `seed`), or None: the published split,
-    lists in the source, its split folders, else random. `size` makes images `size` x `size`; None
-    takes what the papers use for the data set, or the size that all images have. `upright` turns
-    pictures as the orientation mark of their camera (EXIF) says. Classes and their images come in
-    the order of their names, whatever the file system's. `out` is by default `<data set>.npz` here,
-    and appears when it is whole. Raises `InputError` for bad input.
+    Classes and their images are ordered by name, so the result does not depend on the file system.
+
+    Args:
+        source: the folder or archive.
+        out: the file to write, by default `<data set>.npz` in the current folder. It appears when
+            it is complete.
+        layout: one of `LAYOUTS`. "auto" recognises the layout by the names of the files; any other
+            layout is used, or refused if the source does not have it.
+        split: a path to split lists, or "random" (64 : 16 : 20 of the classes, drawn by `seed`).
+            None takes the published split, else split lists in the source, else its split folders,
+            else a random split.
+        size: makes images `size` x `size`. None takes the size that the papers use for the data
+            set, else the size that all images have.
+        seed: of a random split.
+        upright: turns pictures as the orientation mark of their camera (EXIF) says.
+        progress: shows a progress bar.
+
+    Raises:
+        InputError: an argument is wrong, or the source is missing, damaged or of another layout.
     """
     if layout not in LAYOUTS:
         raise InputError(
@@ -92,7 +108,8 @@ def convert_dataset(
     kept = [name for name in names if name in split_of_class]
     if len(kept) < 2:
         raise InputError(
-            f"convert_dataset: {layout}: {tree.path} has one class, {kept[0]!r}; few-shot tasks need two at least"
+            f"convert_dataset: {layout}: {tree.path} has one class, {kept[0]!r}; "
+            "few-shot tasks need at least two"
         )
     rows = _rows(listing, set(kept))
     index = {name: number for number, name in enumerate(kept)}
@@ -108,16 +125,15 @@ def convert_dataset(
             split_of_class=np.array([split_of_class[name] for name in kept]),
         )
     dataset = load_dataset(path)
-    plain = layout in (
-        "class_folders",
-        "image_lists",
-    )  # a publisher's archive holds much that is no image
-    passed_over = left_out_lines(tree, listing.files or ()) if plain else ()
+    # Archives of publishers hold much that is no image; only a user's own files are worth a line.
+    users_own = layout in ("class_folders", "image_lists")
+    passed_over = left_out_lines(tree, listing.files or ()) if users_own else ()
     return Converted(dataset, path, layout, rule.where, len(names) - len(kept), passed_over)
 
 
 @contextmanager
 def _as_ours() -> Iterator[None]:
+    """Put "convert_dataset" in front of an error about the file to write."""
     try:
         yield
     except InputError as error:
@@ -132,18 +148,21 @@ def _refuse_out(path: Path) -> None:
 
 
 def _rows(listing: Listing, kept: set[str]) -> list[int]:
-    """Which images to take, by class and within it by file name, or as in the source where it
-    holds arrays.
+    """Return the rows of the images in `kept` classes, ordered by class and then by file name.
+
+    Sources that hold arrays have no file names; their images keep the order of the source.
     """
-    rows = [row for row, name in enumerate(listing.classes) if name in kept]
-    return sorted(
-        rows, key=lambda row: (listing.classes[row], listing.files[row] if listing.files else "")
-    )
+
+    def place(row: int) -> tuple[str, str]:
+        return listing.classes[row], listing.files[row] if listing.files else ""
+
+    return sorted((row for row, name in enumerate(listing.classes) if name in kept), key=place)
 
 
 def _images(
     listing: Listing, rows: list[int], size: int | None, upright: bool, progress: bool
 ) -> np.ndarray:
+    """Return the images of these rows, uint8 `[N, H, W]` or `[N, H, W, 3]`."""
     size = listing.size if size is None else size
     if listing.pixels is None:
         assert listing.files is not None

@@ -1,4 +1,4 @@
-"""A data set in memory, and the `.npz` file it comes from."""
+"""Hold a data set in memory, and load it from its `.npz` file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ _KEYS = ("images", "labels", "class_names", "split_of_class")
 class Dataset:
     """Labelled images whose classes are split into meta_train, meta_val and meta_test.
 
-    `images` uint8 `[N, C, H, W]`; `labels` int64 `[N]`, an index into `class_names` and
-    `split_of_class`. `inverted` notes that the images are 255 minus those of the file.
-    Raises `InputError` or `InputTypeError`, naming the data set, when the parts do not fit
-    together.
+    `images` is uint8 `[N, C, H, W]`; `labels` is int64 `[N]`, indices into `class_names` and
+    `split_of_class`. `inverted` notes that the images are 255 minus those of the file. Raises
+    `InputError` or `InputTypeError`, naming the data set, when the parts do not fit together.
     """
 
     name: str
@@ -82,54 +81,62 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """The shape of an image, (C, H, W)."""
         _, channels, height, width = self.images.shape
         return channels, height, width
 
     def classes(self, split: str) -> list[int]:
-        """Indices of the classes of `split`, ascending. Raises `InputError` for an unknown
-        split.
+        """Return the indices of the classes of `split`, ascending.
+
+        Raises:
+            InputError: there is no such split.
         """
         if split not in SPLITS:
             raise InputError(
                 f"data set {self.name!r}: split must be one of {SPLITS}; got {split!r}"
             )
-        return [index for index, its in enumerate(self.split_of_class) if its == split]
+        return [index for index, name in enumerate(self.split_of_class) if name == split]
 
     def rows_of(self, class_index: int) -> Tensor:
-        """Which rows of `images` show this class: int64 `[n]`, ascending. Raises `InputError` for
-        an unknown class.
+        """Return the rows of `images` that show this class: int64 `[n]`, ascending.
+
+        Raises:
+            InputError: there is no such class.
         """
         if not 0 <= class_index < len(self._rows):
             raise InputError(
-                f"data set {self.name!r}: class must be in 0..{len(self._rows) - 1}; got {class_index}"
+                f"data set {self.name!r}: class must be in 0..{len(self._rows) - 1}; "
+                f"got {class_index}"
             )
         return self._rows[class_index]
 
     def take(self, rows: Tensor) -> Tensor:
-        """The images of these rows, float32 `[n, C, H, W]` in [0, 1]."""
+        """Return the images of these rows, float32 `[n, C, H, W]` in [0, 1]."""
         return self.images[rows].float().div_(255)
 
     def images_of(self, class_index: int) -> Tensor:
-        """All images of one class, float32 `[n, C, H, W]` in [0, 1]."""
+        """Return all images of one class, float32 `[n, C, H, W]` in [0, 1]."""
         return self.take(self.rows_of(class_index))
 
     def __repr__(self) -> str:
         channels, height, width = self.image_shape
         splits = ", ".join(f"{split} {len(self.classes(split))}" for split in SPLITS)
+        inverted = ", inverted" if self.inverted else ""
         return (
-            f"Dataset({self.name!r}{', inverted' if self.inverted else ''}: {len(self.images)} images "
+            f"Dataset({self.name!r}{inverted}: {len(self.images)} images "
             f"{channels}x{height}x{width}, {len(self.class_names)} classes: {splits})"
         )
 
 
 def load_dataset(name_or_path: str | Path, *, invert: bool = False) -> Dataset:
-    """The data set "glyphs", the file at a path ending in `.npz`, or `$BIDFMKD_DATA/<name>.npz`.
+    """Load "glyphs", the file at a path that ends in `.npz`, or else `$BIDFMKD_DATA/<name>.npz`.
 
     The file holds `images` uint8 `[N, H, W]` or `[N, H, W, 3]`, `labels` integers `[N]`,
-    `class_names` and `split_of_class`; further keys are ignored. `invert` gives 255 minus every
-    pixel: Omniglot comes black on white, and ink as 1 on 0 learns better. Raises `InputError` for a
-    file that is missing, damaged or not such a data set.
+    `class_names` and `split_of_class`; further keys are ignored. `invert` replaces each pixel by
+    255 minus the pixel: Omniglot is black on white, and networks learn better from ink as 1 on 0.
+
+    Raises:
+        InputError: the file is missing, damaged, or no such data set.
     """
     if str(name_or_path) == "glyphs":
         from bidfmkd_fast.data.glyphs import make_glyphs
@@ -158,8 +165,8 @@ def _find(name_or_path: str) -> Path:
     folder = os.environ.get(DATA_VARIABLE, "")
     if not folder:
         raise InputError(
-            f"load_dataset: to find data set {name_or_path!r}, set {DATA_VARIABLE} to the folder that holds "
-            f"{name_or_path}.npz; or give a path ending in .npz, or 'glyphs'"
+            f"load_dataset: to find data set {name_or_path!r}, set {DATA_VARIABLE} to the folder "
+            f"that holds {name_or_path}.npz; or give a path ending in .npz, or 'glyphs'"
         )
     root = Path(folder).expanduser()
     path = root / f"{name_or_path}.npz"
@@ -179,7 +186,8 @@ def _read(path: Path) -> Dataset:
             missing = [key for key in _KEYS if key not in archive]
             if missing:
                 raise InputError(
-                    f"load_dataset: {path} lacks {missing}; it has {sorted(archive)}, needs {list(_KEYS)}"
+                    f"load_dataset: {path} lacks {missing}; "
+                    f"it has {sorted(archive)}, needs {list(_KEYS)}"
                 )
             images, labels, class_names, splits = (archive[key] for key in _KEYS)
     except InputError:
@@ -208,7 +216,8 @@ def _read(path: Path) -> Dataset:
         )
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
         raise InputError(
-            f"load_dataset: {path}: images must be [N, H, W] or [N, H, W, 3]; got {list(images.shape)}"
+            f"load_dataset: {path}: images must be [N, H, W] or [N, H, W, 3]; "
+            f"got {list(images.shape)}"
         )
     if class_names.ndim != 1 or splits.ndim != 1:
         came = f"{list(class_names.shape)} and {list(splits.shape)}"

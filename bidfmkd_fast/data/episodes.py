@@ -1,4 +1,4 @@
-"""Few-shot episodes of real images."""
+"""Draw few-shot episodes from a data set of real images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bidfmkd_fast.seeds import torch_generator
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Episode:
-    """One few-shot task; images float32 in [0, 1], labels 0..n_way-1 and sorted.
+    """One few-shot task; images are float32 in [0, 1], labels are 0..n_way-1 and sorted.
 
-    `support_images` `[n_way * n_shot, C, H, W]`, `support_labels` int64 `[n_way * n_shot]`,
-    `query_images` and `query_labels` the same with n_query; `classes` are the data set's indices
-    behind labels 0, 1, ...; of a class turned k times by 90 degrees, its index plus k times the
-    number of all classes.
+    `support_images` is `[n_way * n_shot, C, H, W]`, `support_labels` int64 `[n_way * n_shot]`;
+    `query_images` and `query_labels` are the same with n_query. `classes` has the data set's index
+    of the class behind each label. If the class was turned k times by 90 degrees, k times the
+    number of all classes is added to the index.
     """
 
     support_images: Tensor
@@ -38,14 +38,14 @@ class Episode:
 
 
 class EpisodeSampler:
-    """Draws episodes of `n_way` classes of one split, with `n_shot` support and `n_query` query
-    images per class.
+    """Draws episodes of `n_way` classes of one split.
 
-    With `rotations` 2 or 4 each class, turned by 180 or by multiples of 90 degrees, is that many
-    classes.
+    Each class has `n_shot` support and `n_query` query images. With `rotations` 2, each class also
+    counts turned by 180 degrees, as a class of its own; with 4, turned by 90, 180 and 270 degrees.
 
-    Raises `InputError` at once when a number is below 1, the split has too few classes, or a class
-    too few images.
+    Raises:
+        InputError: a number is below 1, the split has too few classes, or a class has too few
+            images. It is raised here, before an episode is drawn.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class EpisodeSampler:
         for index in self._classes:
             count = len(dataset.rows_of(index))
             if count < n_shot + n_query:
-                held = f"class {dataset.class_names[index]!r} of data set {dataset.name!r} has {count} images"
+                name = dataset.class_names[index]
+                held = f"class {name!r} of data set {dataset.name!r} has {count} images"
                 raise InputError(
                     f"EpisodeSampler: {held}; n_shot + n_query = {n_shot} + {n_query} needs more"
                 )
@@ -77,13 +78,13 @@ class EpisodeSampler:
         self.n_way, self.n_shot, self.n_query, self.rotations = n_way, n_shot, n_query, rotations
 
     def __repr__(self) -> str:
-        sizes = f"{self.n_way}-way {self.n_shot}-shot, {self.n_query} query images per class, seed {self.seed}"
-        return f"EpisodeSampler({self.split} of {self.dataset.name!r}: {sizes})"
+        return (
+            f"EpisodeSampler({self.split} of {self.dataset.name!r}: {self.n_way}-way "
+            f"{self.n_shot}-shot, {self.n_query} query images per class, seed {self.seed})"
+        )
 
     def episode(self, index: int) -> Episode:
-        """Episode number `index`: a pure function of the seed and the index (given data set, split
-        and sizes).
-        """
+        """Return episode number `index`, which depends only on it and the sampler's arguments."""
         generator = torch_generator(self.seed, "episode", self.split, index)
         chosen = draw_classes(self._classes, self.n_way, self.rotations, generator)
         support, query = [], []
@@ -102,30 +103,31 @@ class EpisodeSampler:
 
 
 def check_rotations(operation: str, rotations: int) -> None:
-    """Raises InputError unless `rotations` is 1, 2 or 4."""
+    """Raise InputError unless `rotations` is 1, 2 or 4."""
     if rotations not in (1, 2, 4):
         raise InputError(
-            f"{operation}: rotations must be 1 (none), 2 (by 180 degrees) or 4 (by 90); got {rotations!r}"
+            f"{operation}: rotations must be 1 (none), 2 (by 180 degrees) or 4 (by 90); "
+            f"got {rotations!r}"
         )
 
 
 def draw_classes(
     classes: Sequence[int], n_way: int, rotations: int, generator: torch.Generator
 ) -> list[tuple[int, int]]:
-    """`n_way` different pairs (one of `classes`, its quarter turns), uniformly."""
+    """Draw `n_way` different pairs uniformly: a class of `classes`, and how many quarter turns."""
     drawn = torch.randperm(len(classes) * rotations, generator=generator)[:n_way].tolist()
-    return [(classes[one // rotations], one % rotations * (4 // rotations)) for one in drawn]
+    return [(classes[n // rotations], n % rotations * (4 // rotations)) for n in drawn]
 
 
 def turned(images: Tensor, turns: int) -> Tensor:
-    """`images` `[..., H, W]`, each turned `turns` times by 90 degrees."""
+    """Return `images` `[..., H, W]`, each turned `turns` times by 90 degrees."""
     return torch.rot90(images, turns, (-2, -1)) if turns else images
 
 
 def episode_of(
     support: Sequence[Tensor], query: Sequence[Tensor], classes: tuple[int, ...]
 ) -> Episode:
-    """The episode of each class's support and query images."""
+    """Return the episode with these support and query images of each class."""
     labels = torch.arange(len(classes))
     return Episode(
         support_images=torch.cat(list(support)),

@@ -1,4 +1,4 @@
-"""The embedded data set: characters of the font inside Pillow, each drawn and bent differently every time."""
+"""Draw the embedded data set: characters of Pillow's font, bent differently in each image."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from bidfmkd_fast.data.dataset import SPLITS, Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.seeds import torch_generator
 
-# What stays apart when size and position vary: of c/C, o/O/0, s/S, l/I and their like, only one.
+# Characters that differ even when size and position vary: of c/C, o/O/0, s/S, l/I only one each.
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789abdefghjmnqrty#$%&()*+<=>?@[]{}~"
 CLASSES_PER_SPLIT = (40, 8, 19)
 _CANVAS = 64
 _FONT_SIZE = 48
 _STROKES = (0, 1, 2)
-_CELLS = 4  # of the mesh that bends a drawing, in each direction
+_CELLS = 4  # of the mesh that bends a drawing, per axis
 
 
 def make_glyphs(size: int = 28, n_per_class: int = 40, seed: int = 0) -> Dataset:
-    """67 classes of white characters on black, `n_per_class` images `[1, size, size]` each, split
-    40 / 8 / 19.
+    """Draw 67 classes of white characters on black, `n_per_class` images `[1, size, size]` each.
 
-    Drawn on 64 x 64 pixels with stroke width 0-2, turned by up to 20 degrees, sheared by up to 0.3,
-    scaled by 0.775-1.175, shifted by up to 4 pixels, and bent: the corners of 4 x 4 cells move by
-    up to 3 pixels each. Then reduced with antialiasing. The images are a function of the arguments
-    (and of Pillow's font renderer); which class is in which split never changes.
-    Raises `InputError` for a size below 8 or above 64, `n_per_class` below 1, or a Pillow without
-    FreeType.
+    The classes are split 40 / 8 / 19. Each image is drawn on 64 x 64 pixels with a stroke width of
+    0 to 2, turned by up to 20 degrees, sheared by up to 0.3, scaled by 0.775 to 1.175 and shifted
+    by up to 4 pixels. It is then bent: the corners of a mesh of 4 x 4 cells move by up to 3 pixels
+    each. In the end it is reduced with antialiasing. The images depend only on the arguments (and
+    on Pillow's font renderer); the split of a class never changes.
+
+    Raises:
+        InputError: the size is below 8 or above 64, `n_per_class` is below 1, or Pillow was built
+            without FreeType.
     """
     if not 8 <= size <= _CANVAS:
         raise InputError(f"make_glyphs: size must be in 8..{_CANVAS}; got {size}")
@@ -69,6 +71,7 @@ def make_glyphs(size: int = 28, n_per_class: int = 40, seed: int = 0) -> Dataset
 
 
 def _draw(character: str) -> list:
+    """Return Pillow images of a character, one per stroke width."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(_FONT_SIZE)
@@ -88,10 +91,10 @@ def _draw(character: str) -> list:
 
 
 def _corners(turn: float, shear: float, scale: float, right: float, down: float) -> np.ndarray:
-    """Where the corners of the cells come from in the drawing, `[cells + 1, cells + 1, 2]` as x and
-    y, unbent.
+    """Return where in the drawing each corner of the mesh is taken from, before it is bent.
 
-    The five numbers are in [-1, 1]; 0 leaves the drawing as it is but for its size.
+    The result is `[cells + 1, cells + 1, 2]`, x and y. The five numbers are in [-1, 1]; if all are
+    0, only the size of the drawing changes.
     """
     angle = math.radians(20) * turn
     zoom = 0.975 + 0.2 * scale
@@ -103,8 +106,10 @@ def _corners(turn: float, shear: float, scale: float, right: float, down: float)
 
 
 def _mesh(corners: np.ndarray) -> list[tuple[tuple[int, int, int, int], tuple[float, ...]]]:
-    """Pillow's cells: a box of the result, and the corners it is filled from, counter-clockwise
-    from the top left.
+    """Return the mesh as Pillow takes it.
+
+    Each cell is a box of the result and the four corners in the drawing that fill it,
+    counter-clockwise from the top left.
     """
     side, cells = _CANVAS // _CELLS, range(_CELLS)
     boxes = [(x * side, y * side, (x + 1) * side, (y + 1) * side) for y in cells for x in cells]

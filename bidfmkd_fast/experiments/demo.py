@@ -1,4 +1,4 @@
-"""The demo: from nothing to a meta-model and an honest table, on the embedded characters, in minutes on a CPU."""
+"""Run the demo: from nothing to a meta-model and a table of accuracies, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bidfmkd_fast.training.tables import text_table
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The demo's settings.
+    """Settings of the demo.
 
     Args:
         n_apis: Conv4 APIs to train.
@@ -41,13 +41,14 @@ class DemoConfig:
 
 
 def demo_config() -> DemoConfig:
-    """The settings of `bidfmkd demo`, chosen to end within five minutes on two cores."""
+    """Return the settings of `bidfmkd demo`, chosen to end within five minutes on two cores."""
     return DemoConfig(train=TrainConfig(replay=ReplayConfig(final_steps=120, rotations=4)))
 
 
 def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool = True) -> str:
-    """Pool, run, control, meta-test, all in the new folder `out`; the text to show. The seed is
-    `config.train.seed`.
+    """Train a pool, run BiDf-MKD and its control on it, meta-test both, and return the tables.
+
+    All files are written to the new folder `out`. Every random draw comes from `config.train.seed`.
 
     Raises:
         InputError: `out` is there already, or a setting does not fit.
@@ -92,16 +93,17 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool =
     report = write_report(
         folder, [comparison], control=RunFolder(out / "control"), extra_seconds=seconds
     )
-    tables = [
-        text_table(read_spending(out).rows()),
-        text_table(outcome_rows(folder.summary(), seconds)),
-    ]
-    return (
-        f"{config.n_apis} APIs ({100 * pool.accuracy:.0f} % accurate on held-out images of their own classes), "
-        f"asked for scores only\n\n{comparison}\n\n{tables[0]}\n\n{tables[1]}\n\nreport with pictures: {report}"
+    apis_text = (
+        f"{config.n_apis} APIs ({100 * pool.accuracy:.0f} % accurate on held-out images of their "
+        "own classes), asked for scores only"
+    )
+    spending = text_table(read_spending(out).rows())
+    outcome = text_table(outcome_rows(folder.summary(), seconds))
+    return "\n\n".join(
+        [apis_text, str(comparison), spending, outcome, f"report with pictures: {report}"]
     )
 
 
 def with_seed(config: DemoConfig, seed: int) -> DemoConfig:
-    """The same demo under another seed."""
+    """Return the same settings with another seed."""
     return replace(config, train=replace(config.train, seed=seed))

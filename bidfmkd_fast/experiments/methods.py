@@ -1,4 +1,7 @@
-"""What BiDf-MKD is compared with: learners without recovery, without meta-learning, with gradients, with real data."""
+"""Train BiDf-MKD and what it is compared with, each as a function of the same experiment.
+
+The others do without recovery, without meta-learning, with the APIs' gradients, or with real data.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,11 @@ from bidfmkd_fast.training.run_folder import META_MODEL, SUMMARY, RunFolder
 
 
 @dataclass(frozen=True)
-class Contest:
-    """What every method is given: the same pool, data sets, settings and seed.
+class Experiment:
+    """What every method starts from: the same pool, data sets, settings and seed.
 
-    `bidf_mkd` is the folder of the finished BiDf-MKD run, for those that use the sets it recovered.
+    `bidf_mkd` is the folder of the finished BiDf-MKD run, for methods that use the sets it
+    recovered.
     """
 
     pool: Pool
@@ -44,58 +48,59 @@ class Contest:
 
     @property
     def train(self) -> TrainConfig:
-        """The settings of the run; its seed is everyone's."""
+        """The settings of the run; all methods take their seed from them."""
         return self.config.train
 
     def fresh(self) -> nn.Module:
-        """The meta-model that all start from."""
+        """Return a new copy of the meta-model that all methods start from."""
         specs = [entry.spec for entry in self.pool.trained]
         return initial_module(specs, self.train).to(self.device)
 
 
-Method = Callable[[Contest, Path], None]
+Method = Callable[[Experiment, Path], None]
 
 
-def random_initialisation(contest: Contest, folder: Path) -> None:
-    """The meta-model as it starts."""
-    _finish(folder, contest, contest.fresh(), 0, 0.0)
+def random_initialisation(experiment: Experiment, folder: Path) -> None:
+    """Keep the meta-model as it starts."""
+    _finish(folder, experiment, experiment.fresh(), 0, 0.0)
 
 
-def control(contest: Contest, folder: Path) -> None:
-    """The run on images of untrained generators."""
-    _fit(contest, load_pool(contest.pool.folder), contest.train.control(), folder, "control")
+def control(experiment: Experiment, folder: Path) -> None:
+    """Run BiDf-MKD on images of untrained generators: meta-learning without recovery."""
+    _fit(
+        experiment, load_pool(experiment.pool.folder), experiment.train.control(), folder, "control"
+    )
 
 
-def bidf_mkd(contest: Contest, folder: Path) -> None:
-    """The method itself."""
-    _fit(contest, load_pool(contest.pool.folder), contest.train, folder, "bidf_mkd")
+def bidf_mkd(experiment: Experiment, folder: Path) -> None:
+    """Run BiDf-MKD."""
+    _fit(experiment, load_pool(experiment.pool.folder), experiment.train, folder, "bidf_mkd")
 
 
-def white_box(contest: Contest, folder: Path) -> None:
-    """The same run with the APIs' true gradients: what a perfect estimate would give."""
-    modules = load_modules(contest.pool.folder)
+def white_box(experiment: Experiment, folder: Path) -> None:
+    """Run BiDf-MKD with the APIs' true gradients: what a perfect estimate would give."""
+    modules = load_modules(experiment.pool.folder)
     boxes = [
-        OpenBox(module, entry.spec, device=contest.device)
-        for module, entry in zip(modules, contest.pool.trained, strict=True)
+        OpenBox(module, entry.spec, device=experiment.device)
+        for module, entry in zip(modules, experiment.pool.trained, strict=True)
     ]
-    _fit(contest, boxes, contest.train, folder, "white_box")
+    _fit(experiment, boxes, experiment.train, folder, "white_box")
 
 
-def best_api_distilled(contest: Contest, folder: Path) -> None:
-    """Single-DFKD: the API most accurate on held-out images, distilled into the meta-model's
-    architecture.
+def best_api_distilled(experiment: Experiment, folder: Path) -> None:
+    """Distil the API that is most accurate on held-out images into the meta-model (Single-DFKD).
 
-    It may spend what the whole run spends: as many sets are recovered from this one API as the run
-    recovers from all. The classifier then starts from zero, since its classes mean nothing in
-    another task; that adapts better than to keep it (Omniglot, 10 steps, 1-shot: 72 % against 67
-    %).
+    The method may spend what the whole run spends: as many sets are recovered from this one API as
+    the run recovers from all. The classifier is then set to zero, because its classes mean nothing
+    in another task. Measured, that adapts better than to keep it (Omniglot, 10 steps, 1-shot: 72 %
+    against 67 %).
     """
     started = time.perf_counter()
-    entries, config = contest.pool.trained, contest.train
+    entries, config = experiment.pool.trained, experiment.train
     best = max(range(len(entries)), key=lambda i: entries[i].accuracy)
-    api = load_pool(contest.pool.folder)[best]
+    api = load_pool(experiment.pool.folder)[best]
     images, scores = [], []
-    with Bar(f"single: recover {api.name}", 2 * len(entries), "sets", contest.progress) as bar:
+    with Bar(f"single: recover {api.name}", 2 * len(entries), "sets", experiment.progress) as bar:
         for index in bar.over(range(2 * len(entries))):
             seed = derive_seed(config.seed, "best api", index)
             recovered = recover(
@@ -104,17 +109,17 @@ def best_api_distilled(contest: Contest, folder: Path) -> None:
                 None,
                 config.recovery,
                 seed=seed,
-                device=contest.device,
+                device=experiment.device,
                 paper_compat=config.paper_compat,
             )
             images.append(api.spec.to_unit(recovered.images))
             scores.append(recovered.scores)
-    module = contest.fresh()
-    _distil(contest, module, torch.cat(images), torch.cat(scores), api.spec.returned_kind, best)
+    module = experiment.fresh()
+    _distil(experiment, module, torch.cat(images), torch.cat(scores), api.spec.returned_kind, best)
     _clear_classifier(module)
     _finish(
         folder,
-        contest,
+        experiment,
         module,
         api.ledger.queries,
         time.perf_counter() - started,
@@ -122,54 +127,55 @@ def best_api_distilled(contest: Contest, folder: Path) -> None:
     )
 
 
-def distilled_average(contest: Contest, folder: Path) -> None:
-    """Distill-Avg: each API distilled by itself, from the same start, and the parameters averaged.
+def distilled_average(experiment: Experiment, folder: Path) -> None:
+    """Distil each API by itself, from the same start, and average the parameters (Distill-Avg).
 
-    It learns from the sets that BiDf-MKD recovered, so it has cost the same queries. The classifier
-    starts from zero.
+    The method learns from the sets that BiDf-MKD recovered, so it costs the same queries. The
+    classifier is set to zero, as in `best_api_distilled`.
     """
     started = time.perf_counter()
-    entries = contest.pool.trained
+    entries = experiment.pool.trained
     total: dict[str, Tensor] = {}
-    with Bar("average: distil", len(entries), "APIs", contest.progress) as bar:
+    with Bar("average: distil", len(entries), "APIs", experiment.progress) as bar:
         for index in bar.over(range(len(entries))):
-            images, scores = recovered_sets(contest.bidf_mkd, index)
-            module = contest.fresh()
-            _distil(contest, module, images, scores, entries[index].spec.returned_kind, index)
+            images, scores = recovered_sets(experiment.bidf_mkd, index)
+            module = experiment.fresh()
+            _distil(experiment, module, images, scores, entries[index].spec.returned_kind, index)
             for name, value in module.named_parameters():
                 total[name] = total.get(name, torch.zeros_like(value)) + value.detach() / len(
                     entries
                 )
-    module = contest.fresh()
+    module = experiment.fresh()
     module.load_state_dict(total)
     _clear_classifier(module)
-    queries = RunFolder(contest.bidf_mkd).summary()["queries"]
-    _finish(folder, contest, module, queries, time.perf_counter() - started)
+    queries = RunFolder(experiment.bidf_mkd).summary()["queries"]
+    _finish(folder, experiment, module, queries, time.perf_counter() - started)
 
 
-def maml_on_real_data(contest: Contest, folder: Path) -> None:
-    """MAML on the real meta-train classes, data sets in turn, with the replay's settings and
-    number of outer steps.
+def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
+    """Train MAML on the real meta-train classes, with the settings and step count of the replay.
+
+    Episodes come from the data sets in turn.
     """
     started = time.perf_counter()
-    config, replay = contest.train, contest.train.replay
-    rounds = -(-len(contest.pool.entries) // config.meta_batch_size)
+    config, replay = experiment.train, experiment.train.replay
+    rounds = -(-len(experiment.pool.entries) // config.meta_batch_size)
     samplers = [
         EpisodeSampler(
             dataset,
             "meta_train",
-            contest.config.pool.n_way,
+            experiment.config.pool.n_way,
             replay.n_shot,
             replay.n_query,
             derive_seed(config.seed, "maml", dataset.name),
             replay.rotations,
         )
-        for dataset in contest.datasets
+        for dataset in experiment.datasets
     ]
-    module = contest.fresh()
+    module = experiment.fresh()
     optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr)
     n_steps = replay.final_steps + replay.steps_per_round * (rounds - 1)
-    with Bar("maml: train", n_steps, "steps", contest.progress) as bar:
+    with Bar("maml: train", n_steps, "steps", experiment.progress) as bar:
         for step in bar.over(range(n_steps)):
             indices = range(step * config.meta_batch_size, (step + 1) * config.meta_batch_size)
             episodes = [
@@ -182,10 +188,11 @@ def maml_on_real_data(contest: Contest, folder: Path) -> None:
                     episodes,
                     replay.inner,
                 )
-    _finish(folder, contest, module, 0, time.perf_counter() - started)
+    _finish(folder, experiment, module, 0, time.perf_counter() - started)
 
 
-# In the order of the table: without recovery, without meta-learning, the method, the ceilings.
+# Label and function of each method, in the order of the table: without recovery, without
+# meta-learning, BiDf-MKD, and the upper bounds.
 METHODS: dict[str, tuple[str, Method]] = {
     "random": ("random initialisation", random_initialisation),
     "control": ("no-recovery control", control),
@@ -197,10 +204,15 @@ METHODS: dict[str, tuple[str, Method]] = {
 }
 
 
-def recovered_sets(folder: Path, api_index: int) -> tuple[Tensor, Tensor]:
-    """Images (unit range) and scores of all sets that the run in `folder` recovered from one API.
+OURS, CONTROL = "bidf_mkd", "control"
+USES_OUR_SETS = frozenset({"average"})  # methods that need the finished BiDf-MKD run
 
-    Raises InputError if there is none, or one is damaged.
+
+def recovered_sets(folder: Path, api_index: int) -> tuple[Tensor, Tensor]:
+    """Read the images, in [0, 1], and scores of all sets that a run recovered from one API.
+
+    Raises:
+        InputError: `folder` holds no set of this API, or a damaged one.
     """
     files = sorted((folder / "recovered").glob(f"api_{api_index:03d}_*.safetensors"))
     if not files:
@@ -210,28 +222,29 @@ def recovered_sets(folder: Path, api_index: int) -> tuple[Tensor, Tensor]:
 
 
 def _fit(
-    contest: Contest, apis: Sequence[BlackBox], config: TrainConfig, folder: Path, label: str
+    experiment: Experiment, apis: Sequence[BlackBox], config: TrainConfig, folder: Path, label: str
 ) -> None:
-    learner = BiDfMKD(apis, config=config, device=contest.device)
+    learner = BiDfMKD(apis, config=config, device=experiment.device)
     learner.label = label
-    learner.fit(folder, contest.progress)
+    learner.fit(folder, experiment.progress)
 
 
 def _distil(
-    contest: Contest,
+    experiment: Experiment,
     module: nn.Module,
     images: Tensor,
     scores: Tensor,
     scores_kind: str,
     api_index: int,
 ) -> None:
-    """Adam on the KD loss over random mini-batches of images `[N, C, H, W]` and their scores `[N,
-    n_classes]`.
+    """Train `module` with Adam on the KD loss, over random mini-batches.
+
+    `images` is `[N, C, H, W]`, `scores` what API number `api_index` answered, `[N, n_classes]`.
     """
-    settings = contest.config.baselines
-    images, scores = images.to(contest.device), scores.to(contest.device)
+    settings = experiment.config.baselines
+    images, scores = images.to(experiment.device), scores.to(experiment.device)
     optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate)
-    generator = torch_generator(contest.train.seed, "distil", api_index)
+    generator = torch_generator(experiment.train.seed, "distil", api_index)
     module.train()
     for _ in range(settings.steps):
         rows = torch.randperm(len(images), generator=generator)[: settings.batch_size].to(
@@ -251,16 +264,18 @@ def _clear_classifier(module: nn.Module) -> None:
 
 def _finish(
     folder: Path,
-    contest: Contest,
+    experiment: Experiment,
     module: nn.Module,
     queries: int,
     seconds: float,
     ledger: Sequence[LedgerRow] = (),
 ) -> None:
-    """Write a finished method; `queries` may be another method's, `ledger` is what this one has
-    asked by itself.
+    """Write the folder of a finished method that is no run.
+
+    `queries` is what the method needs; they may have been asked by another method. `ledger` has
+    only what this method asked itself.
     """
-    config = contest.train
+    config = experiment.train
     rows = [asdict(row) for row in ledger]
     summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}, "ledger": rows}
     write_json(folder / SUMMARY, summary)

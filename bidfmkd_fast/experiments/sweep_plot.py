@@ -1,4 +1,4 @@
-"""The plot of a sweep: accuracy with its confidence interval over the one number that varies, or cell by cell."""
+"""Plot a sweep: accuracy with confidence interval over the number that varies, or by cell."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bidfmkd_fast.meta import Evaluation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from bidfmkd_fast.experiments.sweep import Cell
+    from bidfmkd_fast.experiments.sweep_file import Cell
 
 
 def need_matplotlib() -> None:
-    """Raises InputError, before hours of computing, if the plot could not be drawn."""
+    """Raise InputError if matplotlib is missing, so that it is found before hours of computing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -36,24 +36,25 @@ def plot_sweep(
 def draw_sweep(
     cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequence[Evaluation]]]
 ) -> Figure:
-    """Draw a panel per data set and number of shots; `evaluations` are those of each cell by data
-    set.
+    """Draw a panel per data set and number of shots; `evaluations` has, for each cell, the ones by
+    data set.
 
-    Over a number, the ticks are the values that were tried, and the axis is logarithmic where
-    `is_logarithmic` says so.
+    If the sweep varies one number, that number is the horizontal axis: its ticks are the values
+    that were tried, and it is logarithmic where `is_logarithmic` says so. Otherwise each cell is a
+    row.
     """
     from matplotlib.figure import Figure
 
     axis = numeric_axis(cells)
-    panels = [(name, i) for name, its in evaluations[0].items() for i in range(len(its))]
+    panels = [(name, i) for name, shots in evaluations[0].items() for i in range(len(shots))]
     height = 3.2 if axis else 1.2 + 0.35 * len(cells)
     figure = Figure(figsize=(4.5 * len(panels), height), layout="constrained")
     for panel, (data_set, position) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels
     ):
-        judged = [its[data_set][position] for its in evaluations]
-        means, widths = [100 * e.mean for e in judged], [100 * e.ci95 for e in judged]
-        panel.set_title(f"{data_set}, {judged[0].n_shot}-shot")
+        shown = [by_data_set[data_set][position] for by_data_set in evaluations]
+        means, widths = [100 * e.mean for e in shown], [100 * e.ci95 for e in shown]
+        panel.set_title(f"{data_set}, {shown[0].n_shot}-shot")
         if axis is None:
             panel.errorbar(means, range(len(cells)), xerr=widths, fmt="o", capsize=3)
             panel.set_yticks(range(len(cells)), [cell.name for cell in cells])
@@ -64,11 +65,10 @@ def draw_sweep(
             rows = sorted(
                 (cell.point[axis], i) for i, cell in enumerate(cells) if cell.variant == variant
             )
-            x, its = [value for value, _ in rows], [i for _, i in rows]
             panel.errorbar(
-                x,
-                [means[i] for i in its],
-                [widths[i] for i in its],
+                [value for value, _ in rows],
+                [means[i] for _, i in rows],
+                [widths[i] for _, i in rows],
                 fmt="o-",
                 capsize=3,
                 label=variant or None,
@@ -88,14 +88,14 @@ def draw_sweep(
 def is_logarithmic(values: Sequence[float]) -> bool:
     """Return True for values above 0 that are fractions or span a factor of 4.
 
-    Fractions are lengths of steps, learning rates and weights, of which ratios matter.
+    Fractions are step lengths, learning rates and weights, whose ratios matter.
     """
     fractions = any(isinstance(value, float) for value in values)
     return min(values) > 0 and (fractions or max(values) >= 4 * min(values))
 
 
 def numeric_axis(cells: Sequence[Cell]) -> str | None:
-    """The dotted key of the grid, if it has one only and that takes two numbers or more."""
+    """Return the dotted key of the grid if it is the only one and takes at least two numbers."""
     keys = list(cells[0].point)
     if len(keys) != 1:
         return None

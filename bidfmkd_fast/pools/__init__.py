@@ -1,4 +1,4 @@
-"""Ready-made settings: pools of APIs to learn from."""
+"""Pools of APIs to learn from: trained here, read from files, or reached as services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Training the classifiers of a pool: one data set and architecture (API-SS), mixed architectures, or both mixed."""
+"""Train the classifiers of a pool.
+
+They share one data set and architecture (API-SS), or mix architectures (API-SH), or both (API-MH).
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 from bidfmkd_fast.data.dataset import Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import check_writable, write_tensors
 from bidfmkd_fast.files.folder_lock import FolderLock
+from bidfmkd_fast.pools.classifier_fit import (
+    fit_classifier,
+    held_out_accuracy,
+    settle_batch_norm,
+)
 from bidfmkd_fast.pools.pool import LIST, Pool, PoolEntry, write_list
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import seeded, torch_generator
 
 _MIXED = ("conv4", "resnet10", "resnet18")
 ARCHITECTURES = {"ss": ("conv4",), "sh": _MIXED, "mh": _MIXED}
-_BATCH_SIZE = 32
-_LEARNING_RATE = 1e-3
 
 
 def train_pool(
@@ -44,17 +49,22 @@ def train_pool(
     """Train `n_apis` classifiers and write them, with their list `pool.yaml`, to `out_dir`.
 
     Scenarios (Hu et al., ICML 2023, arXiv 2305.18413): "ss" is one data set and Conv4 (`width`
-    filters); "sh" one data set, and Conv4, ResNet-10 and ResNet-18 (first stage of `resnet_width`
-    channels) in turn; "mh" several data sets in turn, and all architectures on each.
+    filters); "sh" is one data set, with Conv4, ResNet-10 and ResNet-18 (first stage of
+    `resnet_width` channels) in turn; "mh" is several data sets in turn, with all architectures on
+    each.
 
-    Each API learns its own random `n_way` classes of its data set's meta-train split, from their
-    images less the share `holdout` of every class, with Adam in mini-batches of about 32 for
-    `epochs` passes. API number i depends on the arguments, the seed and i only. On a CPU as many
-    APIs train at once as torch has threads, each on one: measured, several in one grouped network
-    are no faster there. They take images in [0, 1] and answer logits. Raises `InputError` when a
-    number is out of range, the scenario and the data sets do not go together, a split has too few
-    classes, a class too few images, `out_dir` cannot be written to, or it holds a pool already, or
-    one in training: nothing is ever overwritten.
+    Each API learns its own random `n_way` classes of its data set's meta-train split, with Adam in
+    mini-batches of about 32 for `epochs` passes. The share `holdout` of the images of each class is
+    kept back to measure the accuracy. The APIs take images in [0, 1] and answer logits. API number
+    i depends only on the arguments, the seed and i.
+
+    On a CPU as many APIs train at once as torch has threads, each on one thread. Measured, training
+    several APIs in one grouped network is no faster there.
+
+    Raises:
+        InputError: a number is out of range, the scenario does not go with the data sets, a split
+            has too few classes, a class has too few images, `out_dir` cannot be written to, or it
+            holds a pool, finished or in training. Nothing is ever overwritten.
     """
     datasets = [datasets] if isinstance(datasets, Dataset) else list(datasets)
     _check_numbers(
@@ -71,7 +81,7 @@ def train_pool(
     planned = [_planned(scenario, i, datasets, n_way, widths) for i in range(n_apis)]
     with torch.device("meta"):
         for entry in {replace(entry, file="") for entry in planned}:
-            # a size that an architecture refuses fails here, before anything is written
+            # An image size that an architecture refuses fails here, before anything is written.
             entry.build()
     with FolderLock(folder):
         _refuse_trained(folder)  # another process may have trained one since
@@ -91,11 +101,9 @@ def _train_all(
     device: torch.device,
     progress: bool,
 ) -> Pool:
+    """Train the planned APIs in threads and write `pool.yaml` last."""
     n_apis = len(planned)
-
-    stop = (
-        threading.Event()
-    )  # set when one fails or the user interrupts: the others are not waited for
+    stop = threading.Event()  # set when one API fails or the user interrupts: the others give up
 
     def train(i: int) -> PoolEntry:
         dataset = datasets[i % len(datasets)]
@@ -116,7 +124,7 @@ def _train_all(
     finally:
         stop.set()
         executor.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # threads started later take the number that was set last
+        torch.set_num_threads(threads)  # torch gives new threads the number set last
     ordered = [entries[i] for i in range(n_apis)]
     write_list(folder, ordered)
     return Pool(folder, tuple(ordered))
@@ -132,6 +140,10 @@ def _train_api(
     device: torch.device,
     stop: threading.Event,
 ) -> PoolEntry:
+    """Train one API and write its weights; return its entry with classes and accuracy filled in.
+
+    `names` are the seed and the names from which its random numbers are derived.
+    """
     generator = torch_generator(*names)
     candidates = dataset.classes("meta_train")
     order = torch.randperm(len(candidates), generator=generator)[: len(entry.class_names)].tolist()
@@ -140,10 +152,10 @@ def _train_api(
     with seeded(*names, "weights"):
         module = entry.build().to(device)
     images, labels = (part.to(device) for part in fit)
-    _fit(module, images, labels, epochs=epochs, generator=generator, stop=stop)
-    if entry.architecture != "conv4":  # whose running statistics keep up with its weights
-        _settle_batch_norm(module, images)
-    accuracy = _accuracy(module, *(part.to(device) for part in held_out))
+    fit_classifier(module, images, labels, epochs=epochs, generator=generator, stop=stop)
+    if entry.architecture != "conv4":  # a shallow Conv4's running statistics keep up by themselves
+        settle_batch_norm(module, images)
+    accuracy = held_out_accuracy(module, *(part.to(device) for part in held_out))
     write_tensors(folder / entry.file, module.state_dict())
     return replace(
         entry, class_names=tuple(dataset.class_names[index] for index in classes), accuracy=accuracy
@@ -153,7 +165,10 @@ def _train_api(
 def _planned(
     scenario: str, i: int, datasets: list[Dataset], n_way: int, widths: dict[str, int]
 ) -> PoolEntry:
-    """API number i: data sets in turn, and for each of them architectures in turn."""
+    """Return the entry of API number i before its training.
+
+    Data sets take turns, and for each data set the architectures take turns.
+    """
     turn, position = divmod(i, len(datasets))
     dataset, architectures = datasets[position], ARCHITECTURES[scenario]
     architecture = architectures[turn % len(architectures)]
@@ -189,7 +204,8 @@ def _check_scenario(scenario: str, datasets: list[Dataset], n_apis: int) -> None
         )
     if scenario != "mh" and len(datasets) != 1:
         raise InputError(
-            f"train_pool: scenario {scenario!r} takes one data set; got {len(datasets)}; take 'mh'"
+            f"train_pool: scenario {scenario!r} takes one data set; got {len(datasets)}; "
+            "for several, use 'mh'"
         )
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
@@ -208,7 +224,8 @@ def _check_classes(dataset: Dataset, n_way: int) -> None:
     for index in candidates:
         if len(dataset.rows_of(index)) < 2:
             raise InputError(
-                f"train_pool: class {dataset.class_names[index]!r} has one image; holding out needs two"
+                f"train_pool: class {dataset.class_names[index]!r} has one image; "
+                "at least two are needed, because some are held out"
             )
 
 
@@ -221,14 +238,18 @@ def _refuse_trained(folder: Path) -> None:
         )
     if any(folder.glob("api_*.safetensors")):
         raise InputError(
-            f"train_pool: {folder} holds a pool cut off in training; remove it, or give another folder"
+            f"train_pool: {folder} holds a pool that was cut off in training; "
+            "remove it, or give another folder"
         )
 
 
 def _divide(
     dataset: Dataset, classes: list[int], holdout: float, generator: torch.Generator
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Images and labels to learn from, and those held out; at least one of each per class."""
+    """Divide the images of the classes into those to learn from and those held out, with labels.
+
+    Each class gets at least one image of either kind.
+    """
     fit, held_out = [], []
     for class_index in classes:
         rows = dataset.rows_of(class_index)
@@ -240,62 +261,5 @@ def _divide(
 
 
 def _together(dataset: Dataset, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    labels = [torch.full((len(its),), label) for label, its in enumerate(rows)]
+    labels = [torch.full((len(of_class),), label) for label, of_class in enumerate(rows)]
     return dataset.take(torch.cat(rows)), torch.cat(labels)
-
-
-class _Stopped(Exception):
-    """The training of the whole pool has ended while one API was being trained."""
-
-
-def _fit(
-    module: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epochs: int,
-    generator: torch.Generator,
-    stop: threading.Event,
-) -> None:
-    optimizer = torch.optim.Adam(module.parameters(), lr=_LEARNING_RATE)
-    n_batches = max(1, round(len(images) / _BATCH_SIZE))
-    module.train()
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third less time on a CPU
-    images = images.contiguous(memory_format=torch.channels_last)
-    for _ in range(epochs):
-        order = torch.randperm(len(images), generator=generator).to(images.device)
-        for batch in order.tensor_split(
-            n_batches
-        ):  # near-equal parts: a last batch of one would break batch norm
-            if stop.is_set():
-                raise _Stopped
-            optimizer.zero_grad()
-            cross_entropy(module(images[batch]), labels[batch]).backward()
-            optimizer.step()
-    module.eval()
-
-
-@torch.no_grad()
-def _settle_batch_norm(module: nn.Module, images: Tensor) -> None:
-    """Running statistics anew, of the finished weights over all images that they were learned from.
-
-    Those of a deep network lag behind after few steps (ResNet-18 of width 8, Omniglot, 20 epochs:
-    32 % accurate on held-out images as trained, 79 % after this).
-    """
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-    usual = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over batches
-    module.train()
-    for part in images.tensor_split(-(-len(images) // 256)):
-        module(part)
-    module.eval()
-    for norm, momentum in zip(norms, usual, strict=True):
-        norm.momentum = momentum
-
-
-@torch.inference_mode()
-def _accuracy(module: nn.Module, images: Tensor, labels: Tensor) -> float:
-    predicted = torch.cat([module(part).argmax(1) for part in images.split(256)])
-    return (predicted == labels).double().mean().item()

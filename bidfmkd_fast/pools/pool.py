@@ -1,4 +1,4 @@
-"""Pools of classifiers that stand behind local APIs: their list `pool.yaml`, and how they are loaded."""
+"""Read and write a pool: its list `pool.yaml`, and the weights of its classifiers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 LIST = "pool.yaml"
 _FORMAT = 1
-_MOST_WIDTH = (
-    4096  # the widest published ResNet has 2048 channels; more may not even fit into memory
-)
+_MOST_WIDTH = 4096  # twice the widest published ResNet; a larger number may exhaust the memory
 _KINDS = {
     "file": str,
     "architecture": str,
@@ -37,11 +35,10 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class PoolEntry:
-    """One API of a pool as `pool.yaml` lists it; `file` holds its weights, `accuracy` was measured
-    on held-out images.
+    """A classifier of a pool as `pool.yaml` lists it.
 
-    `inverted` says that it learned the data set's images inverted (`load_dataset(...,
-    invert=True)`).
+    `file` holds its weights. `accuracy` was measured on held-out images. `inverted` is True if it
+    learned the data set's images inverted (`load_dataset(..., invert=True)`).
     """
 
     file: str
@@ -57,14 +54,12 @@ class PoolEntry:
 
     @property
     def name(self) -> str:
-        """What reports call the API."""
+        """The name of the API in reports: the name of its file."""
         return Path(self.file).stem
 
     @property
     def spec(self) -> APISpec:
-        """What the API tells of itself; it is named after its file. Raises `InputError` when a
-        field does not fit.
-        """
+        """The public description of the API. Raises InputError if a field does not fit."""
         return APISpec(
             n_classes=len(self.class_names),
             image_shape=self.image_shape,
@@ -76,7 +71,7 @@ class PoolEntry:
         )
 
     def build(self) -> nn.Module:
-        """A module of its architecture with fresh weights."""
+        """Return a module of its architecture with fresh weights."""
         return build_model(
             self.architecture,
             in_channels=self.image_shape[0],
@@ -88,16 +83,14 @@ class PoolEntry:
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool on disk: the folder that holds `pool.yaml` and the weights, and its entries in
-    order.
-    """
+    """A pool on disk: its entries in order, and the folder of `pool.yaml` and the weights."""
 
     folder: Path
     entries: tuple[PoolEntry | SourceEntry, ...]
 
     @property
     def trained(self) -> tuple[PoolEntry, ...]:
-        """Those entries that are classifiers trained for the pool."""
+        """The entries that are classifiers trained for the pool, not files or services."""
         return tuple(entry for entry in self.entries if isinstance(entry, PoolEntry))
 
     @property
@@ -107,14 +100,15 @@ class Pool:
 
     @property
     def accuracy(self) -> float:
-        """Mean of `accuracies`; NaN without any."""
+        """The mean of `accuracies`; NaN if there are none."""
         return sum(self.accuracies) / len(self.accuracies) if self.accuracies else math.nan
 
 
 def read_pool(path: str | Path) -> Pool:
-    """The pool listed in `path`, a folder with a `pool.yaml` or that file; no weights are read.
+    """Read the list of a pool; `path` is its folder or its `pool.yaml`. No weights are read.
 
-    Raises `InputError` when there is none, it lists no API, or it is not in this package's form.
+    Raises:
+        InputError: there is no list, it has no API, or it is not of this package's form.
     """
     where = Path(path).expanduser()
     file = where / LIST if where.is_dir() else where
@@ -129,7 +123,8 @@ def read_pool(path: str | Path) -> Pool:
         or content["format"] != _FORMAT
     ):
         raise InputError(
-            f"load_pool: {file} must have exactly the keys 'format' (the number {_FORMAT}) and 'apis'"
+            f"load_pool: {file} must have exactly the keys 'format' (the number {_FORMAT}) "
+            "and 'apis'"
         )
     if not isinstance(content["apis"], list) or not content["apis"]:
         raise InputError(f"load_pool: {file} must list at least one API under 'apis'")
@@ -137,40 +132,40 @@ def read_pool(path: str | Path) -> Pool:
     number_of: dict[str, int] = {}
     for i, entry in enumerate(entries):
         if (first := number_of.setdefault(entry.name, i)) != i:
-            wanted = (
-                "give one of them another name in its spec; reports and recovered sets go by names"
-            )
             raise InputError(
-                f"load_pool: {file}: APIs {first} and {i} are both called {entry.name!r}; {wanted}"
+                f"load_pool: {file}: APIs {first} and {i} are both called {entry.name!r}; "
+                "give one of them another name in its spec, because reports and recovered sets "
+                "go by names"
             )
     return Pool(file.parent, entries)
 
 
 def load_modules(path: str | Path) -> list[nn.Module]:
-    """The pool's classifiers as open modules in `eval()`, for white-box comparisons; arguments as
-    for `read_pool`.
+    """Load the pool's classifiers as open modules in `eval()`, for white-box comparisons.
 
-    Raises `InputError` as `read_pool` does, for a weights file that is missing, damaged or does not
-    fit, and for an API that is no module here.
+    Raises:
+        InputError: as in `read_pool`; a file of weights is missing, damaged or of another model; or
+            the pool has an API that is no module, such as a service.
     """
     pool = read_pool(path)
     modules = []
     for i, entry in enumerate(pool.entries):
         if isinstance(entry, SourceEntry):
             raise InputError(
-                f"load_modules: API {i} of {path} is of kind {entry.kind!r}; only local APIs can be opened"
+                f"load_modules: API {i} of {path} is of kind {entry.kind!r}; "
+                "only local APIs can be opened"
             )
         modules.append(_load(pool.folder, entry))
     return modules
 
 
 def load_pool(path: str | Path) -> list[BlackBox]:
-    """The pool's APIs: its classifiers as closed `TorchBlackBox`es named after their files, ONNX
-    files and services.
+    """Load the pool's APIs as black boxes: trained classifiers, ONNX files and services.
 
-    Raises `InputError` as `read_pool` does, and for a file or setting that is missing, damaged or
-    does not fit; `APIUnavailable` where a service is not there that has to tell `n_classes` and
-    `image_shape`.
+    Raises:
+        InputError: as in `read_pool`; or a file or setting is missing, damaged or does not fit.
+        APIUnavailable: a service does not answer whose `n_classes` and `image_shape` the list
+            leaves out, so that they must be asked for.
     """
     from bidfmkd_fast.black_box.local.torch_module import TorchBlackBox
 
@@ -184,12 +179,14 @@ def load_pool(path: str | Path) -> list[BlackBox]:
 
 
 def write_list(folder: Path, entries: list[PoolEntry]) -> None:
-    """Written last and moved into place whole: a folder with a list is a finished pool."""
-    listed: list[dict[str, Any]] = [asdict(entry) for entry in entries]
-    for item in listed:
-        item.update(
-            {key: list(value) for key, value in item.items() if isinstance(value, tuple)}
-        )  # YAML has no tuples
+    """Write `pool.yaml`; it is written last, so a folder that holds it is a finished pool."""
+    listed = [
+        {
+            key: list(value) if isinstance(value, tuple) else value  # YAML has no tuples
+            for key, value in asdict(entry).items()
+        }
+        for entry in entries
+    ]
     content = dump_yaml({"format": _FORMAT, "apis": listed}, default_flow_style=None, width=1000)
     write_exact(folder / LIST, content)
 
@@ -212,7 +209,8 @@ def _entry(item: Any, where: str, number: int) -> PoolEntry | SourceEntry:
         )
     if Path(item["file"]).name != item["file"]:
         raise InputError(
-            f"load_pool: {where}: file must be a name inside the pool's folder; got {item['file']!r}"
+            f"load_pool: {where}: file must be a name inside the pool's folder; "
+            f"got {item['file']!r}"
         )
     if item["scores_kind"] != "logits":
         came = repr(item["scores_kind"])
@@ -234,9 +232,7 @@ def _load(folder: Path, entry: PoolEntry) -> nn.Module:
     file = folder / entry.file
     if not file.is_file():
         raise InputError(f"load_pool: the weights {file} are missing")
-    with seeded(
-        0
-    ):  # the weights are replaced at once; the caller's random numbers stay as they were
+    with seeded(0):  # keeps the caller's random numbers; these weights are replaced at once
         module = entry.build()
     try:
         module.load_state_dict(read_tensors(file)[0])

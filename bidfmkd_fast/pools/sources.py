@@ -1,4 +1,4 @@
-"""APIs of a pool that are not its own weights: ONNX files and services, as `pool.yaml` lists them."""
+"""Read the entries of `pool.yaml` that are ONNX files or services, and make them black boxes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ _NEEDED = {
     "json": ("url", "mapping"),
     "onnx": ("file",),
 }
-_KEYS = ("kind", "spec", "inverted")  # of an entry; all others are options of its black box
+_KEYS = ("kind", "spec", "inverted")  # keys of an entry; all others are options of its black box
 
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """One such API.
+    """An API of a pool that is an ONNX file or a service.
 
-    `kind` is "remote", "grpc", "json" or "onnx"; `spec` holds fields of `APISpec`, which a v2
-    server or an ONNX file may complete; `options` are the arguments of the black box.
+    `kind` is "remote", "grpc", "json" or "onnx". `spec` holds fields of `APISpec`; fields that are
+    left out are asked of a v2 server or read from the ONNX file. `options` are the arguments of the
+    black box.
     """
 
     kind: str
@@ -40,25 +41,25 @@ class SourceEntry:
 
     @property
     def name(self) -> str:
-        """What reports call the API."""
+        """The name of the API in reports."""
         return str(self.spec["name"])
 
     @property
     def data_set(self) -> str:
-        """Name of the data set its classes are from; empty when unknown."""
+        """The name of the data set that its classes are from; empty if unknown."""
         return str(self.spec.get("data_set", ""))
 
     @property
     def is_described(self) -> bool:
-        """Whether its spec tells so much that nothing has to be asked before it is used."""
+        """True if `spec` is complete, so that nothing must be asked before the API is used."""
         return {"n_classes", "image_shape"} <= set(self.spec)
 
     def build(self, folder: Path) -> BlackBox:
-        """The black box; files are looked for in the pool's folder.
+        """Return the black box; `folder` is the pool's, in which its files lie.
 
         Raises:
-            InputError: options or spec that do not fit.
-            APIUnavailable: a service that has to tell its spec is not there.
+            InputError: the options or the spec do not fit.
+            APIUnavailable: a service does not answer that must be asked for its spec.
         """
         from bidfmkd_fast import black_box
 
@@ -70,21 +71,26 @@ class SourceEntry:
             del options["file"]
         else:
             make = {
-                "remote": black_box.RemoteBlackBox, "grpc": black_box.GrpcBlackBox, "json": black_box.JSONBlackBox,
-            }[self.kind]  # fmt: skip
+                "remote": black_box.RemoteBlackBox,
+                "grpc": black_box.GrpcBlackBox,
+                "json": black_box.JSONBlackBox,
+            }[self.kind]
         return make(spec=spec, **options)
 
 
 def source_entry(item: Mapping[str, Any], where: str, number: int) -> SourceEntry:
-    """The entry in `item`, a mapping with a `kind`. Raises InputError where something is missing
-    or of a wrong type.
+    """Return the entry in `item`, a mapping with a `kind`.
+
+    `where` and `number` are its place in the list. Raises InputError if a key is missing, unknown
+    or of the wrong type.
     """
     kind = item["kind"]
     register_url(item.get("url"))
     register_headers(item.get("headers"))
     if kind not in _NEEDED:
         raise InputError(
-            f"load_pool: {where}: kind must be one of {', '.join(_NEEDED)} (or absent); got {kind!r}"
+            f"load_pool: {where}: kind must be one of {', '.join(_NEEDED)} (or absent); "
+            f"got {kind!r}"
         )
     if unreadable := [key for key in item if not isinstance(key, str)]:
         raise InputError(f"load_pool: {where}: keys must be text; got {unreadable[0]!r}")
@@ -115,8 +121,9 @@ def source_entry(item: Mapping[str, Any], where: str, number: int) -> SourceEntr
 
 
 def _check_options(kind: str, options: Mapping[str, Any], where: str) -> None:
-    """Raises InputError for an option that the black box does not have, or of another type; values
-    may be secret.
+    """Raise InputError for an unknown option or one of the wrong type.
+
+    The error does not show the value, because it may be a secret such as a header.
     """
     hints = _options_of(kind)
     for key, value in options.items():
@@ -125,18 +132,17 @@ def _check_options(kind: str, options: Mapping[str, Any], where: str) -> None:
                 f"load_pool: {where}: unknown option {key!r}; {closest(str(key), list(hints))}"
             )
         if not fits(value, hints[key]):
-            wanted = str(
-                hints[key] if isinstance(hints[key], types.UnionType) else hints[key].__name__
-            )
+            hint = hints[key]
+            wanted = str(hint) if isinstance(hint, types.UnionType) else hint.__name__
             raise InputError(
                 f"load_pool: {where}: {key} must be of type {wanted}; got {type(value).__name__}"
             )
-    if kind == "onnx" and (
-        PurePath(options["file"]).is_absolute() or ".." in PurePath(options["file"]).parts
-    ):
-        raise InputError(
-            f"load_pool: {where}: file must lie in the pool's folder; got {options['file']!r}"
-        )
+    if kind == "onnx":
+        file = PurePath(options["file"])
+        if file.is_absolute() or ".." in file.parts:
+            raise InputError(
+                f"load_pool: {where}: file must lie in the pool's folder; got {options['file']!r}"
+            )
 
 
 def _options_of(kind: str) -> dict[str, Any]:
@@ -162,10 +168,10 @@ def _options_of(kind: str) -> dict[str, Any]:
 
 
 def build_source(entry: SourceEntry, folder: Path, where: str) -> BlackBox:
-    """`entry.build(folder)`, whose errors say where in the list it stands."""
+    """Return `entry.build(folder)`; its errors get `where`, the place in the list, in front."""
     try:
         return entry.build(folder)
     except InputError as error:
         raise InputError(f"load_pool: {where}: {error}") from None
-    except (TypeError, ValueError, OSError) as error:  # what no check has foreseen
+    except (TypeError, ValueError, OSError) as error:  # of a library, on options that fit by type
         raise InputError(f"load_pool: {where}: {' '.join(str(error).split())}") from None

@@ -1,4 +1,4 @@
-"""The commands, end to end at the smallest size, and one clear line with exit code 2 for bad input."""
+"""Run every command end to end at the smallest size; bad input is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bidfmkd_fast.black_box import TorchBlackBox
 from bidfmkd_fast.cli.main import COMMANDS, _one_line_warnings, main
 from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.errors import ServiceWarning
-from bidfmkd_fast.experiments.config import ExperimentConfig, to_yaml_text
+from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.pools import load_pool
 from bidfmkd_fast.recovery import RecoveryConfig, recover
-from bidfmkd_fast.settings import plain_values
+from bidfmkd_fast.settings import to_yaml
 
 RECOVERY = ["steps=1", "num_directions=1", "generator_width=4", "latent_dim=8"]
 RUN = [
@@ -37,6 +37,11 @@ RUN = [
 ]
 
 
+def run(line: str, *more: str) -> int:
+    """Run the command line `line`, whose arguments have no blanks, with `more` arguments."""
+    return main([*line.split(), *more])
+
+
 def dotted(prefix: str, options: list[str]) -> list[str]:
     return [option.replace("--config.", prefix) for option in options]
 
@@ -44,19 +49,7 @@ def dotted(prefix: str, options: list[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pools") / "pool"
-    arguments = [
-        "--n-apis",
-        "2",
-        "--n-way",
-        "3",
-        "--width",
-        "2",
-        "--epochs",
-        "1",
-        "--out",
-        str(folder),
-    ]
-    assert main(["pool", *arguments]) == 0
+    assert run("pool --n-apis 2 --n-way 3 --width 2 --epochs 1 --out", str(folder)) == 0
     return folder
 
 
@@ -83,23 +76,18 @@ def test_train_evaluate_and_the_run_folder(pool: Path, capsys: pytest.CaptureFix
     source = yaml.safe_load((folder / "source.yaml").read_text())
     assert source["data_sets"] == [{"name": "glyphs", "inverted": False}]
 
-    arguments = [
-        "--run",
-        "runs/train",
-        "--n-way",
-        "3",
-        "--n-episodes",
-        "2",
-        "--n-shot",
-        "1",
-        "2",
-        "--n-query",
-        "3",
-    ]
-    assert main(["evaluate", *arguments]) == 0
+    arguments = "evaluate --run runs/train --n-way 3 --n-episodes 2 --n-shot 1 2 --n-query 3"
+    assert run(arguments) == 0
     told = capsys.readouterr().out
-    for wanted in ("3-way accuracy on 2 episodes", "glyphs meta_test", "1-shot", "2-shot", "random initialisation",
-                   "no-recovery control", "BiDf-MKD less no-recovery control"):  # fmt: skip
+    for wanted in (
+        "3-way accuracy on 2 episodes",
+        "glyphs meta_test",
+        "1-shot",
+        "2-shot",
+        "random initialisation",
+        "no-recovery control",
+        "BiDf-MKD less no-recovery control",
+    ):
         assert wanted in told
     assert "BiDf-MKD less no-recovery control" in (folder / "report.md").read_text()
 
@@ -116,21 +104,8 @@ def test_settings_come_from_a_file_and_the_command_line_wins(pool: Path) -> None
         *where, last = key.split(".")
         (values.setdefault(where[0], {}) if where else values)[last] = value
     Path("run.yaml").write_text(yaml.safe_dump(values).replace("'", ""))
-    assert (
-        main(
-            [
-                "train",
-                "--pool",
-                str(pool),
-                "--out",
-                "out",
-                "--config",
-                "run.yaml",
-                "--config.replay.n_query=1",
-            ]
-        )
-        == 0
-    )
+    line = "train --out out --config run.yaml --config.replay.n_query=1 --pool"
+    assert run(line, str(pool)) == 0
     config = yaml.safe_load(Path("out/config.yaml").read_text())
     assert config["recovery"]["mu"] == 0.01
     assert config["recovery"]["latent_dim"] == 8
@@ -150,9 +125,8 @@ def test_the_preset_of_the_paper(pool: Path) -> None:
 
 def test_the_preset_with_the_slips_of_the_authors(pool: Path) -> None:
     five = [option.replace("num_directions=1", "num_directions=5") for option in RUN]
-    assert (
-        main(["train", "--preset", "paper_compat", "--pool", str(pool), "--out", "out", *five]) == 0
-    )
+    arguments = ["--preset", "paper_compat", "--pool", str(pool), "--out", "out"]
+    assert main(["train", *arguments, *five]) == 0
     config = yaml.safe_load(Path("out/config.yaml").read_text())
     assert config["paper_compat"] is True
     assert config["distillation"]["inner_lr"] == 0.01
@@ -162,23 +136,8 @@ def test_recover_writes_images_and_a_picture(
     pool: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [f"--config.{setting}" for setting in RECOVERY]
-    assert (
-        main(
-            [
-                "recover",
-                "--pool",
-                str(pool),
-                "--api",
-                "1",
-                "--n-per-class",
-                "2",
-                "--seed",
-                "4",
-                *settings,
-            ]
-        )
-        == 0
-    )
+    line = "recover --api 1 --n-per-class 2 --seed 4 --pool"
+    assert run(line, str(pool), *settings) == 0
     assert "6 images from api_001" in capsys.readouterr().out
     stored = load_file("runs/recover/api_001_support.safetensors")
     config = RecoveryConfig(steps=1, num_directions=1, generator_width=4, latent_dim=8)
@@ -308,9 +267,8 @@ def test_a_second_command_on_a_folder_is_refused_before_it_asks(
         for command in (*commands, ["sweep", "--file", "sweep.yaml"]):
             started = time.monotonic()
             assert main([*command, "--out", "busy"]) == 2
-            assert (
-                time.monotonic() - started < 1 or command[0] == "pool"
-            )  # which draws its data set first
+            # pool draws the glyphs before it opens the folder
+            assert time.monotonic() - started < 1 or command[0] == "pool"
             told = capsys.readouterr()
             assert f"bidfmkd {command[0]}: busy is in use by process {os.getpid()} on " in told.err
             assert told.err.count("\n") == 1 and told.out == ""
@@ -353,7 +311,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_asked_or_computed(
     elif "comparison" in obstacle:
         Path("out").mkdir()
         config = ExperimentConfig().with_seed(0)
-        Path("out/experiment.yaml").write_text(to_yaml_text(plain_values(config)))
+        Path("out/experiment.yaml").write_text(to_yaml(config))
     if obstacle == "file":
         Path("file").touch()
     else:
@@ -401,30 +359,24 @@ def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert "3 images 3x8x8, 3 classes: meta_train 2, meta_val 0, meta_test 1" in told
     assert "read as class_folders, split: the folders of animals" in told
-    assert "no pool can be trained on images of 8 x 8: give --size" in told and "next:" not in told
+    assert (
+        "no pool can be trained on images of 8 x 8: convert again with --size" in told
+        and "next:" not in told
+    )
     assert load_dataset("animals.npz").class_names == ("cat", "dog", "ox")
     Path("split.json").write_text('{"meta_train": ["ox"], "meta_test": ["dog"]}')
-    assert (
-        main(
-            ["convert", "animals", "--split=split.json", "--out=two.npz", "--layout=class_folders"]
-        )
-        == 0
-    )
+    assert run("convert animals --split=split.json --out=two.npz --layout=class_folders") == 0
     assert "split: split.json; 1 classes of no split left out" in capsys.readouterr().out
 
 
 EXPERIMENT = [
-    *(
-        "--config.pool.n_apis=2",
-        "--config.pool.n_way=3",
-        "--config.pool.width=2",
-        "--config.pool.epochs=1",
-    ),
-    *(
-        "--config.evaluation.n_episodes=2",
-        "--config.evaluation.adapt_lrs=[]",
-        "--config.evaluation.n_query=2",
-    ),
+    "--config.pool.n_apis=2",
+    "--config.pool.n_way=3",
+    "--config.pool.width=2",
+    "--config.pool.epochs=1",
+    "--config.evaluation.n_episodes=2",
+    "--config.evaluation.adapt_lrs=[]",
+    "--config.evaluation.n_query=2",
     *dotted("--config.train.", RUN),
 ]
 
@@ -477,20 +429,9 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
         class_names=np.array(glyphs.class_names),
         split_of_class=np.array(glyphs.split_of_class),
     )
-    sizes = [
-        "--n-apis",
-        "4",
-        "--n-way",
-        "3",
-        "--width",
-        "2",
-        "--resnet-width",
-        "1",
-        "--epochs",
-        "1",
-    ]
-    data = ["--scenario", "mh", "--dataset", "glyphs", "ink.npz", "--invert", "false", "true"]
-    assert main(["pool", *data, *sizes, "--out", "mixed"]) == 0
+    sizes = "--n-apis 4 --n-way 3 --width 2 --resnet-width 1 --epochs 1"
+    data = "--dataset glyphs ink.npz --invert false true"
+    assert run(f"pool --scenario mh {data} {sizes} --out mixed") == 0
     told = capsys.readouterr().out
     assert "4 APIs in mixed" in told and "resnet10" in told
     assert main(["train", "--pool", "mixed", "--out", "run", *RUN]) == 0
@@ -498,39 +439,12 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
     ink = {"name": "ink", "inverted": True, "file": str(Path("ink.npz").resolve())}
     assert source["data_sets"] == [{"name": "glyphs", "inverted": False}, ink]
     capsys.readouterr()
-    judged = [
-        "evaluate",
-        "--run",
-        "run",
-        "--n-way",
-        "3",
-        "--n-episodes",
-        "2",
-        "--n-shot",
-        "1",
-        "--n-query",
-        "2",
-    ]
-    assert (
-        main(
-            [
-                *judged,
-                "--dataset",
-                "glyphs",
-                "ink.npz",
-                "--invert",
-                "false",
-                "true",
-                "--adapt-lr",
-                "0.2",
-            ]
-        )
-        == 0
-    )
+    evaluate = "evaluate --run run --n-way 3 --n-episodes 2 --n-shot 1 --n-query 2"
+    assert run(f"{evaluate} {data} --adapt-lr 0.2") == 0
     told = capsys.readouterr().out
     assert "(glyphs meta_test)" in told and "(ink meta_test)" in told
     assert "(ink meta_test)" in Path("run/report.md").read_text()
-    assert main([*judged, "--invert", "true"]) == 2
+    assert run(f"{evaluate} --invert true") == 2
     assert "--invert goes with --dataset" in capsys.readouterr().err
 
 
@@ -626,14 +540,14 @@ def test_help_has_an_example_that_the_parser_takes(
     from bidfmkd_fast.cli.options import build_parser
 
     monkeypatch.setenv("COLUMNS", "80")  # the example must stay on one line
-    Path("configs").symlink_to(Path(__file__).parents[1] / "configs")
+    Path("configs").symlink_to(Path(__file__).parents[2] / "configs")
 
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     told = capsys.readouterr().out
     assert stop.value.code == 0
     assert "--seed" in told or command == "status"  # which draws nothing
-    example = COMMANDS[command][1]
+    example = COMMANDS[command].example
     assert f"example: {example}" in told
     arguments = shlex.split(example)[1:]
     assert build_parser(arguments, COMMANDS).parse_args(arguments).subcommand == command

@@ -136,9 +136,13 @@ def test_images_that_the_run_cannot_take_are_not_proposed(
         (
             {"train/a": 3, "train/b": 3, "test/c": 3},
             18,
-            "images of 18 x 18: give --size, a multiple of 4",
+            "images of 18 x 18: convert again with --size, a multiple of 4",
         ),
-        ({"train/a": 3, "train/b": 3, "test/c": 3}, 12, "images of 12 x 12: give --size"),
+        (
+            {"train/a": 3, "train/b": 3, "test/c": 3},
+            12,
+            "images of 12 x 12: convert again with --size",
+        ),
         ({"train/a": 3, "test/c": 3}, 16, "meta_train has 1 class"),
         ({"train/a": 3, "train/b": 1, "test/c": 3}, 16, "'b' has one image"),
     ],

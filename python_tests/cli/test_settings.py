@@ -1,4 +1,4 @@
-"""What stands behind `--config`: read as YAML 1.2, merged in order; what is refused is named with its key."""
+"""Read what stands behind `--config` as YAML 1.2, in order; errors name the key that is wrong."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 from bidfmkd_fast.cli.main import main
 from bidfmkd_fast.cli.settings import take_settings
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.experiments.config import ExperimentConfig
+from bidfmkd_fast.training import TrainConfig
 
 
 @pytest.fixture(autouse=True)
@@ -21,16 +23,21 @@ def test_files_parts_and_single_settings_in_the_order_given() -> None:
         "seed: 010\nadapt_lr: 1e-3\nrecovery: {steps: 3, mu: auto}\n", encoding="utf-16"
     )
     Path("part.yaml").write_text("steps: 4\nbetas: [0.1, 0.2]\n")
-    arguments = "--config.seed 1 --config run.yaml --pool x --config.recovery=part.yaml --config.task_replay false"
+    arguments = (
+        "train --config.seed 1 --config run.yaml --pool x --config.recovery=part.yaml "
+        "--config.task_replay false"
+    )
     rest, values = take_settings(
-        ["train", *arguments.split(), "--config", "{recovery: {grid: 2}}"], "train"
+        [*arguments.split(), "--config", "{recovery: {grid: 2}}"], TrainConfig
     )
     assert rest == ["train", "--pool", "x"]
     recovery = {"steps": 4, "mu": "auto", "betas": (0.1, 0.2), "grid": 2}
     assert values == {"seed": 10, "adapt_lr": 0.001, "recovery": recovery, "task_replay": False}
-    rest, values = take_settings(["compare", "--config.pool.data_sets", "[a.npz]"], "compare")
+    rest, values = take_settings(
+        ["compare", "--config.pool.data_sets", "[a.npz]"], ExperimentConfig
+    )
     assert values == {"pool": {"data_sets": ("a.npz",)}}
-    assert take_settings(["pool", "--config", "x"], "pool") == (["pool", "--config", "x"], {})
+    assert take_settings(["pool", "--config", "x"], None) == (["pool", "--config", "x"], {})
 
 
 @pytest.mark.parametrize(
@@ -39,7 +46,8 @@ def test_files_parts_and_single_settings_in_the_order_given() -> None:
         ("n_per_class: 5.5", "run.yaml: n_per_class must be of type int (a whole number); got 5.5"),
         (
             "recovery:",
-            "run.yaml: wanted settings under 'recovery' (steps, num_directions, mu, ...); got nothing",
+            "run.yaml: wanted settings under 'recovery' (steps, num_directions, mu, ...); "
+            "got nothing",
         ),
         (
             "recovery:\n\tmu: 1",
@@ -103,18 +111,26 @@ def test_a_file_that_does_not_fit_is_one_line_and_code_2(
 )
 def test_an_option_that_does_not_fit_is_named(option: str, says: str) -> None:
     with pytest.raises(InputError) as caught:
-        take_settings(option.split(" "), "train")
+        take_settings(option.split(" "), TrainConfig)
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        "demo --seed", "train --pool x --seed", "pool --seed", "recover --pool x --seed", "serve x --seed",
-        "probe --url http://127.0.0.1:9 --model m --seed", "evaluate --run x --seed", "convert x --seed",
-        "bench --seed", "compare --seeds", "sweep --file x --seeds 1",
+        "demo --seed",
+        "train --pool x --seed",
+        "pool --seed",
+        "recover --pool x --seed",
+        "serve x --seed",
+        "probe --url http://127.0.0.1:9 --model m --seed",
+        "evaluate --run x --seed",
+        "convert x --seed",
+        "bench --seed",
+        "compare --seeds",
+        "sweep --file x --seeds 1",
     ],
-)  # fmt: skip
+)
 def test_every_command_refuses_a_negative_seed_alike(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

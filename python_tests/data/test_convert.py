@@ -1,4 +1,4 @@
-"""Class folders into `.npz`, and what every layout shares: order, size, colours, splits, output, wrong inputs."""
+"""Convert class folders, and check what all layouts share: order, size, splits, wrong inputs."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_common_formats(kind: str) -> None:
 
 def test_wrong_folders() -> None:
     write_tree(Path("one"), {"cat/1.png": encoded(pixels(1)), "cat/2.png": encoded(pixels(2))})
-    assert "one has one class folder, 'cat'; few-shot tasks need two classes at least" in refused(
+    assert "one has one class folder, 'cat'; few-shot tasks need at least two classes" in refused(
         "one"
     )
     assert "flat: 1.png lies in no class folder" in refused(
@@ -240,9 +240,15 @@ def test_wrong_folders() -> None:
 def test_wrong_split_lists() -> None:
     write_tree(Path("animals"), ANIMALS)
     cases = {
-        "absent": ("names classes that the source lacks: 'cow', 'emu', 'hen' and 1 more; it has 'cat', 'dog', 'ox'",
-                   '{"train": ["cow", "emu", "ox"], "test": ["hen", "yak"]}'),
-        "twice": ("class 'ox' is in meta_train and in meta_test", '{"train": ["ox"], "test": ["ox", "cat"]}'),
+        "absent": (
+            "names classes that the source lacks: 'cow', 'emu', 'hen' and 1 more; "
+            "it has 'cat', 'dog', 'ox'",
+            '{"train": ["cow", "emu", "ox"], "test": ["hen", "yak"]}',
+        ),
+        "twice": (
+            "class 'ox' is in meta_train and in meta_test",
+            '{"train": ["ox"], "test": ["ox", "cat"]}',
+        ),
         "single": ("has one class, 'ox'", '{"train": ["ox"]}'),
         "keys": ("wanted {'meta_train': [classes]", '{"training": ["ox"]}'),
         "nothing": ("must name classes", '{"train": []}'),
@@ -305,10 +311,10 @@ def test_files_that_are_no_images() -> None:
         (whole[: len(whole) // 2], "cannot be read as an image"),
         (bytes(bombs[0]), "exceeds limit"),
         (bytes(bombs[1]), "exceeds limit"),
-        (deep, "holds 32-bit integers, whose range it does not tell"),
+        (deep, "holds 32-bit integers, whose range is unknown"),
         (
             encoded(np.zeros((4, 4), np.float32), "TIFF"),
-            "holds floats, whose range it does not tell",
+            "holds floats, whose range is unknown",
         ),
     ):
         write_tree(Path("animals"), ANIMALS | {"cat/new.png": content})

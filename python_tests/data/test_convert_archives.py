@@ -104,14 +104,26 @@ def test_cub_with_few_shot_lists() -> None:
 
 def test_wrong_cub() -> None:
     for changes, message in (
-        ({"classes.txt": "1 001.Bird_a"}, "labels.txt gives image 3, 002.Bird_b/Bird_b_0012_84.jpg, no class"),
+        (
+            {"classes.txt": "1 001.Bird_a"},
+            "labels.txt gives image 3, 002.Bird_b/Bird_b_0012_84.jpg, no class",
+        ),
         ({"image_class_labels.txt": "1 1"}, "image_class_labels.txt gives image 2, "),
-        ({"images.txt": "1 001.Bird_a/x.jpg"}, "lists 001.Bird_a/x.jpg, but there is no CUB_200_2011/images/001"),
-        ({"images.txt": "1 ../../../etc/hostname"}, "but there is no CUB_200_2011/images/../../../etc/hostname"),
-        ({"images.txt": "1 a.jpg\n1 b.jpg"}, "images.txt, line 2: wanted a new number, a space and a value; got"),
+        (
+            {"images.txt": "1 001.Bird_a/x.jpg"},
+            "lists 001.Bird_a/x.jpg, but there is no CUB_200_2011/images/001",
+        ),
+        (
+            {"images.txt": "1 ../../../etc/hostname"},
+            "but there is no CUB_200_2011/images/../../../etc/hostname",
+        ),
+        (
+            {"images.txt": "1 a.jpg\n1 b.jpg"},
+            "images.txt, line 2: wanted a new number, a space and a value; got",
+        ),
         ({"classes.txt": "1\n"}, "classes.txt, line 1"),
         ({"images.txt": ""}, "cub: wrong.tgz has no images"),
-    ):  # fmt: skip
+    ):
         tarred("wrong.tgz", cub(**changes))
         assert message in refused("wrong.tgz"), message
     write_tree(Path("animals"), {f"{name}/1.png": encoded(pixels(1)) for name in "ab"})

@@ -1,4 +1,4 @@
-"""CIFAR-100's archive in the exact form that Python 2 gave it, and pickles that must not be trusted."""
+"""Convert CIFAR-100's archive in the form that Python 2 gave it; distrust other pickles."""
 
 from __future__ import annotations
 

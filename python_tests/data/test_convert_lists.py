@@ -1,4 +1,4 @@
-"""Images with CSV and JSON lists of their classes: miniImageNet's, the few-shot lists of CUB, the authors' own."""
+"""Convert images with lists of their classes: miniImageNet's, CUB's and the authors' own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures as cameras and telephones leave them: lying on their side, 16 bits deep, with damaged EXIF data, in HEIC."""
+"""Convert pictures as cameras leave them: on their side, of 16 bits, with damaged EXIF, in HEIC."""
 
 from __future__ import annotations
 
@@ -170,7 +170,6 @@ def test_what_systems_leave_in_folders_is_no_class_and_is_counted() -> None:
         "cat/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg",
         "cat/.thumbnails/1.png",
         "dog/__MACOSX/1.png",
-        # fmt: skip
         "#recycle/old/1.png",
         "$RECYCLE.BIN/1.png",
         ".hidden/1.png",

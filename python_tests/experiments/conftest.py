@@ -1,4 +1,4 @@
-"""The smallest experiment there is, on images that need no data set."""
+"""Provide the smallest experiment there is, on images that need no data set."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bidfmkd_fast.experiments.config import (
     EvaluationConfig,
     ExperimentConfig,
     PoolConfig,
-    pool_of,
 )
+from bidfmkd_fast.experiments.folder import pool_of
 from bidfmkd_fast.pools import Pool
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.training import DistillationConfig, ReplayConfig, TrainConfig

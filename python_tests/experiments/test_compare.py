@@ -1,3 +1,5 @@
+"""Run comparisons: every method, nothing twice, and again after a break."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,67 +13,23 @@ from safetensors.torch import load_file
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.experiments import methods as baselines
-from bidfmkd_fast.experiments.compare import Result, run_comparison, tables
-from bidfmkd_fast.experiments.config import ExperimentConfig, Judged
-from bidfmkd_fast.meta import Evaluation
-from bidfmkd_fast.meta.evaluate import mean_and_ci95
+from bidfmkd_fast.experiments.compare import run_comparison
+from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.runtime.machine import machine_text
 from bidfmkd_fast.training.run import RecoveredSet
 from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
 
 
-def judged(values: list[float], n_shot: int, seed: int, rate: float) -> Judged:
-    per_episode = torch.tensor(values, dtype=torch.float64)
-    mean, ci95 = mean_and_ci95(per_episode)
-    return Judged(
-        rate, Evaluation(mean, ci95, per_episode, "made up", "meta_test", 5, n_shot, 15, seed, 10)
-    )
-
-
-def test_the_tables_against_numbers_by_hand() -> None:
-    results = {
-        "random": [
-            Result([judged([0.1, 0.2], 1, 0, 0.1)], 0, 0.0),
-            Result([judged([0.2, 0.3], 1, 1, 0.3)], 0, 0.0),
-        ],
-        "control": [
-            Result([judged([0.2, 0.2], 1, 0, 0.1)], 10, 4.0),
-            Result([judged([0.3, 0.3], 1, 1, 0.1)], 10, 8.0),
-        ],
-        "bidf_mkd": [
-            Result([judged([0.4, 0.4], 1, 0, 0.1)], 500, 9.0),
-            Result([judged([0.4, 0.6], 1, 1, 0.1)], 700, 9),
-        ],
-    }
-    (title, rows), (_, ours), (_, by_seed) = tables(results, [0, 1])
-    assert "4 episodes of unseen classes (made up meta_test) over 2 seeds" in title
-    # The episodes of both seeds together: 0.4 0.4 0.4 0.6 has a standard deviation of 0.1; 1.96 *
-    # 0.1 / 2 is 0.098. Less the control, 0.2 0.2 0.3 0.3, that is 0.2 0.2 0.1 0.3, of 0.0816.
-    assert rows == [
-        ["method", "1-shot", "1-shot less control", "queries", "seconds", "adapt lr"],
-        ["random initialisation", "20.00 ± 8.00", "-5.00 ± 5.66", "0", "0", "0.1, 0.3"],
-        ["no-recovery control", "25.00 ± 5.66", "", "10", "6", "0.1"],
-        ["BiDf-MKD", "45.00 ± 9.80", "+20.00 ± 8.00", "600", "9", "0.1"],
-    ]
-    assert ours[1:] == [
-        ["BiDf-MKD less random initialisation", "+25.00 ± 5.66"],
-        ["BiDf-MKD less no-recovery control", "+20.00 ± 8.00"],
-    ]
-    assert by_seed == [
-        ["less the control", "seed 0, 1-shot", "seed 1, 1-shot"],
-        ["random initialisation", "-5.00 ± 9.80", "-5.00 ± 9.80"],
-        ["BiDf-MKD", "+20.00 ± 0.00", "+20.00 ± 19.60"],
-    ]
-
-
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the methods that are trained from now on."""
+    """Return a list that fills with the methods and seeds that are trained from now on."""
     trained: list[str] = []
     for name, (label, plain) in list(baselines.METHODS.items()):
 
-        def method(contest: Any, folder: Path, name: str = name, plain: Callable = plain) -> None:
-            trained.append(f"{name} {contest.train.seed}")
-            plain(contest, folder)
+        def method(
+            experiment: Any, folder: Path, name: str = name, plain: Callable = plain
+        ) -> None:
+            trained.append(f"{name} {experiment.train.seed}")
+            plain(experiment, folder)
 
         monkeypatch.setitem(baselines.METHODS, name, (label, method))
     return trained
@@ -106,8 +64,8 @@ def test_a_method_that_was_cut_off_is_made_anew(
 ) -> None:
     label, plain = baselines.METHODS["random"]
 
-    def cut_off(contest: Any, folder: Path) -> None:
-        plain(contest, folder)
+    def cut_off(experiment: Any, folder: Path) -> None:
+        plain(experiment, folder)
         raise KeyboardInterrupt
 
     monkeypatch.setitem(baselines.METHODS, "random", (label, cut_off))
@@ -149,9 +107,7 @@ def test_a_run_that_was_cut_off_keeps_its_sets(
 
 
 def test_several_data_sets(tiny: ExperimentConfig, tmp_path: Path) -> None:
-    """API-MH: a table for each data set; here the second is a copy of the glyphs, larger and in
-    colour.
-    """
+    """Each data set has a table; the second one here is the glyphs, larger and in colour."""
     import numpy as np
 
     from bidfmkd_fast.data import make_glyphs

@@ -17,7 +17,7 @@ from bidfmkd_fast.data import Dataset, EpisodeSampler
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.experiments import methods as baselines
 from bidfmkd_fast.experiments.config import ExperimentConfig
-from bidfmkd_fast.experiments.methods import METHODS, Contest, recovered_sets
+from bidfmkd_fast.experiments.methods import METHODS, Experiment, recovered_sets
 from bidfmkd_fast.meta import MetaModel
 from bidfmkd_fast.pools import Pool, load_pool
 from bidfmkd_fast.seeds import torch_generator
@@ -30,31 +30,33 @@ RUN_QUERIES = N_APIS * 2 * STEPS * 3 * SET
 
 
 @pytest.fixture(scope="module")
-def contest(
+def experiment(
     tiny: ExperimentConfig,
     tiny_pool: Pool,
     datasets: list[Dataset],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Contest:
+) -> Experiment:
     folder = tmp_path_factory.mktemp("run") / "bidf_mkd"
-    contest = Contest(tiny_pool, datasets, tiny.with_seed(7), folder, progress=False)
-    METHODS["bidf_mkd"][1](contest, folder)
-    return contest
+    experiment = Experiment(tiny_pool, datasets, tiny.with_seed(7), folder, progress=False)
+    METHODS["bidf_mkd"][1](experiment, folder)
+    return experiment
 
 
 def learned(
-    method: str, contest: Contest, folder: Path
+    method: str, experiment: Experiment, folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The meta-model's parameters and the summary."""
-    METHODS[method][1](contest, folder)
+    METHODS[method][1](experiment, folder)
     meta_model = MetaModel.load(folder / META_MODEL)
-    assert meta_model.adapt_steps == contest.train.adapt_steps
+    assert meta_model.adapt_steps == experiment.train.adapt_steps
     return dict(meta_model.module.state_dict()), json.loads((folder / SUMMARY).read_text())
 
 
-def start(contest: Contest) -> dict[str, Tensor]:
+def start(experiment: Experiment) -> dict[str, Tensor]:
     return dict(
-        initial_module([entry.spec for entry in contest.pool.entries], contest.train).state_dict()
+        initial_module(
+            [entry.spec for entry in experiment.pool.entries], experiment.train
+        ).state_dict()
     )
 
 
@@ -62,39 +64,43 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_all_start_where_the_run_starts(contest: Contest, tmp_path: Path) -> None:
-    parameters, summary = learned("random", contest, tmp_path / "random")
-    assert equal(parameters, start(contest))
+def test_all_start_where_the_run_starts(experiment: Experiment, tmp_path: Path) -> None:
+    parameters, summary = learned("random", experiment, tmp_path / "random")
+    assert equal(parameters, start(experiment))
     assert equal(
         parameters,
-        dict(MetaModel.load(contest.bidf_mkd / "initial_model.safetensors").module.state_dict()),
+        dict(MetaModel.load(experiment.bidf_mkd / "initial_model.safetensors").module.state_dict()),
     )
     assert summary["queries"] == 0
 
 
-def test_the_run_and_its_control_are_those_of_the_library(contest: Contest, tmp_path: Path) -> None:
-    apis = load_pool(contest.pool.folder)
-    run = BiDfMKD(apis, config=contest.train).fit(progress=False)
+def test_the_run_and_its_control_are_those_of_the_library(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    apis = load_pool(experiment.pool.folder)
+    run = BiDfMKD(apis, config=experiment.train).fit(progress=False)
     assert equal(
-        dict(MetaModel.load(contest.bidf_mkd / META_MODEL).module.state_dict()),
+        dict(MetaModel.load(experiment.bidf_mkd / META_MODEL).module.state_dict()),
         run.meta_model.module.state_dict(),
     )
-    parameters, summary = learned("control", contest, tmp_path / "control")
-    control = BiDfMKD(load_pool(contest.pool.folder), config=contest.train.control()).fit(
+    parameters, summary = learned("control", experiment, tmp_path / "control")
+    control = BiDfMKD(load_pool(experiment.pool.folder), config=experiment.train.control()).fit(
         progress=False
     )
     assert equal(parameters, dict(control.meta_model.module.state_dict()))
     assert summary["queries"] == N_APIS * 2 * SET
 
 
-def distilled_by_hand(contest: Contest, index: int) -> dict[str, Tensor]:
+def distilled_by_hand(experiment: Experiment, index: int) -> dict[str, Tensor]:
     """Adam on torch's own KL divergence of the sets of one API."""
-    module = initial_module([entry.spec for entry in contest.pool.entries], contest.train)
-    images, scores = recovered_sets(contest.bidf_mkd, index)
-    optimizer = torch.optim.Adam(module.parameters(), lr=contest.config.baselines.learning_rate)
-    draws = torch_generator(contest.train.seed, "distil", index)
-    for _ in range(contest.config.baselines.steps):
-        rows = torch.randperm(len(images), generator=draws)[: contest.config.baselines.batch_size]
+    module = initial_module([entry.spec for entry in experiment.pool.entries], experiment.train)
+    images, scores = recovered_sets(experiment.bidf_mkd, index)
+    optimizer = torch.optim.Adam(module.parameters(), lr=experiment.config.baselines.learning_rate)
+    draws = torch_generator(experiment.train.seed, "distil", index)
+    for _ in range(experiment.config.baselines.steps):
+        rows = torch.randperm(len(images), generator=draws)[
+            : experiment.config.baselines.batch_size
+        ]
         optimizer.zero_grad()
         student = module(images[rows]).log_softmax(1)
         functional.kl_div(student, scores[rows].softmax(1), reduction="batchmean").backward()
@@ -103,10 +109,10 @@ def distilled_by_hand(contest: Contest, index: int) -> dict[str, Tensor]:
 
 
 def test_distill_avg_is_the_mean_of_every_apis_distillation(
-    contest: Contest, tmp_path: Path
+    experiment: Experiment, tmp_path: Path
 ) -> None:
-    parameters, summary = learned("average", contest, tmp_path / "average")
-    each = [distilled_by_hand(contest, index) for index in range(N_APIS)]
+    parameters, summary = learned("average", experiment, tmp_path / "average")
+    each = [distilled_by_hand(experiment, index) for index in range(N_APIS)]
     rtol, atol = TOLERANCES["float32"]
     for name, value in parameters.items():
         mean = torch.stack([one[name] for one in each]).mean(0)
@@ -114,21 +120,21 @@ def test_distill_avg_is_the_mean_of_every_apis_distillation(
         torch.testing.assert_close(
             value, wanted, rtol=10 * rtol, atol=10 * atol
         )  # Adam divides by small moments
-    assert not equal(parameters, start(contest))
+    assert not equal(parameters, start(experiment))
     assert summary["queries"] == RUN_QUERIES  # it learns from what the run recovered
 
 
-def test_recovered_sets_are_both_sets_of_an_api(contest: Contest, tmp_path: Path) -> None:
-    images, scores = recovered_sets(contest.bidf_mkd, 1)
+def test_recovered_sets_are_both_sets_of_an_api(experiment: Experiment, tmp_path: Path) -> None:
+    images, scores = recovered_sets(experiment.bidf_mkd, 1)
     assert images.shape == (2 * SET, 1, 28, 28) and scores.shape == (2 * SET, N_WAY)
-    api = load_pool(contest.pool.folder)[1]
+    api = load_pool(experiment.pool.folder)[1]
     torch.testing.assert_close(api(images), scores, rtol=1e-4, atol=1e-4)
     with pytest.raises(InputError, match="no recovered set of API 9"):
-        recovered_sets(contest.bidf_mkd, 9)
+        recovered_sets(experiment.bidf_mkd, 9)
 
 
 def test_the_most_accurate_api_is_distilled_for_the_queries_of_the_run(
-    contest: Contest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
     plain = baselines.recover
@@ -142,9 +148,9 @@ def test_the_most_accurate_api_is_distilled_for_the_queries_of_the_run(
     for best in (1, 2):
         entries = [
             replace(entry, accuracy=float(i == best))
-            for i, entry in enumerate(contest.pool.entries)
+            for i, entry in enumerate(experiment.pool.entries)
         ]
-        other = replace(contest, pool=replace(contest.pool, entries=tuple(entries)))
+        other = replace(experiment, pool=replace(experiment.pool, entries=tuple(entries)))
         asked.clear()
         parameters, summary = learned("single", other, tmp_path / f"best_{best}")
         assert asked == [f"api_00{best}"] * 2 * N_APIS
@@ -154,26 +160,28 @@ def test_the_most_accurate_api_is_distilled_for_the_queries_of_the_run(
     assert not equal(*results)
 
 
-def test_distillation_learns_what_the_api_says(contest: Contest) -> None:
+def test_distillation_learns_what_the_api_says(experiment: Experiment) -> None:
     longer = replace(
-        contest,
-        config=replace(contest.config, baselines=replace(contest.config.baselines, steps=150)),
+        experiment,
+        config=replace(
+            experiment.config, baselines=replace(experiment.config.baselines, steps=150)
+        ),
     )
-    images, scores = recovered_sets(contest.bidf_mkd, 0)
-    module = initial_module([entry.spec for entry in contest.pool.entries], contest.train)
+    images, scores = recovered_sets(experiment.bidf_mkd, 0)
+    module = initial_module([entry.spec for entry in experiment.pool.entries], experiment.train)
     target = scores.argmax(1)
     baselines._distil(longer, module, images, 30 * scores, "logits", 0)
     assert (module(images).argmax(1) == target).float().mean() > 0.9
 
 
 def test_white_box_recovery_asks_once_an_image_and_gets_further(
-    contest: Contest, tmp_path: Path
+    experiment: Experiment, tmp_path: Path
 ) -> None:
     """The same steps with true gradients end at a lower loss."""
-    longer = replace(contest.train, recovery=replace(contest.train.recovery, steps=25))
-    contest = replace(contest, config=replace(contest.config, train=longer))
-    _, opened = learned("white_box", contest, tmp_path / "open")
-    _, closed = learned("bidf_mkd", contest, tmp_path / "closed")
+    longer = replace(experiment.train, recovery=replace(experiment.train.recovery, steps=25))
+    experiment = replace(experiment, config=replace(experiment.config, train=longer))
+    _, opened = learned("white_box", experiment, tmp_path / "open")
+    _, closed = learned("bidf_mkd", experiment, tmp_path / "closed")
     assert opened["queries"] == N_APIS * 2 * 25 * SET
     assert closed["queries"] == 3 * opened["queries"]
     losses = []
@@ -189,7 +197,7 @@ def test_white_box_recovery_asks_once_an_image_and_gets_further(
 
 
 def test_maml_sees_the_real_meta_train_classes_as_often_as_the_replay_its_memory(
-    contest: Contest, datasets: list[Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, datasets: list[Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[Any]] = []
     plain = baselines.outer_replay_step
@@ -201,10 +209,10 @@ def test_maml_sees_the_real_meta_train_classes_as_often_as_the_replay_its_memory
 
     monkeypatch.setattr(baselines, "outer_replay_step", watched)
     train = replace(
-        contest.train, replay=replace(contest.train.replay, steps_per_round=3, rotations=4)
+        experiment.train, replay=replace(experiment.train.replay, steps_per_round=3, rotations=4)
     )
-    contest = replace(contest, config=replace(contest.config, train=train))
-    parameters, summary = learned("maml", contest, tmp_path / "maml")
+    experiment = replace(experiment, config=replace(experiment.config, train=train))
+    parameters, summary = learned("maml", experiment, tmp_path / "maml")
     assert len(seen) == 2 + 3  # 3 APIs in groups of 2: one round between, then the final steps
     assert summary["queries"] == 0
     known, n_classes = set(datasets[0].classes("meta_train")), len(datasets[0].class_names)
@@ -216,11 +224,11 @@ def test_maml_sees_the_real_meta_train_classes_as_often_as_the_replay_its_memory
     assert len(set(classes)) == len(classes) == 5 * 2
     sizes = {tuple(episode.support_images.shape) for episodes in seen for episode in episodes}
     assert sizes == {(N_WAY, 1, 28, 28)}
-    assert not equal(parameters, start(contest))
+    assert not equal(parameters, start(experiment))
 
 
 def test_maml_takes_data_sets_in_turn(
-    contest: Contest, datasets: list[Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, datasets: list[Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[str, int]] = []
     plain = EpisodeSampler.episode
@@ -230,5 +238,5 @@ def test_maml_takes_data_sets_in_turn(
         lambda self, index: drawn.append((self.dataset.name, index)) or plain(self, index),
     )
     other = replace(datasets[0], name="other")
-    METHODS["maml"][1](replace(contest, datasets=[datasets[0], other]), tmp_path / "maml")
+    METHODS["maml"][1](replace(experiment, datasets=[datasets[0], other]), tmp_path / "maml")
     assert drawn == [("glyphs", 0), ("other", 0), ("glyphs", 1), ("other", 1)]

@@ -1,3 +1,5 @@
+"""Run sweeps: cells of variants and grid points, again after a break, in a plot."""
+
 from __future__ import annotations
 
 import sys
@@ -11,7 +13,8 @@ from PIL import Image
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.experiments import methods as baselines
-from bidfmkd_fast.experiments.sweep import read_sweep, run_sweep
+from bidfmkd_fast.experiments.sweep import run_sweep
+from bidfmkd_fast.experiments.sweep_file import read_sweep
 from bidfmkd_fast.experiments.sweep_plot import draw_sweep, numeric_axis
 from bidfmkd_fast.meta import Evaluation
 
@@ -60,11 +63,11 @@ def test_a_sweep_goes_on_cell_by_cell(
     trained: list[int] = []
     label, plain = baselines.METHODS["bidf_mkd"]
 
-    def watched(contest: Any, folder: Path) -> None:
-        trained.append(contest.train.recovery.num_directions)
+    def watched(experiment: Any, folder: Path) -> None:
+        trained.append(experiment.train.recovery.num_directions)
         if len(trained) == 2:
             raise KeyboardInterrupt
-        plain(contest, folder)
+        plain(experiment, folder)
 
     monkeypatch.setitem(baselines.METHODS, "bidf_mkd", (label, watched))
     grid = {"train.recovery.num_directions": [1, 2]}

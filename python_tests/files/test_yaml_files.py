@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.experiments.sweep import read_sweep
+from bidfmkd_fast.experiments.sweep_file import read_sweep
 from bidfmkd_fast.files.yaml_files import dump_yaml, parse_yaml, read_mapping, read_yaml
 from bidfmkd_fast.pools import read_pool
 from bidfmkd_fast.serving import Behaviour, behaviours_of

@@ -38,11 +38,11 @@ def test_held_out_images_are_never_learned(
     learned, measured = [], []
     monkeypatch.setattr(
         api_training,
-        "_fit",
+        "fit_classifier",
         lambda module, images, labels, **rest: learned.append((images, labels)),
     )
     monkeypatch.setattr(
-        api_training, "_accuracy", lambda module, *held: measured.append(held) or 1.0
+        api_training, "held_out_accuracy", lambda module, *held: measured.append(held) or 1.0
     )
     pool = train_pool(glyphs, tmp_path / "pool", n_apis=3, n_way=5, width=2, holdout=0.25)
     index = {name: i for i, name in enumerate(glyphs.class_names)}
@@ -88,7 +88,7 @@ def test_every_class_name_survives_the_list(
     glyphs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ "1", "=", "~", "#" and "{" mean something in YAML."""
-    monkeypatch.setattr(api_training, "_fit", lambda module, *data, **rest: module.eval())
+    monkeypatch.setattr(api_training, "fit_classifier", lambda module, *data, **rest: module.eval())
     pool = train_pool(glyphs, tmp_path / "pool", n_apis=1, n_way=40, width=1)
     assert read_pool(tmp_path / "pool") == pool
     assert len(load_pool(tmp_path / "pool")[0].spec.class_names) == 40
@@ -235,7 +235,7 @@ def test_batch_norm_of_a_resnet_fits_its_finished_weights(
     that were written.
     """
     learned_from: list[torch.Tensor] = []
-    fit = api_training._fit
+    fit = api_training.fit_classifier
 
     def noting(
         module: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, **options: object
@@ -243,7 +243,7 @@ def test_batch_norm_of_a_resnet_fits_its_finished_weights(
         learned_from.append(images)
         fit(module, images, labels, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(api_training, "_fit", noting)
+    monkeypatch.setattr(api_training, "fit_classifier", noting)
     train_pool(
         tiny("grey", (1, 16, 16)),
         tmp_path,
@@ -292,13 +292,13 @@ def test_training_in_parallel_gives_the_same_apis(
         "seed": 5,
     }
     alone = train_pool(data, tmp_path / "alone", **arguments)
-    seen, plain = set(), api_training._fit
+    seen, plain = set(), api_training.fit_classifier
 
     def watched(*args: object, **options: object) -> None:
         seen.add(threading.get_ident())
         plain(*args, **options)
 
-    monkeypatch.setattr(api_training, "_fit", watched)
+    monkeypatch.setattr(api_training, "fit_classifier", watched)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     together = train_pool(data, tmp_path / "together", **arguments)
     assert len(seen) > 1
@@ -317,7 +317,7 @@ def test_a_fault_in_one_api_ends_the_training(
     def broken(*args: object, **options: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(api_training, "_fit", broken)
+    monkeypatch.setattr(api_training, "fit_classifier", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         train_pool(tiny("grey", (1, 16, 16)), tmp_path, n_apis=3, n_way=2, width=1, epochs=1)
     assert not (tmp_path / "pool.yaml").exists()

@@ -1,4 +1,4 @@
-"""The layouts that `convert` understands: how to read each, and how to tell those that a publisher made."""
+"""The layouts that `convert` understands: how to read each, and how to recognise publishers'."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ READERS: dict[str, Callable[[Tree, Split | None], Listing]] = {
     "cub": cub.read,
     "omniglot": omniglot.read,
 }
-# Told by the names of their files alone, and split as published unless the caller has split lists.
+# Recognised by the names of their files alone, and split as published unless the caller has split
+# lists.
 PUBLISHED: dict[str, Callable[[Tree], bool]] = {
     "cifar100": cifar100.matches,
     "cub": cub.matches,

@@ -1,4 +1,4 @@
-"""CIFAR-100 as its authors publish it for Python (Krizhevsky, 2009): pickles `train`, `test` and `meta`."""
+"""Read CIFAR-100 as published for Python (Krizhevsky, 2009): pickles `train`, `test`, `meta`."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ _FILES = ("meta", "train", "test")
 
 
 def matches(tree: Tree) -> bool:
-    """Whether one folder of the source holds all three pickles."""
+    """Return True if one folder of the source holds all three pickles."""
     return tree.folder_of(*_FILES) is not None
 
 
 def read(tree: Tree, split: Split | None) -> Listing:
-    """All 600 images of each class, those of `train` first; the split of CIFAR-FS unless `split` is
-    given.
+    """List all 600 images of each class, those of `train` first.
 
-    Raises `InputError` for files that are missing, damaged, of another form, or that want to run
-    code.
+    The split is that of CIFAR-FS unless `split` is given.
+
+    Raises:
+        InputError: a file is missing, damaged, of another form, or tries to run code.
     """
     folder = tree.folder_of(*_FILES)
     if folder is None:
         raise InputError(
-            f"convert_dataset: cifar100: {tree.path} holds no folder with the files {', '.join(_FILES)}"
+            f"convert_dataset: cifar100: {tree.path} holds no folder with the files "
+            f"{', '.join(_FILES)}"
         )
     meta, *parts = (
         load_arrays(content, f"{tree.path}: {folder}{name}")
@@ -37,7 +39,8 @@ def read(tree: Tree, split: Split | None) -> Listing:
     names = meta.get("fine_label_names")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise InputError(
-            f"convert_dataset: {tree.path}: {folder}meta: wanted fine_label_names, a list of class names"
+            f"convert_dataset: {tree.path}: {folder}meta: wanted fine_label_names, "
+            "a list of class names"
         )
     classes: list[str] = []
     for name, part in zip(_FILES[1:], parts):
@@ -50,6 +53,7 @@ def read(tree: Tree, split: Split | None) -> Listing:
 
 
 def _classes(part: dict, names: list[str], where: str) -> list[str]:
+    """Return the class name of each image of one pickle, once its arrays are checked."""
     rows, labels = part.get("data"), part.get("fine_labels")
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 3072:
         came = (

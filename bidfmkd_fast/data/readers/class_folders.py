@@ -1,4 +1,7 @@
-"""One folder per class, with or without folders meta_train, meta_val and meta_test (or train, val, test) above."""
+"""Read one folder per class.
+
+The class folders may lie in folders meta_train, meta_val and meta_test, or train, val and test.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,20 @@ import re
 from bidfmkd_fast.data.readers.images import is_image_name
 from bidfmkd_fast.data.readers.left_out import endings
 from bidfmkd_fast.data.readers.listing import Listing
-from bidfmkd_fast.data.readers.splits import SPLIT_NAMES, Row, Split, make_split
+from bidfmkd_fast.data.readers.split_list_formats import SPLIT_NAMES, Row
+from bidfmkd_fast.data.readers.splits import Split, make_split
 from bidfmkd_fast.data.readers.tree import Tree
 from bidfmkd_fast.errors import InputError
 
 
 def read(tree: Tree, split: Split | None) -> Listing:
-    """Every image with its folder as its class; folders above all images do not count, folders
-    below join by "/".
+    """List every image, with its folder as its class.
 
-    Split folders are kept as the split unless `split` is given. Raises `InputError` for images
-    outside class folders and for a class in two split folders.
+    A folder that holds all images is no part of a class name; the parts of deeper folders are
+    joined by "/". Split folders are taken as the split unless `split` is given.
+
+    Raises:
+        InputError: an image lies outside all class folders, or a class in two split folders.
     """
     files = [name for name in tree.names if is_image_name(name)]
     if not files:
@@ -31,7 +37,8 @@ def read(tree: Tree, split: Split | None) -> Listing:
     loose = next((file for file, part in zip(files, parts) if len(part) == 1), None)
     if loose is not None and top:
         raise InputError(
-            f"convert_dataset: {tree.path} has one class folder, {top!r}; few-shot tasks need two classes at least"
+            f"convert_dataset: {tree.path} has one class folder, {top!r}; "
+            "few-shot tasks need at least two classes"
         )
     if loose is not None:
         wanted = (
@@ -49,7 +56,8 @@ def read(tree: Tree, split: Split | None) -> Listing:
 
 
 def size_by_names(classes: list[str]) -> int | None:
-    """84 where the classes are named by WordNet numbers, as in miniImageNet and tieredImageNet;
-    else None.
+    """Return the size for classes named by WordNet numbers; None if a class is named otherwise.
+
+    It is 84, as for miniImageNet and tieredImageNet, whose classes are named so.
     """
     return 84 if all(re.fullmatch(r"n\d{8}", name) for name in classes) else None

@@ -1,9 +1,10 @@
-"""CUB-200-2011 as its authors publish it (Wah et al., 2011): `images.txt`, `image_class_labels.txt`, `classes.txt`."""
+"""Read CUB-200-2011 as published (Wah et al., 2011), by its lists of images, labels and classes."""
 
 from __future__ import annotations
 
 from bidfmkd_fast.data.readers.listing import Listing
-from bidfmkd_fast.data.readers.splits import Row, Split, make_split
+from bidfmkd_fast.data.readers.split_list_formats import Row
+from bidfmkd_fast.data.readers.splits import Split, make_split
 from bidfmkd_fast.data.readers.tree import Tree
 from bidfmkd_fast.errors import InputError
 
@@ -12,17 +13,19 @@ _TURNS = ("meta_train", "meta_val", "meta_train", "meta_test")
 
 
 def matches(tree: Tree) -> bool:
-    """Whether one folder of the source holds the three lists."""
+    """Return True if one folder of the source holds the three lists."""
     return tree.folder_of(*_LISTS) is not None
 
 
 def read(tree: Tree, split: Split | None) -> Listing:
-    """Every image of `images.txt`, wanted in 84 x 84 RGB.
+    """List every image of `images.txt`, to be read as 84 x 84 RGB.
 
-    Unless `split` is given, of the classes by name the first, third, fifth, ... are meta_train,
-    every second of the others meta_val, the rest meta_test: 100, 50 and 50, as in Chen et al. (ICLR
-    2019) and the paper's own lists. Raises `InputError` for lists that contradict each other and
-    for images that are absent.
+    Unless `split` is given, the classes are split 100 / 50 / 50 in the order of their names, as in
+    Chen et al. (ICLR 2019) and in the lists of BiDf-MKD's authors: the first, third, fifth, ... are
+    meta_train; the others are meta_val and meta_test in turn.
+
+    Raises:
+        InputError: the lists contradict each other, or an image is missing.
     """
     folder = tree.folder_of(*_LISTS)
     if folder is None:
@@ -40,7 +43,8 @@ def read(tree: Tree, split: Split | None) -> Listing:
         name = names.get(labels.get(number, ""))
         if name is None:
             raise InputError(
-                f"convert_dataset: {where}image_class_labels.txt gives image {number}, {image}, no class of classes.txt"
+                f"convert_dataset: {where}image_class_labels.txt gives image {number}, {image}, "
+                "no class of classes.txt"
             )
         if (file := f"{folder}images/{image}") not in there:
             raise InputError(
@@ -55,13 +59,14 @@ def read(tree: Tree, split: Split | None) -> Listing:
 
 
 def _numbered(content: bytes, where: str) -> dict[str, str]:
-    """Lines of a number, a space and a value."""
+    """Return the values of lines of a number, a space and a value, by number."""
     values: dict[str, str] = {}
     for line, text in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
         number, _, value = text.strip().partition(" ")
         if not value or number in values:
             raise InputError(
-                f"convert_dataset: {where}, line {line}: wanted a new number, a space and a value; got {text!r}"
+                f"convert_dataset: {where}, line {line}: wanted a new number, a space and a value; "
+                f"got {text!r}"
             )
         values[number] = value
     return values

@@ -1,7 +1,8 @@
-"""Images anywhere, and lists that tell the class of each.
+"""Read images that lie anywhere, by lists that give the class of each.
 
-CSV with `filename,label` (Ravi and Larochelle's miniImageNet, and the lists of BiDf-MKD's authors), or JSON with
-`image_names`, `image_labels` and `label_names` (Chen et al., "A Closer Look at Few-shot Classification", ICLR 2019).
+The lists are CSV with `filename,label` (Ravi and Larochelle's miniImageNet, and the lists of
+BiDf-MKD's authors), or JSON with `image_names`, `image_labels` and `label_names` (Chen et al., "A
+Closer Look at Few-shot Classification", ICLR 2019).
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from bidfmkd_fast.errors import InputError
 
 
 def read(tree: Tree, split: Split | None) -> Listing:
-    """Every listed image; images that no list names are left out. Raises `InputError` for one
-    listed but absent.
+    """List every image that the lists name; the others are left out.
+
+    Raises:
+        InputError: there are no lists of images, or a listed image is missing or listed twice.
     """
     if split is None or split.images is None:
         came = "there are none" if split is None else f"{split.where} lists classes only"
         raise InputError(
-            f"convert_dataset: image_lists: {tree.path}: wanted lists of image files, here or by --split; {came}"
+            f"convert_dataset: image_lists: {tree.path}: wanted lists of image files, "
+            f"here or by --split; {came}"
         )
     by_file: dict[str, list[tuple[str, ...]]] = {}
     for name in filter(is_image_name, tree.names):
@@ -40,10 +44,10 @@ def read(tree: Tree, split: Split | None) -> Listing:
 
 
 def _find(listed: str, by_file: dict[str, list[tuple[str, ...]]], where: str, tree: Tree) -> str:
-    """The file that a list means: the one whose path ends most like the listed one, its folder at
-    least included.
+    """Return the file that a list means: the one whose path shares the longest end with the listed.
 
-    Published lists hold paths of their authors' machines, and miniImageNet's hold bare file names.
+    The end must include the folder, if both paths have one. Paths cannot be compared whole, because
+    published lists hold paths of their authors' machines; miniImageNet's hold bare file names.
     """
     wanted = [part for part in listed.replace("\\", "/").split("/") if part not in ("", ".")]
     candidates = {
@@ -64,7 +68,6 @@ def _find(listed: str, by_file: dict[str, list[tuple[str, ...]]], where: str, tr
     return "/".join(found[0])
 
 
-def _common_end(one: tuple[str, ...], other: list[str]) -> int:
-    return len(
-        list(takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other))))
-    )
+def _common_end(a: tuple[str, ...], b: list[str]) -> int:
+    """Return how many parts two paths share at their ends."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(reversed(a), reversed(b)))))

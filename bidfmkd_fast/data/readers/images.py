@@ -1,4 +1,4 @@
-"""Image files into arrays of one size."""
+"""Decode image files into arrays of one size."""
 
 from __future__ import annotations
 
@@ -20,16 +20,9 @@ from bidfmkd_fast.data.readers.tree import Tree
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.runtime.progress import Bar
 
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "BMP",
-    "GIF",
-    "PPM",
-    "TIFF",
-    "WEBP",
-)  # none of them can start a program, as EPS does
-HEIF_SUFFIXES = (".heic", ".heif")  # what telephones write; read where pillow-heif is installed
+# No format here can start a program, as EPS can.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+HEIF_SUFFIXES = (".heic", ".heif")  # what telephones write; read if pillow-heif is installed
 _SUFFIXES = (
     ".png",
     ".jpg",
@@ -45,7 +38,7 @@ _SUFFIXES = (
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _GREY = ("1", "L", "LA", "La")
-_TURNS = {  # what makes an image upright, by its orientation mark; 1 is upright
+_TURNS = {  # by orientation mark: what makes the image upright; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -60,10 +53,11 @@ _EXIF_DAMAGED = (
 
 
 class Wanted(NamedTuple):
-    """How images are to come.
+    """The form in which images are decoded.
 
-    `size` is their height and width, None for their own. `mode` is "L", "RGB" or None for what each
-    file is. `upright` turns an image as the orientation mark of its camera (EXIF) says.
+    `size` is their height and width; None keeps their own. `mode` is "L" (grey), "RGB", or None for
+    the mode of each file. `upright` turns an image as the orientation mark of its camera (EXIF)
+    says.
     """
 
     size: int | None
@@ -74,7 +68,7 @@ class Wanted(NamedTuple):
 
 @cache
 def _reads_heif() -> bool:
-    """Register the reader of HEIC files with Pillow, where it is installed."""
+    """Register pillow-heif with Pillow; return False if it is not installed."""
     try:
         import pillow_heif
     except ImportError:
@@ -84,17 +78,19 @@ def _reads_heif() -> bool:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the ending is that of an image file that can be read here."""
+    """Return True if the ending is that of an image file that can be read here."""
     return name.lower().endswith(_SUFFIXES + HEIF_SUFFIXES if _reads_heif() else _SUFFIXES)
 
 
 def decode(content: bytes, where: str, wanted: Wanted) -> np.ndarray:
-    """One image as uint8 `[H, W]` (grey) or `[H, W, 3]` (RGB), turned upright and squeezed to the
-    size wanted.
+    """Decode one image to uint8 `[H, W]` (grey) or `[H, W, 3]` (RGB).
 
-    Grey images of 16 bits are scaled to 8; transparency does not count. Raises `InputError` for
-    what Pillow cannot read as a common image, for floats and 32-bit integers, and for what is too
-    large to be meant.
+    It is turned upright and resized, without regard to its proportions. Grey images of 16 bits are
+    scaled to 8; transparency is ignored. `where` names the file in errors.
+
+    Raises:
+        InputError: Pillow cannot read it as a common image; it holds floats or 32-bit integers; or
+            it is so large that it may be an attack (a decompression bomb).
     """
     try:
         with Image.open(
@@ -122,11 +118,11 @@ def decode(content: bytes, where: str, wanted: Wanted) -> np.ndarray:
 
 
 def decode_all(tree: Tree, names: Sequence[str], wanted: Wanted, progress: bool) -> np.ndarray:
-    """The images of these files, uint8 `[N, H, W]`, or `[N, H, W, 3]` as soon as one of them has
-    colour.
+    """Decode these files to uint8 `[N, H, W]`, or `[N, H, W, 3]` if at least one has colour.
 
-    Without a size all must have the same one. Raises `InputError` as `decode` does, naming the
-    file.
+    Raises:
+        InputError: as in `decode`, naming the file; or no size is given and the images differ in
+            size.
     """
     row_of = {name: row for row, name in enumerate(names)}
     images: np.ndarray | None = None
@@ -136,36 +132,36 @@ def decode_all(tree: Tree, names: Sequence[str], wanted: Wanted, progress: bool)
             if images is None:
                 images, first = np.empty((len(names), *image.shape), np.uint8), name
             if image.shape[:2] != images.shape[1:3]:
-                sizes = f"{first} is {images.shape[2]}x{images.shape[1]}, {name} is {image.shape[1]}x{image.shape[0]}"
                 raise InputError(
-                    f"convert_dataset: images differ in size: {sizes}; give --size, 84 in most papers"
+                    "convert_dataset: images differ in size: "
+                    f"{first} is {images.shape[2]}x{images.shape[1]}, "
+                    f"{name} is {image.shape[1]}x{image.shape[0]}; "
+                    "give --size, 84 in most papers"
                 )
             if image.ndim > images.ndim - 1:
                 images = np.repeat(images[..., None], 3, axis=3)
             images[row_of[name]] = image if image.ndim == images.ndim - 1 else image[..., None]
             bar.advance()
-    assert images is not None  # the caller has checked that there are some
+    assert images is not None  # the caller has checked that there are images
     return images
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turn an image as its orientation mark says.
 
-    Pillow's `exif_transpose` writes all other EXIF data anew, which fails where one of them is
-    damaged.
+    Pillow's `exif_transpose` is not used, because it also rewrites all other EXIF data, which fails
+    if any of them is damaged.
     """
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (
-        Exception
-    ):  # damaged data make Pillow raise nearly anything; the pixels are there all the same
+    except Exception:  # of any kind: Pillow on damaged EXIF data; the pixels are readable still
         warnings.warn(_EXIF_DAMAGED, UserWarning, stacklevel=1)
         return image
     return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(image: Image.Image, opened: Image.Image, where: str) -> Image.Image:
-    """Scale grey of 16 bits to 8, the whole range onto the whole range."""
+    """Scale grey of 16 bits to 8, 0..65535 to 0..255; return other images as they are."""
     if image.mode[0] not in "IF":
         return image
     if not image.mode.startswith("I;16") and not (
@@ -173,7 +169,8 @@ def _eight_bits(image: Image.Image, opened: Image.Image, where: str) -> Image.Im
     ):
         kind = "floats" if image.mode == "F" else "32-bit integers"
         raise InputError(
-            f"convert_dataset: {where} holds {kind}, whose range it does not tell; make it 8 or 16 bits"
+            f"convert_dataset: {where} holds {kind}, whose range is unknown; "
+            "convert it to 8 or 16 bits"
         )
     values = np.asarray(image).astype(np.int64)
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 = 257 x 255
@@ -184,8 +181,9 @@ _reading = threading.local()  # .name: the file whose image this thread decodes
 
 @contextmanager
 def _warnings_with_files() -> Iterator[None]:
-    """Inside the block gather what Pillow warns of, in all threads; then warn once of each fault,
-    naming the files.
+    """Gather the warnings of Pillow in all threads; after the block, warn once per kind of fault.
+
+    Each warning names the files, which Pillow does not know.
     """
     files_of: dict[str, list[str]] = {}
 
@@ -214,8 +212,9 @@ def _warnings_with_files() -> Iterator[None]:
 def _in_threads(
     tree: Tree, names: Sequence[str], wanted: Wanted
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Decoded images in the order of the stream; Pillow works outside Python's lock, so threads
-    help.
+    """Yield (name, image) in the order of the stream, decoded in threads.
+
+    Threads help because Pillow decodes outside Python's global lock.
     """
 
     def decoded(content: bytes, name: str) -> np.ndarray:
@@ -227,7 +226,7 @@ def _in_threads(
     with ThreadPoolExecutor(workers) as pool:
         for name, content in tree.stream(names):
             waiting.append((name, pool.submit(decoded, content, name)))
-            if len(waiting) > 4 * workers:  # no more than these are held in memory at once
+            if len(waiting) > 4 * workers:  # bounds the images held in memory
                 done, future = waiting.popleft()
                 yield done, future.result()
         for done, future in waiting:

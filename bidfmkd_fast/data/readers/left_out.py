@@ -1,4 +1,4 @@
-"""What a conversion passes over, in words: nothing of a source should vanish unseen."""
+"""Say what a conversion passes over, so that nothing of a source vanishes unseen."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ _MOST_NAMED = 5
 
 
 def left_out_lines(tree: Tree, files: Collection[str]) -> tuple[str, ...]:
-    """Return a line for each kind of thing in `tree` that is not among the image files that are
-    read.
-    """
+    """Return a line for each kind of thing in `tree` that is not among `files`, the images read."""
     read = set(files)
     rest = [name for name in tree.names if name not in read and not is_split_list(name)]
     unread = [name for name in rest if not is_image_name(name)]
@@ -37,9 +35,7 @@ def left_out_lines(tree: Tree, files: Collection[str]) -> tuple[str, ...]:
 
 
 def endings(names: Sequence[str]) -> str:
-    """Return how many of these files have which ending, and what would read them: "9 .heic (...),
-    2 .txt".
-    """
+    """Count the endings of these files, and say what would read them: "9 .heic (...), 2 .txt"."""
     counts = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names)
     hint = " (`pip install pillow-heif` reads them)"
     return _some(

@@ -1,4 +1,4 @@
-"""What a reader finds: which images show which class, and how large and in which colours they are wanted."""
+"""Define what a reader finds: the images with their classes, and how they are to be decoded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from bidfmkd_fast.data.readers.tree import Tree
 
 @dataclass(frozen=True)
 class Listing:
-    """Images and their classes as one layout tells them.
+    """Images and their classes, as a reader of one layout found them.
 
-    `classes` names the class of each image: of `files` in `tree`, or of `pixels` uint8 `[N, H, W,
-    3]` where the source holds arrays. `split` is what the source itself or its publishers say, or
-    None. `size` is the side that the papers use, or None for the images' own.
+    Attributes:
+        name: the name of the data set.
+        classes: the class of each image.
+        tree: the source.
+        files: the images as files of `tree`; None if the source holds arrays.
+        pixels: the images as an array, uint8 `[N, H, W, 3]`; None if the source holds files.
+        split: the split of the source or of its publishers; None if they give none.
+        size: height and width that the papers use; None keeps those of the images.
+        resample: how images are brought to that size.
+        mode: "L" (grey), "RGB", or None for the mode of each file.
     """
 
     name: str

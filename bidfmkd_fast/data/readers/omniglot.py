@@ -1,4 +1,4 @@
-"""Omniglot as its authors publish it (Lake et al., Science 2015): `images_background` and `images_evaluation`."""
+"""Read Omniglot as published (Lake et al., Science 2015), in its two parts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ _PARTS = ("images_background", "images_evaluation")
 
 
 def matches(tree: Tree) -> bool:
-    """Whether the source holds one of the two folders or zips, or is one of the zips."""
+    """Return True if the source holds one of the two parts as a folder or zip, or is such a zip."""
     return any(_find(tree, part) is not None for part in _PARTS)
 
 
 def read(tree: Tree, split: Split | None) -> Listing:
-    """Each drawing as a grey image, wanted in 28 x 28; classes "background/<alphabet>/<character>",
-    "evaluation/...".
+    """List every drawing, to be read as a grey image of 28 x 28.
 
-    28 x 28 by the mean of the area, which keeps strokes of one pixel. The split is that of Vinyals
-    et al. (NeurIPS 2016), without rotations, unless `split` is given. Raises `InputError` when one
-    of the two parts is missing.
+    Classes are "background/<alphabet>/<character>" and "evaluation/<alphabet>/<character>". A pixel
+    becomes the mean of its area, which keeps strokes that are one pixel wide. The split is that of
+    Vinyals et al. (NeurIPS 2016), without rotations, unless `split` is given.
+
+    Raises:
+        InputError: one of the two parts is missing.
     """
     both = _Both(tree)
     classes = [name.rpartition("/")[0] for name in both.names]
@@ -38,7 +40,7 @@ def read(tree: Tree, split: Split | None) -> Listing:
 
 
 def _find(tree: Tree, part: str) -> str | None:
-    """Where a part begins: the path of its folder, ending in "/", or of its zip."""
+    """Return the path of a part's folder, ending in "/", or of its zip; None without either."""
     for name in tree.names:
         before, found, _ = f"/{name}".partition(f"/{part}/")
         if found:
@@ -47,7 +49,7 @@ def _find(tree: Tree, part: str) -> str | None:
 
 
 class _Both(Tree):
-    """The images of both parts as "background/...", "evaluation/...", wherever each part lies."""
+    """The images of both parts as "background/..." and "evaluation/...", wherever the parts lie."""
 
     def __init__(self, tree: Tree) -> None:
         self._files: dict[str, tuple[Tree, str]] = {}
@@ -55,24 +57,24 @@ class _Both(Tree):
             place = _find(tree, part)
             if place is None:
                 raise InputError(
-                    f"convert_dataset: omniglot: {tree.path} lacks {part} (a folder, or {part}.zip in a folder)"
+                    f"convert_dataset: omniglot: {tree.path} lacks {part} "
+                    f"(a folder, or {part}.zip in a folder)"
                 )
-            its, prefix = (
-                (tree, place) if place.endswith("/") else (open_tree(tree.path / place), f"{part}/")
-            )
-            for name in its.names:
+            if place.endswith("/"):
+                source, prefix = tree, place
+            else:
+                source, prefix = open_tree(tree.path / place), f"{part}/"
+            short = part.removeprefix("images_")
+            for name in source.names:
                 if name.startswith(prefix) and is_image_name(name):
-                    self._files[f"{part.removeprefix('images_')}/{name.removeprefix(prefix)}"] = (
-                        its,
-                        name,
-                    )
+                    self._files[f"{short}/{name.removeprefix(prefix)}"] = (source, name)
         super().__init__(tree.path, self._files)
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        inner: dict[Tree, dict[str, str]] = {}
+        by_source: dict[Tree, dict[str, str]] = {}  # of each source: its own name -> our name
         for name in names:
-            tree, its = self._files[name]
-            inner.setdefault(tree, {})[its] = name
-        for tree, wanted in inner.items():
-            for its, content in tree.stream(wanted):
-                yield wanted[its], content
+            source, own_name = self._files[name]
+            by_source.setdefault(source, {})[own_name] = name
+        for source, wanted in by_source.items():
+            for own_name, content in source.stream(wanted):
+                yield wanted[own_name], content

@@ -1,4 +1,4 @@
-"""Pickled dicts of plain values and numpy arrays, read without numpy's or anybody's code being called by the pickle."""
+"""Read pickled dicts of plain values and numpy arrays without running any code of the pickle."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from bidfmkd_fast.errors import InputError
 
 
 def load_arrays(content: bytes, where: str) -> dict[str, Any]:
-    """The dict in a pickle written by Python 2 or 3, its arrays of bytes as uint8 of their shape.
+    """Return the dict in a pickle written by Python 2 or 3, with arrays of bytes as uint8 arrays.
 
-    The stand-ins below take the place of the three names that a numpy array needs; any other name
-    is refused before anything is called. Raises `InputError` for that, for arrays of another type,
-    and for a damaged pickle.
+    A pickle may name any function to be called. Here the three names that a numpy array needs stand
+    for the classes below; any other name is refused before anything is called.
+
+    Raises:
+        InputError: the pickle names another function, holds an array of another type, or is
+            damaged.
     """
     try:
         value = _Unpickler(io.BytesIO(content), encoding="latin1").load()
@@ -44,7 +47,7 @@ class _Type:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like, which bytes do not have."""
+        """Ignore byte order and the like, which bytes do not have."""
 
 
 class _Array:
@@ -53,18 +56,18 @@ class _Array:
     state: tuple[Any, ...] = ()
 
     def __init__(self, *_: object) -> None:
-        """The arguments are those of an empty array."""
+        """Ignore the arguments of an empty array; the data come in `__setstate__`."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.state = state
 
     def to_numpy(self, where: str) -> np.ndarray:
+        """Return the array, uint8. Raises InputError if it is of another type or incomplete."""
         _, shape, kind, by_column, raw = (
             self.state if len(self.state) == 5 else (0, (), None, False, b"")
         )
-        raw = (
-            raw.encode("latin1") if isinstance(raw, str) else raw
-        )  # Python 2's bytes are text to Python 3
+        if isinstance(raw, str):  # Python 3 reads the bytes of Python 2 as text
+            raw = raw.encode("latin1")
         sizes = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
         plain = (
             isinstance(kind, _Type)

@@ -1,49 +1,37 @@
-"""Which class belongs to which split: lists of classes or of images, as CSV, JSON or plain text."""
+"""Find out which class belongs to which split: from split lists, or at random."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from bidfmkd_fast.data.dataset import SPLITS
+from bidfmkd_fast.data.readers.split_list_formats import SPLIT_NAMES, Row, parse_list
 from bidfmkd_fast.data.readers.tree import Tree
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files.json_files import parse_json
 from bidfmkd_fast.seeds import torch_generator
 
-SPLIT_NAMES = {name: name for name in SPLITS} | {
-    "train": "meta_train", "base": "meta_train", "val": "meta_val", "test": "meta_test", "novel": "meta_test",
-}  # fmt: skip
 PUBLISHED_LISTS = Path(__file__).parent.parent / "splits"
 _KINDS = (".csv", ".json", ".txt")
-_IMAGE_KEYS = ("label_names", "image_names", "image_labels")
 _WANTED = (
-    "train, val, test (or meta_train, meta_val, meta_test; base, val, novel), each as .csv (columns filename,label), "
-    ".json (label_names, image_names, image_labels) or .txt (one class a line)"
+    "train, val, test (or meta_train, meta_val, meta_test; base, val, novel), "
+    "each as .csv (columns filename,label), .json (label_names, image_names, image_labels) "
+    "or .txt (one class a line)"
 )
-
-
-class Row(NamedTuple):
-    """One line of a split list: a class, or an image of it, and its split."""
-
-    split: str
-    class_name: str
-    file: str | None = None
 
 
 @dataclass(frozen=True)
 class Split:
-    """`of`: the split of each listed class; an entry may also be a folder of classes ("Angelic" for
-    "Angelic/a").
+    """The split of classes, as lists give it.
 
-    `images`: (path as listed, class) where the lists name images, else None. `where`: whence all
-    this comes.
+    Attributes:
+        where: where the lists come from, in words.
+        of: the split of each listed class. An entry may also be a folder of classes, such as
+            "Angelic" for "Angelic/a".
+        images: (path as listed, class) of each image, if the lists name images; else None.
     """
 
     where: str
@@ -51,8 +39,10 @@ class Split:
     images: list[tuple[str, str]] | None = None
 
     def of_classes(self, classes: Collection[str]) -> dict[str, str]:
-        """The split of each of these classes that is listed. Raises `InputError` for listed ones
-        that are absent.
+        """Return the split of each of these classes that is listed.
+
+        Raises:
+            InputError: a listed class is not among `classes`, or is in two splits.
         """
         found: dict[str, str] = {}
         absent = []
@@ -68,19 +58,20 @@ class Split:
                 if found.setdefault(name, split) != split:
                     raise _in_two(self.where, name, found[name], split)
         if absent:
-            some = ", ".join(map(repr, absent[:3])) + (
-                f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-            )
+            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
             there = ", ".join(map(repr, sorted(classes)[:3]))
             raise InputError(
-                f"convert_dataset: {self.where} names classes that the source lacks: {some}; it has {there}, ..."
+                f"convert_dataset: {self.where} names classes that the source lacks: "
+                f"{', '.join(map(repr, absent[:3]))}{more}; it has {there}, ..."
             )
         return found
 
 
 def make_split(where: str, rows: Sequence[Row]) -> Split:
-    """The `Split` of these rows. Raises `InputError` when a class is in two splits, or only some
-    rows name images.
+    """Return the `Split` of these rows.
+
+    Raises:
+        InputError: a class is in two splits, or only some rows name images.
     """
     of: dict[str, str] = {}
     for row in rows:
@@ -95,8 +86,9 @@ def make_split(where: str, rows: Sequence[Row]) -> Split:
 
 
 def random_split(classes: Collection[str], seed: int) -> Split:
-    """64 : 16 : 20 of the classes, as in miniImageNet and CIFAR-FS, drawn by `seed`; one at least
-    for meta_test.
+    """Draw a split of 64 : 16 : 20 of the classes, as in miniImageNet and CIFAR-FS, by `seed`.
+
+    meta_test gets at least one class.
     """
     names = sorted(classes)
     n_test, n_val = max(1, round(0.2 * len(names))), round(0.16 * len(names))
@@ -131,19 +123,22 @@ def read_split(path: Path) -> Split:
         raise InputError(
             f"convert_dataset: split lists are a folder, a .csv or a .json file; got {path}"
         )
-    return make_split(str(path), list(_parse(str(path), path.name, _content(path), None)))
+    return make_split(str(path), list(parse_list(str(path), path.name, _content(path), None)))
 
 
 def published_split(name: str) -> Split:
-    """A split shipped with the package: "cifar_fs" (Bertinetto et al., 2019) or "omniglot"
-    (Vinyals et al., 2016).
+    """Return a split that comes with the package.
+
+    They are "cifar_fs" (Bertinetto et al., 2019) and "omniglot" (Vinyals et al., 2016).
     """
     return replace(read_split(PUBLISHED_LISTS / name), where=f"the published split of {name}")
 
 
 def find_split(tree: Tree) -> Split | None:
-    """The split lists inside a source. Raises `InputError` where several folders of it hold
-    some.
+    """Return the split of the lists inside a source; None if it holds none.
+
+    Raises:
+        InputError: several folders hold split lists.
     """
     folders: dict[str, list[str]] = {}
     for name in tree.names:
@@ -167,7 +162,7 @@ def find_split(tree: Tree) -> Split | None:
 
 
 def _choose(files: Sequence[str], where: str) -> dict[str, str]:
-    """The file of each split among these, empty where there is none for meta_train or meta_test."""
+    """Return the file of each split; empty unless both meta_train and meta_test have one."""
     complete = []
     for kind in _KINDS:
         chosen: dict[str, str] = {}
@@ -176,7 +171,8 @@ def _choose(files: Sequence[str], where: str) -> dict[str, str]:
             split = SPLIT_NAMES.get(stem) if f".{ending}" == kind else None
             if split is not None and chosen.setdefault(split, file) != file:
                 raise InputError(
-                    f"convert_dataset: {where} holds {chosen[split]} and {file}, two lists for {split}; keep one"
+                    f"convert_dataset: {where} holds {chosen[split]} and {file}, "
+                    f"two lists for {split}; keep one"
                 )
         if {"meta_train", "meta_test"} <= set(chosen):
             complete.append(chosen)
@@ -193,80 +189,11 @@ def _parse_three(where: str, contents: dict[str, tuple[str, bytes]]) -> Split:
         row
         for split in SPLITS
         if split in contents
-        for row in _parse(
+        for row in parse_list(
             f"{where}/{contents[split][0]}", contents[split][0], contents[split][1], split
         )
     ]
     return make_split(where, rows)
-
-
-def _parse(where: str, name: str, content: bytes, split: str | None) -> Iterator[Row]:
-    """The rows of one file; `split` is the one that its name tells, None for a file that must tell
-    it itself.
-    """
-    try:
-        text = content.decode("utf-8-sig")
-        if name.lower().endswith(".csv"):
-            yield from _parse_csv(where, text, split)
-        elif name.lower().endswith(".json"):
-            yield from _parse_json(where, parse_json(text, f"convert_dataset: {where}"), split)
-        else:
-            yield from (Row(str(split), line.strip()) for line in text.splitlines() if line.strip())
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"convert_dataset: {where} cannot be read as {name.rpartition('.')[2].upper()}: {error}"
-        ) from error
-
-
-def _parse_csv(where: str, text: str, split: str | None) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
-    columns = reader.fieldnames or ()
-    wanted = ["label"] + ["split"] * (split is None)
-    if not set(wanted) <= set(columns):
-        raise InputError(
-            f"convert_dataset: {where}: wanted the columns {['filename', *wanted]}; got {list(columns)}"
-        )
-    for row in reader:
-        its = split or SPLIT_NAMES.get(row["split"] or "")
-        if (
-            not row["label"]
-            or its is None
-            or None in row
-            or ("filename" in columns and not row["filename"])
-        ):
-            raise InputError(
-                f"convert_dataset: {where}, line {reader.line_num}: wanted {','.join(columns)}; got {row}"
-            )
-        yield Row(its, row["label"], row.get("filename"))
-
-
-def _parse_json(where: str, value: object, split: str | None) -> Iterator[Row]:
-    if split is None:
-        if not isinstance(value, dict) or not value or not set(value) <= set(SPLIT_NAMES):
-            raise InputError(
-                f"convert_dataset: {where}: wanted {{'meta_train': [classes], 'meta_val': [...], 'meta_test': [...]}}"
-            )
-        for key, classes in value.items():
-            yield from _parse_json(where, classes, SPLIT_NAMES[key])
-    elif isinstance(value, list) and all(isinstance(name, str) for name in value):
-        yield from (Row(split, name) for name in value)
-    elif isinstance(value, dict) and all(isinstance(value.get(key), list) for key in _IMAGE_KEYS):
-        names, files, labels = (value[key] for key in _IMAGE_KEYS)
-        if len(files) != len(labels):
-            raise InputError(
-                f"convert_dataset: {where}: {len(files)} image_names but {len(labels)} image_labels"
-            )
-        for file, label in zip(files, labels):
-            if type(label) is not int or not 0 <= label < len(names) or not isinstance(file, str):
-                wanted = f"a file name and a number of one of {len(names)} label_names"
-                raise InputError(
-                    f"convert_dataset: {where}: wanted {wanted}; got {file!r} and {label!r}"
-                )
-            yield Row(split, str(names[label]), file)
-    else:
-        raise InputError(
-            f"convert_dataset: {where}: wanted a list of class names, or {', '.join(_IMAGE_KEYS)}"
-        )
 
 
 def _content(path: Path) -> bytes:
@@ -280,5 +207,6 @@ def _content(path: Path) -> bytes:
 
 def _in_two(where: str, class_name: str, one: str, other: str) -> InputError:
     return InputError(
-        f"convert_dataset: {where}: class {class_name!r} is in {one} and in {other}; no class may be in two splits"
+        f"convert_dataset: {where}: class {class_name!r} is in {one} and in {other}; "
+        "no class may be in two splits"
     )

@@ -1,4 +1,4 @@
-"""The files under a folder or inside a zip or tar archive, read without ever unpacking them to disk."""
+"""Read the files of a folder, or of a zip or tar archive without unpacking it to disk."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from bidfmkd_fast.errors import InputError
 
-MAX_FILE_BYTES = (
-    1 << 29
-)  # three times the largest file wanted (CIFAR-100's training images): more is no image
+# Three times the largest file that is needed, the training images of CIFAR-100.
+MAX_FILE_BYTES = 1 << 29
 _SYSTEM = {
     "__macosx",
     "@eadir",
@@ -39,10 +38,10 @@ _DAMAGE = (
 
 
 class Tree(ABC):
-    """Files by their path below the root, parts joined by "/".
+    """The files of a source, named by their path below the root with parts joined by "/".
 
-    `names` are those that count. `hidden` are the others: a part of the path begins with "." or was
-    made by a system, such as the thumbnails in `@eaDir`.
+    `names` are the files to read. `hidden` are the others: a part of their path begins with "." or
+    was made by an operating system, such as the thumbnails in `@eaDir`.
     """
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
@@ -61,30 +60,33 @@ class Tree(ABC):
 
     @abstractmethod
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """(name, content) of these files, in the order that is quickest to read. Raises
-        `InputError` for damage.
+        """Yield (name, content) of these files, in the order that is quickest to read.
+
+        Raises:
+            InputError: a file is damaged, too large or gone.
         """
 
     def read(self, *names: str) -> list[bytes]:
-        """The contents of a few files, in the order asked."""
+        """Return the contents of a few files, in the order of `names`."""
         contents = dict(self.stream(names))
         return [contents[name] for name in names]
 
     def folder_of(self, *names: str) -> str | None:
-        """The folder, ending in "/" or empty for the root, that holds all these files; the one
-        nearest to the root.
+        """Return the folder nearest to the root that holds all these files; None if none does.
+
+        The folder ends in "/", or is empty for the root.
         """
-        there = set(self.names)
-        found = [
-            name[: -len(names[0])] for name in self.names if f"/{name}".endswith(f"/{names[0]}")
-        ]
-        found = [folder for folder in found if all(folder + name in there for name in names)]
+        there, first = set(self.names), names[0]
+        folders = [name[: -len(first)] for name in self.names if f"/{name}".endswith(f"/{first}")]
+        found = [folder for folder in folders if all(folder + name in there for name in names)]
         return min(found, key=lambda folder: (folder.count("/"), folder), default=None)
 
 
 def open_tree(path: Path) -> Tree:
-    """The tree of a folder, a zip or a tar archive. Raises `InputError` for anything else, damage
-    or escaping paths.
+    """Return the tree of a folder, a zip or a tar archive.
+
+    Raises:
+        InputError: `path` is nothing of these or damaged, or a path leads out of the archive.
     """
     if path.is_dir():
         return _Folder(path)
@@ -96,7 +98,8 @@ def open_tree(path: Path) -> Tree:
         if zipfile.is_zipfile(path):
             return _Zip(path)
     raise InputError(
-        f"convert_dataset: {path} is neither a folder nor a whole zip or tar archive; if it should be, it is cut off"
+        f"convert_dataset: {path} is neither a folder nor a whole zip or tar archive; "
+        "if it should be, it is cut off"
     )
 
 
@@ -132,16 +135,17 @@ class _Zip(Tree):
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header must be whole: tarfile takes a cut or damaged one for the end of the
-    archive.
+    """A member of a tar archive whose header must be whole.
+
+    tarfile by itself takes a damaged header for the end of the archive, and would lose the rest.
     """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros with which every archive ends
-            raise
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise  # the block of zeros with which every archive ends
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(
                 f"{error} at byte {archive.offset:,}, without the mark of its end"
@@ -149,9 +153,7 @@ class _Member(tarfile.TarInfo):
 
 
 class _Tar(Tree):
-    """Read front to back, since a compressed tar archive can only be rewound by reading it all
-    again.
-    """
+    """A tar archive, read front to back: to rewind a compressed one means to read it all again."""
 
     def __init__(self, path: Path) -> None:
         names = []
@@ -163,7 +165,8 @@ class _Tar(Tree):
                     names.append(name)
                 elif not member.isdir():
                     raise InputError(
-                        f"convert_dataset: {path}: {name!r} is a link or device, which no data set needs"
+                        f"convert_dataset: {path}: {name!r} is a link or device, "
+                        "which no data set needs"
                     )
         super().__init__(path, names)
 
@@ -186,6 +189,7 @@ class _Tar(Tree):
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
+    """Turn an error of a damaged file into an InputError that names it."""
     try:
         yield
     except _DAMAGE as error:
@@ -195,10 +199,12 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def _walk(root: Path) -> Iterator[str]:
+    """Yield the files below a folder; links to folders are followed, but each folder only once."""
+
     def refuse(error: OSError) -> None:
         raise InputError(f"convert_dataset: cannot look into {error.filename}: {error.strerror}")
 
-    seen: set[str] = set()  # links are followed, once
+    seen: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         resolved = os.path.realpath(folder)
         if resolved in seen:
@@ -217,7 +223,8 @@ def _inside(archive: Path, name: str) -> str:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise InputError(
-            f"convert_dataset: {archive}: the path {name!r} leads out of the archive; nothing of it was read"
+            f"convert_dataset: {archive}: the path {name!r} leads out of the archive; "
+            "nothing of it was read"
         )
     return path.as_posix()
 
@@ -225,5 +232,6 @@ def _inside(archive: Path, name: str) -> str:
 def _refuse_huge(root: Path, name: str, size: int) -> None:
     if size > MAX_FILE_BYTES:
         raise InputError(
-            f"convert_dataset: {root}: {name!r} holds {size:,} bytes; no file of a data set exceeds {MAX_FILE_BYTES:,}"
+            f"convert_dataset: {root}: {name!r} holds {size:,} bytes; "
+            f"no file of a data set exceeds {MAX_FILE_BYTES:,}"
         )

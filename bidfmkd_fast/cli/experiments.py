@@ -1,0 +1,103 @@
+"""The commands that run a whole experiment: `demo`, `compare` and `sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bidfmkd_fast.cli.options import Command, add_out, add_seed, config_values, out_folder
+from bidfmkd_fast.experiments.compare import REPORT, run_comparison
+from bidfmkd_fast.experiments.config import ExperimentConfig
+from bidfmkd_fast.experiments.demo import DemoConfig, demo_config, run_demo, with_seed
+from bidfmkd_fast.experiments.methods import METHODS
+from bidfmkd_fast.experiments.sweep import run_sweep
+from bidfmkd_fast.settings import settings_from_values
+from bidfmkd_fast.training import TrainConfig
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def demo(options: Any) -> None:
+    """Run the whole method on the embedded characters: a pool, a run, its control and the table of
+    accuracies.
+    """
+    values = config_values(options)
+    config = DemoConfig(**{**values, "train": TrainConfig.from_dict(values["train"])})
+    if options.seed is not None:
+        config = with_seed(config, options.seed)
+    print(run_demo(out_folder(options, "demo"), config))
+
+
+def _add_demo_options(parser: ArgumentParser, _: Sequence[str]) -> None:
+    add_out(parser, "demo")
+    add_seed(parser, from_settings=True)
+    parser.add_class_arguments(DemoConfig, "config", help="settings of the demo")
+    settings = demo_config()
+    parser.set_defaults({"config": vars(settings) | {"train": settings.train.to_dict()}})
+
+
+def compare(options: Any) -> None:
+    """Train the chosen methods on one pool, and evaluate them on the same episodes: BiDf-MKD,
+    baselines, ceilings.
+    """
+    config = settings_from_values(ExperimentConfig, config_values(options))
+    out = out_folder(options, "compare")
+    table = run_comparison(
+        config, out, methods=options.methods, seeds=options.seeds, device=options.device
+    )
+    print(f"{table}\n\nreport: {out / REPORT}")
+
+
+def _add_compare_options(parser: ArgumentParser, _: Sequence[str]) -> None:
+    add_out(parser, "compare")
+    _add_seeds_and_device(parser)
+    parser.add_class_arguments(
+        ExperimentConfig, "config", help="settings of the experiment; see configs/"
+    )
+    parser.add_argument(
+        "--methods",
+        type=str,
+        nargs="+",
+        default=list(METHODS),
+        help=f"methods, out of {', '.join(METHODS)}; the control is always one",
+    )
+
+
+def sweep(options: Any) -> None:
+    """Run BiDf-MKD over a grid of settings; a sweep that was cut off goes on, cell by cell, in the
+    same --out.
+    """
+    out = out_folder(options, "sweep")
+    print(run_sweep(options.file, out, seeds=options.seeds, device=options.device))
+
+
+def _add_sweep_options(parser: ArgumentParser, _: Sequence[str]) -> None:
+    add_out(parser, "sweep")
+    _add_seeds_and_device(parser)
+    parser.add_argument(
+        "--file", type=str, required=True, help="YAML file: experiment, variants, grid"
+    )
+
+
+def _add_seeds_and_device(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="seeds; the results are averaged"
+    )
+    parser.add_argument(
+        "--device", type=str, default="cpu", help="device of generators and meta-models"
+    )
+
+
+DEMO = Command(demo, _add_demo_options, "bidfmkd demo --seed 1", DemoConfig)
+COMPARE = Command(
+    compare,
+    _add_compare_options,
+    "bidfmkd compare --config configs/omniglot_ss_small.yaml",
+    ExperimentConfig,
+)
+SWEEP = Command(
+    sweep,
+    _add_sweep_options,
+    "bidfmkd sweep --file configs/sweeps/ablation.yaml --out runs/ablation",
+)

@@ -1,0 +1,207 @@
+"""The commands about a run: `train` makes it, `status` watches it, `evaluate` meta-tests it."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bidfmkd_fast.cli.next_command import SOURCE, after_run, datasets_of, source_of, write_source
+from bidfmkd_fast.cli.options import (
+    Command,
+    add_caps,
+    add_out,
+    add_pool_and_device,
+    add_seed,
+    budget_of,
+    config_values,
+    out_folder,
+)
+from bidfmkd_fast.cli.plan_text import print_plan
+from bidfmkd_fast.cli.pools import load_datasets
+from bidfmkd_fast.data import SPLITS, Dataset
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files.atomic import check_writable
+from bidfmkd_fast.files.folder_lock import check_free
+from bidfmkd_fast.meta import MetaModel
+from bidfmkd_fast.pools import load_pool, read_pool
+from bidfmkd_fast.training import TrainConfig, fit_with_control, paper
+from bidfmkd_fast.training.comparison import CONTROL, LEARNED, RANDOM, compare
+from bidfmkd_fast.training.grids import write_grids
+from bidfmkd_fast.training.report import REPORT, outcome_rows, write_report
+from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
+from bidfmkd_fast.training.spending import read_spending
+from bidfmkd_fast.training.status import status_text
+from bidfmkd_fast.training.tables import text_table
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def train(options: Any) -> None:
+    """Meta-learn from a pool of APIs, with the no-recovery control beside it; the same --out goes
+    on after a kill.
+    """
+    config = TrainConfig.from_dict(config_values(options))
+    if options.seed is not None:
+        config = replace(config, seed=options.seed)
+    out, budget = out_folder(options, "train"), budget_of(options)
+    if options.dry_run:
+        if not print_plan(load_pool(options.pool), config, budget):
+            sys.exit(1)
+        return
+    check_free(out)
+    apis = load_pool(options.pool)
+    if out.exists():
+        check_writable(out / SOURCE, out / REPORT, out / "grids" / "api_000.png")
+    source = _source_of_run(options.pool)
+    run, _ = fit_with_control(apis, out, config, device=options.device, budget=budget)
+    folder = RunFolder.open(out)
+    write_source(folder.path, source)
+    write_grids(run, folder)
+    report = write_report(folder, control=RunFolder(out / "control"))
+    if run.budget_ended:
+        print("a budget ended before every API was recovered in full; what there is was used\n")
+    if run.skipped:
+        print(f"left out: {', '.join(run.skipped)}; the report says why\n")
+    print(f"{text_table(read_spending(out).rows())}\n")
+    print(f"{text_table(outcome_rows(folder.summary()))}\n")
+    print(f"report with pictures: {report}\n{after_run(out)}")
+
+
+def _source_of_run(pool: str) -> dict[str, Any]:
+    """Return what `source.yaml` of a run on this pool says: the pool, and the images behind it."""
+    entries = read_pool(pool).entries
+    known = dict.fromkeys((entry.data_set, entry.inverted) for entry in entries)
+    files = source_of(Path(pool)).get("files", {})
+    data_sets = [
+        {"name": name, "inverted": inverted} | ({"file": files[name]} if name in files else {})
+        for name, inverted in known
+        if name
+    ]
+    return {"pool": str(Path(pool).resolve()), "data_sets": data_sets}
+
+
+def _add_train_options(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    add_out(parser, "train")
+    add_seed(parser, from_settings=True)
+    presets = {"default": TrainConfig(), "paper": paper(), "paper_compat": paper(compat=True)}
+    parser.add_argument(
+        "--preset", choices=tuple(presets), default="default", help="settings to start from"
+    )
+    parser.add_class_arguments(TrainConfig, "config", help="settings of the run")
+    for name, settings in presets.items():
+        if f"--preset={name}" in arguments or ("--preset", name) in itertools.pairwise(arguments):
+            parser.set_defaults({"config": settings.to_dict()})
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only probe the APIs and tell the cost"
+    )
+    add_caps(parser)
+    add_pool_and_device(parser)
+
+
+def status(options: Any) -> None:
+    """Tell how far a run is and what it has spent, while it works or afterwards; also for a
+    comparison or a sweep.
+    """
+    print(status_text(options.run))
+
+
+def _add_status_options(parser: ArgumentParser, _: Sequence[str]) -> None:
+    parser.add_argument(
+        "run", type=str, help="folder of a run, or of several: a comparison or a sweep"
+    )
+
+
+def evaluate(options: Any) -> None:
+    """Meta-test a run on unseen classes, beside its random initialisation and its control, on the
+    same episodes.
+    """
+    folder = RunFolder.open(options.run)
+    check_writable(folder.path / REPORT)
+    datasets = _datasets_to_evaluate(options, folder)
+    control = RunFolder(folder.path / "control")
+    has_control = (control.path / META_MODEL).is_file()
+    models = {RANDOM: folder.initial_model()}
+    if has_control:
+        models[CONTROL] = control.meta_model()
+    models[LEARNED] = folder.meta_model()
+    if options.adapt_lr is not None:
+        models = {
+            name: MetaModel(
+                model.module, adapt_steps=model.adapt_steps, adapt_learning_rate=options.adapt_lr
+            )
+            for name, model in models.items()
+        }
+    comparisons = [
+        compare(
+            models,
+            dataset,
+            n_shots=options.n_shot,
+            n_way=options.n_way,
+            n_query=options.n_query,
+            n_episodes=options.n_episodes,
+            split=options.split,
+            seed=options.seed,
+            progress=True,
+        )
+        for dataset in datasets
+    ]
+    report = write_report(folder, comparisons, control=control if has_control else None)
+    print("\n\n".join([*map(str, comparisons), f"report: {report}"]))
+
+
+def _datasets_to_evaluate(options: Any, folder: RunFolder) -> list[Dataset]:
+    """Load the data sets of `--dataset`; by default those that the run's pool learned from."""
+    if options.dataset:
+        return load_datasets(options.dataset, options.invert or [False])
+    if options.invert:
+        raise InputError(
+            "--invert goes with --dataset; without both, the run's own data sets are taken "
+            "as its pool did"
+        )
+    datasets = datasets_of(source_of(folder.path))
+    if not datasets:
+        raise InputError(f"{folder.path} does not tell its data set; give --dataset")
+    return datasets
+
+
+def _add_evaluate_options(parser: ArgumentParser, _: Sequence[str]) -> None:
+    add_seed(parser)
+    parser.add_argument("--run", type=str, required=True, help="folder of a finished run")
+    parser.add_argument(
+        "--dataset",
+        type=str,
+        nargs="+",
+        help="as for pool; default: what the run's pool learned from",
+    )
+    parser.add_argument("--invert", type=bool, nargs="+", help="as for pool, with --dataset")
+    parser.add_argument(
+        "--adapt-lr", type=float, help="learning rate of the adaptation; default: the run's"
+    )
+    parser.add_argument("--n-way", type=int, default=5, help="classes per episode")
+    parser.add_argument(
+        "--n-shot",
+        type=int,
+        nargs="+",
+        default=[1, 5],
+        help="support images per class; one column each",
+    )
+    parser.add_argument("--n-query", type=int, default=15, help="query images per class")
+    parser.add_argument("--n-episodes", type=int, default=600, help="episodes")
+    parser.add_argument("--split", choices=SPLITS, default="meta_test", help="classes to draw from")
+
+
+TRAIN = Command(
+    train,
+    _add_train_options,
+    "bidfmkd train --pool runs/pool --config.recovery.steps 40",
+    TrainConfig,
+)
+STATUS = Command(status, _add_status_options, "bidfmkd status runs/train")
+EVALUATE = Command(
+    evaluate, _add_evaluate_options, "bidfmkd evaluate --run runs/train --n-shot 1 5"
+)

@@ -1,0 +1,95 @@
+"""Keep the folder of an experiment: its settings, its pools, and results that are made only once.
+
+A command that was cut off finds there what is finished and goes on after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bidfmkd_fast.data import Dataset
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.experiments.config import ExperimentConfig, PoolConfig
+from bidfmkd_fast.files.atomic import PARTIAL, cannot_write, write_exact
+from bidfmkd_fast.files.folder_lock import LOCK
+from bidfmkd_fast.pools.api_training import train_pool
+from bidfmkd_fast.pools.pool import LIST, Pool, read_pool
+from bidfmkd_fast.settings import to_yaml
+
+EXPERIMENT = "experiment.yaml"
+
+
+def open_folder(out: str | Path, config: ExperimentConfig) -> Path:
+    """Open the folder of an experiment: a new one, or the one that has the same settings.
+
+    The seed is no part of the settings here, because one folder holds the results of several seeds.
+
+    Raises:
+        InputError: the folder holds another experiment, or anything else.
+    """
+    folder, text = Path(out), to_yaml(config.with_seed(0))
+    file = folder / EXPERIMENT
+    if file.is_file():
+        if file.read_text(encoding="utf-8") != text:
+            raise InputError(
+                f"{folder} holds an experiment with other settings; "
+                f"give another --out, or its {file.name}"
+            )
+    elif folder.exists() and not _is_empty_folder(folder):
+        raise InputError(f"{folder} is there already, and is no experiment; give another --out")
+    else:
+        write_exact(file, text)
+    return folder
+
+
+def _is_empty_folder(path: Path) -> bool:
+    """Return True for a folder that holds nothing but the lock of this command."""
+    return path.is_dir() and all(inside.name == LOCK for inside in path.iterdir())
+
+
+def made_once(folder: Path, make: Callable[[Path], object], last: str, goes_on: str = "") -> Path:
+    """Return `folder`; if it is not there, call `make` with an unfinished folder and rename that.
+
+    `last` is the file that `make` writes last, so an unfinished folder that holds it is complete
+    and only has to be renamed. An incomplete one, left by a command that was cut off, is removed
+    first, unless it holds the file `goes_on`: then `make` is called with it and goes on in it.
+    """
+    if folder.exists():
+        return folder
+    partial = folder.with_name(folder.name + PARTIAL)
+    if not (partial / last).is_file():
+        if partial.exists() and not (goes_on and (partial / goes_on).is_file()):
+            shutil.rmtree(partial)
+        make(partial)
+    try:
+        partial.rename(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    return folder
+
+
+def pool_of(
+    out: Path, config: PoolConfig, datasets: Sequence[Dataset], seed: int, progress: bool
+) -> Pool:
+    """Return the pool of these settings and this seed; train it in `out/pools` if it is missing."""
+    digest = hashlib.blake2b(to_yaml(config).encode(), digest_size=4).hexdigest()
+    folder = out / "pools" / f"seed_{seed}_{digest}"
+
+    def make(partial: Path) -> None:
+        train_pool(
+            datasets,
+            partial,
+            scenario=config.scenario,
+            n_apis=config.n_apis,
+            n_way=config.n_way,
+            width=config.width,
+            resnet_width=config.resnet_width,
+            epochs=config.epochs,
+            seed=seed,
+            progress=progress,
+        )
+
+    return read_pool(made_once(folder, make, LIST) / LIST)

@@ -1,0 +1,136 @@
+"""Train a method of an experiment and meta-test its meta-model; each result is kept in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bidfmkd_fast.data import Dataset
+from bidfmkd_fast.experiments.folder import made_once
+from bidfmkd_fast.experiments.methods import METHODS, Experiment
+from bidfmkd_fast.files.atomic import write_exact
+from bidfmkd_fast.files.json_files import read_json
+from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate
+from bidfmkd_fast.meta.evaluate import mean_and_ci95
+from bidfmkd_fast.secrets import scrubbed
+from bidfmkd_fast.training.run_folder import CONFIG, META_MODEL, RunFolder
+
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True, eq=False)
+class MetaTest:
+    """The accuracy of a meta-model on one data set with one number of shots.
+
+    `learning_rate` is the rate of the adaptation, chosen on meta_val or taken from the run.
+    """
+
+    learning_rate: float
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One method under one seed.
+
+    `meta_tests` has one entry per data set and number of shots. `queries` are those that the
+    method needs, and `seconds` the time of its training.
+    """
+
+    meta_tests: list[MetaTest]
+    queries: int
+    seconds: float
+
+
+Results = Mapping[str, Sequence[Result]]  # by method; one result per seed
+
+
+def train_and_test(method: str, experiment: Experiment, folder: Path) -> Result:
+    """Train `method` in `folder` and meta-test it; read from the folder what is done already."""
+    _, train = METHODS[method]
+    made_once(folder, lambda partial: train(experiment, partial), META_MODEL, goes_on=CONFIG)
+
+    def make() -> list[MetaTest]:
+        meta_model = MetaModel.load(folder / META_MODEL)
+        meta_model.module.to(experiment.device)
+        return meta_test(meta_model, experiment)
+
+    summary = RunFolder(folder).summary()
+    return Result(
+        meta_tests_once(folder, make), summary["queries"], sum(summary["seconds"].values())
+    )
+
+
+def meta_test(meta_model: MetaModel, experiment: Experiment) -> list[MetaTest]:
+    """Meta-test a model on every data set with every number of shots of the experiment.
+
+    If the settings give learning rates for the adaptation, the best one on meta_val is taken.
+    """
+    config, tests = experiment.config.evaluation, []
+    for dataset in experiment.datasets:
+        for n_shot in config.n_shots:
+
+            def accuracy(
+                rate: float,
+                split: str,
+                n_episodes: int,
+                dataset: Dataset = dataset,
+                n_shot: int = n_shot,
+            ) -> Evaluation:
+                adapting = MetaModel(
+                    meta_model.module, adapt_steps=meta_model.adapt_steps, adapt_learning_rate=rate
+                )
+                return evaluate(
+                    adapting,
+                    dataset,
+                    n_way=experiment.config.pool.n_way,
+                    n_shot=n_shot,
+                    n_query=config.n_query,
+                    n_episodes=n_episodes,
+                    split=split,
+                    seed=experiment.train.seed,
+                    progress=experiment.progress,
+                )
+
+            best = meta_model.adapt_learning_rate
+            if config.adapt_lrs:
+                means = {
+                    rate: accuracy(rate, "meta_val", config.n_val_episodes).mean
+                    for rate in config.adapt_lrs
+                }
+                best = max(means, key=lambda rate: means[rate])
+            tests.append(MetaTest(best, accuracy(best, config.split, config.n_episodes)))
+    return tests
+
+
+def meta_tests_once(folder: Path, make: Callable[[], list[MetaTest]]) -> list[MetaTest]:
+    """Return the meta-tests in `folder/evaluation.json`; if there is no such file, make it."""
+    file = folder / EVALUATION
+    if not file.is_file():
+        write_exact(file, json.dumps(scrubbed([_to_record(test) for test in make()])))
+    return [_from_record(record) for record in read_json(file, "evaluation")]
+
+
+def over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Return one evaluation over the episodes of several seeds."""
+    per_episode = torch.cat([evaluation.per_episode for evaluation in evaluations])
+    mean, ci95 = mean_and_ci95(per_episode)
+    return replace(evaluations[0], mean=mean, ci95=ci95, per_episode=per_episode)
+
+
+def _to_record(test: MetaTest) -> dict[str, Any]:
+    values = asdict(replace(test.evaluation, per_episode=torch.empty(0)))
+    per_episode = test.evaluation.per_episode.tolist()
+    return {"learning_rate": test.learning_rate, **values, "per_episode": per_episode}
+
+
+def _from_record(record: dict[str, Any]) -> MetaTest:
+    values = dict(record)
+    rate = values.pop("learning_rate")
+    values["per_episode"] = torch.tensor(values["per_episode"], dtype=torch.float64)
+    return MetaTest(rate, Evaluation(**values))

@@ -1,0 +1,141 @@
+"""Read the file of a sweep: an experiment, and the grid of settings to run it with."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.experiments.config import ExperimentConfig
+from bidfmkd_fast.files.yaml_files import read_mapping
+from bidfmkd_fast.settings import closest, dotted_keys, named, settings_from_values
+
+_KEYS = ("experiment", "variants", "grid")
+# Cells that differed in these settings would be tested on different episodes.
+_SHARED = ("evaluation", "pool.data_sets", "pool.inverted", "pool.n_way")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a sweep: a variant at one point of the grid.
+
+    Args:
+        name: what tables call it.
+        variant: the name of the variant; empty if the file has none.
+        point: the dotted keys of the grid with their values here.
+        changes: all dotted keys that differ from the experiment, those of the variant included.
+        config: the settings that follow.
+    """
+
+    name: str
+    variant: str
+    point: Mapping[str, Any]
+    changes: Mapping[str, Any]
+    config: ExperimentConfig
+
+    @property
+    def folder_name(self) -> str:
+        """The name as far as a file system takes it, and a digest of `changes`."""
+        digest = hashlib.blake2b(
+            repr(sorted(self.changes.items())).encode(), digest_size=4
+        ).hexdigest()
+        return f"{re.sub('[^0-9A-Za-z.=-]+', '_', self.name)[:60]}_{digest}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The experiment that all cells start from, and the cells; the first is the reference."""
+
+    base: ExperimentConfig
+    cells: tuple[Cell, ...]
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """Read a sweep from a YAML file with three keys.
+
+    `experiment` is a file of `configs/`, relative to this one. `variants` gives names to sets of
+    dotted keys with values. `grid` gives dotted keys lists of values. The cells are all variants at
+    all points of the grid.
+
+    Raises:
+        InputError: the file is missing or not of this form, a setting is unknown, or a value is out
+            of range.
+    """
+    file = Path(path)
+    content = read_mapping(file, "sweep")
+    if unknown := [str(key) for key in content if key not in _KEYS]:
+        raise InputError(
+            f"sweep: {file}: wanted the keys {', '.join(_KEYS)}; got {', '.join(unknown)}"
+        )
+    if not isinstance(content.get("experiment"), str):
+        raise InputError(f"sweep: {file} must name a file of settings under 'experiment'; got none")
+    experiment = file.parent / content["experiment"]
+    base = read_mapping(experiment, "sweep")
+    with named(f"sweep: {experiment}"):
+        config = settings_from_values(ExperimentConfig, base)
+    variants, grid = content.get("variants") or {"": {}}, content.get("grid") or {}
+    _check_form(file, variants, grid)
+    cells = []
+    for variant, changes in variants.items():
+        for values in itertools.product(*grid.values()):
+            point = dict(zip(grid, values, strict=True))
+            with named(f"sweep: {file}"):
+                cells.append(_cell(base, str(variant), changes, point))
+    if len({cell.folder_name for cell in cells}) < len(cells):
+        raise InputError(f"sweep: {file} has the same cell twice")
+    return Sweep(config, tuple(cells))
+
+
+def _check_form(file: Path, variants: Any, grid: Any) -> None:
+    for name, given in (("variants", variants), ("grid", grid)):
+        if not isinstance(given, dict):
+            raise InputTypeError(f"sweep: {file}: {name} must be settings by name; got {given!r}")
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise InputTypeError(
+                f"sweep: {file}: grid must give a list of values for {key}; got {values!r}"
+            )
+    for variant, changes in variants.items():
+        if not isinstance(changes, dict):
+            raise InputTypeError(
+                f"sweep: {file}: variant {variant!r} must be dotted keys and values; "
+                f"got {changes!r}"
+            )
+
+
+def _cell(
+    base: Mapping[str, Any], variant: str, changes: Mapping[str, Any], point: Mapping[str, Any]
+) -> Cell:
+    """Return the cell of a variant at one point of the grid; `base` holds the experiment's file."""
+    every = {**changes, **point}
+    values, known = _copied(base), dotted_keys(ExperimentConfig)
+    for key, value in every.items():
+        if str(key).split(".")[0] not in known:
+            raise InputError(f"unknown key {key!r}; {closest(str(key), known)}")
+        if any(key == shared or str(key).startswith(f"{shared}.") for shared in _SHARED):
+            raise InputError(
+                f"{key} must be the same for all cells, or their episodes would differ; got {value}"
+            )
+        *where, last = str(key).split(".")
+        inside = values
+        for name in where:
+            inside = inside.setdefault(name, {})
+            if not isinstance(inside, dict):
+                raise InputError(f"there are no settings under {name!r} in {key!r}")
+        inside[last] = value
+    parts = [variant] if variant else []
+    parts += [f"{key.split('.')[-1]}={value}" for key, value in point.items()]
+    name = ", ".join(parts) or "as it is"
+    return Cell(name, variant, point, every, settings_from_values(ExperimentConfig, values))
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of nested dicts that shares none of them."""
+    return {
+        key: _copied(value) if isinstance(value, dict) else value for key, value in values.items()
+    }

@@ -1,0 +1,161 @@
+"""Build the tables of a comparison and of a sweep from their results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bidfmkd_fast.experiments.meta_test import Result, Results, over_seeds
+from bidfmkd_fast.experiments.methods import CONTROL, METHODS, OURS
+from bidfmkd_fast.meta import Evaluation, paired_difference
+from bidfmkd_fast.training.tables import Table
+
+TitledTable = tuple[str, Table]
+
+
+def comparison_tables(results: Results, seeds: Sequence[int]) -> Iterator[TitledTable]:
+    """Yield three tables for each data set.
+
+    The first has the accuracies and the differences to the control. The second has BiDf-MKD less
+    each other method, if there is another one beside the control. The third has the differences to
+    the control under each seed, if there are several.
+    """
+    for data_set, positions in _positions(next(iter(results.values()))[0]).items():
+        evaluations = {
+            method: [_over_seeds(method_results, position) for position in positions]
+            for method, method_results in results.items()
+        }
+        control = evaluations[CONTROL]
+        shots = _shots(control)
+        rows = [_header("method", shots, "control")]
+        for method, ours in evaluations.items():
+            reference = None if method == CONTROL else control
+            row = _row(METHODS[method][0], results[method], positions, ours, reference)
+            rows.append(row)
+        yield _title(control[0], len(seeds)), rows
+        if OURS in evaluations and len(evaluations) > 2:
+            yield f"paired differences, {data_set}", _less_others(evaluations, shots)
+        if len(seeds) > 1:
+            yield f"by seed, {data_set}", _by_seed(results, positions, seeds, shots)
+
+
+def sweep_tables(
+    names: Sequence[str], results: Sequence[Sequence[Result]], n_seeds: int
+) -> Iterator[TitledTable]:
+    """Yield a table for each data set: the accuracy of each cell, and its difference to the first.
+
+    `names` and `results` are those of the cells.
+    """
+    for positions in _positions(results[0][0]).values():
+        by_cell = [
+            [_over_seeds(cell_results, position) for position in positions]
+            for cell_results in results
+        ]
+        first = by_cell[0]
+        rows = [_header("cell", _shots(first), "the first")]
+        for name, cell_results, evaluations in zip(names, results, by_cell, strict=True):
+            reference = None if evaluations is first else first
+            rows.append(_row(name, cell_results, positions, evaluations, reference))
+        yield _title(first[0], n_seeds), rows
+
+
+def by_data_set(results: Sequence[Result]) -> dict[str, list[Evaluation]]:
+    """Return for each data set the evaluations over all seeds, one per number of shots."""
+    return {
+        data_set: [_over_seeds(results, position) for position in positions]
+        for data_set, positions in _positions(results[0]).items()
+    }
+
+
+def _positions(result: Result) -> dict[str, list[int]]:
+    """Return for each data set the positions of its entries in `meta_tests`."""
+    positions: dict[str, list[int]] = {}
+    for position, test in enumerate(result.meta_tests):
+        positions.setdefault(test.evaluation.dataset, []).append(position)
+    return positions
+
+
+def _over_seeds(results: Sequence[Result], position: int) -> Evaluation:
+    return over_seeds([result.meta_tests[position].evaluation for result in results])
+
+
+def _shots(evaluations: Sequence[Evaluation]) -> list[str]:
+    return [f"{evaluation.n_shot}-shot" for evaluation in evaluations]
+
+
+def _title(one: Evaluation, n_seeds: int) -> str:
+    return (
+        f"{one.n_way}-way accuracy in %, 95 % CI, {len(one.per_episode)} episodes of unseen "
+        f"classes ({one.dataset} {one.split}) over {n_seeds} seed{'s' if n_seeds > 1 else ''}; "
+        "differences paired by episode"
+    )
+
+
+def _header(first: str, shots: Sequence[str], reference: str) -> list[str]:
+    differences = [f"{shot} less {reference}" for shot in shots]
+    return [first, *shots, *differences, "queries", "seconds", "adapt lr"]
+
+
+def _row(
+    name: str,
+    results: Sequence[Result],
+    positions: Sequence[int],
+    evaluations: Sequence[Evaluation],
+    reference: Sequence[Evaluation] | None,
+) -> list[str]:
+    """Return a row of a main table; `reference` is None for the row that the others are less."""
+    if reference is None:
+        differences = [""] * len(evaluations)
+    else:
+        differences = [_difference(a, b) for a, b in zip(evaluations, reference, strict=True)]
+    return [
+        name,
+        *(f"{100 * one.mean:.2f} ± {100 * one.ci95:.2f}" for one in evaluations),
+        *differences,
+        f"{sum(result.queries for result in results) // len(results):,}",
+        f"{sum(result.seconds for result in results) / len(results):,.0f}",
+        _learning_rates(results, positions),
+    ]
+
+
+def _less_others(evaluations: dict[str, list[Evaluation]], shots: Sequence[str]) -> Table:
+    ours, label = evaluations[OURS], METHODS[OURS][0]
+    rows = [
+        [f"{label} less {METHODS[method][0]}", *map(_difference, ours, theirs)]
+        for method, theirs in evaluations.items()
+        if method != OURS
+    ]
+    return [["points", *shots], *rows]
+
+
+def _by_seed(
+    results: Results, positions: Sequence[int], seeds: Sequence[int], shots: Sequence[str]
+) -> Table:
+    def every(method: str) -> list[Evaluation]:
+        return [
+            result.meta_tests[position].evaluation
+            for result in results[method]
+            for position in positions
+        ]
+
+    header = ["less the control", *(f"seed {seed}, {shot}" for seed in seeds for shot in shots)]
+    rows = [
+        [METHODS[method][0], *map(_difference, every(method), every(CONTROL))]
+        for method in results
+        if method != CONTROL
+    ]
+    return [header, *rows]
+
+
+def _difference(a: Evaluation, b: Evaluation) -> str:
+    difference = paired_difference(a, b)
+    return f"{100 * difference.mean:+.2f} ± {100 * difference.ci95:.2f}"
+
+
+def _learning_rates(results: Sequence[Result], positions: Sequence[int]) -> str:
+    """Return the learning rates of the adaptation: commas between seeds, slashes between shots."""
+    return " / ".join(
+        ", ".join(
+            dict.fromkeys(f"{result.meta_tests[position].learning_rate:g}" for result in results)
+        )
+        for position in positions
+    )

@@ -1,0 +1,84 @@
+"""Check meta-tests against `evaluate`, and that they are kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bidfmkd_fast.data import Dataset
+from bidfmkd_fast.experiments.config import ExperimentConfig
+from bidfmkd_fast.experiments.meta_test import meta_test, meta_tests_once, over_seeds
+from bidfmkd_fast.experiments.methods import Experiment
+from bidfmkd_fast.meta import MetaModel, evaluate
+from bidfmkd_fast.models import build_model
+from bidfmkd_fast.pools import Pool
+
+
+@pytest.fixture
+def experiment(
+    tiny: ExperimentConfig, tiny_pool: Pool, datasets: list[Dataset], tmp_path: Path
+) -> Experiment:
+    return Experiment(tiny_pool, datasets, tiny.with_seed(11), tmp_path, progress=False)
+
+
+def meta_model(seed: int) -> MetaModel:
+    torch.manual_seed(seed)
+    return MetaModel(
+        build_model(
+            "conv4", in_channels=1, n_classes=3, image_size=(28, 28), width=3, batch_statistics=True
+        )
+    )
+
+
+def test_the_learning_rate_is_chosen_on_meta_val_and_meta_test_is_as_evaluate_says(
+    experiment: Experiment, seed: int
+) -> None:
+    model = meta_model(seed)
+    tests = meta_test(model, experiment)
+    assert [test.evaluation.n_shot for test in tests] == [1, 2]
+    for test in tests:
+        means = {}
+        for rate in experiment.config.evaluation.adapt_lrs:
+            adapting = MetaModel(model.module, adapt_learning_rate=rate)
+            options = {"n_way": 3, "n_shot": test.evaluation.n_shot, "n_query": 2, "seed": 11}
+            means[rate] = evaluate(
+                adapting, experiment.datasets[0], n_episodes=2, split="meta_val", **options
+            ).mean
+            if rate == test.learning_rate:
+                wanted = evaluate(adapting, experiment.datasets[0], n_episodes=4, **options)
+                assert torch.equal(test.evaluation.per_episode, wanted.per_episode)
+        assert means[test.learning_rate] == max(means.values())
+    evaluation = replace(experiment.config.evaluation, adapt_lrs=())
+    own = replace(experiment, config=replace(experiment.config, evaluation=evaluation))
+    assert {test.learning_rate for test in meta_test(model, own)} == {model.adapt_learning_rate}
+
+
+def test_evaluations_are_kept(experiment: Experiment, tmp_path: Path, seed: int) -> None:
+    made = meta_test(meta_model(seed), experiment)
+    kept = meta_tests_once(tmp_path, lambda: made)
+
+    def never() -> list:
+        raise AssertionError
+
+    for again in (kept, meta_tests_once(tmp_path, never)):
+        for test, other in zip(again, made, strict=True):
+            assert test.learning_rate == other.learning_rate
+            assert torch.equal(test.evaluation.per_episode, other.evaluation.per_episode)
+            assert {**vars(test.evaluation), "per_episode": 0} == {
+                **vars(other.evaluation),
+                "per_episode": 0,
+            }
+
+
+def test_several_seeds_are_one_evaluation(experiment: Experiment, seed: int) -> None:
+    parts = [
+        evaluate(meta_model(seed), experiment.datasets[0], n_way=3, n_query=2, n_episodes=3, seed=k)
+        for k in range(2)
+    ]
+    whole = over_seeds(parts)
+    every = torch.cat([part.per_episode for part in parts]).numpy()
+    assert whole.mean == pytest.approx(every.mean())
+    assert whole.ci95 == pytest.approx(1.96 * every.std(ddof=1) / len(every) ** 0.5)
