@@ -18,7 +18,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.experiments import methods as baselines
 from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.experiments.methods import METHODS, Experiment, recovered_sets
-from bidfmkd_fast.meta import MetaModel
+from bidfmkd_fast.meta import InnerLoop, MetaModel
 from bidfmkd_fast.pools import Pool, load_pool
 from bidfmkd_fast.seeds import torch_generator
 from bidfmkd_fast.training import BiDfMKD
@@ -202,10 +202,10 @@ def test_maml_sees_the_real_meta_train_classes_as_often_as_the_replay_its_memory
     seen: list[list[Any]] = []
     plain = baselines.outer_replay_step
 
-    def watched(module: Any, optimizer: Any, episodes: Any, **options: Any) -> Any:
-        assert options == {"steps": 1, "learning_rate": 0.1, "first_order": False}
+    def watched(module: Any, optimizer: Any, episodes: Any, inner: InnerLoop) -> Any:
+        assert inner == InnerLoop(steps=1, learning_rate=0.1, first_order=False)
         seen.append(list(episodes))
-        return plain(module, optimizer, episodes, **options)
+        return plain(module, optimizer, episodes, inner)
 
     monkeypatch.setattr(baselines, "outer_replay_step", watched)
     train = replace(
