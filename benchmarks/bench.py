@@ -126,7 +126,7 @@ def write(rows: list[Any], out: Path, runs: int) -> Path:
         "package": bidfmkd_fast.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "native": bidfmkd_fast.ops.native.build_info(),
+        "native": bidfmkd_fast.ops.backend.build_info(),
         "runs": runs,
     }
     text = json.dumps({"meta": meta, "rows": [asdict(row) for row in rows]}, indent=1)

@@ -412,7 +412,7 @@ def write(rows: list[Row], out: Path, runs: int) -> Path:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "native": ops.native.build_info(),
+        "native": ops.backend.build_info(),
         "runs": runs,
         "whole": WHOLE,
         "minutes_of_the_whole": extrapolated(rows),
@@ -433,7 +433,7 @@ def main() -> int:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("gpu.py: no CUDA device that torch can use")
-    problem = ops.native.device_problem(torch.device("cuda", torch.cuda.current_device()))
+    problem = ops.backend.device_problem(torch.device("cuda", torch.cuda.current_device()))
     if problem is not None:
         raise SystemExit(f"gpu.py: {problem}")
     rows: list[Row] = []

@@ -24,7 +24,7 @@ if str(ROOT) not in sys.path:
 from benchmarks.baselines import paper_order  # noqa: E402
 from benchmarks.harness import extra_memory  # noqa: E402
 from bidfmkd_fast import ops  # noqa: E402
-from bidfmkd_fast.ops import native  # noqa: E402
+from bidfmkd_fast.ops import backend  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,8 +56,8 @@ def times(q: int, b: int, d: int, runs: int) -> Curves:
         ops.estimate_gradient(differences, state, x.shape, MU, kind)
 
     def limit() -> None:
-        assert native._C is not None
-        native._C.stream_fill(1.0, out.numel(), out.data_ptr(), torch.get_num_threads())
+        assert backend._C is not None
+        backend._C.stream_fill(1.0, out.numel(), out.data_ptr(), torch.get_num_threads())
 
     functions = {
         "rademacher": partial(estimate, "rademacher"),

@@ -1,6 +1,6 @@
-"""Black-box data-free meta-learning: one small meta-model from a set of APIs of which only the scores are seen.
+"""Learn one small meta-model from many image-classification APIs that return scores only.
 
-BiDf-MKD (Hu et al., ICML 2023, arXiv 2305.18413).
+This is black-box data-free meta-learning by BiDf-MKD (Hu et al., ICML 2023, arXiv 2305.18413).
 """
 
 import logging as _logging
@@ -11,18 +11,17 @@ from importlib.metadata import version as _version
 
 from bidfmkd_fast.runtime.signals import end_at_once_while_loading as _end_at_once_while_loading
 
-# Before torch loads OpenMP, unless it has already or the user has chosen: threads that spin long at
-# the end of every operation make a machine that does anything else beside up to 70 times slower
-# (docs/architecture.md).
+# OpenMP threads spin for a while at the end of every operation. On a machine that runs anything
+# else at the same time this costs up to a factor of 70 (docs/architecture.md). So limit the
+# spinning unless the user has set a policy, before torch loads OpenMP.
 if "OMP_WAIT_POLICY" not in _os.environ:
     _os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-_logging.getLogger("bidfmkd_fast").addHandler(
-    _logging.NullHandler()
-)  # what happens is told to whoever asks for it
+# A library logs nothing unless its user configures logging.
+_logging.getLogger("bidfmkd_fast").addHandler(_logging.NullHandler())
 
-# The command too may be interrupted before torch is there. Who uses the library handles signals by
-# rules of their own.
+# The command may be interrupted while torch is loaded. A program that uses the library handles
+# signals by its own rules.
 if _os.path.basename((getattr(_sys, "argv", None) or [""])[0]) == "bidfmkd":
     _end_at_once_while_loading()
 

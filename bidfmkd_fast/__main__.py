@@ -1,4 +1,4 @@
-"""`python -m bidfmkd_fast`: versions, devices and which code serves which device."""
+"""Print versions, devices, and which code serves each device: `python -m bidfmkd_fast`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy
 import torch
 
 import bidfmkd_fast
-from bidfmkd_fast.ops import native
+from bidfmkd_fast.ops import backend
 from bidfmkd_fast.runtime.machine import machine_text
 
 
 def diagnostics() -> list[tuple[str, str]]:
-    """What a bug report needs, as (what, value) pairs."""
-    info = native.build_info()
+    """Return what a bug report needs, as (name, value) pairs."""
+    info = backend.build_info()
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = {"cpu": machine_text("cpu")}
     devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(n_cuda)}
@@ -25,7 +25,7 @@ def diagnostics() -> list[tuple[str, str]]:
         ("numpy", numpy.__version__),
     ]
     if info is None:
-        rows += [("native module", "not available"), ("load error", str(native.load_error))]
+        rows += [("native module", "not available"), ("load error", str(backend.load_error))]
     else:
         architectures = ", ".join(info["cuda_architectures"])
         rows += [
@@ -34,11 +34,11 @@ def diagnostics() -> list[tuple[str, str]]:
             ("", "CUDA: " + (f"built for {architectures}" if architectures else "not built")),
         ]
     for device, about in devices.items():
-        problem = native.device_problem(torch.device(device))
-        backend = (
+        problem = backend.device_problem(torch.device(device))
+        served_by = (
             "native kernels" if problem is None else f"plain torch (reference), since {problem}"
         )
-        rows.append((device, f"{about}: {backend}"))
+        rows.append((device, f"{about}: {served_by}"))
     if n_cuda == 0:
         rows.append(("cuda", "no device that torch can use"))
     return rows
@@ -47,9 +47,9 @@ def diagnostics() -> list[tuple[str, str]]:
 def main() -> None:
     """Print the diagnostics, aligned."""
     rows = diagnostics()
-    width = max(len(what) for what, _ in rows)
-    for what, value in rows:
-        print(f"{what:<{width}}  {value}")
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
 
 
 if __name__ == "__main__":

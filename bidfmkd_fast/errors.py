@@ -1,4 +1,7 @@
-"""The errors this package raises on purpose: each message says what was wanted, what came and what to do."""
+"""Define the errors that this package raises on purpose.
+
+Each message says what was wanted, what came instead, and what to do.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +9,50 @@ from bidfmkd_fast.secrets import scrub
 
 
 class _WithoutSecrets(Exception):
-    """Base of all: whatever a message repeats of a service's words or of an argument, no secret is
-    in it.
+    """Base of all: it replaces secrets in the message.
+
+    A message may repeat an argument or the answer of a service, and both may hold a secret.
     """
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*(scrub(one) if isinstance(one, str) else one for one in arguments))
+        super().__init__(*(scrub(part) if isinstance(part, str) else part for part in arguments))
 
 
 class InputError(_WithoutSecrets, ValueError):
-    """Bad input from the caller: a wrong value, shape, range or file. The command line turns it
-    into exit code 2.
+    """The caller's input is bad: a wrong value, shape, range or file.
+
+    The command line turns this error into exit code 2.
     """
 
 
 class InputTypeError(InputError, TypeError):
-    """Bad input whose type or dtype is wrong."""
+    """The caller's input has the wrong type or dtype."""
 
 
 class BudgetExhausted(_WithoutSecrets, RuntimeError):
-    """The next call would overrun the budget; it was not made, and nothing was spent on it."""
+    """The next call would exceed the budget; it was not made and cost nothing."""
 
 
 class BadAnswer(_WithoutSecrets, RuntimeError):
-    """A black box answered no set of scores (NaN, a wrong shape); the call is counted, the answer
-    dropped.
+    """A black box answered something that is not scores, such as NaN or a wrong shape.
+
+    The call counts in the ledger, and the answer is dropped.
     """
 
 
 class APIUnavailable(_WithoutSecrets, RuntimeError):
-    """A service did not answer, whatever was tried; it may do so later. The attempts are
-    counted.
+    """A service did not answer after all retries, but may answer later.
+
+    The attempts count in the ledger.
     """
 
 
 class PrecisionWarning(_WithoutSecrets, UserWarning):
-    """An API's input or scores do not resolve a step, or no step at all: the gradient estimate may
-    be noise.
+    """A step is too small for the precision of an API's input or scores.
+
+    The gradient estimate may then be noise.
     """
 
 
 class ServiceWarning(_WithoutSecrets, UserWarning):
-    """A service was skipped or served in a slower way than wanted, or an API does not look like
-    what its spec says.
-    """
+    """A service was skipped or is asked in a slower way, or an API contradicts its spec."""

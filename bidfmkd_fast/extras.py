@@ -1,4 +1,4 @@
-"""Packages that only some commands need, and the advice for who lacks them."""
+"""List the packages that only some commands need, and tell users how to install them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import shlex
 
 from bidfmkd_fast.errors import InputError
 
-# As in pyproject.toml. By their own names, since pip finds `bidfmkd-fast[serve]` neither from a
-# source tree nor from an installation that came from one.
+# The same lists as in pyproject.toml. The advice names these packages themselves, since pip finds
+# `bidfmkd-fast[serve]` on no index.
 EXTRAS = {
     "bench": ("matplotlib>=3.7",),
     "serve": ("starlette>=0.40", "uvicorn>=0.30"),
@@ -17,8 +17,9 @@ EXTRAS = {
 
 
 def not_installed(operation: str, module: str | None, extra: str) -> InputError:
-    """Return the error that says which `module` of which of the `EXTRAS` `operation` lacks, and
-    how to install it.
+    """Return the error that says which `module` the `operation` lacks, and how to install it.
+
+    `extra` is the key of `EXTRAS` that the module belongs to.
     """
     command = shlex.join(["pip", "install", *EXTRAS[extra]])
     return InputError(f"{operation}: {module} is not installed; `{command}`")

@@ -1,7 +1,8 @@
-"""Secrets that were handed to this process, and their removal from every text that leaves it.
+"""Remove secrets from every text that leaves the process.
 
-What is secret is registered where it enters: tokens from the environment, header values, passwords and query strings of
-URLs. `scrub` replaces them in each error, warning, log record and written file, however the text spells them.
+A secret is registered where it enters: tokens from the environment, values of headers, passwords
+and query strings of URLs. `scrub` replaces it in each error, warning, log record and written file,
+in any spelling.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from functools import cache, partial
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
-_LEAST = 4  # characters; anything shorter keeps no secret, and would be cut out of innocent words
-_LEAST_BASE64 = 6
-_LEAST_UNNAMED = 8  # "version=2024" is none
+# Characters that a secret has at least. Anything shorter protects nothing, and replacing it would
+# damage ordinary words.
+_LEAST = 4
+_LEAST_BASE64 = 6  # the same for the base64 characters that a secret alone determines
+_LEAST_UNNAMED = 8  # the same for a value whose name does not suggest a secret: "version=2024"
 _TELLING = re.compile(r"(?i)auth|code|cookie|cred|key|pass|pwd|secret|sig|token")
 _INNOCENT_HEADERS = frozenset(
     {
@@ -32,7 +35,7 @@ _INNOCENT_HEADERS = frozenset(
     }
 )
 _NAMED = {'"': "quot", "&": "amp", "'": "apos", "<": "lt", ">": "gt"}  # entities of HTML
-_URL_SAFE = {"+": "-", "/": "_"}  # base64's two alphabets
+_URL_SAFE = {"+": "-", "/": "_"}  # where the two alphabets of base64 differ
 
 _lock = threading.Lock()
 _labels: dict[str, str] = {}  # secret -> what stands in its place
@@ -40,27 +43,25 @@ _patterns: tuple[tuple[re.Pattern[str], str], ...] = ()
 
 
 def register(secret: str, label: str = "secret") -> None:
-    """Let `scrub` replace `secret` from now on, unless it is shorter than four characters.
+    """Make `scrub` replace `secret` from now on, unless it is shorter than four characters.
 
     Args:
-        secret: what must not be shown.
-        label: "secret" or "token"; what stands in its place, in angle brackets.
+        secret: the text that must not be shown.
+        label: "secret" or "token"; it replaces the secret, in angle brackets.
     """
     global _patterns
     if len(secret) < _LEAST or secret in _labels:
         return
     with _lock:
         _labels[secret] = label
-        longest_first = sorted(
-            _labels, key=len, reverse=True
-        )  # a secret inside a longer one would leave its rest
-        _patterns = tuple((_pattern(one), f"<{_labels[one]}>") for one in longest_first)
+        # The longest first: if a secret is part of a longer one, replacing it first would leave the
+        # rest of the longer one in the text.
+        longest_first = sorted(_labels, key=len, reverse=True)
+        _patterns = tuple((_pattern(known), f"<{_labels[known]}>") for known in longest_first)
 
 
 def register_url(url: object) -> None:
-    """Register the user, the password and the values of the query string of a URL, however badly
-    it is formed.
-    """
+    """Register user, password and query values of a URL, even if the URL is malformed."""
     if not isinstance(url, str):
         return
     before, at, rest = url.rpartition("@")
@@ -74,7 +75,7 @@ def register_url(url: object) -> None:
 
 
 def register_headers(headers: object) -> None:
-    """Register the values of headers, less those that are the same for everybody."""
+    """Register the values of headers, except of those that never hold a secret."""
     if not isinstance(headers, Mapping):
         return
     for name, value in headers.items():
@@ -92,8 +93,9 @@ def register_headers(headers: object) -> None:
 
 
 def _register_value(name: str, value: str) -> None:
-    """Register a value that may be secret: of a telling name, or so long that no ordinary word or
-    number is lost.
+    """Register a value that may be secret: because of its name, or because it is long.
+
+    Short values without such a name are left out, since they may be ordinary words or numbers.
     """
     if len(value) >= _LEAST_UNNAMED or _TELLING.search(name):
         register(value)
@@ -102,9 +104,8 @@ def _register_value(name: str, value: str) -> None:
 def scrub(text: str) -> str:
     """Return the text with every registered secret replaced.
 
-    A secret is found in any spelling: as it is, with characters percent-encoded, escaped as in
-    JSON, Python or HTML (also several times over), and in base64, alone or within a longer text
-    such as `user:password`.
+    A secret is found as it is, percent-encoded, escaped as in JSON, Python or HTML (also several
+    times over), and in base64, alone or within a longer text such as `user:password`.
     """
     for pattern, replacement in _patterns:
         text = pattern.sub(partial(_replaced, replacement), text)
@@ -112,14 +113,14 @@ def scrub(text: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """Return a URL for an error: without user, password, query string and fragment."""
+    """Return a URL for a message: without user, password, query string and fragment."""
     hidden = re.sub(
         r"^([a-zA-Z0-9+.-]*:?/+)?.*@",
         lambda found: (found[1] or "") + "<secret>@",
         url,
         flags=re.DOTALL,
     )
-    # What stands in the place of the port may be the password of a URL that lacks its host.
+    # If a URL lacks its host, its password stands where the port would be.
     hidden = re.sub(
         r"^([a-zA-Z0-9+.-]*:/+[^/?#:[\]]*):(?!\d*(?:[/?#]|$))[^/?#]*", r"\1:<secret>", hidden
     )
@@ -128,9 +129,7 @@ def shown_url(url: str) -> str:
 
 
 def scrubbed(value: Any) -> Any:
-    """Return plain values, nested in lists and dicts, with their strings scrubbed; numbers stay as
-    they are.
-    """
+    """Return plain values, nested in lists and dicts, with secrets in their strings replaced."""
     if isinstance(value, str):
         return scrub(value)
     if isinstance(value, Mapping):
@@ -139,7 +138,7 @@ def scrubbed(value: Any) -> Any:
 
 
 class ScrubFilter(logging.Filter):
-    """Removes secrets from log records, tracebacks included."""
+    """A filter that replaces secrets in log records, tracebacks included."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = scrub(record.getMessage()), ()
@@ -153,24 +152,28 @@ logging.getLogger("bidfmkd_fast").addFilter(ScrubFilter())
 
 @cache
 def _pattern(secret: str) -> re.Pattern[str]:
+    """Return a pattern that matches the secret in all spellings, as its group 1."""
     spellings = ["".join(map(_spellings, secret))]
-    # the characters at both ends hold bits of the secret and of its neighbours
+    # In base64 the characters at both ends mix bits of the secret with bits of its neighbours.
     edge = "[A-Za-z0-9+/_-]{0,3}"
     for core in {
         core for encoding in ("utf-8", "latin-1") for core in _base64_cores(secret, encoding)
     }:
         spellings.append(edge + "".join(map(_spellings, core)) + edge + "(?:=|%3[dD]){0,2}")
-    # What stands for a secret stays as it is, even where a secret is the word "secret".
+    # Match replacements outside of group 1: they stay, even if a secret is the word "secret".
     return re.compile(f"<secret>|<token>|({'|'.join(spellings)})")
 
 
 def _replaced(replacement: str, found: re.Match[str]) -> str:
+    """Return the replacement for a secret, and any other match unchanged."""
     return replacement if found[1] else found[0]
 
 
 def _base64_cores(secret: str, encoding: str) -> list[str]:
-    """Return the base64 characters that depend on the secret alone, for the three places where it
-    may begin.
+    """Return the base64 characters that the secret alone determines.
+
+    There are three versions, since base64 encodes groups of three bytes and the secret may begin at
+    any byte of a group.
     """
     try:
         content = secret.encode(encoding)
@@ -187,8 +190,9 @@ def _base64_cores(secret: str, encoding: str) -> list[str]:
 
 @cache
 def _spellings(character: str) -> str:
-    """Return a pattern of all spellings of one character; repetitions are bounded, so that no text
-    takes long.
+    """Return a pattern of all spellings of a character.
+
+    Repetitions are bounded, so that scrubbing takes linear time for any text.
     """
     code = ord(character)
     units = (
@@ -211,14 +215,17 @@ def _spellings(character: str) -> str:
             continue
         ways.append("".join(rf"%(?:25){{0,4}}{_hex(f'{byte:02x}')}" for byte in content))
         ways.append("".join(rf"\\{{1,8}}x{_hex(f'{byte:02x}')}" for byte in content))
-        if code > 127:  # decoded by another encoding than it was written in
+        if code > 127:  # written in one encoding and decoded in another
             ways += [
                 re.escape(content.decode("latin-1")),
                 re.escape(content.decode("utf-8", "replace")),
             ]
-    ways.append(rf"\\{{0,8}}{re.escape(character)}")  # last: the u of \u0041 is not the letter u
+    ways.append(
+        rf"\\{{0,8}}{re.escape(character)}"
+    )  # last, since the u of \u0041 is not the letter u
     return f"(?:{'|'.join(dict.fromkeys(ways))})"
 
 
 def _hex(digits: str) -> str:
+    """Return a pattern of hexadecimal digits in either case."""
     return "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in digits)

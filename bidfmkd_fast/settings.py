@@ -1,4 +1,4 @@
-"""Settings as plain dataclasses: read from YAML or nested values, checked, written back."""
+"""Read settings into dataclasses, check them and write them back as plain values or YAML."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Settings = TypeVar("Settings")
 
 
 def settings_from_yaml(kind: type[Settings], path: str | Path) -> Settings:
-    """The settings of class `kind` in a YAML file.
+    """Return the settings of class `kind` in the YAML file `path`.
 
-    Raises InputError as `settings_from_values`, and for a file that is missing or no YAML.
+    Raises:
+        InputError: as for `settings_from_values`, or the file is missing or not YAML.
     """
     values = read_mapping(path, kind.__name__)
     with named(str(path)):
@@ -28,29 +29,37 @@ def settings_from_yaml(kind: type[Settings], path: str | Path) -> Settings:
 
 
 def settings_from_values(kind: type[Settings], values: Any) -> Settings:
-    """The settings of class `kind` in nested `values`, defaults for what is not there.
+    """Return the settings of class `kind` in nested `values`, with defaults for missing keys.
 
     Raises:
-        InputError: an unknown key (the closest known one is named), or a value out of its range.
+        InputError: a key is unknown (the message names the closest known one), or a value is out of
+            range.
     """
     return _built(kind, check_values(kind, values, f"{kind.__name__}: "))
 
 
 def check_values(kind: type[Any], values: Any, name: str, where: str = "") -> dict[str, Any]:
-    """Return nested `values` for the settings class `kind`, lists as tuples, once every key and
-    type is right.
+    """Check keys and types of nested `values` for the settings class `kind`.
 
-    Ranges are not checked, since the values may be a part of the settings only. `name` opens the
-    errors; `where` is the place of these values in the whole, as "recovery.".
+    Ranges are not checked, since the values may be only a part of the settings.
+
+    Args:
+        kind: a dataclass.
+        values: a mapping from field names to values; nested for fields that are dataclasses.
+        name: errors begin with it.
+        where: the keys above these values, as "recovery.".
+
+    Returns:
+        The values, with lists as tuples.
 
     Raises:
-        InputError: an unknown key (the closest known one is named); InputTypeError for a value of
-            the wrong type.
+        InputError: a key is unknown; the message names the closest known one.
+        InputTypeError: a value has the wrong type.
     """
     if not isinstance(values, Mapping):
         place = f"settings under {where.rstrip('.')!r}" if where else "settings by name"
-        some = ", ".join(one.name for one in fields(kind)[:3])
-        raise InputTypeError(f"{name}wanted {place} ({some}, ...); got {_came(values)}")
+        some = ", ".join(field.name for field in fields(kind)[:3])
+        raise InputTypeError(f"{name}wanted {place} ({some}, ...); got {_in_words(values)}")
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for key, value in values.items():
@@ -62,19 +71,18 @@ def check_values(kind: type[Any], values: Any, name: str, where: str = "") -> di
             continue
         given[key] = tuple(value) if isinstance(value, list) else value
         if hints[key] is float and isinstance(value, str):
-            given[key] = _number(
-                value
-            )  # 1e-3 in quotes, or out of a file that an older version wrote
+            # A number in quotes, or 1e-3 in a file of an older version, which wrote it as text.
+            given[key] = _number(value)
         if not fits(given[key], hints[key]):
             raise InputTypeError(
-                f"{name}{where}{key} must be of type {_wanted(hints[key])}; got {_came(value)}"
+                f"{name}{where}{key} must be of type {_wanted(hints[key])}; got {_in_words(value)}"
             )
     return given
 
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Put `where`, such as a file, in front of an InputError raised inside the block."""
+    """Put `where`, such as a file name, in front of an InputError raised inside the block."""
     try:
         yield
     except InputError as error:
@@ -82,11 +90,12 @@ def named(where: str) -> Iterator[None]:
 
 
 def dotted_keys(kind: type[Any]) -> list[str]:
-    """Return the keys of a settings class in the order of their depth, those of nested classes
-    after a dot.
+    """Return the keys of a settings class, with those of nested classes as "recovery.mu".
+
+    Keys come in the order of their depth.
     """
     hints = get_type_hints(kind)
-    names = [one.name for one in fields(kind)]
+    names = [field.name for field in fields(kind)]
     return names + [
         f"{name}.{key}"
         for name in names
@@ -96,55 +105,54 @@ def dotted_keys(kind: type[Any]) -> list[str]:
 
 
 def closest(key: str, known: Sequence[str], where: str = "") -> str:
-    """Return the end of an error about an unknown `key`: the known ones that it may stand for, or
-    all of the top.
+    """Return the end of an error about an unknown `key`: which known keys may be meant.
 
-    `where` is put in front of the keys that are named.
+    If none is similar, it lists all keys of the top level. `where` is put in front of each.
     """
     alike = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    deeper = [
-        one for one in known if one.endswith(f".{key}")
-    ]  # the same key, with more in front of it
-    longer = [one for one in known if one.startswith(f"{key}_")]
+    deeper = [name for name in known if name.endswith(f".{key}")]  # the key without its prefix
+    longer = [name for name in known if name.startswith(f"{key}_")]
     if found := deeper or alike or longer:
-        return f"did you mean {' or '.join(repr(where + one) for one in found[:3])}?"
-    return f"known: {', '.join(where + one for one in known if '.' not in one)}"
+        return f"did you mean {' or '.join(repr(where + name) for name in found[:3])}?"
+    return f"known: {', '.join(where + name for name in known if '.' not in name)}"
 
 
 def plain_values(settings: Any) -> dict[str, Any]:
-    """Nested plain values, as `settings_from_values` takes them; tuples become lists, which YAML
-    has.
+    """Return nested plain values, as `settings_from_values` takes them.
+
+    Tuples become lists, since YAML has no tuples.
     """
     return {key: _without_tuples(value) for key, value in asdict(settings).items()}
 
 
 def to_yaml(settings: Any) -> str:
-    """The settings as YAML text."""
+    """Return the settings as YAML text."""
     return dump_yaml(plain_values(settings))
 
 
 def check_types(settings: Any) -> None:
-    """Raises InputTypeError unless every field holds what its annotation says."""
+    """Raise InputTypeError unless the value of every field has the type of its annotation."""
     for name, wanted in get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         if not fits(value, wanted):
-            told = wanted.__name__ if get_origin(wanted) is None else str(wanted)
+            type_name = wanted.__name__ if get_origin(wanted) is None else str(wanted)
             raise InputTypeError(
-                f"{type(settings).__name__}: {name} must be of type {told}; got {value!r}"
+                f"{type(settings).__name__}: {name} must be of type {type_name}; got {value!r}"
             )
 
 
 def check_least(settings: Any, **least: int) -> None:
-    """Raises InputError for a field below the number given for it."""
+    """Raise InputError if a field is below the number given for it."""
     for name, low in least.items():
-        if getattr(settings, name) < low:
+        value = getattr(settings, name)
+        if value < low:
             raise InputError(
-                f"{type(settings).__name__}: {name} must be at least {low}; got {getattr(settings, name)}"
+                f"{type(settings).__name__}: {name} must be at least {low}; got {value}"
             )
 
 
 def check_positive(settings: Any, *names: str) -> None:
-    """Raises InputError for a field of these that is not finite and above 0."""
+    """Raise InputError unless every named field is finite and above 0."""
     for name in names:
         value = getattr(settings, name)
         if not (math.isfinite(value) and value > 0):
@@ -154,17 +162,18 @@ def check_positive(settings: Any, *names: str) -> None:
 
 
 def _built(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Return the settings made of checked values, nested ones first."""
     hints = get_type_hints(kind)
     return kind(
         **{
-            key: _built(hints[key], one) if is_dataclass(hints[key]) else one
-            for key, one in values.items()
+            key: _built(hints[key], value) if is_dataclass(hints[key]) else value
+            for key, value in values.items()
         }
     )
 
 
 def _wanted(hint: Any) -> str:
-    """Return what a hint asks for, in words."""
+    """Return the type that an annotation asks for, in words."""
     if get_origin(hint) is tuple:
         inner = get_args(hint)
         return f"list of {'' if inner[-1] is Ellipsis else f'{len(inner)} '}{_wanted(inner[0])}"
@@ -174,17 +183,21 @@ def _wanted(hint: Any) -> str:
     return words.get(hint, hint.__name__)
 
 
-def _came(value: Any) -> str:
+def _in_words(value: Any) -> str:
+    """Return a value for an error message."""
     return "nothing (null)" if value is None else shortly(value)
 
 
 def _without_tuples(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_tuples(one) for key, one in value.items()}
-    return [_without_tuples(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {key: _without_tuples(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_tuples(inner) for inner in value]
+    return value
 
 
 def _number(text: str) -> float | str:
+    """Return the number that a text holds; the text itself if it holds none."""
     try:
         return float(text)
     except ValueError:
@@ -192,11 +205,11 @@ def _number(text: str) -> float | str:
 
 
 def fits(value: Any, wanted: Any) -> bool:
-    """Return whether a value is of the type that an annotation of a settings class asks for."""
+    """Return True if a value has the type that an annotation of a settings class asks for."""
     if get_origin(wanted) is tuple:  # tuple[kind, ...]
-        return isinstance(value, tuple) and all(fits(one, get_args(wanted)[0]) for one in value)
+        return isinstance(value, tuple) and all(fits(inner, get_args(wanted)[0]) for inner in value)
     if isinstance(wanted, types.UnionType):
-        return any(fits(value, one) for one in get_args(wanted))
+        return any(fits(value, kind) for kind in get_args(wanted))
     if isinstance(value, bool) and wanted is not bool:
         return False
     return isinstance(value, (int, float) if wanted is float else get_origin(wanted) or wanted)

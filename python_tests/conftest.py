@@ -1,4 +1,4 @@
-"""What all tests share: fresh seeds that are printed, one thread, the real data's folder."""
+"""Share between all tests: fresh seeds that are printed, one thread, the folder of real images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bidfmkd_fast.ops import native
+from bidfmkd_fast.ops import backend
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,9 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    info = native.build_info()
+    info = backend.build_info()
     served = (
-        f"not loaded: {native.load_error}"
+        f"not loaded: {backend.load_error}"
         if info is None
         else f"{info['cpu_level']} of {info['cpu_levels']}"
     )
@@ -38,20 +38,20 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test knows the secrets of another: they are words that messages use, too."""
+    """Forget the secrets of other tests, since messages use the same words."""
     monkeypatch.setattr("bidfmkd_fast.secrets._labels", {})
     monkeypatch.setattr("bidfmkd_fast.secrets._patterns", ())
 
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """A seed that is fresh in every run, printed in the header, and set again by `--seed N`."""
+    """Return the seed of this run: fresh, printed in the header, repeated by `--seed N`."""
     return int(request.config.option.seed)
 
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder of the real images, or a skip that says so."""
+    """Return the folder of real images; skip the test if there is none."""
     folder = os.environ.get("BIDFMKD_DATA")
     if not folder:
         pytest.skip("BIDFMKD_DATA is not set: no real images here")
@@ -63,16 +63,19 @@ CPU_LEVELS = ("avx512", "avx2", "portable")
 
 @pytest.fixture(params=CPU_LEVELS)
 def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set of the kernels in turn; without the native kernels it fails, without
-    the set it skips.
+    """Run the test with each instruction set of the kernels in turn.
+
+    It fails without the native kernels, and skips a set that this CPU lacks.
     """
-    info = native.build_info()
-    assert info is not None, f"the native kernels must load wherever tests run: {native.load_error}"
+    info = backend.build_info()
+    assert info is not None, (
+        f"the native kernels must load wherever tests run: {backend.load_error}"
+    )
     if request.param not in info["cpu_levels"]:
         pytest.skip(f"this CPU has no {request.param}")
-    assert native._C is not None
+    assert backend._C is not None
     before = info["cpu_level"]
-    native._C.select_cpu_level(request.param)
-    with native.use_backend("native"):
+    backend._C.select_cpu_level(request.param)
+    with backend.use_backend("native"):
         yield request.param
-    native._C.select_cpu_level(before)
+    backend._C.select_cpu_level(before)

@@ -1,4 +1,4 @@
-"""What the tests of `convert` share: small images of known pixels, and what came of them."""
+"""Share between the tests of `convert`: small images of known pixels, and checks of results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bidfmkd_fast.errors import InputError
 
 
 def pixels(number: int, height: int = 6, width: int = 5, channels: int = 3) -> np.ndarray:
-    """Image `number`: uint8 `[H, W, 3]`, or `[H, W]` with one channel."""
+    """Return image `number`: uint8 `[H, W, 3]`, or `[H, W]` with one channel."""
     shape = (height, width, channels) if channels > 1 else (height, width)
     return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
 
@@ -42,7 +42,7 @@ def splits(converted: Converted) -> dict[str, str]:
 
 
 def refused(*args: object, **options: object) -> str:
-    """The message, after making sure that it is one line and that nothing was left behind."""
+    """Return the error of a refused conversion: one line, and no file is left behind."""
     before = sorted(Path().rglob("*"))
     with pytest.raises(InputError) as caught:
         convert_dataset(*args, **options)  # type: ignore[arg-type]

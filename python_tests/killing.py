@@ -1,6 +1,7 @@
-"""Runs in processes of their own that are killed at a chosen moment; the functions here are what such a process does.
+"""Run work in processes that are killed at a chosen moment.
 
-Processes are forked from one that has imported the package and done nothing else, which takes a tenth of a second.
+The functions here are the work. The processes are forked from a process that has imported the
+package and done nothing else, which takes a tenth of a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Notices where a step asks for a tensor's value: on a GPU the host would wait there, and no graph could hold it."""
+"""Notice where a step reads the value of a tensor on the host.
+
+On a GPU the host would wait there, and no CUDA graph could hold the step.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _LOOKS = {
 
 
 class NoLooks(TorchDispatchMode):
-    """Inside the block such an operation raises AssertionError."""
+    """A block inside which such an operation raises AssertionError."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func not in _LOOKS, f"{func} needs a tensor's value on the host"

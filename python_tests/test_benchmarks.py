@@ -1,4 +1,4 @@
-"""The harness, the comparison with older results, and the pages that show the committed ones."""
+"""Test the benchmark harness, its comparison with older results, and the pages of results."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_run_that_is_cut_off_keeps_and_shows_what_it_has(
 
 @pytest.mark.parametrize("kind", ["rademacher", "sphere"])
 def test_baselines_estimate_a_gradient(kind: str, seed: int) -> None:
-    """They are what ours is compared with: each must do the same work."""
+    """The implementations that benchmarks compare with do the same work as ours."""
     torch.manual_seed(seed)
     x, slope = torch.randn(4, 3, 4, 4), torch.randn(48)
 
@@ -142,8 +142,8 @@ def test_a_gpu_has_a_section_of_its_own(tmp_path: Path) -> None:
     text = report.tables(tmp_path)
     assert "### A GPU\n\ntorch 2, Python 3, CUDA 13, kernels for 80, 90; medians of 3 runs." in text
     assert (
-        "A run of 7 APIs and 8,000 outer steps takes by these times, in minutes: replay 2.5, recovery 1.2."
-        in text
+        "A run of 7 APIs and 8,000 outer steps takes by these times, in minutes: replay 2.5, "
+        "recovery 1.2." in text
     )
     assert ".png" not in text
 

@@ -1,4 +1,4 @@
-"""The help texts: every option of every command says what it is, in words and not in Python's."""
+"""Test that the help explains every option of every command, in words instead of Python."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def help_of(
 
 
 def texts(told: str) -> dict[str, str]:
-    """What is said of each option: `--config.recovery.mu` -> its text, without type and default."""
+    """Return the text of each option, without type and default: `--config.recovery.mu` -> text."""
     said: dict[str, str] = {}
     option = ""
     for line in told.splitlines():

@@ -1,4 +1,4 @@
-"""The files of `configs/`: each is read, and says what it says it says."""
+"""Test that each file of `configs/` can be read and does what its comment says."""
 
 from __future__ import annotations
 

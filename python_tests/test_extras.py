@@ -1,4 +1,4 @@
-"""The advice for who lacks a package that only some commands need."""
+"""Test the advice for users who lack a package that only some commands need."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_extras_are_those_of_the_project() -> None:
 
 
 def test_no_advice_names_what_pip_cannot_find() -> None:
-    """This package is on no index: `bidfmkd-fast[...]` installs from its own source folder only."""
+    """No text advises `bidfmkd-fast[...]`, which pip finds on no index."""
     texts = [
         *ROOT.glob("bidfmkd_fast/**/*.py"),
         *ROOT.glob("docs/*.md"),

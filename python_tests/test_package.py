@@ -1,4 +1,4 @@
-"""The package as a whole: its public names, what importing it costs, and `python -m bidfmkd_fast`."""
+"""Test the package as a whole: public names, cost of the import, `python -m bidfmkd_fast`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import bidfmkd_fast as bf
 from bidfmkd_fast import __main__ as diagnostics
 from bidfmkd_fast.meta import DistillationTask
-from bidfmkd_fast.ops import native
+from bidfmkd_fast.ops import backend
 
 PUBLIC = {
     *(
@@ -128,8 +128,10 @@ def test_diagnostics_tell_versions_and_who_serves_what(capsys: pytest.CaptureFix
     told = {line.split("  ")[0]: line for line in lines}
     assert f" {bf.__version__}" in told["bidfmkd_fast"]
     assert {"python", "torch", "numpy", "native module", "cpu"} <= set(told)
-    assert ("native kernels" in told["cpu"]) == (native.device_problem(torch.device("cpu")) is None)
-    info = native.build_info()
+    assert ("native kernels" in told["cpu"]) == (
+        backend.device_problem(torch.device("cpu")) is None
+    )
+    info = backend.build_info()
     if info is not None:
         assert [line for line in lines if line.lstrip().startswith("CUDA: ")], (
             "which GPUs it was built for is not told"
@@ -141,8 +143,8 @@ def test_diagnostics_tell_versions_and_who_serves_what(capsys: pytest.CaptureFix
 def test_diagnostics_give_the_reason_when_there_is_no_native_module(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(native, "_C", None)
-    monkeypatch.setattr(native, "load_error", "ImportError: no such file")
+    monkeypatch.setattr(backend, "_C", None)
+    monkeypatch.setattr(backend, "load_error", "ImportError: no such file")
     rows = dict(diagnostics.diagnostics())
     assert rows["native module"] == "not available"
     assert rows["load error"] == "ImportError: no such file"

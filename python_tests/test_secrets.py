@@ -1,4 +1,7 @@
-"""`scrub` finds a registered secret in every spelling, and nothing that leaves the process holds one."""
+"""Test that `scrub` finds a registered secret in every spelling.
+
+Nothing that leaves the process holds a secret.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def spellings(secret: str) -> list[str]:
 
 
 def coded(secret: str) -> list[str]:
-    """In base64, alone and inside other things, in both alphabets."""
+    """A secret is found in base64, alone and inside other text, in both alphabets."""
     texts = [
         f"{before}{secret}{after}"
         for before in ("", "u", "me:", "user:", "Bearer ")
@@ -190,7 +193,7 @@ def test_errors_warnings_logs_and_files(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_a_long_text_takes_no_long_time() -> None:
-    """Patterns are tried in linear time: a service may answer what it likes."""
+    """Scrubbing takes linear time, since a service may answer with any text."""
     secrets.register("a" * 40)
     secrets.register("s3cret-token")
     text = ("a" * 39 + "b") * 2000 + "%25" * 10000 + "\\" * 10000

@@ -1,4 +1,4 @@
-"""The one table of tolerances: (relative, absolute), each with its reason."""
+"""Define all tolerances of the tests: (relative, absolute), each with its reason."""
 
 TOLERANCES: dict[str, tuple[float, float]] = {
     # The same numbers in another order of operations, float32 against float64, values near 1.

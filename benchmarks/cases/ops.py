@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.baselines import BestEager, functional, paper_order
 from benchmarks.harness import OURS, Prepared, case
 from bidfmkd_fast import ops
-from bidfmkd_fast.ops import native
+from bidfmkd_fast.ops import backend
 
 MU = 0.05
 N_CLASSES = 5
@@ -27,8 +27,8 @@ SIZES = {
 
 
 def _stream(out: Tensor) -> None:
-    assert native._C is not None
-    native._C.stream_fill(1.0, out.numel(), out.data_ptr(), torch.get_num_threads())
+    assert backend._C is not None
+    backend._C.stream_fill(1.0, out.numel(), out.data_ptr(), torch.get_num_threads())
 
 
 def _linear(points: Tensor, slope: Tensor) -> Tensor:

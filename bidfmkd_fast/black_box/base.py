@@ -1,4 +1,4 @@
-"""The black box: images in, scores out, every call checked and counted, never a gradient."""
+"""Define the black box: images in, scores out, every call checked and counted, never a gradient."""
 
 from __future__ import annotations
 
@@ -11,32 +11,65 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box.answers import usable
+from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.first_answers import FirstAnswers, check_range
-from bidfmkd_fast.black_box.ledger import Budget, Ledger
+from bidfmkd_fast.black_box.ledger import Ledger
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError, ServiceWarning
 
-# Widths of the input range that images may leave it by: steps lead a little out of it, 0..255 and
-# normalised ones far.
+# How far images may leave the input range, in widths of the range, before a warning. Steps of a
+# recovery leave it a little; images in 0..255 or normalised ones leave it by far more.
 _OUTSIDE = 0.5
 
 
 class BlackBox(ABC):
-    """An API of which only the scores are seen. Subclasses define `score`, which gets `max_batch`
-    images at most.
+    """An image-classification API of which only the scores are seen.
 
-    `api.ledger` counts what it was asked. Safe under threads, as far as `score` is.
+    Call the box to ask the API: `scores = api(images)` checks the images, takes their price from
+    the budget, counts them in the ledger, asks, and checks the answer. The box may be called from
+    several threads at once if its `score` may.
+
+    **To write a box**, call `super().__init__(spec, budget=budget)` and define `score`. Everything
+    else has a default:
+
+    - `score(images)`, required: ask the API once and return its scores. It gets checked images, at
+      most `spec.max_batch` of them, and neither checks nor counts anything itself.
+    - `requests_for(n_images)`: override it if a call sends another number of requests than one per
+      `spec.max_batch` images. The number must be known before anything is sent.
+    - `is_service`: set it to True if the API may fail for a while through no fault of the caller,
+      as a remote API does. A training run then waits for the API or leaves it out for a while
+      instead of ending.
+
+    For example, a box that scores images by a matrix::
+
+        class TableBox(BlackBox):
+            def __init__(self, table: Tensor, spec: APISpec) -> None:
+                super().__init__(spec)
+                self._table = table
+
+            def score(self, images: Tensor) -> Tensor:
+                return images.flatten(1) @ self._table
+
+    **To use a box** in code that plans, pays or counts, rely on `spec`, `name`, `ledger`, `budget`,
+    `is_service`, `requests_for`, `price_of`, `reserve` and `first_answers`, which every box has.
+    Code outside a box calls the box, not `score`. The exception is code that cannot wait for checks
+    on the host, such as a captured CUDA graph. It has to `reserve` and to record in the `ledger`
+    before it calls `score`, and to check the scores itself.
+
+    Attributes:
+        is_service: True if the API may fail for a while through no fault of the caller.
+        first_answers: compares the first answers with the spec and warns about what looks wrong;
+            each check runs once and sends nothing.
 
     Args:
         spec: what is known of the API.
-        budget: cap on what it may cost; the same `Budget` given to several APIs caps their sum.
-            None for no cap.
+        budget: cap on what the API may cost. The same `Budget` given to several APIs caps their
+            sum. None for no cap.
 
     Raises:
-        InputTypeError: `spec` or `budget` is something else.
+        InputTypeError: `spec` is no `APISpec`, or `budget` is neither a `Budget` nor None.
     """
 
-    # whether it may fail for a while through no fault of the caller's, as a remote one does
     is_service = False
 
     def __init__(self, spec: APISpec, *, budget: Budget | None = None) -> None:
@@ -52,17 +85,17 @@ class BlackBox(ABC):
 
     @property
     def spec(self) -> APISpec:
-        """What is known of the API."""
+        """Return what is known of the API."""
         return self._spec
 
     @property
     def ledger(self) -> Ledger:
-        """What the API has been asked so far."""
+        """Return the count of what the API has been asked so far."""
         return self._ledger
 
     @property
     def budget(self) -> Budget | None:
-        """The cap on what the API may cost; may be set at any time, and shared."""
+        """Return the cap on what the API may cost; it may be set at any time, and shared."""
         return self._budget
 
     @budget.setter
@@ -75,33 +108,34 @@ class BlackBox(ABC):
 
     @property
     def name(self) -> str:
-        """`spec.name`, which errors and reports use."""
+        """Return `spec.name`, which errors and reports use."""
         return self._spec.name
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The scores of a batch of images.
+        """Return the scores of a batch of images.
 
         Args:
-            images: `[N, C, H, W]` float32 in `spec.input_range` (values outside are passed on as
-                they are).
+            images: `[N, C, H, W]` float32 in `spec.input_range`. Values outside of the range are
+                sent as they are.
 
         Returns:
             scores `[N, n_classes]` float32 of `spec.returned_kind`, on the images' device, without
-            a graph. Rounded probabilities are at least half a unit of their last place; top-k
-            answers have the missing mass spread evenly over the classes that were not told.
+            a graph. Rounded probabilities are at least half a unit of their last decimal. The
+            probability that a top-k answer leaves out is spread evenly over the classes that it
+            leaves out.
 
         Raises:
-            InputError: the images are not what the API takes (InputTypeError: no float32 tensor);
+            InputError: the images do not fit the spec (InputTypeError: they are no float32 tensor);
                 nothing was sent.
             BudgetExhausted: the call would overrun the budget; nothing was sent, counted or spent.
-            BadAnswer: the API answered something else than finite scores, or the first ones cannot
-                be of its `scores_kind`; the call is counted.
-            APIUnavailable: a service did not answer, whatever was tried; every attempt is counted.
+            BadAnswer: the API did not answer with finite scores, or the first answer cannot be of
+                the spec's `scores_kind`; the call is counted.
+            APIUnavailable: a service did not answer after all attempts; every attempt is counted.
 
         Warns:
-            ServiceWarning, PrecisionWarning: once each, of images more than half the width of
-                `input_range` outside of it, and of first answers that look wrong (see
-                `first_answers`).
+            ServiceWarning, PrecisionWarning: images lie outside of `input_range` by more than half
+                of its width, or the first answers look wrong (see `first_answers`); each warning
+                comes once.
         """
         self._check_images(images)
         n_images = images.shape[0]
@@ -110,8 +144,8 @@ class BlackBox(ABC):
         with torch.no_grad():
             answer = self._ask(images.detach(), n_requests)
         self.first_answers.warn(images, answer, stacklevel=2)
-        # A copy made outside inference mode: usable in a later graph, and no view of anything
-        # inside the box.
+        # Copy outside of inference mode: the result may enter a graph later, and it is no view of
+        # a tensor inside the box.
         return usable(
             answer.detach().to(device=images.device, dtype=torch.float32, copy=True).contiguous(),
             self._spec,
@@ -120,20 +154,64 @@ class BlackBox(ABC):
     def __repr__(self) -> str:
         spec, ledger = self._spec, self._ledger
         channels, height, width = spec.image_shape
+        low, high = spec.input_range
         return (
-            f"{type(self).__name__}({spec.name!r}: {channels}x{height}x{width} in [{spec.input_range[0]:g}, "
-            f"{spec.input_range[1]:g}] -> {spec.n_classes} {spec.scores_kind}; {ledger.queries:,} queries in "
-            f"{ledger.requests:,} requests)"
+            f"{type(self).__name__}({spec.name!r}: {channels}x{height}x{width} in "
+            f"[{low:g}, {high:g}] -> {spec.n_classes} {spec.scores_kind}; "
+            f"{ledger.queries:,} queries in {ledger.requests:,} requests)"
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputTypeError(
-            f"{self.name}: a black box cannot be copied or pickled (its inside is closed and its ledger counts once); "
-            "share the object, or build another from its source"
+            f"{self.name}: a black box cannot be copied or pickled (a copy of its ledger "
+            "would count the same queries twice); share the object, or build another from its "
+            "source"
         )
 
+    @abstractmethod
+    def score(self, images: Tensor) -> Tensor:
+        """Ask the API for the scores of images that are checked and paid for.
+
+        Subclasses define this method. It neither checks nor counts: `__call__` does both, before
+        and after. Call the box itself, not this method.
+
+        Args:
+            images: `[N, C, H, W]` float32 in `spec.input_range`, N from 1 to `spec.max_batch`. The
+                method must not change them.
+
+        Returns:
+            scores `[N, n_classes]`, a floating-point tensor of `spec.returned_kind` on any device.
+            In a top-k answer the classes that are left out are 0.
+
+        Raises:
+            BadAnswer: the API answered something that is no set of scores.
+            APIUnavailable: the API did not answer.
+        """
+
+    def requests_for(self, n_images: int) -> int:
+        """Return how many requests a call with `n_images` images sends, without repetitions.
+
+        By default a call is one request, or one per `spec.max_batch` images.
+        """
+        return 1 if self._spec.max_batch is None else -(-n_images // self._spec.max_batch)
+
+    def price_of(self, n_images: int) -> float:
+        """Return the price of scoring `n_images` images, in the currency of `price_per_1000`."""
+        return n_images * self._spec.price_per_1000 / 1000
+
+    def reserve(self, n_images: int, n_requests: int) -> None:
+        """Take `n_images` queries in `n_requests` requests from the budget, if there is a budget.
+
+        `__call__` does this by itself; only code that calls `score` has to.
+
+        Raises:
+            BudgetExhausted: the budget does not cover them; nothing was taken.
+        """
+        if self._budget is not None:
+            self._budget.reserve(n_images, n_requests, self.price_of(n_images))
+
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
-        """The checked answer to a call that is paid for, every request of it counted."""
+        """Ask for images that are paid for, count every request, and return the checked answer."""
         self._ledger.record(len(images), n_requests)
         answers = []
         for part in images.split(self._spec.max_batch or len(images)):
@@ -142,26 +220,8 @@ class BlackBox(ABC):
         self._ledger.record_answered(len(images), n_requests)
         return answers[0] if len(answers) == 1 else torch.cat(answers)
 
-    def reserve(self, n_images: int, n_requests: int) -> None:
-        if self._budget is not None:
-            self._budget.reserve(n_images, n_requests, self.price_of(n_images))
-
-    def price_of(self, n_images: int) -> float:
-        return n_images * self._spec.price_per_1000 / 1000
-
-    @abstractmethod
-    def score(self, images: Tensor) -> Tensor:
-        """Scores `[N, n_classes]` of checked images `[N, C, H, W]`, which must be left as they
-        are.
-        """
-
-    def requests_for(self, n_images: int) -> int:
-        """How many requests a call with `n_images` images sends: one, or as many as `max_batch`
-        makes of it.
-        """
-        return 1 if self._spec.max_batch is None else -(-n_images // self._spec.max_batch)
-
     def _check_images(self, images: Tensor) -> None:
+        """Raise InputError unless the images fit the spec and are finite; warn of their range."""
         if not isinstance(images, Tensor):
             raise InputTypeError(
                 f"{self.name}: images must be a float32 tensor; got {type(images).__name__}"
@@ -177,24 +237,28 @@ class BlackBox(ABC):
             raise InputError(
                 f"{self.name}: images must be [N, {wanted}] with N >= 1; got {list(images.shape)}"
             )
+        # If any value is NaN, both the minimum and the maximum are NaN.
         low, high = torch.stack(images.detach().aminmax()).tolist()
-        if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is the lowest and the highest
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise InputError(f"{self.name}: images must be finite; got NaN or infinity")
         self._warn_of_range(low, high)
 
     def _warn_of_range(self, low: float, high: float) -> None:
+        """Warn once if pixel values from `low` to `high` are far outside of the input range."""
         lowest, highest = self._spec.input_range
         most = _OUTSIDE * (highest - lowest)
         if self._warned_of_range or (low >= lowest - most and high <= highest + most):
             return
         self._warned_of_range = True
         message = (
-            f"{self.name}: images of {low:.4g} to {high:.4g} are far outside of its input_range, {lowest:g} to "
-            f"{highest:g}; are they 0 to 255, or normalised? Bring them to input_range, or set it in the spec"
+            f"{self.name}: images of {low:.4g} to {high:.4g} are far outside of its input_range, "
+            f"{lowest:g} to {highest:g}; are they 0 to 255, or normalised? Bring them to "
+            "input_range, or set it in the spec"
         )
         warnings.warn(message, ServiceWarning, stacklevel=4)
 
     def _check_answer(self, answer: object, n_images: int) -> None:
+        """Raise BadAnswer unless the answer is finite scores `[n_images, n_classes]`."""
         wanted = (
             f"{self.name}: the API must answer finite scores [{n_images}, {self._spec.n_classes}]"
         )
@@ -213,6 +277,9 @@ class BlackBox(ABC):
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    # A sum carries any NaN or infinity and needs no mask; finite values that overflow it are looked
-    # at one by one.
+    """Return True if no element is NaN or infinite.
+
+    The sum is tried first: any NaN or infinity makes it NaN or infinite, and it needs no mask.
+    Finite values may overflow it, so an infinite sum is followed by a look at each element.
+    """
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

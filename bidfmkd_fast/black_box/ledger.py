@@ -1,4 +1,4 @@
-"""What asking APIs has cost (`Ledger`) and what it may cost (`Budget`): queries, requests and money."""
+"""Count what asking APIs has cost: queries, requests and money."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
-from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
-
-_SLACK = 1e-9  # relative: costs are sums of floats
+from bidfmkd_fast.errors import InputError, InputTypeError
 
 _process_lock = threading.Lock()
 _process_total: tuple[int, int, float] = (0, 0, 0.0)
 
 
 def asked_by_this_process() -> tuple[int, int, float]:
-    """Return the queries, the requests and the price of all that this process has sent, over every
-    API it had.
-    """
+    """Return the queries, requests and price of all that this process has sent, over all APIs."""
     return _process_total
 
 
@@ -31,14 +27,14 @@ def _add_to_process(queries: int, requests: int, cost: float) -> None:
 
 
 class Ledger:
-    """Counts what one API was asked and what it answered. Safe under threads.
+    """Counts what an API was asked and what it answered. Safe under threads.
 
-    A request that is sent again after a failure counts again: the service may bill it twice. So
-    there are two numbers of each kind, what was sent and what was answered; what the service bills
-    lies between them.
+    A request that is sent again after a failure counts again, because the service may bill both
+    attempts. The ledger therefore keeps two numbers of each kind, what was sent and what was
+    answered; what the service bills lies between them.
 
     Args:
-        price_per_1000: of 1000 queries.
+        price_per_1000: price of 1000 queries.
     """
 
     def __init__(self, price_per_1000: float = 0.0) -> None:
@@ -49,27 +45,27 @@ class Ledger:
 
     @property
     def queries(self) -> int:
-        """Images sent for scoring, those included that were sent again or whose answer was bad."""
+        """Return the images sent for scoring; images sent again or answered badly count too."""
         return self._queries
 
     @property
     def requests(self) -> int:
-        """Requests sent, every attempt counted."""
+        """Return the requests sent, every attempt counted."""
         return self._requests
 
     @property
     def answered_queries(self) -> int:
-        """Images whose scores came back."""
+        """Return the images whose scores came back."""
         return self._answered_queries
 
     @property
     def answered_requests(self) -> int:
-        """Requests that were answered with scores."""
+        """Return the requests that were answered with scores."""
         return self._answered_requests
 
     @property
     def cost(self) -> float:
-        """Price of all queries sent: the most that the service can bill."""
+        """Return the price of all queries sent: the most that the service can bill."""
         return self._queries * self._price / 1000
 
     def record(self, queries: int, requests: int = 1) -> None:
@@ -82,9 +78,7 @@ class Ledger:
 
     @contextmanager
     def written_to(self, file: LedgerFile, number: int, name: str) -> Iterator[None]:
-        """Inside the block every count goes to row `number` of `file` as well, before anything is
-        sent.
-        """
+        """Write every count inside the block to row `number` of `file` too, before it is sent."""
         file.begin(number, name)
         with self._lock:
             self._files.append((file, number))
@@ -95,8 +89,9 @@ class Ledger:
                 self._files.remove((file, number))
 
     def _add(self, operation: str, queries: int, requests: int, answered: bool) -> None:
-        _check_count(f"Ledger.{operation}", "queries", queries)
-        _check_count(f"Ledger.{operation}", "requests", requests)
+        check_count(f"Ledger.{operation}", "queries", queries)
+        check_count(f"Ledger.{operation}", "requests", requests)
+        cost = queries * self._price / 1000
         with self._lock:
             if answered:
                 self._answered_queries += queries
@@ -104,161 +99,20 @@ class Ledger:
             else:
                 self._queries += queries
                 self._requests += requests
-                _add_to_process(queries, requests, queries * self._price / 1000)
+                _add_to_process(queries, requests, cost)
             for file, number in self._files:
                 if answered:
                     file.add(number, answered_queries=queries, answered_requests=requests)
                 else:
-                    file.add(
-                        number,
-                        queries=queries,
-                        requests=requests,
-                        cost=queries * self._price / 1000,
-                    )
+                    file.add(number, queries=queries, requests=requests, cost=cost)
 
     def __repr__(self) -> str:
         with self._lock:
             return f"Ledger(queries={self._queries:,}, requests={self._requests:,})"
 
 
-class Budget:
-    """A cap on queries, requests and money that holds for the sum over every API it is given to.
-    Safe under threads.
-
-    Args:
-        max_queries: most images that may be scored; None for no cap.
-        max_requests: most requests that may be sent; None for no cap.
-        max_cost: most that may be spent, in the currency of the APIs' `price_per_1000`; None for no
-            cap.
-
-    Raises:
-        InputError: a cap is negative or no number (InputTypeError: of the wrong type).
-    """
-
-    def __init__(
-        self,
-        max_queries: int | None = None,
-        max_requests: int | None = None,
-        max_cost: float | None = None,
-    ) -> None:
-        for name, cap in (("max_queries", max_queries), ("max_requests", max_requests)):
-            if cap is not None:
-                _check_count("Budget", name, cap)
-        if max_cost is not None:
-            _check_cost("Budget", "max_cost", max_cost)
-        self._lock = threading.Lock()
-        self._caps = (max_queries, max_requests, max_cost)
-        self._spent: tuple[int, int, float] = (0, 0, 0.0)
-
-    @property
-    def max_queries(self) -> int | None:
-        """The cap on queries; None for none."""
-        return self._caps[0]
-
-    @property
-    def max_requests(self) -> int | None:
-        """The cap on requests; None for none."""
-        return self._caps[1]
-
-    @property
-    def max_cost(self) -> float | None:
-        """The cap on money; None for none."""
-        return self._caps[2]
-
-    @property
-    def queries(self) -> int:
-        """Queries spent so far, over all APIs that share this budget."""
-        return self._spent[0]
-
-    @property
-    def requests(self) -> int:
-        """Requests spent so far, over all APIs that share this budget."""
-        return self._spent[1]
-
-    @property
-    def cost(self) -> float:
-        """Money spent so far, over all APIs that share this budget."""
-        return self._spent[2]
-
-    @property
-    def remaining_queries(self) -> int | None:
-        """Queries left; None when they are not capped."""
-        return None if self.max_queries is None else self.max_queries - self.queries
-
-    @property
-    def remaining_requests(self) -> int | None:
-        """Requests left; None when they are not capped."""
-        return None if self.max_requests is None else self.max_requests - self.requests
-
-    def affords(self, queries: int, requests: int = 1, cost: float = 0.0) -> bool:
-        """Whether `reserve` of the same would go through now. Spends nothing."""
-        _check_amounts("Budget.affords", queries, requests, cost)
-        with self._lock:
-            return self._shortfall(queries, requests, cost) is None
-
-    def reserve(self, queries: int, requests: int = 1, cost: float = 0.0) -> None:
-        """Spend all of it, or nothing.
-
-        Raises:
-            BudgetExhausted: it would overrun a cap; nothing was spent.
-            InputError: a number is negative (InputTypeError: of the wrong type).
-        """
-        _check_amounts("Budget.reserve", queries, requests, cost)
-        with self._lock:
-            shortfall = self._shortfall(queries, requests, cost)
-            if shortfall is not None:
-                raise BudgetExhausted(shortfall)
-            self._spend(queries, requests, cost)
-
-    def restore(self, queries: int, requests: int, cost: float = 0.0) -> None:
-        """Count what an earlier, killed run has spent, even beyond a cap: it is gone."""
-        _check_amounts("Budget.restore", queries, requests, cost)
-        with self._lock:
-            self._spend(queries, requests, cost)
-
-    def release(self, queries: int, requests: int, cost: float = 0.0) -> None:
-        """Give back what was reserved and never sent."""
-        _check_amounts("Budget.release", queries, requests, cost)
-        with self._lock:
-            self._spend(-queries, -requests, -cost)
-
-    def _spend(self, queries: int, requests: int, cost: float) -> None:
-        self._spent = (self._spent[0] + queries, self._spent[1] + requests, self._spent[2] + cost)
-
-    def _shortfall(self, queries: int, requests: int, cost: float) -> str | None:
-        wanted_of = {"queries": queries, "requests": requests, "cost": cost}
-        for (unit, wanted), spent, cap in zip(wanted_of.items(), self._spent, self._caps):
-            if (
-                cap is not None
-                and wanted
-                and spent + wanted > cap * (1 + _SLACK if unit == "cost" else 1)
-            ):
-                form = ",.4g" if unit == "cost" else ","
-                return (
-                    f"budget: {wanted:{form}} more {unit} wanted, {cap - spent:{form}} of {cap:{form}} left; nothing "
-                    f"was sent (raise Budget(max_{unit}=...) or ask for less)"
-                )
-        return None
-
-    def __repr__(self) -> str:
-        with self._lock:
-            spent, caps = (
-                self._spent,
-                ["no cap" if cap is None else f"{cap:,}" for cap in self._caps],
-            )
-        money = f", cost={spent[2]:,.4g} of {caps[2]}" if self._caps[2] is not None else ""
-        return (
-            f"Budget(queries={spent[0]:,} of {caps[0]}, requests={spent[1]:,} of {caps[1]}{money})"
-        )
-
-
-def _check_amounts(operation: str, queries: object, requests: object, cost: object) -> None:
-    _check_count(operation, "queries", queries)
-    _check_count(operation, "requests", requests)
-    _check_cost(operation, "cost", cost)
-
-
-def _check_count(operation: str, name: str, value: object) -> None:
+def check_count(operation: str, name: str, value: object) -> None:
+    """Raise InputError unless `value` is a number of queries or requests, an int of at least 0."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise InputTypeError(
             f"{operation}: {name} must be an int; got {type(value).__name__} {value!r}"
@@ -267,7 +121,8 @@ def _check_count(operation: str, name: str, value: object) -> None:
         raise InputError(f"{operation}: {name} must not be negative; got {value}")
 
 
-def _check_cost(operation: str, name: str, value: object) -> None:
+def check_cost(operation: str, name: str, value: object) -> None:
+    """Raise InputError unless `value` is an amount of money, finite and at least 0."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise InputTypeError(
             f"{operation}: {name} must be a number; got {type(value).__name__} {value!r}"

@@ -1,4 +1,4 @@
-"""The ledger on disk: an SQLite file that holds every count before the request it belongs to is sent."""
+"""Keep the ledger on disk: an SQLite file that gets every count before its request is sent."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from bidfmkd_fast.secrets import scrub
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.base import BlackBox
 
-_SESSION = uuid.uuid4().hex  # this process and those that are forked from it
+_SESSION = uuid.uuid4().hex  # shared by this process and the processes forked from it
 _COUNTS = "queries, requests, answered_queries, answered_requests, cost"
 
 
 def _session() -> str:
-    """Name this process: a forked one is another, which may go on where the first was killed."""
+    """Return a name for this process; a forked process has another one."""
     return f"{_SESSION}-{os.getpid()}"
 
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """What one API was asked and what it answered; see `Ledger`."""
+    """The counts of one API, as in `Ledger`."""
 
     number: int
     name: str
@@ -41,28 +41,28 @@ class LedgerRow:
 
 
 def row_of(number: int, api: BlackBox, before: LedgerRow | None = None) -> LedgerRow:
-    """What the ledger in memory of an API says, less what it said `before`."""
-    told, sold = api.ledger, before or LedgerRow(number, api.name, 0, 0, 0, 0, 0.0)
+    """Return the counts of an API's ledger in memory, minus those of `before`."""
+    now, then = api.ledger, before or LedgerRow(number, api.name, 0, 0, 0, 0, 0.0)
     return LedgerRow(
         number,
         api.name,
-        told.queries - sold.queries,
-        told.requests - sold.requests,
-        told.answered_queries - sold.answered_queries,
-        told.answered_requests - sold.answered_requests,
-        told.cost - sold.cost,
+        now.queries - then.queries,
+        now.requests - then.requests,
+        now.answered_queries - then.answered_queries,
+        now.answered_requests - then.answered_requests,
+        now.cost - then.cost,
     )
 
 
 class LedgerFile:
     """Counts per API in an SQLite file, which outlives a killed process. Safe under threads.
 
-    It is written ahead of each request (write-ahead log, no wait for the disk): the counts survive
-    the end of the process at any moment; the last few may be lost when the machine itself loses
-    power.
+    Every count is written before its request is sent, to SQLite's write-ahead log and without a
+    wait for the disk. The counts survive the end of the process at any moment; only a loss of power
+    may lose the last few.
 
     Raises:
-        InputError: the file cannot be made, or is no ledger.
+        InputError: the file cannot be created, or is no ledger.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,10 +73,10 @@ class LedgerFile:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS apis (number INTEGER NOT NULL, session TEXT NOT NULL, name TEXT NOT NULL, "
-                "queries INTEGER NOT NULL DEFAULT 0, requests INTEGER NOT NULL DEFAULT 0, "
-                "answered_queries INTEGER NOT NULL DEFAULT 0, answered_requests INTEGER NOT NULL DEFAULT 0, "
-                "cost REAL NOT NULL DEFAULT 0, PRIMARY KEY (number, session))"
+                "CREATE TABLE IF NOT EXISTS apis (number INTEGER NOT NULL, session TEXT NOT NULL, "
+                "name TEXT NOT NULL, queries INTEGER NOT NULL DEFAULT 0, requests INTEGER NOT NULL "
+                "DEFAULT 0, answered_queries INTEGER NOT NULL DEFAULT 0, answered_requests INTEGER "
+                "NOT NULL DEFAULT 0, cost REAL NOT NULL DEFAULT 0, PRIMARY KEY (number, session))"
             )
             (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
@@ -84,16 +84,18 @@ class LedgerFile:
             self._connection.execute(f"SELECT number, session, name, {_COUNTS} FROM apis LIMIT 1")
             self._file = os.stat(path)
         except (sqlite3.Error, OSError) as error:
-            advice = "is it a ledger of this package, in a folder with space left that can be written to?"
+            advice = (
+                "is it a ledger of this package, in a folder that is writable and has space left?"
+            )
             if not isinstance(error, (sqlite3.OperationalError, OSError)):  # its content is wrong
                 advice = "remove it, and the run counts anew what its recovered sets have cost"
             raise InputError(f"ledger: {path} cannot be used: {error}; {advice}") from None
 
     def begin(self, number: int, name: str) -> None:
-        """A row for API `number`, unless there is one.
+        """Add a row for API `number`, unless there is one.
 
         Raises:
-            InputError: the row is of an API of another name.
+            InputError: the row belongs to an API of another name.
         """
         name = scrub(name)
         with self._used() as connection:
@@ -101,8 +103,10 @@ class LedgerFile:
                 "SELECT name FROM apis WHERE number = ?", (number,)
             ).fetchall()
             if not {held for (held,) in names} <= {name}:
-                told = f"API {number} of {self.path} is {names[0][0]!r}"
-                raise InputError(f"ledger: {told}; got {name!r}; is this another pool?")
+                raise InputError(
+                    f"ledger: API {number} of {self.path} is {names[0][0]!r}; got {name!r}; "
+                    "is this another pool?"
+                )
             connection.execute(
                 "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)",
                 (number, _session(), name),
@@ -117,22 +121,24 @@ class LedgerFile:
         answered_requests: int = 0,
         cost: float = 0.0,
     ) -> None:
-        """Add to the counts of API `number`. Raises InputError where that fails: nothing uncounted
-        is to be asked.
+        """Add to the counts of API `number`.
+
+        Raises:
+            InputError: they cannot be written; the request must not be sent then.
         """
         with self._used() as connection:
             connection.execute(
-                "UPDATE apis SET queries = queries + ?, requests = requests + ?, answered_queries = answered_queries + "
-                "?, answered_requests = answered_requests + ?, cost = cost + ? WHERE number = ? AND "
-                "session = ?",
+                "UPDATE apis SET queries = queries + ?, requests = requests + ?, "
+                "answered_queries = answered_queries + ?, "
+                "answered_requests = answered_requests + ?, cost = cost + ? "
+                "WHERE number = ? AND session = ?",
                 (queries, requests, answered_queries, answered_requests, cost, number, _session()),
             )
 
     def restore(self, number: int, queries: int, requests: int, cost: float) -> None:
-        """Add what processes that are gone have spent on API `number` by other evidence; all of it
-        was answered.
+        """Add what earlier processes have spent on API `number`, as other files show.
 
-        To be called after `begin` of the same number.
+        All of it counts as answered. Call `begin` with the same number before.
         """
         with self._used() as connection:
             connection.execute(
@@ -150,11 +156,11 @@ class LedgerFile:
             )
 
     def rows(self) -> list[LedgerRow]:
-        """The sums over all processes, by number."""
+        """Return the sums over all processes, in the order of the numbers."""
         return self._rows("")
 
     def earlier(self) -> dict[int, LedgerRow]:
-        """What other processes, all gone by now, have counted, by number."""
+        """Return what other processes have counted, all of them ended, by number."""
         return {row.number: row for row in self._rows(f"WHERE session != '{_session()}'")}
 
     def _rows(self, where: str) -> list[LedgerRow]:
@@ -167,10 +173,10 @@ class LedgerFile:
 
     @contextmanager
     def _used(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection to one thread, whatever goes wrong as InputError.
+        """Give the connection to one thread; turn whatever goes wrong into InputError.
 
-        A file that was removed or replaced is noticed here: SQLite would go on to write into the
-            removed one.
+        A file that was removed or replaced is noticed here. SQLite itself would go on and write to
+        the removed file.
         """
         with self._lock:
             try:
@@ -179,7 +185,8 @@ class LedgerFile:
                 yield self._connection
             except FileNotFoundError:
                 raise InputError(
-                    f"ledger: {self.path} was removed or replaced during the run; nothing more is asked without it"
+                    f"ledger: {self.path} was removed or replaced during the run; nothing more is "
+                    "asked without it"
                 ) from None
             except (sqlite3.Error, OSError) as error:
                 raise InputError(
@@ -187,21 +194,22 @@ class LedgerFile:
                 ) from None
 
     def close(self) -> None:
-        """Write everything into the one file."""
+        """Write everything into the file and close it."""
         with self._lock:
             self._connection.close()
 
 
 def read_ledger(path: Path) -> list[LedgerRow]:
-    """Read the sums by API of a ledger that a run may be writing at this moment; nothing is
-    written, not even aside.
+    """Read the sums by API of a ledger that a run may be writing at this moment.
+
+    Nothing is written, no file beside the ledger either.
 
     Raises:
         InputError: the file is no ledger, or damaged.
     """
-    # Without a write-ahead log the file is all there is, and SQLite would make a log unless the
-    # file is immutable. With one, the last counts are in the log, and its index is to be read as it
-    # is.
+    # Without a write-ahead log all counts are in the file, and SQLite would create a log unless it
+    # is told that the file is immutable. With a log, the last counts are in the log, and SQLite
+    # must read the log's index without changing it.
     log = Path(f"{path}-wal")
     mode = "readonly_shm=1" if log.exists() and log.stat().st_size else "immutable=1"
     sums = ", ".join(f"sum({count})" for count in _COUNTS.split(", "))

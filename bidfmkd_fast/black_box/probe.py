@@ -1,4 +1,4 @@
-"""What an API can give, from about two hundred queries, before more money is spent on it."""
+"""Find out with about two hundred queries what an API can be used for, before money is spent."""
 
 from __future__ import annotations
 
@@ -10,38 +10,37 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bidfmkd_fast.black_box.base import BlackBox
-from bidfmkd_fast.black_box.first_answers import FirstAnswers, decimals_of, is_one_hot, kind_of
+from bidfmkd_fast.black_box.first_answers import FirstAnswers
+from bidfmkd_fast.black_box.signature import decimals_of, is_one_hot, kind_of
 from bidfmkd_fast.black_box.step_length import QUERIES, StepChoice, measure_steps
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.seeds import torch_generator
 
 BATCHES = (1, 8, 32)  # images per call whose speed is measured
-_N_SHIFTED, _SHIFTS = (
-    8,
-    (0.05, 0.45, 2.05),
-)  # images; in levels of 8 bits: the second is the first there
+# Images that are shifted, and by how much, in levels of 8 bits. An API that rounds to 8 bits sees
+# the same image after the first and the second shift.
+_N_SHIFTED, _SHIFTS = 8, (0.05, 0.45, 2.05)
 PROBE_QUERIES = 1 + sum(BATCHES) + len(_SHIFTS) * _N_SHIFTED + QUERIES  # of one probe
 
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What the API answered. Where it did not, `problem` says why and the rest is as little as was
-    found.
+    """What a probe found. If the API failed, `problem` says why, and other fields may be missing.
 
     Attributes:
-        name: of the API.
-        problem: why it cannot be used; None when it can.
-        scores_kind: what its scores look like: "logits", "probabilities", "log_probabilities" or
+        name: name of the API.
+        problem: why the API cannot be used; None if it can.
+        scores_kind: what the scores look like: "logits", "probabilities", "log_probabilities" or
             "labels".
-        stated_kind: what its spec says.
-        decimals: to which the scores are rounded; None when they are not.
-        deterministic: whether the same images got the same scores twice, alone and in a batch.
-        input_bits: 8, or 32 for finer; None when the scores are too coarse to tell.
+        stated_kind: the kind that the spec states.
+        n_classes: number of scores per image.
+        decimals: to which the scores are rounded; None if they are not.
+        deterministic: whether an image got the same scores twice, alone and in a batch.
+        input_bits: 8, or 32 for anything finer; None if the scores are too coarse to show it.
         latency: seconds for one image.
         images_per_second: by the number of images in a call.
-        steps: what steps of several lengths tell; None when nothing did.
-        notes: what looks wrong in the answers of an API that can be used; it may be right all the
-            same.
+        steps: which step lengths are usable; None if they were not measured.
+        notes: what looks wrong in the answers of an API that can be used, and may still be right.
         queries, requests: what the probe cost.
     """
 
@@ -61,7 +60,7 @@ class ProbeReport:
     requests: int = 0
 
     def rows(self) -> list[list[str]]:
-        """What was found, as a table of two columns with a header."""
+        """Return what was found as a table of two columns, the first row the header."""
         spent = ["spent", f"{self.queries:,} queries, {self.requests:,} requests"]
         if self.problem is not None and self.latency is None:
             return [[self.name, ""], ["usable", f"no: {self.problem}"], spent]
@@ -97,12 +96,12 @@ class ProbeReport:
 
 
 def probe(api: BlackBox, *, seed: int = 0) -> ProbeReport:
-    """Ask an API a few questions and tell what its answers can be used for.
+    """Ask an API a few images and report what its answers can be used for.
 
     Raises:
-        BudgetExhausted: its budget does not pay the probe; nothing was asked then, unless requests
-            run out.
-        InputError: its spec does not fit it.
+        BudgetExhausted: the API's budget does not cover the probe. Nothing was asked then, unless
+            it is the cap on requests that was reached.
+        InputError: the spec does not fit the API.
     """
     if api.budget is not None and not api.budget.affords(
         PROBE_QUERIES, 0, api.price_of(PROBE_QUERIES)
@@ -113,10 +112,8 @@ def probe(api: BlackBox, *, seed: int = 0) -> ProbeReport:
     queries, requests = api.ledger.queries, api.ledger.requests
     found: dict[str, object] = {}
     problem = None
-    api.first_answers, kept = (
-        FirstAnswers(api.spec, silent=True),
-        api.first_answers,
-    )  # the report tells instead
+    # The report lists what looks wrong; no warning is needed.
+    api.first_answers, kept = FirstAnswers(api.spec, silent=True), api.first_answers
     try:
         problem = _ask(api, seed, found)
     except (APIUnavailable, BadAnswer) as error:
@@ -124,11 +121,12 @@ def probe(api: BlackBox, *, seed: int = 0) -> ProbeReport:
     finally:
         api.first_answers = kept
     spent = {"queries": api.ledger.queries - queries, "requests": api.ledger.requests - requests}
-    return ProbeReport(api.name, problem, stated_kind=api.spec.scores_kind, **found, **spent)  # type: ignore[arg-type]
+    found |= spent
+    return ProbeReport(api.name, problem, stated_kind=api.spec.scores_kind, **found)  # type: ignore[arg-type]
 
 
 def _ask(api: BlackBox, seed: int, found: dict[str, object]) -> str | None:
-    """Fill `found`; what speaks against the API, or None."""
+    """Probe the API and fill `found`; return why the API cannot be used, or None."""
     spec, n_most = api.spec, BATCHES[-1]
     images = sample_images(api, n_most, seed)
     api(images[:1])  # connections, metadata, warm-up
@@ -151,7 +149,7 @@ def _ask(api: BlackBox, seed: int, found: dict[str, object]) -> str | None:
     found["steps"] = steps
     if found["scores_kind"] not in (spec.scores_kind, "?"):
         return f"its scores look like {found['scores_kind']}; set scores_kind in its spec"
-    notes = list(api.first_answers.told)
+    notes = list(api.first_answers.warned)
     if len(set(scores.argmax(1).tolist())) == 1:
         name = spec.names[int(scores[0].argmax())]
         notes.append(
@@ -162,8 +160,9 @@ def _ask(api: BlackBox, seed: int, found: dict[str, object]) -> str | None:
 
 
 def sample_images(api: BlackBox, n_images: int, seed: int) -> Tensor:
-    """Soft random patterns `[n_images, C, H, W]` in the API's input range, on the grid of 8-bit
-    values.
+    """Draw soft random patterns `[n_images, C, H, W]` in the API's input range.
+
+    Their values are exact in 8 bits.
     """
     channels, height, width = api.spec.image_shape
     generator = torch_generator(seed, "probe", "images")
@@ -173,24 +172,26 @@ def sample_images(api: BlackBox, n_images: int, seed: int) -> Tensor:
 
 
 def _input_bits(api: BlackBox, images: Tensor, decimals: int | None, noise: float) -> int | None:
-    """Shift images off the grid of 8-bit values, first by less than half a level, then by two
-    levels and as much.
+    """Return 8 if the API rounds its input to 8 bits, 32 if it does not, None if unclear.
 
-    An API of 8 bits, whether it rounds or cuts off, answers the small shifts alike. One of float32
-    that is nearly flat answers them with a change that its scores do not resolve, which must not be
-    taken for none: None then. What scores resolve is a unit of their last place, the rounding of
-    float32, or twice the `noise` between two answers.
+    The images are shifted by less than half a level of 8 bits, and by two levels more. An API with
+    8-bit input, whether it rounds or truncates, does not notice the small shifts. An API with
+    float32 input whose scores are nearly flat changes its scores too little to see, which looks the
+    same; so the result is None unless the large shift changes the scores visibly. The smallest
+    visible change is the largest of: a unit of the last decimal, the rounding of float32, and twice
+    the `noise` between two answers to the same image.
     """
     low, high = api.spec.input_range
     level = (high - low) / 255
-    inside = images * 0.9 + 0.05 * (
-        low + high
-    )  # off the ends of the range, where a shift would be cut
+    # Stay clear of the ends of the range, where a shift would be clamped.
+    inside = images * 0.9 + 0.05 * (low + high)
     inside = ((inside - low) / level).round() * level + low
     first, same_byte, two_on = (api(inside + shift * level).double() for shift in _SHIFTS)
     rounding = 1e-5 * first.abs().max().item() if decimals is None else 10.0**-decimals
     resolved = max(rounding, 2 * noise)
-    little, much = ((one - first).square().mean().sqrt().item() for one in (same_byte, two_on))
+    little, much = (
+        (shifted - first).square().mean().sqrt().item() for shifted in (same_byte, two_on)
+    )
     if much < 0.7 * resolved:
         return None
     return 8 if little <= max(0.1 * resolved, 0.02 * much) else 32

@@ -1,4 +1,7 @@
-"""The shortest step that an API's input and scores resolve: what `mu="auto"` goes by."""
+"""Measure the shortest step length (mu) whose effect an API's input and scores can resolve.
+
+`mu="auto"` and the probe use it. What a recovery does with the result is in `recovery/mu.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,13 @@ from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.seeds import derive_seed
 
-STEPS = (
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-)  # lengths tried, in 255ths of the input range per pixel
-# mu, in widths of the input range: below it nothing is gained even where every digit counts
+# Lengths tried, as the root mean square change of a pixel in 255ths of the input range.
+STEPS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+# The shortest mu suggested, in widths of the input range. Shorter steps gain nothing, even where an
+# API answers with all digits.
 USUAL = 0.025
-# agreement with a longer step from which a step tells more than noise; twice such a step is
-# suggested
+# A step is usable if its agreement with a longer step reaches this value; below it, noise
+# dominates. Twice the shortest usable step is suggested.
 USABLE = 0.3
 N_IMAGES, N_DIRECTIONS = 4, 2
 QUERIES = 2 * N_IMAGES * N_DIRECTIONS * len(STEPS)  # of one measurement
@@ -34,14 +31,14 @@ QUERIES = 2 * N_IMAGES * N_DIRECTIONS * len(STEPS)  # of one measurement
 
 @dataclass(frozen=True)
 class StepChoice:
-    """What steps of several lengths tell.
+    """The step length to use, and the measurement behind it.
 
     Attributes:
-        agreement: length of a step `mu` -> how far the slopes it finds are those that a step about
-            four times as long finds along the same directions: 1 where they are equal, 0 or less
-                where they are noise or nothing moves.
-        smallest: the shortest usable `mu`; None where no step tells anything.
-        suggested: the `mu` to take; the longest tried where none is usable.
+        agreement: per step length (mu), how well the slopes that it finds agree with those of a
+            step about four times as long, along the same directions. 1 if they are equal, 0 or less
+            if they are noise or nothing changes.
+        smallest: the shortest usable mu; None if no step is usable.
+        suggested: the mu to use; the longest one tried if no step is usable.
     """
 
     agreement: dict[float, float]
@@ -50,13 +47,15 @@ class StepChoice:
 
 
 def measure_steps(api: BlackBox, images: Tensor, *, seed: int = 0) -> StepChoice:
-    """Try steps of several lengths at `images` `[N, C, H, W]` in the API's input range; N = 4 costs
-    `QUERIES` queries.
+    """Try steps of several lengths at `images` `[N, C, H, W]` in the API's input range.
 
-    For every image, direction u and class the slope `(l(x + mu u) - l(x - mu u)) / mu` is taken, l
-    the log-probability. Rounding, 8-bit inputs and answers that vary, whatever hides a short step,
-    hide it less from a longer one: they make its slope too large, or 0, and another one. With
-    slopes a and b of a step and of the longer one, the agreement is `1 - |a - b|^2 / |b|^2`.
+    With N = 4 images this costs `QUERIES` queries.
+
+    For every image x, direction u and class, the slope of the log-probability l is measured as
+    `(l(x + mu u) - l(x - mu u)) / mu`. Rounded scores, 8-bit inputs and answers that vary disturb
+    the slope of a short step more than that of a long step: they make it 0 or too large. So the
+    slopes a of a step are compared with the slopes b of a longer step; the agreement of the two is
+    `1 - |a - b|^2 / |b|^2`.
     """
     low, high = api.spec.input_range
     per_pixel = (high - low) / 255 * math.sqrt(math.prod(api.spec.image_shape))
@@ -79,7 +78,7 @@ def measure_steps(api: BlackBox, images: Tensor, *, seed: int = 0) -> StepChoice
 
 
 def choose(agreement: dict[float, float], longest: float, usual: float) -> StepChoice:
-    """The smallest usable and the suggested step, by their agreement with longer ones."""
+    """Choose the smallest usable and the suggested step by their agreement with longer steps."""
     usable = [mu for mu, value in agreement.items() if value >= USABLE]
     if not usable:
         return StepChoice(agreement, None, longest)
@@ -87,25 +86,29 @@ def choose(agreement: dict[float, float], longest: float, usual: float) -> StepC
 
 
 def _explained(a: Tensor, b: Tensor) -> float:
+    """Return the agreement `1 - |a - b|^2 / |b|^2` of slopes; 0 if all slopes b are 0."""
     size = b.square().sum().item()
     return 1 - (a - b).square().sum().item() / size if size > 0 else 0.0
 
 
 def too_short(spec: APISpec, mu: float) -> str | None:
-    """Why a step of length `mu` is lost in 8-bit images before it reaches the API, or None."""
+    """Return why 8-bit images lose a step of length `mu` before it reaches the API, or None."""
     low, high = spec.input_range
     per_pixel = mu / math.sqrt(math.prod(spec.image_shape)) * 255 / (high - low)
     if not spec.is_8_bit or per_pixel >= 0.5:
         return None
-    return f"a step of mu={mu:g} moves a pixel by {per_pixel:.2g} of a level, and {spec.name} takes images of 8 bits"
+    return (
+        f"a step of mu={mu:g} moves a pixel by {per_pixel:.2g} of a level, and {spec.name} takes "
+        "images of 8 bits"
+    )
 
 
 def unmoved(scores: Tensor, labels: Tensor, spec: APISpec) -> float:
-    """Share of the images whose wanted class is answered the same, or as good as, wherever a step
-    leads.
+    """Return the share of images whose score of the wanted class no step changes.
 
-    `scores` `[1+q, B, n_classes]`. As good as: the root mean square change is at most half a unit
-    of the last place, which rounding makes of no change at all.
+    `scores` `[1+q, B, n_classes]` are those of the images and of the q points around each. A root
+    mean square change of up to half a unit of the last decimal counts as no change, since rounding
+    alone can cause it.
     """
     wanted = scores.gather(2, labels.expand(scores.shape[:2])[..., None])[..., 0]  # [1+q, B]
     change = (wanted[1:] - wanted[:1]).square().mean(0).sqrt()  # [B]

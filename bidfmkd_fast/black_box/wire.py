@@ -1,4 +1,4 @@
-"""Images as a service wants them on the wire: its size and channels, normalised, as numbers or as image files."""
+"""Convert images to what a service wants on the wire: size, channels, numbers or image files."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from torch.nn.functional import interpolate
 
 from bidfmkd_fast.black_box.spec import APISpec
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's grey is
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's conversion to grey
 
 
 def wire_array(images: Tensor, spec: APISpec) -> np.ndarray[Any, Any]:
-    """Images `[N, *image_shape]` in `input_range` as `[N, *wire_shape]`, uint8 or float32, in the
-    API's layout.
+    """Convert images `[N, *image_shape]` in `input_range` to the array that the API wants.
 
-    8-bit values are `round(255 (x - low) / (high - low))`, held within 0..255; float32 ones `(x -
-    mean) / std`.
+    The array is `[N, *wire_shape]` in the API's layout, uint8 or float32. 8-bit values are
+    `round(255 (x - low) / (high - low))`, clamped to 0..255; float32 values are `(x - mean) / std`.
     """
     images = _fitted(images.detach().cpu(), spec)
     if spec.is_8_bit:
@@ -36,13 +35,14 @@ def wire_array(images: Tensor, spec: APISpec) -> np.ndarray[Any, Any]:
 
 
 def wire_files(images: Tensor, spec: APISpec) -> list[bytes]:
-    """The same images, each as a PNG or JPEG file."""
+    """Convert each image to a PNG or JPEG file, as `wire_array` does to an array."""
     return [_file(image, spec.encoding) for image in wire_array(images, spec)]
 
 
 def through_wire(images: Tensor, spec: APISpec) -> Tensor:
-    """What is left of images `[N, *image_shape]` in `input_range` once they have been sent in 8
-    bits or as JPEG.
+    """Return images `[N, *image_shape]` with the loss that 8 bits or JPEG on the wire cause.
+
+    Values stay in `input_range`.
     """
     if not spec.is_8_bit:
         return images
@@ -51,9 +51,8 @@ def through_wire(images: Tensor, spec: APISpec) -> Tensor:
         from PIL import Image
 
         files = [_file(image, "jpeg") for image in pixels.cpu().numpy()]
-        arrays = [
-            np.asarray(Image.open(io.BytesIO(file))) for file in files
-        ]  # each [H, W] or [H, W, C]
+        # Each array is [H, W] or [H, W, C].
+        arrays = [np.asarray(Image.open(io.BytesIO(file))) for file in files]
         decoded = torch.from_numpy(
             np.stack([array.reshape(*array.shape[:2], -1) for array in arrays])
         )
@@ -63,6 +62,7 @@ def through_wire(images: Tensor, spec: APISpec) -> Tensor:
 
 
 def _fitted(images: Tensor, spec: APISpec) -> Tensor:
+    """Return the images with the size and the number of channels of `wire_shape`."""
     channels, *size = spec.wire_shape
     if images.shape[1] == 3 and channels == 1:
         images = (images * torch.tensor(_LUMA).view(-1, 1, 1)).sum(1, keepdim=True)
@@ -74,20 +74,21 @@ def _fitted(images: Tensor, spec: APISpec) -> Tensor:
 
 
 def _bytes(images: Tensor, spec: APISpec) -> Tensor:
+    """Map `input_range` onto 0..255, rounded and clamped."""
     low, high = spec.input_range
     return ((images - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
 
 
 def _file(pixels: np.ndarray[Any, Any], encoding: str) -> bytes:
-    """uint8 `[C, H, W]` as a file."""
+    """Encode pixels uint8 `[C, H, W]` as an image file."""
     from PIL import Image
 
     image = Image.fromarray(
         pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
     )
     file = io.BytesIO()
-    # Full chroma and high quality: a JPEG should lose as little of a small step as the format
-    # allows.
+    # Full chroma and high quality: a step of a recovery is small, and a JPEG should lose as little
+    # of it as the format allows.
     options = {"compress_level": 1} if encoding == "png" else {"quality": 95, "subsampling": 0}
     image.save(file, encoding, **options)
     return file.getvalue()

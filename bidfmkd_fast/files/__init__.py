@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, locked by their run, read with errors that name them."""
+"""Write files whole or not at all, lock folders, and read files with errors that name them."""

@@ -1,8 +1,8 @@
-"""Write and read the files of this package: whole or not at all, with a checksum, and with one clear line on failure.
+"""Write and read the files of this package: whole or not at all, with a checksum.
 
-Every file of a run, a pool or a data set is written here. It goes to `<name>.partial` beside its place first, is
-flushed to the disk and then renamed, so that no reader ever sees half a file. All files get the permissions of the
-umask.
+Every file of a run, a pool or a data set is written here. The content goes to `<name>.partial`
+beside the final place first, is flushed to the disk, and then gets its name, so that no reader ever
+sees half a file. All files get the permissions of the umask. A failure is one clear line.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ def cannot_write(path: Path, error: OSError) -> InputError:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` and those above it, unless they are there. Raises InputError where
-    that fails.
+    """Make the folder `path` and those above it, if they are missing.
+
+    Raises:
+        InputError: a folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -50,12 +52,10 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(*paths: Path) -> None:
-    """Check that the files `paths` can be written, and make their folders; nothing else is left
-    behind.
+    """Check that the files `paths` can be written; leave nothing behind but their folders.
 
     Raises:
-        InputError: a folder cannot be made or written to, or a folder stands where a file is to be
-            written.
+        InputError: a folder cannot be made or written to, or a path is a folder itself.
     """
     for path in paths:
         if path.is_dir():
@@ -63,15 +63,16 @@ def check_writable(*paths: Path) -> None:
                 f"cannot write to {path}: it is a folder; remove it or give another place"
             )
         with _room_beside(path) as file:
-            file.write(bytes(4096))  # a file without content can be made on a full disk, too
+            file.write(bytes(4096))  # an empty file can be made even on a full disk
 
 
 def reserve(path: Path, n_bytes: int) -> None:
-    """Take the disk space for the file `path` now, so that what is paid for until then can be
-    written for certain.
+    """Allocate the disk space of the file `path` now.
+
+    Results that cost queries can then be written for certain, even if the disk fills up meanwhile.
 
     Raises:
-        InputError: there is not as much space.
+        InputError: the disk has less space.
     """
     partial = _partial(path)
     try:
@@ -85,9 +86,7 @@ def reserve(path: Path, n_bytes: int) -> None:
 
 @contextmanager
 def reserved(path: Path, n_bytes: int) -> Iterator[None]:
-    """`reserve`, for a file that is written inside the block; where it is not, the space is given
-    back.
-    """
+    """Reserve space for a file that the block writes; free it if the block does not."""
     reserve(path, n_bytes)
     try:
         yield
@@ -97,43 +96,48 @@ def reserved(path: Path, n_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Give a binary file to write to, whose content stands at `path` after the block, or nowhere if
-    the block fails.
+    """Yield a binary file to write to; give it the name `path` after the block.
 
-    The folder is made if it is not there. Space that `reserve` has taken for `path` is used.
+    If the block fails, its content is dropped and an older file at `path` stays. The folder is
+    made if it is missing. Space that `reserve` has allocated for `path` is used.
 
     Raises:
-        InputError: the file cannot be written: no space, no permission, a folder in its place.
+        InputError: the file cannot be written, since there is no space, no permission, or a folder
+            at `path`.
     """
     with _room_beside(path, keep=True) as file:
         yield file
         file.flush()
-        file.truncate()  # what `reserve` took beyond the content
+        file.truncate()  # frees the space that `reserve` allocated beyond the content
         os.fsync(file.fileno())
         os.replace(_partial(path), path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write prose without any secret, as UTF-8, to the file `path`."""
+    """Write text as UTF-8 to the file `path`, with its secrets replaced."""
     write_exact(path, scrub(text))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain values as JSON to the file `path`, their strings without any secret."""
+    """Write plain values as JSON to the file `path`, with the secrets in their strings replaced."""
     write_exact(path, json.dumps(scrubbed(value), indent=2) + "\n")
 
 
 def write_exact(path: Path, text: str) -> None:
-    """Write `text` as it is, as UTF-8: settings that are compared when read again, or text that is
-    scrubbed already.
+    """Write `text` as UTF-8 without replacing secrets.
+
+    Use it for settings, which are compared when they are read again, and for text whose secrets
+    have been replaced already.
     """
     with written_whole(path) as file:
         file.write(text.encode())
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append `line` and an end of line to the text file `path`. Raises InputError where that
-    fails.
+    """Append `line` and an end of line to the text file `path`.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -145,12 +149,14 @@ def append_line(path: Path, line: str) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors by name as a safetensors file with text `metadata` and a checksum of both.
+    """Write named tensors as a safetensors file, with text `metadata` and a checksum of both.
 
-    The tensors may be on any device and share memory. Raises InputError where the file cannot be
-    written.
+    The tensors may be on any device and share memory.
+
+    Raises:
+        InputError: the file cannot be written.
     """
-    # Copies, since safetensors refuses tensors that share memory (tied weights).
+    # Copy, since safetensors refuses tensors that share memory (tied weights).
     held = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in tensors.items()
@@ -162,31 +168,34 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors, on the CPU, and the metadata of a safetensors file.
+    """Read a safetensors file; return its tensors, on the CPU, and its metadata.
+
+    A file without a checksum, written by another program or an earlier version, is accepted.
 
     Raises:
-        InputError: the file is missing, no safetensors file, or not what was written: its checksum
-            differs. A file without a checksum, from another program or an earlier version, is taken
-            as it is.
+        InputError: the file is missing, is not a safetensors file, or its content does not match
+            its checksum.
     """
     try:
         with safe_open(path, framework="pt") as opened:
             about = dict(opened.metadata() or {})
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         reason = "it is a folder" if path.is_dir() else " ".join(str(error).split())
         raise InputError(f"{path} is not readable: {reason}") from None
     wanted = about.pop(_CHECKSUM, None)
     if wanted is not None and wanted != _checksum(tensors, about):
         raise InputError(
-            f"{path} is damaged: its content does not have the checksum that it was written with"
+            f"{path} is damaged: its content does not match its checksum; "
+            "restore a copy or remove it"
         )
     return tensors, about
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    """Return a digest of names, types, shapes and values, and of the metadata, whatever their
-    order in the file.
+    """Return a digest of the metadata and of names, types, shapes and values of the tensors.
+
+    It does not depend on their order in the file.
     """
     digest = hashlib.blake2b(json.dumps(sorted(about.items())).encode(), digest_size=16)
     for name, value in sorted(tensors.items()):
@@ -201,8 +210,9 @@ def _partial(path: Path) -> Path:
 
 @contextmanager
 def _room_beside(path: Path, keep: bool = False) -> Iterator[IO[bytes]]:
-    """Give the file `<path>.partial` to write to, and remove it after the block unless the block
-    has moved it.
+    """Yield the file `<path>.partial` to write to; remove it if it is there after the block.
+
+    With `keep` the space of an existing partial file is used.
     """
     partial = _partial(path)
     try:

@@ -1,4 +1,7 @@
-"""One run per folder: a lock of the operating system, which ends with the process that holds it, however it ends."""
+"""Let one run at a time write in a folder, by a lock of the operating system.
+
+The lock ends with the process that holds it, however that process ends.
+"""
 
 from __future__ import annotations
 
@@ -18,37 +21,37 @@ LOCK = "run.lock"
 
 
 class FolderLock:
-    """The right to write in a folder; held from when it is made until `release` or the end of the
-    process.
+    """The right to write in a folder, held until `release` or the end of the process.
 
-    It belongs to one run, not to a process: two runs of one process exclude each other (`flock` on
-    two open files), and several processes of one run share the lock that one of them holds. Folders
-    that are not there are made, and removed by `release` if nothing came into them.
+    It belongs to a run and not to a process: two runs of one process exclude each other (`flock` on
+    two open files), and several processes of a run share the lock that one of them holds. Missing
+    folders are made; `release` removes them again if they are still empty.
 
     Raises:
-        InputError: another run holds the folder (the message names its process), or it cannot be
-            written to.
+        InputError: another run holds the folder (the message names its process), or the folder
+            cannot be written to.
 
     Warns:
-        UserWarning: the file system has no locks, so nothing keeps a second run out.
+        UserWarning: the file system has no locks, so that a second run would not be noticed.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._made = [one for one in (self.folder, *self.folder.parents) if not one.exists()]
+        folders = (self.folder, *self.folder.parents)
+        self._made = [folder for folder in folders if not folder.exists()]
         self._file: FileIO | None = self._locked()
 
     def release(self) -> None:
-        """Give the folder free; a second call does nothing."""
+        """Give the lock back; a second call does nothing."""
         if self._file is None:
             return
         with suppress(OSError):  # the folder may be gone
-            # While it is locked: whoever has it open and waits for the lock looks for the file
-            # again.
+            # Remove the file while it is locked: another process that has just opened it finds
+            # after locking that the path has changed, and starts again.
             (self.folder / LOCK).unlink()
         self._file.close()
         self._file = None
-        with suppress(OSError):  # it is not empty, as a rule
+        with suppress(OSError):  # rmdir refuses a folder that is not empty
             for folder in self._made:
                 folder.rmdir()
 
@@ -64,6 +67,7 @@ class FolderLock:
         self.release()
 
     def _locked(self) -> FileIO:
+        """Return the lock file, open and locked, with the name of this process in it."""
         path = self.folder / LOCK
         while True:
             make_folder(self.folder)
@@ -79,17 +83,18 @@ class FolderLock:
                 holder = file.read().decode().strip() or "another process"
                 file.close()
                 raise InputError(
-                    f"{self.folder} is in use by {holder}; wait until it ends, end it, or give another folder"
+                    f"{self.folder} is in use by {holder}; wait until it ends, end it, "
+                    "or give another folder"
                 ) from None
             except OSError as error:
                 warnings.warn(
-                    f"{self.folder}: the file system has no locks ({error.strerror}); make sure that no other run "
-                    "writes to this folder",
+                    f"{self.folder}: the file system has no locks ({error.strerror}); "
+                    "make sure that no other run writes to this folder",
                     stacklevel=3,
                 )
             if _is(path, file):
                 break
-            file.close()  # its last holder removed it between the two calls above
+            file.close()  # its last holder removed it between open and flock
         try:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -102,8 +107,9 @@ class FolderLock:
 
 
 def check_free(folder: str | Path) -> None:
-    """Raise InputError if a run holds `folder`: an early look, before files are read and services
-    are met.
+    """Raise InputError if a run holds `folder`.
+
+    This is an early check, before files are read and services are asked.
     """
     if Path(folder).is_dir():
         FolderLock(folder).release()

@@ -1,4 +1,4 @@
-"""Reads the JSON files of the package and of its users: no key twice, every fault in one line."""
+"""Read JSON files: refuse repeated keys, and report every fault in one line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from bidfmkd_fast.errors import InputError
 
 
 def read_json(path: str | Path, reader: str) -> Any:
-    """Return what the JSON file `path` holds; `reader` opens the errors ("convert_dataset").
+    """Return the content of the JSON file `path`.
+
+    Args:
+        path: the file.
+        reader: the operation that reads it, such as "convert_dataset"; errors begin with it.
 
     Raises:
-        InputError: the file is missing, no UTF-8, no JSON, or has a key twice.
+        InputError: the file is missing, not UTF-8, not JSON, or has a key twice.
     """
     try:
         content = Path(path).read_bytes()
@@ -23,23 +27,30 @@ def read_json(path: str | Path, reader: str) -> Any:
 
 
 def parse_json(content: str | bytes, where: str) -> Any:
-    """Return what the JSON text `content` holds. Raises InputError as `read_json`; `where` opens
-    its message.
+    """Return the content of the JSON text `content`.
+
+    Args:
+        content: the text, or its bytes in UTF-8.
+        where: the place of the text; errors begin with it.
+
+    Raises:
+        InputError: as for `read_json`.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{where} cannot be read as JSON: byte {error.start} is no UTF-8 text"
+            f"{where} cannot be read as JSON: byte {error.start} is not UTF-8 text"
         ) from None
     except RecursionError:
         raise InputError(f"{where} cannot be read as JSON: it is nested too deeply") from None
-    except ValueError as error:  # also of integers with more digits than Python reads
+    except ValueError as error:  # also for an integer with more digits than Python reads
         raise InputError(f"{where} cannot be read as JSON: {error}") from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict; raise ValueError if a key comes twice."""
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:

@@ -1,7 +1,8 @@
-"""Reads and writes every YAML text of the package: YAML 1.2's core schema, no key twice, bounded in size.
+"""Read and write all YAML of the package: the core schema of YAML 1.2, without surprises.
 
-PyYAML reads YAML 1.1, where `010` is eight, `1:30` is ninety, `yes` is true and `1e-3` is text. The loader here differs
-from PyYAML's safe loader in these rules only.
+PyYAML follows YAML 1.1, where `010` is eight, `1:30` is ninety, `yes` is true and `1e-3` is text.
+The loader here differs from PyYAML's safe loader in such scalars, in refusing repeated keys, and in
+limits of size.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import yaml
 
 from bidfmkd_fast.errors import InputError, InputTypeError
 
-_MOST_BYTES = 1 << 23  # several times the list of a pool of a thousand APIs
-_MOST_VALUES = 100_000  # that aliases may make of a file; a bomb of ten levels makes billions
+_MOST_BYTES = 1 << 23  # several times the size of a pool.yaml with a thousand APIs
+# The most values that a file may hold once its aliases are expanded. Ten nested levels of aliases
+# can expand to billions.
+_MOST_VALUES = 100_000
 _TAG = "tag:yaml.org,2002:"
 _CORE: tuple[tuple[str, re.Pattern[str], list[str], Callable[[str], Any]], ...] = (
-    # What a plain scalar is: the first whose pattern fits all of it, text otherwise; and its first
-    # characters.
+    # Types of plain scalars: name, pattern, possible first characters, conversion. A scalar has the
+    # first type whose pattern matches all of it; if none does, it is text.
     ("null", re.compile(r"(~|null|Null|NULL|)\Z"), ["~", "n", "N", ""], lambda text: None),
     (
         "bool",
@@ -37,7 +40,8 @@ _CORE: tuple[tuple[str, re.Pattern[str], list[str], Callable[[str], Any]], ...] 
     (
         "float",
         re.compile(
-            r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
+            r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+            r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
         ),
         list("-+.0123456789"),
         lambda text: float(re.sub(r"\.(?=[iInN])", "", text)),
@@ -46,12 +50,14 @@ _CORE: tuple[tuple[str, re.Pattern[str], list[str], Callable[[str], Any]], ...] 
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the core schema's types, without repeated keys and without alias
-    bombs.
+    """PyYAML's safe loader with the types of the core schema.
+
+    It refuses repeated keys, and aliases that expand to too many values.
     """
 
-    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012 (PyYAML's name; 1.1's rules are left out)
-    yaml_constructors = {  # noqa: RUF012 (likewise: no dates, sets or bytes)
+    # These two names are PyYAML's. They start without the rules of YAML 1.1: no dates, sets, bytes.
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
+    yaml_constructors = {  # noqa: RUF012
         tag: make
         for tag, make in yaml.SafeLoader.yaml_constructors.items()
         if tag in (None, f"{_TAG}str", f"{_TAG}seq", f"{_TAG}map")
@@ -63,9 +69,7 @@ class _Loader(yaml.SafeLoader):
             return None
         sizes: dict[int, int] = {}
         if _size(node, sizes) > max(len(sizes), _MOST_VALUES):
-            raise _refusal(
-                f"its aliases (*name) make more than {_MOST_VALUES:,} values of it", node
-            )
+            raise _refusal(f"its aliases (*name) expand to more than {_MOST_VALUES:,} values", node)
         return self.construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -73,7 +77,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # the parent refuses it
+                continue  # the base class refuses it below
             if key in keys:
                 raise yaml.constructor.ConstructorError(
                     None,
@@ -86,18 +90,20 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper that also quotes text which the core schema would read as a number."""
+    """PyYAML's safe dumper, which here also quotes text that the core schema reads as a number."""
 
 
 def _constructor(
     name: str, pattern: re.Pattern[str], make: Callable[[str], Any]
 ) -> Callable[..., Any]:
+    """Return the function that makes a value of a scalar with the tag `name`."""
+
     def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
         text = loader.construct_scalar(node)
         try:
             if pattern.match(text):
                 return make(text)
-        except ValueError:  # Python reads integers of 4300 digits at most
+        except ValueError:  # an integer of more than 4300 digits, which Python refuses to read
             pass
         raise _refusal(f"{text[:40]!r} is not readable as {name}", node)
 
@@ -111,12 +117,14 @@ for _name, _pattern, _first, _make in _CORE:
 
 
 def read_yaml(path: str | Path, reader: str) -> Any:
-    """Return what the YAML file `path` holds; None for an empty one. `reader` opens the errors
-    ("sweep").
+    """Return the content of the YAML file `path`; None if it is empty.
+
+    Args:
+        path: the file, in UTF-8, or in UTF-16 with a byte-order mark.
+        reader: the operation that reads it, such as "sweep"; errors begin with it.
 
     Raises:
-        InputError: the file is missing, no UTF-8 (or UTF-16 with its mark), no YAML, has a key
-            twice, or is too large.
+        InputError: the file is missing, not text, not YAML, has a key twice, or is too large.
     """
     try:
         with Path(path).open("rb") as file:
@@ -131,12 +139,15 @@ def read_yaml(path: str | Path, reader: str) -> Any:
 
 
 def read_mapping(path: str | Path, reader: str, wanted: str = "settings by name") -> dict[str, Any]:
-    """Return the mapping that the YAML file `path` holds, with text as keys; an empty file is an
-    empty mapping.
+    """Return the mapping in the YAML file `path`; an empty file is an empty mapping.
+
+    Args:
+        path, reader: as for `read_yaml`.
+        wanted: what the file must hold, for the message.
 
     Raises:
-        InputError: as `read_yaml`, and InputTypeError for a file that holds anything else; it was
-            to hold `wanted`.
+        InputError: as for `read_yaml`.
+        InputTypeError: the file holds no mapping, or a key that is not text.
     """
     content = read_yaml(path, reader)
     if content is None:
@@ -150,33 +161,42 @@ def read_mapping(path: str | Path, reader: str, wanted: str = "settings by name"
 
 
 def parse_yaml(content: str | bytes, where: str) -> Any:
-    """Return what the YAML text `content` holds. Raises InputError as `read_yaml`; `where` opens
-    its message.
+    """Return the content of the YAML text `content`.
+
+    Args:
+        content: the text or its bytes.
+        where: the place of the text; errors begin with it.
+
+    Raises:
+        InputError: as for `read_yaml`.
     """
     try:
         return yaml.load(content, _Loader)
     except RecursionError:
         raise InputError(f"{where} is not readable YAML: it is nested too deeply") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{where} is not readable YAML: {_told(error)}") from None
+        raise InputError(f"{where} is not readable YAML: {_fault(error)}") from None
 
 
 def dump_yaml(values: Any, **style: Any) -> str:
-    """Return plain values as YAML text that readers of YAML 1.1 and 1.2 read alike; `style` is
-    PyYAML's.
+    """Return plain values as YAML text, which readers of YAML 1.1 and 1.2 understand alike.
+
+    `style` holds options of `yaml.dump`.
     """
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, **style)
 
 
 def shortly(value: Any, most: int = 80) -> str:
-    """Return a value as an error shows it: in one line, cut after `most` characters."""
+    """Return a value for an error message: in one line, cut after `most` characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return the number of values under `node` once aliases are written out; `known` has those of
-    nodes seen.
+    """Return the number of values under `node` once its aliases are expanded.
+
+    `known` maps the ids of nodes that were counted to their numbers, and those of nodes that are
+    being counted to 0.
     """
     if id(node) in known:
         if not known[id(node)]:
@@ -185,9 +205,8 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     known[id(node)], size = 0, 1
     if isinstance(node, yaml.CollectionNode):
         for inner in node.value:
-            size += sum(
-                _size(one, known) for one in (inner if isinstance(inner, tuple) else (inner,))
-            )
+            pair_or_item = inner if isinstance(inner, tuple) else (inner,)
+            size += sum(_size(child, known) for child in pair_or_item)
     known[id(node)] = size
     return size
 
@@ -201,7 +220,8 @@ def _refusal(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
-def _told(error: yaml.YAMLError) -> str:
+def _fault(error: yaml.YAMLError) -> str:
+    """Return what is wrong, and where, in one line."""
     if isinstance(error, yaml.reader.ReaderError):
         return f"{error.reason} at position {error.position}; save it as UTF-8 text"
     if not isinstance(error, yaml.MarkedYAMLError):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bidfmkd_fast import ops
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters, forward, outer_step
-from bidfmkd_fast.ops.reference import probabilities_of
+from bidfmkd_fast.ops.scores import probabilities_of
 
 INNER = InnerLoop(steps=10, learning_rate=0.01)
 

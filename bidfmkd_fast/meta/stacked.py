@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bidfmkd_fast.data.episodes import Episode
 from bidfmkd_fast.models import AnySizeConv4, Conv4, fit_images
-from bidfmkd_fast.ops import native
+from bidfmkd_fast.ops.native_norm_pool import norm_pool_format
 from bidfmkd_fast.ops.norm_pool import norm_pool
 
 # The most tasks of a stack, and the most bytes of its largest layer. A larger stack would no longer
@@ -76,11 +76,7 @@ def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images:
     if isinstance(module, AnySizeConv4):
         images = fit_images(images, (module.in_channels, *module.image_size))
     # [N, E * C, H, W]
-    x = (
-        images.transpose(0, 1)
-        .flatten(1, 2)
-        .contiguous(memory_format=native.norm_pool_format(images))
-    )
+    x = images.transpose(0, 1).flatten(1, 2).contiguous(memory_format=norm_pool_format(images))
     for i, block in enumerate(module.blocks):
         weight = parameters[f"blocks.{i}.0.weight"].flatten(0, 1)
         scale, shift = (

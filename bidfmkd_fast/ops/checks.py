@@ -1,4 +1,4 @@
-"""Argument checks of the ops: one clear error before a kernel sees an address."""
+"""Check the arguments of the ops, so that an error comes before a kernel sees an address."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES, SCORES_KINDS
+from bidfmkd_fast.ops.directions import DIRECTIONS
+from bidfmkd_fast.ops.scores import DIVERGENCES, SCORES_KINDS
 
 _FULL = (torch.float32, torch.float64)
 _SCORES = (*_FULL, torch.float16, torch.bfloat16)
-# A step is added to float32 images, and the estimate is divided by it: both stay finite between
-# these lengths.
+# Limits of mu. A step of length mu is added to float32 images, and the estimate is divided by mu:
+# between these limits both results stay finite.
 _SHORTEST_STEP, _LONGEST_STEP = 1e-30, 1e30
 
 
@@ -44,7 +45,7 @@ def _device(op: str, wanted: torch.device, **tensors: Tensor | None) -> None:
 def _drawing(
     op: str, shape: Sequence[int], state: Tensor, mu: float, directions: str, grid: int, first: int
 ) -> None:
-    """What all ops that draw directions have in common."""
+    """Check the arguments that all ops with random directions share."""
     _choice(op, "directions", directions, DIRECTIONS)
     if len(shape) < 2:
         raise InputError(
@@ -63,45 +64,47 @@ def _drawing(
             )
         if not 1 <= grid <= min(shape[2:]):
             raise InputError(
-                f"{op}: grid must be from 1 to {min(shape[2:])}, the image's smaller side; got {grid}"
+                f"{op}: grid must be from 1 to the image's smaller side, {min(shape[2:])}; "
+                f"got {grid}"
             )
     check_grid(op, directions, grid)
 
 
 def check_mu(op: str, mu: float) -> None:
-    """Refuse a `mu` at which float32 points or gradients are not finite."""
+    """Refuse a `mu` for which float32 points or gradients would not be finite."""
     if not mu > 0 or mu == float("inf"):
-        raise InputError(f"{op}: mu, the length of a step, must be a positive number; got {mu}")
+        raise InputError(f"{op}: the step length (mu) must be a positive number; got {mu}")
     if not _SHORTEST_STEP <= mu <= _LONGEST_STEP:
         wanted = f"from {_SHORTEST_STEP:g} to {_LONGEST_STEP:g}, which float32 holds"
-        raise InputError(f"{op}: mu, the length of a step, must be {wanted}; got {mu:g}")
+        raise InputError(f"{op}: the step length (mu) must be {wanted}; got {mu:g}")
 
 
 def check_grid(op: str, directions: str, grid: int) -> None:
-    """Refuse unknown `directions`, and a `grid` that does not go with them whatever the images
-    are.
-    """
+    """Refuse unknown `directions`, and a `grid` that fits no image with these directions."""
     _choice(op, "directions", directions, DIRECTIONS)
     if directions == "lowres" and grid < 1:
         raise InputError(
-            f"{op}: grid must be from 1 to the image's smaller side with directions 'lowres'; got {grid}"
+            f"{op}: grid must be from 1 to the image's smaller side with directions 'lowres'; "
+            f"got {grid}"
         )
     if directions != "lowres" and grid != 0:
         raise InputError(
-            f"{op}: grid goes with directions 'lowres' only; got grid={grid} with {directions!r}"
+            f"{op}: grid must be 0 with directions {directions!r}, since only 'lowres' uses it; "
+            f"got {grid}"
         )
 
 
 def check_number(op: str, name: str, value: object) -> float:
-    """Return `value` as a float. Refuse all but numbers (numpy's too, no bool)."""
+    """Return `value` as a float; refuse what is no number. A bool counts as none."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputTypeError(f"{op}: {name} must be a number; got {value!r}")
     return float(value)
 
 
 def check_integer(op: str, name: str, value: object, low: int, high: int | None = None) -> int:
-    """Return `value` as an int. Refuse all but integers (numpy's too, no bool) of at least `low`
-    and below `high`.
+    """Return `value` as an int; refuse what is no integer with `low <= value < high`.
+
+    Integers of numpy are accepted, a bool is not.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputTypeError(f"{op}: {name} must be an integer; got {value!r}")
@@ -124,6 +127,7 @@ def check_perturb(
     first_image: int,
     out: Tensor | None = None,
 ) -> None:
+    """Check the arguments of `perturb`, with or without `out`."""
     op = "perturb"
     _dtype(op, "x", x, _FULL, "; half precision would drown the differences: call .float()")
     _drawing(op, x.shape, state, mu, directions, grid, min(first_direction, first_image))
@@ -138,11 +142,11 @@ def check_perturb(
 
 
 def check_memory(x: Tensor, state: Tensor, out: Tensor) -> None:
-    """Refuse an `out` of perturb that lies over its inputs: what is written first would be read as
-    input later.
+    """Refuse an `out` of perturb that overlaps its inputs in memory.
 
-    `x` may be exactly `out[0]`, which is written with what it holds. Views of one block that lie
-    between each other count as overlapping.
+    The kernel would overwrite inputs that it has yet to read. Only `x` may be exactly `out[0]`,
+    since row 0 is written with the values it holds. Views that interleave in one block of memory
+    count as overlapping.
     """
     first, stop = _extent(out)
     for name, tensor in (("x", x), ("state", state)):
@@ -152,19 +156,20 @@ def check_memory(x: Tensor, state: Tensor, out: Tensor) -> None:
         )
         if max(low, first) < min(high, stop) and not is_row_0:
             raise InputError(
-                f"perturb: {name} must not lie in the memory of out, except that x may be out[0]; "
+                f"perturb: {name} must not share memory with out, except that x may be out[0]; "
                 f"pass {name}.clone() or another out"
             )
     if out.numel() and any(
         stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride())
     ):
         raise InputError(
-            "perturb: the elements of out must not share memory; it is an expanded tensor, pass a full one"
+            "perturb: the elements of out must not share memory, but it is an expanded tensor; "
+            "pass a full one"
         )
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    """Return the first address of a tensor's elements and the one behind the last."""
+    """Return the address of the first element of a tensor, and the address behind the last."""
     if tensor.numel() == 0:
         return 0, 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
@@ -181,6 +186,7 @@ def check_estimate_gradient(
     first_direction: int,
     first_image: int,
 ) -> None:
+    """Check the arguments of `estimate_gradient`."""
     op = "estimate_gradient"
     _dtype(op, "differences", differences, _FULL)
     _drawing(op, shape, state, mu, directions, grid, min(first_direction, first_image))
@@ -206,6 +212,7 @@ def check_zo_kd_gradient(
     first_direction: int,
     first_image: int,
 ) -> None:
+    """Check the arguments of `zo_kd_gradient`, but not the values of the labels."""
     op = "zo_kd_gradient"
     _dtype(op, "scores", scores, _SCORES)
     _choice(op, "scores_kind", scores_kind, SCORES_KINDS)
@@ -219,7 +226,8 @@ def check_zo_kd_gradient(
         or scores.shape[2] < 1
     ):
         raise InputError(
-            f"{op}: scores must be [1+q, B, n_classes] with B = {shape[0]}; got {list(scores.shape)}"
+            f"{op}: scores must be [1 + q, B, n_classes] with B = {shape[0]}; "
+            f"got {list(scores.shape)}"
         )
     _dtype(op, "labels", labels, (torch.int64,))
     if list(labels.shape) != [shape[0]]:
@@ -231,16 +239,21 @@ def check_zo_kd_gradient(
         if list(student_scores.shape) != list(scores.shape[1:]):
             wanted = list(scores.shape[1:])
             raise InputError(
-                f"{op}: student_scores must be [B, n_classes] = {wanted}; got {list(student_scores.shape)}"
+                f"{op}: student_scores must be [B, n_classes] = {wanted}; "
+                f"got {list(student_scores.shape)}"
             )
     elif boundary_weight != 0:
         raise InputError(
-            f"{op}: boundary_weight {boundary_weight} needs student_scores [B, n_classes]; none came"
+            f"{op}: boundary_weight {boundary_weight} needs student_scores [B, n_classes]; "
+            "pass them, or boundary_weight=0"
         )
 
 
 def check_labels(op: str, labels: Tensor, n_classes: int) -> None:
-    """Labels in range; read on the CPU only, since elsewhere it would make the device wait."""
+    """Refuse labels out of range, if they are on the CPU.
+
+    On a GPU the check would make the host wait for the device.
+    """
     if labels.device.type == "cpu" and labels.numel():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= n_classes:
@@ -252,6 +265,7 @@ def check_labels(op: str, labels: Tensor, n_classes: int) -> None:
 def check_kd_loss(
     student: Tensor, teacher: Tensor, temperature: float, divergence: str, scores_kind: str
 ) -> None:
+    """Check the arguments of `kd_loss` and of its derivatives."""
     op = "kd_loss"
     _dtype(op, "student_logits", student, _SCORES)
     _dtype(op, "teacher_scores", teacher, _SCORES)
@@ -264,10 +278,32 @@ def check_kd_loss(
             f"got {list(student.shape)} and {list(teacher.shape)}"
         )
     if student.shape[-2] < 1 or student.shape[-1] < 1:
-        raise InputError(f"{op}: needs at least one image and one class; got {list(student.shape)}")
+        raise InputError(
+            f"{op}: student_logits must hold at least one image and one class; "
+            f"got {list(student.shape)}"
+        )
     if not temperature > 0 or temperature == float("inf"):
         raise InputError(f"{op}: temperature must be a positive number; got {temperature}")
     if divergence == "l1" and scores_kind != "logits":
         raise InputError(
-            f"{op}: divergence 'l1' compares logits with logits; for {scores_kind} take 'l1_prob' or 'kl'"
+            f"{op}: divergence 'l1' compares logits with logits; for {scores_kind} use 'l1_prob' "
+            "or 'kl'"
         )
+
+
+def check_norm_pool(images: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Refuse shapes, types and devices with which the kernels would read foreign memory."""
+    op = "norm_pool"
+    if images.dim() != 4 or min(images.shape[2:]) < 2:
+        raise InputError(
+            f"{op}: images must be [N, C, H, W], H and W at least 2; got {list(images.shape)}"
+        )
+    n_channels = images.shape[1:2]
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor.shape != n_channels:
+            raise InputError(
+                f"{op}: {name} must be [C] = {[*n_channels]}; got {list(tensor.shape)}"
+            )
+        if images.dtype == torch.float32:
+            _dtype(op, name, tensor, (torch.float32,), ", and images are float32")
+    _device(op, images.device, weight=weight, bias=bias)

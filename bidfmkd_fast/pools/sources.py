@@ -148,7 +148,7 @@ def _check_options(kind: str, options: Mapping[str, Any], where: str) -> None:
 def _options_of(kind: str) -> dict[str, Any]:
     """Return the options of a kind of black box that a pool list may set, with their types."""
     from bidfmkd_fast import black_box
-    from bidfmkd_fast.black_box.remote.http_client import HTTPClient
+    from bidfmkd_fast.black_box.remote.connection_options import ConnectionOptions
 
     if kind == "onnx":
         return {"file": str, "providers": Sequence[str] | None}
@@ -159,12 +159,8 @@ def _options_of(kind: str) -> dict[str, Any]:
     }
     hints = get_type_hints(makers[kind])
     if hints.pop("connection", None):  # further options of the client
-        hints |= get_type_hints(HTTPClient.__init__)
-    return {
-        key: hint
-        for key, hint in hints.items()
-        if key not in ("return", "spec", "budget", "name", "connections")
-    }
+        hints |= get_type_hints(ConnectionOptions)
+    return {key: hint for key, hint in hints.items() if key not in ("return", "spec", "budget")}
 
 
 def build_source(entry: SourceEntry, folder: Path, where: str) -> BlackBox:

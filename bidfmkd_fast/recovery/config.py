@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.ops.native import DIRECTIONS, DIVERGENCES
+from bidfmkd_fast.ops.directions import DIRECTIONS
+from bidfmkd_fast.ops.scores import DIVERGENCES
 from bidfmkd_fast.recovery.generator import PRECISIONS
 from bidfmkd_fast.recovery.mu import AUTO, as_number
 from bidfmkd_fast.settings import check_least, check_positive, check_types

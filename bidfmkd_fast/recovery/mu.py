@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box import APISpec, BlackBox
-from bidfmkd_fast.black_box.first_answers import is_one_hot
+from bidfmkd_fast.black_box.signature import is_one_hot
 from bidfmkd_fast.black_box.step_length import N_IMAGES, measure_steps, too_short, unmoved
 from bidfmkd_fast.errors import InputTypeError, PrecisionWarning
 

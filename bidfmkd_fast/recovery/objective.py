@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.ops.reference import objective
+from bidfmkd_fast.ops.scores import as_scores, objective
 from bidfmkd_fast.zeroth_order import ZerothOrder
 
 Student = Callable[[Tensor], Tensor]
@@ -111,10 +111,3 @@ class Objective:
         )
         assert zeroth_order.last_loss is not None
         return loss, zeroth_order.last_loss
-
-
-def as_scores(logits: Tensor, scores_kind: str) -> Tensor:
-    """Convert logits `[B, n_classes]` to the kind of scores that an API returns."""
-    if scores_kind == "probabilities":
-        return logits.softmax(1)
-    return logits.log_softmax(1) if scores_kind == "log_probabilities" else logits

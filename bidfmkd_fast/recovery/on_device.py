@@ -16,7 +16,7 @@ from torch import Tensor
 from bidfmkd_fast.black_box import BlackBox, TorchBlackBox
 from bidfmkd_fast.black_box.first_answers import check_range
 from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError
-from bidfmkd_fast.ops import native
+from bidfmkd_fast.ops import backend
 from bidfmkd_fast.recovery.augment import augment_at, crop_of
 from bidfmkd_fast.recovery.config import RecoveryConfig
 from bidfmkd_fast.recovery.cost import step_cost
@@ -37,7 +37,7 @@ def serves(api: BlackBox, config: RecoveryConfig, labels: Tensor) -> bool:
     spec = api.spec
     if not labels.is_cuda or not isinstance(api, TorchBlackBox) or api.device != labels.device:
         return False
-    if not native.selects("recover", labels):  # the plain ops read their state on the host
+    if not backend.selects("recover", labels):  # the plain ops read their state on the host
         return False
     if spec.is_8_bit or not (spec.decimals is spec.top_k is spec.max_batch is None):
         return False

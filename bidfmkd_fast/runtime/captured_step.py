@@ -1,4 +1,9 @@
-"""A step that is repeated many times: on a CUDA device from a captured graph, without gaps between its kernels."""
+"""Repeat a step many times, on a CUDA device from a captured graph.
+
+Replaying a graph leaves no gaps between its kernels, which launching them one by one does.
+
+State of the process: whether a capture has failed, after which torch cannot capture any more.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +16,22 @@ from typing import Any
 
 import torch
 
-# run plainly: what is made lazily (optimiser state, plans of convolutions) must be there by then
+# Steps that run without a graph first. What torch makes lazily (optimiser state, the choice of
+# convolution algorithms) must exist before the capture.
 WARM_UP_STEPS = 3
-_WAITS = "synchronizing CUDA operation"  # in torch's warning of one
-_capture_failed = False  # torch cannot capture again in a process where one capture was cut off
+_WAITS = "synchronizing CUDA operation"  # part of torch's warning about such an operation
+_capture_failed = False
 
 
 class RepeatedStep:
-    """Calls a step, on CUDA from a graph that is captured once, elsewhere as it is.
+    """Call a step: on CUDA by replaying a graph that is captured once, elsewhere as it is.
 
-    Every call is one step, the plain ones before the capture too, so the results are those of plain
-    calls. A step that makes the host wait, which no graph can hold, runs plainly on, with a warning
-    that says so.
+    Every call does one step, the warm-up calls before the capture included, so the results are
+    those of plain calls. No graph can hold a step that makes the host wait for the device: such a
+    step keeps running without a graph, and a warning says so.
 
     Args:
-        device: where the step works.
+        device: the device that the step works on.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,14 +39,15 @@ class RepeatedStep:
         self._plain_left = WARM_UP_STEPS
         self._graph: torch.cuda.CUDAGraph | None = None
         self._always_plain = device.type != "cuda"
-        # Of its own: cuBLAS has a workspace for each stream, and graphs recorded with the same one
-        # cannot run at once.
+        # A stream of its own: cuBLAS has one workspace per stream, and graphs that were captured
+        # with the same workspace cannot run at the same time.
         self._stream = None if self._always_plain else torch.cuda.Stream(device)
 
     def __call__(self, step: Callable[[], None]) -> None:
-        """`step()`; the same step at every call, which works in place on the same tensors.
+        """Run `step` once: the same step in every call, working in place on the same tensors.
 
-        It is handed in anew each time, so that a graph and its memory end with whoever owns both.
+        The step is an argument of each call instead of an attribute, since a reference to it would
+        keep the graph and its memory alive longer than their owner.
         """
         if self._always_plain:
             step()
@@ -56,7 +63,7 @@ class RepeatedStep:
             step() if self._graph is None else self._graph.replay()
 
     def _run_aside(self, step: Callable[[], None]) -> None:
-        """Plainly, on the stream of the capture."""
+        """Run the step without a graph, on the stream of the capture."""
         current = torch.cuda.current_stream(self._device)
         assert self._stream is not None
         self._stream.wait_stream(current)
@@ -65,7 +72,7 @@ class RepeatedStep:
         current.wait_stream(self._stream)
 
     def _waits_of(self, step: Callable[[], None]) -> str:
-        """Runs the step once more; where it first makes the host wait, or nothing."""
+        """Run the step; return where it first made the host wait, or an empty string."""
         before, own, waits = torch.cuda.get_sync_debug_mode(), threading.get_ident(), []
         show = warnings.showwarning
 
@@ -74,7 +81,7 @@ class RepeatedStep:
         ) -> None:
             if _WAITS not in str(message):
                 show(message, category, filename, lineno, *rest)
-            elif threading.get_ident() == own:  # other threads wait for their own reasons
+            elif threading.get_ident() == own:  # other threads may wait for the device
                 waits.append(f"{filename}:{lineno} makes the host wait for the device")
 
         with warnings.catch_warnings():
@@ -89,6 +96,7 @@ class RepeatedStep:
         return waits[0] if waits else ""
 
     def _capture(self, step: Callable[[], None]) -> None:
+        """Record the step as a graph without running it; on failure keep running it plainly."""
         global _capture_failed
         if _capture_failed:
             self._always_plain = True
@@ -108,6 +116,7 @@ class RepeatedStep:
             self._graph = graph
 
     def _give_up(self, reason: str) -> None:
+        """Run every later step without a graph, and warn about it."""
         self._always_plain = True
         warnings.warn(
             f"bidfmkd_fast: this step runs without a CUDA graph: {reason}",
@@ -118,7 +127,7 @@ class RepeatedStep:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without garbage collection: one that frees another graph would cut off the capture."""
+    """Switch garbage collection off: freeing another graph would break a capture in progress."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,10 @@
-"""Full float32 for the time of a block, whatever the process has allowed: TF32 or bfloat16 would drown a small step."""
+"""Compute in full float32 inside a block, whatever precision the process has allowed.
+
+Zeroth-order differences are small: the rounding of TF32 or bfloat16 would drown them.
+
+State of the process: torch's precision settings before the first block, and the number of threads
+that are inside a block.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +22,10 @@ _before: list[tuple[Any, str, Any]] = []
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Convolutions and matrix products in full float32 inside the block, on every device.
+    """Run convolutions and matrix products in full float32 inside the block, on every device.
 
-    Torch keeps these settings for the whole process; they come back when the last thread leaves the
-    block.
+    Torch has these settings for the whole process, so they are restored when the last thread has
+    left its block.
     """
     global _users, _before
     with _lock:
@@ -36,7 +42,7 @@ def full_float32() -> Iterator[None]:
 
 
 def _set_full() -> list[tuple[Any, str, Any]]:
-    """Turn every reduced precision off; what to set, in this order, to have it back."""
+    """Turn every reduced precision off; return the settings before, in the order to restore."""
     backends: Any = torch.backends  # its submodules are only partly typed
     if not hasattr(backends.cudnn, "conv"):  # torch before 2.9 has one switch per library only
         before = [
@@ -50,11 +56,11 @@ def _set_full() -> list[tuple[Any, str, Any]]:
     holders += [backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul]
     before = [(holder, "fp32_precision", holder.fp32_precision) for holder in holders]
     try:
-        # The older setting has to agree with the newer ones: parts of torch refuse to run where
+        # The older setting must agree with the newer ones, since parts of torch refuse to run if
         # they differ.
         before.insert(0, (torch, "float32_matmul_precision", torch.get_float32_matmul_precision()))
         torch.set_float32_matmul_precision("highest")
-    except RuntimeError:  # they differ already: the caller uses the newer settings alone
+    except RuntimeError:  # they differ already, since the caller set only the newer ones
         pass
     for holder in holders:
         holder.fp32_precision = "ieee"
@@ -62,6 +68,7 @@ def _set_full() -> list[tuple[Any, str, Any]]:
 
 
 def _restore(before: list[tuple[Any, str, Any]]) -> None:
+    """Set the precision settings that `_set_full` returned."""
     for holder, attribute, value in before:
         if holder is torch:
             torch.set_float32_matmul_precision(value)

@@ -1,8 +1,12 @@
-"""Cooperative stop: whoever waits for a service, or for the time to ask it again, can be made to stop waiting.
+"""Stop threads that wait for a service, or for the time to ask it again.
 
-A blocking call in a thread cannot be ended from outside. So a request runs in a daemon thread of its own, and the
-thread that wants its answer looks every `_TICK` seconds whether it is to go on waiting. Stopping sets a plain attribute
-and takes no lock, so `interrupt_all` is safe inside a signal handler.
+A blocking call in a thread cannot be ended from outside. Therefore each request runs in a daemon
+thread of its own, and the thread that wants the answer checks every `_TICK` seconds whether it
+should stop waiting. To stop it, a plain attribute is set and no lock is taken, so that
+`interrupt_all` is safe inside a signal handler.
+
+State of the process: the stop above all others, which `interrupt_all` sets, and the stop that each
+thread has adopted.
 """
 
 from __future__ import annotations
@@ -14,25 +18,24 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_TICK = 0.05  # seconds between two looks
+_TICK = 0.05  # seconds between two checks
 _local = threading.local()
 
 
 class Interrupted(KeyboardInterrupt):
-    """The wait was ended from outside, by `interrupt_all` or because the work it belongs to has
-    ended.
+    """The wait was ended from outside: by `interrupt_all`, or since its result is not needed.
 
-    It is a KeyboardInterrupt, so that no handler of ordinary errors takes it for a service's
-    failure.
+    It is a KeyboardInterrupt, so that no handler of ordinary errors mistakes it for a failure of
+    the service.
     """
 
 
 class DeadlinePassed(Exception):
-    """A call took longer than it may."""
+    """A call took longer than its time limit."""
 
 
 class Stop:
-    """A request to stop, for the threads that adopted it and those that they start in turn."""
+    """A request to stop, for all threads that adopted this stop or one below it."""
 
     def __init__(self, parent: Stop | None = None) -> None:
         self._is_set, self._parent = False, parent
@@ -42,7 +45,7 @@ class Stop:
         self._is_set = True
 
     def clear(self) -> None:
-        """Let waits go on again."""
+        """Allow waits under this stop again."""
         self._is_set = False
 
     def is_set(self) -> bool:
@@ -50,7 +53,7 @@ class Stop:
         return self._is_set or (self._parent is not None and self._parent.is_set())
 
     def adopt(self) -> None:
-        """Make it the stop of the current thread; an initializer for thread pools."""
+        """Make this the stop of the current thread; usable as `initializer` of a thread pool."""
         _local.stop = self
 
 
@@ -58,14 +61,15 @@ _EVERYTHING = Stop()
 
 
 def interrupt_all() -> None:
-    """End every wait for a service in this process, now and until `reset`. Safe inside a signal
-    handler.
+    """End every wait for a service in this process, now and until `reset`.
+
+    It may be called inside a signal handler.
     """
     _EVERYTHING.set()
 
 
 def reset() -> None:
-    """Allow services to be waited for again after `interrupt_all`."""
+    """Allow waits for services again after `interrupt_all`."""
     _EVERYTHING.clear()
 
 
@@ -76,13 +80,13 @@ def current() -> Stop:
 
 
 def check() -> None:
-    """Raise `Interrupted` if the current thread is to stop."""
+    """Raise `Interrupted` if the current thread should stop."""
     if current().is_set():
         raise Interrupted
 
 
 def pause(seconds: float) -> None:
-    """Sleep; raise `Interrupted` as soon as the current thread is to stop."""
+    """Sleep; raise `Interrupted` as soon as the current thread should stop."""
     end = time.monotonic() + seconds
     check()
     while (left := end - time.monotonic()) > 0:
@@ -91,15 +95,17 @@ def pause(seconds: float) -> None:
 
 
 def wait_for(call: Callable[[], T], seconds: float, cancel: Callable[[], None] = lambda: None) -> T:
-    """Return what `call` returns, or raise what it raises; it runs in a daemon thread.
+    """Run `call` in a daemon thread; return what it returns or raise what it raises.
 
     Args:
-        call: anything that may block.
-        seconds: how long it may take.
-        cancel: makes `call` end where the wait for it ends first; what it gives then is dropped.
+        call: a function that may block.
+        seconds: time limit.
+        cancel: called if the wait ends before `call` does, to make `call` end; its result is then
+            dropped.
 
     Raises:
-        DeadlinePassed: it took longer than `seconds`. Interrupted: the current thread is to stop.
+        DeadlinePassed: `call` took longer than `seconds`.
+        Interrupted: the current thread should stop.
     """
     check()
     done = threading.Event()
@@ -109,7 +115,7 @@ def wait_for(call: Callable[[], T], seconds: float, cancel: Callable[[], None] =
     def run() -> None:
         try:
             results.append(call())
-        except BaseException as error:  # handed to the thread that waits
+        except BaseException as error:  # raised again in the waiting thread
             errors.append(error)
         finally:
             done.set()
@@ -121,7 +127,7 @@ def wait_for(call: Callable[[], T], seconds: float, cancel: Callable[[], None] =
             check()
             if time.monotonic() >= end:
                 raise DeadlinePassed
-    except BaseException:  # KeyboardInterrupt included: the main thread may be the one that waits
+    except BaseException:  # KeyboardInterrupt included, since the main thread may wait here
         cancel()
         raise
     if errors:

@@ -1,4 +1,4 @@
-"""What a report says of the machine it was made on."""
+"""Name the machine for a report. This module only reads the state of the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def cpu_name() -> str:
-    """The CPU's model where the system tells it, or its architecture."""
+    """Return the model of the CPU if the system tells it, or the architecture."""
     try:
         found = re.search(
             r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ def cpu_name() -> str:
 
 
 def machine_text(device: torch.device | str) -> str:
-    """The GPU, or the CPU and the number of threads torch uses on it."""
+    """Return the name of the GPU, or that of the CPU with the number of threads torch uses."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     n_threads = torch.get_num_threads()

@@ -1,4 +1,10 @@
-"""Progress of long work: a bar in a terminal or a notebook, one plain line a minute on stderr anywhere else."""
+"""Show the progress of long work.
+
+In a terminal or a notebook it is a bar, anywhere else one plain line per minute on stderr.
+
+State of the process: the list of open bars, and the times of the last line and of the last end of a
+bar.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +20,27 @@ from bidfmkd_fast.runtime.streams import say
 T = TypeVar("T")
 
 EVERY = 60.0  # seconds between two lines
-_REFRESH = 1.0  # seconds between two looks of a bar at the clock, also while nothing advances
-_COLUMNS, _ROWS = 80, 24  # of a terminal that says it has none
+_REFRESH = 1.0  # seconds after which a bar is drawn again, even if nothing has advanced
+_COLUMNS, _ROWS = 80, 24  # assumed size of a terminal that reports no size
 _PAUSE = 5.0  # seconds without any bar, after which the minute begins anew
-_open: list[
-    Bar
-] = []  # outer to inner; where there are no bars, the outermost writes one line for all of them
-_spoke = _closed = float("-inf")  # when the last line was written, and when the last bar ended
+# Open bars, outer to inner. Where lines are written in place of bars, the outermost bar writes one
+# line for all of them.
+_open: list[Bar] = []
+_spoke = _closed = float("-inf")  # time of the last line, and time when the last bar was closed
 
 
 class Bar:
-    """The progress of one piece of work, shown while its `with` block runs. Safe under threads.
+    """The progress of one piece of work, shown while its `with` block runs.
+
+    All methods may be called from any thread.
 
     Args:
-        what: the work, such as "recover (control)".
-        total: how many units it has.
-        unit: their name in the plural.
+        what: name of the work, such as "recover (control)".
+        total: number of units of the work.
+        unit: name of the units, in the plural.
         progress: whether to show anything.
-        position: gives how many units are done by now, where those who do the work do not call
-            `advance`.
-        keep: whether a bar stays on the screen when it is full.
+        position: returns the number of units done so far; for work that does not call `advance`.
+        keep: whether the bar stays on the screen after the block.
     """
 
     def __init__(
@@ -46,20 +53,13 @@ class Bar:
         position: Callable[[], int] | None = None,
         keep: bool = True,
     ) -> None:
-        self.what, self.total, self.unit, self.progress = (
-            what,
-            total,
-            unit,
-            progress and sys.stderr is not None,
-        )
+        self.what, self.total, self.unit = what, total, unit
+        self.progress = progress and sys.stderr is not None
         self._position, self._keep = position, keep
         self._n = self._skipped = 0
         self._values: dict[str, float] = {}
-        self._lock, self._ended, self._started = (
-            threading.Lock(),
-            threading.Event(),
-            time.monotonic(),
-        )
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._started = time.monotonic()
         self._tqdm: Any = None
         self._ticker: threading.Thread | None = None
 
@@ -94,42 +94,44 @@ class Bar:
                 self._tqdm.update(n)
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
-        """Give the items one by one, each of them one unit, done once the next is wanted."""
+        """Yield the items; each counts as a unit, done when the next item is requested."""
         for item in items:
             yield item
             self.advance()
 
     def skip(self, n: int) -> None:
-        """Count `n` units as done that took no time, such as what an earlier process did."""
+        """Count `n` units as done without time, such as those that an earlier process did."""
         with self._lock:
             self._skipped += n
             self._n += n
             if self._tqdm is not None:
                 self._tqdm.initial += n
                 self._tqdm.n += n
-                self._tqdm.last_print_n += n  # no part of the rate
+                self._tqdm.last_print_n += n  # keeps these units out of the rate
 
     def show(self, **values: float) -> None:
-        """Show these values, such as a loss, from now on."""
+        """Show these values, such as a loss, beside the progress from now on."""
         with self._lock:
             self._values |= values
 
     def line(self) -> str:
-        """The progress as one line of text."""
+        """Return the progress as one line of text."""
         n, seconds = self._done(), time.monotonic() - self._started
-        told = f"{self.what}: {n:,} of {self.total:,} {self.unit} after {_duration(seconds)}"
+        text = f"{self.what}: {n:,} of {self.total:,} {self.unit} after {_duration(seconds)}"
         fresh = n - self._skipped
         if fresh > 0 and seconds > 0:
             rate = fresh / seconds
-            told += f", {_rate(rate, self.unit)}, {_duration(max(0, self.total - n) / rate)} left"
-        return told + "".join(f", {name} {value:.4g}" for name, value in self._values.items())
+            text += f", {_rate(rate, self.unit)}, {_duration(max(0, self.total - n) / rate)} left"
+        return text + "".join(f", {name} {value:.4g}" for name, value in self._values.items())
 
     def _done(self) -> int:
-        return (
-            self._n if self._position is None else min(self.total, self._skipped + self._position())
-        )
+        """Return the number of units done so far, skipped ones included."""
+        if self._position is None:
+            return self._n
+        return min(self.total, self._skipped + self._position())
 
     def _tick(self) -> None:
+        """Draw the bar again every `_REFRESH` seconds, or write a line when it is due."""
         global _spoke
         while not self._ended.wait(_REFRESH):
             if self._tqdm is not None:
@@ -147,14 +149,14 @@ class Bar:
 
 
 def in_notebook() -> bool:
-    """Return True where the output is a notebook's: inside a kernel of IPython."""
+    """Return True if the code runs in a notebook, that is inside a kernel of IPython."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and "IPKernelApp" in shell.config
 
 
 def _tqdm_bar(what: str, total: int, unit: str, keep: bool) -> Any:
-    """A bar of tqdm for the notebook or the terminal; None where there is neither."""
+    """Return a tqdm bar for the notebook or the terminal; None if the output goes to neither."""
     settings: dict[str, Any] = {
         "desc": what,
         "total": total,
@@ -173,8 +175,7 @@ def _tqdm_bar(what: str, total: int, unit: str, keep: bool) -> Any:
         columns, rows = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):
         columns = rows = 0
-    # tqdm would show nothing at all in a terminal that says it has no rows, as new pseudo-terminals
-    # do.
+    # tqdm shows nothing in a terminal that reports no rows, as new pseudo-terminals do.
     return tqdm(**settings, leave=keep, ncols=columns or _COLUMNS, nrows=rows or _ROWS)
 
 

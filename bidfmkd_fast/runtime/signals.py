@@ -1,4 +1,10 @@
-"""Ctrl-C and SIGTERM: the command ends within two seconds, with one line, whatever its threads are waiting for."""
+"""End a command on Ctrl-C or SIGTERM within two seconds, with one line.
+
+The time holds whatever its threads are waiting for.
+
+State of the process: the handlers of both signals and Python's wake-up pipe, replaced inside the
+block of `ended_by_signals`.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +22,39 @@ from typing import NoReturn
 from bidfmkd_fast.runtime.streams import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SECONDS = 1.4  # for the main thread to keep what it has, before the process ends without it
-_GRACE = 0.3  # more, for whoever is writing the last line already
-_DOUBLE = 0.2  # two signals within this time are one: a shell and its terminal may both send it
+# Seconds that the main thread has to save its work before the process ends without it.
+_SECONDS = 1.4
+_GRACE = 0.3  # seconds more if another thread is writing the last line already
+# Two signals within this many seconds count as one, since a shell and its terminal may both send
+# the signal.
+_DOUBLE = 0.2
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM; like Ctrl-C, no handler of ordinary errors takes
-    it.
+    """SIGTERM asked the process to end.
+
+    It is a KeyboardInterrupt, so that no handler of ordinary errors catches it.
     """
 
 
 @contextlib.contextmanager
 def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
-    """End the process with `last_line(signal number)` on stderr and exit code 128 + number when a
-    signal comes.
+    """End the process when a signal comes: with a last line on stderr and exit code 128 + number.
 
-    The first signal raises KeyboardInterrupt in the main thread (`Terminated` for SIGTERM), and
-    makes every request that waits for a service end, so that the block can keep what it has. Once
-    it is left, or after `_SECONDS` where it is not, the process ends: threads that still wait are
-    not joined. A second signal ends it at once. A signal that the process was started to ignore
-    (`nohup`, a job in the background) stays ignored. To be used in the main thread.
+    The first signal raises KeyboardInterrupt in the main thread (`Terminated` for SIGTERM). It also
+    ends every wait for a service, so that the block can save its work. The process ends when the
+    block has been left, but after `_SECONDS` at the latest; threads that still wait are not joined.
+    A second signal ends the process at once. A signal that the process was started to ignore
+    (`nohup`, a job in the background) stays ignored. Only the main thread may use this block.
+
+    Args:
+        last_line: returns the last line for the number of the signal.
     """
     from bidfmkd_fast.runtime.interrupt import interrupt_all
 
     ending = _Ending(last_line, interrupt_all)
-    # The signal's number arrives in this pipe even while the main thread is inside a long operation
-    # of a library.
+    # Python calls signal handlers between bytecodes of the main thread, hence not during a long
+    # operation of a library. The number of the signal arrives in this pipe nevertheless.
     read, write = os.pipe()
     os.set_blocking(write, False)
     pipe_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -55,9 +67,7 @@ def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
     watching.start()
     try:
         yield
-    except (
-        BaseException
-    ):  # what a signal makes of a request, or of a block that is being left, is of any kind
+    except BaseException:  # a signal may cause an error of any kind, in a request for example
         if ending.number is None:
             raise
         ending.end()
@@ -65,14 +75,15 @@ def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
         signal.set_wakeup_fd(pipe_before)
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(write)  # which ends the watching
+        os.close(write)  # ends the watching thread
         watching.join()
         os.close(read)
 
 
 def end_at_once_while_loading() -> None:
-    """End the process without a traceback if a signal comes before the command has begun, as while
-    torch is loaded.
+    """End the process without a traceback if a signal comes before the command has begun.
+
+    Loading torch takes seconds, in which no other handler is in place.
     """
     for number in SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -80,16 +91,15 @@ def end_at_once_while_loading() -> None:
 
 
 class _Ending:
-    """One ending of the process, in the main thread or, where that does not get to it, in the one
-    that watches.
-    """
+    """The end of the process: by the main thread or, if that is stuck, by the watching thread."""
 
     def __init__(self, last_line: Callable[[int], str], interrupt: Callable[[], None]) -> None:
         self.number: int | None = None
         self._last_line, self._interrupt, self._since = last_line, interrupt, 0.0
-        self._told = threading.Lock()
+        self._last_line_taken = threading.Lock()  # held by the thread that writes the last line
 
     def raise_in_main_thread(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: raise on the first, end the process on the second."""
         if self.number is None:
             self.number, self._since = number, time.monotonic()
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
@@ -97,9 +107,7 @@ class _Ending:
             os._exit(128 + self.number)
 
     def watch(self, read: int) -> None:
-        """Wait for a signal, end what waits for services, and see to it that the process ends in
-        time.
-        """
+        """Wait for a signal; end all waits for services, and the process when time is up."""
         while not (came := _signals_in(os.read(read, 64))):
             if came is None:
                 return
@@ -111,11 +119,11 @@ class _Ending:
         self.end(number)
 
     def end(self, number: int | None = None) -> NoReturn:
-        """Write the last line, unless the other thread is at it, and end the process."""
+        """End the process; write the last line first, unless the other thread is writing it."""
         number = self.number if number is None else number
         assert number is not None
         try:
-            if self._told.acquire(blocking=False):
+            if self._last_line_taken.acquire(blocking=False):
                 with contextlib.suppress(OSError, ValueError):
                     if (
                         threading.current_thread() is threading.main_thread()
@@ -130,5 +138,5 @@ class _Ending:
 
 
 def _signals_in(sent: bytes) -> list[int] | None:
-    """Those of `SIGNALS` among the numbers that came through the pipe; None once it is closed."""
+    """Return which of `SIGNALS` came through the pipe; None if the pipe was closed."""
     return [number for number in sent if number in SIGNALS] if sent else None

@@ -1,4 +1,10 @@
-"""Standard output as the shell gives it: a pipe whose reader is gone, a full disk, an alphabet of 128 letters, none."""
+"""Write to the standard streams, in whatever state the shell hands them over.
+
+A stream may be a pipe whose reader is gone, a file on a full disk, limited to ASCII, or closed.
+
+State of the process: `sys.stdout`, replaced inside the block of `guarded_stdout`, and its handler
+of characters that it cannot encode.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +25,10 @@ _ERRORS = "bidfmkd_fast.plain"
 
 
 class Output:
-    """Stands for `sys.stdout`: the first write that fails is kept in `error`, and what follows it
-    goes nowhere.
+    """A stand-in for `sys.stdout` that keeps the first error in `error` instead of raising it.
 
-    So a command whose output nobody takes still does its work and keeps its files.
+    All later output is dropped. A command whose output cannot be written thus still does its work
+    and keeps its files.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -31,7 +37,7 @@ class Output:
         self._written = False
 
     def write(self, text: str) -> int:
-        """Write `text`, if nothing has failed yet."""
+        """Write `text`, without secrets, unless a write has failed before."""
         self._written = True
         if self._stream is not None and self.error is None:
             try:
@@ -41,7 +47,7 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        """Send what is written on its way."""
+        """Flush the stream, unless a write has failed before."""
         if self._stream is not None and self.error is None:
             try:
                 self._stream.flush()
@@ -49,8 +55,9 @@ class Output:
                 self._fail(error)
 
     def failure(self) -> tuple[int, str] | None:
-        """The exit code and the reason if anything written was lost: 141 for a pipe without a
-        reader, else 1.
+        """Return the exit code and the reason if output was lost, else None.
+
+        The code is 141 for a pipe without a reader, as the shell has it, and 1 otherwise.
         """
         self.flush()
         if self.error is None or not self._written:
@@ -59,9 +66,10 @@ class Output:
         return code, self.error.strerror or str(self.error)
 
     def _fail(self, error: OSError) -> None:
+        """Keep the error and drop all output from now on."""
         self.error = error
         if sys.__stdout__ is not None and self._stream is sys.__stdout__:
-            # What is left in its buffer would fail once more when Python ends.
+            # The rest of its buffer would fail once more when Python exits: send it to /dev/null.
             with contextlib.suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, sys.__stdout__.fileno())
@@ -73,8 +81,9 @@ class Output:
 
 @contextlib.contextmanager
 def guarded_stdout() -> Iterator[Output]:
-    """Inside the block `sys.stdout` is an `Output`, and writes letters it cannot show in others
-    (`+-` for `±`).
+    """Put an `Output` in the place of `sys.stdout` inside the block.
+
+    Characters that the stream cannot encode are replaced by others, such as `+-` for `±`.
     """
     codecs.register_error(_ERRORS, _in_plain_letters)
     before = sys.stdout
@@ -93,15 +102,16 @@ def guarded_stdout() -> Iterator[Output]:
 
 
 def say(line: str) -> None:
-    """Write a line to stderr, if anybody takes it."""
+    """Write a line without secrets to stderr; do nothing if that fails."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(scrub(line), file=sys.stderr, flush=True)
 
 
 def open_missing() -> None:
-    """Open `/dev/null` where a standard stream is closed: the next file to be opened would take
-    its place.
+    """Open `/dev/null` for every standard stream that is closed.
+
+    Otherwise the next file to be opened would take its number, and get its output.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -109,9 +119,11 @@ def open_missing() -> None:
 
 
 def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:
+    """Return ASCII text for the characters that could not be encoded, and where they end."""
     assert isinstance(error, UnicodeEncodeError)
     letters = error.object[error.start : error.end]
     plain = "".join(
-        _PLAIN.get(one, one.encode("ascii", "backslashreplace").decode()) for one in letters
+        _PLAIN.get(letter, letter.encode("ascii", "backslashreplace").decode())
+        for letter in letters
     )
     return plain, error.end

@@ -1,6 +1,9 @@
-"""A pool's APIs as a service of the Open Inference Protocol v2 on loopback, with faults on demand.
+"""Serve a pool's APIs on loopback by the Open Inference Protocol v2, with faults on demand.
 
-The server itself is `bidfmkd_fast.serving.server`, which needs the extra `serve`.
+The room implements the protocol a second time on purpose and shares no code with the clients in
+`black_box/remote`: it is a second reading of the specification, so that a client that misreads it
+fails against this server. The server itself is `bidfmkd_fast.serving.server`, which needs the extra
+`serve`.
 """
 
 from bidfmkd_fast.serving.behaviour import Behaviour, behaviours_of

@@ -1,4 +1,7 @@
-"""Models behind the URLs of the protocol, faults as told, everything counted: an ASGI application."""
+"""Answer the URLs of the protocol with models and their faults: an ASGI application.
+
+Everything that is asked and answered is counted.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +32,20 @@ from bidfmkd_fast.serving.protocol import (
     write_answer,
 )
 
-ABORT = "bidfmkd.abort"  # key of the scope: a function that breaks the connection off
+ABORT = "bidfmkd.abort"  # key of the ASGI scope for the function that cuts the connection
 _FAILURES = (500, 502, 503, 504)
 
 
 class Service:
-    """Black boxes as models of one server. `service.app` is an ASGI application.
+    """Black boxes served as models of a server. `service.app` is an ASGI application.
 
     Args:
         apis: the models, served under their names.
-        behaviours: of each model by name; well-behaved where not told.
-        seed: of the faults, and of the drift.
+        behaviours: how each model behaves, by name; a model without an entry behaves well.
+        seed: of the faults and of the drift.
 
     Raises:
-        InputError: two APIs have one name, or a behaviour names no API or does not fit it.
+        InputError: two APIs have the same name, or a behaviour names no API or does not fit it.
     """
 
     def __init__(
@@ -63,30 +66,29 @@ class Service:
             raise InputError(
                 f"serve: no API is called {unknown[0]!r}; there are {', '.join(self.models)}"
             )
-        # Models take turns on the processor: threads of torch that compete make all of them slower.
+        # Models take turns on the processor: competing threads of torch slow all of them down.
         self._turn = CapacityLimiter(1)
         self.app = Starlette(routes=self._routes(), exception_handlers={Refused: _refusal})
 
     def statistics(self, name: str | None = None) -> dict[str, Any]:
-        """What was served, of one model or all: in the form of Triton's statistics extension, with
-        more counts.
+        """Return what a model, or each model, has served.
 
-        `inference_count` counts images scored, `execution_count` requests whose images were scored,
-        `received` all requests and the images of the well-formed ones, and `fates` what became of
-        the requests.
+        The form is that of Triton's statistics extension, with more counts: `inference_count` are
+        images scored, `execution_count` requests whose images were scored, `received` all requests
+        and the images of the well-formed ones, and `fates` what became of the requests.
         """
         models = self.models.values() if name is None else [self._model(name)]
         return {"model_stats": [model.statistics() for model in models]}
 
     def rows(self) -> list[list[str]]:
-        """The statistics as a table, its first row the header."""
-        told = self.statistics()["model_stats"]
-        fates = sorted({fate for one in told for fate in one["fates"]})
+        """Return the statistics as a table, the first row the header."""
+        models = self.statistics()["model_stats"]
+        fates = sorted({fate for model in models for fate in model["fates"]})
         rows = [["model", "requests", "images scored", *(fate.replace("_", " ") for fate in fates)]]
-        for one in told:
-            counts = [one["received"]["requests"], one["inference_count"]]
-            counts += [one["fates"].get(fate, 0) for fate in fates]
-            rows.append([one["name"], *(f"{count:,}" for count in counts)])
+        for model in models:
+            counts = [model["received"]["requests"], model["inference_count"]]
+            counts += [model["fates"].get(fate, 0) for fate in fates]
+            rows.append([model["name"], *(f"{count:,}" for count in counts)])
         return rows
 
     def _routes(self) -> list[Route]:
@@ -140,7 +142,7 @@ class Service:
 
 
 class _Model:
-    """One API, how it behaves, and its counts (changed by the event loop only)."""
+    """An API, its behaviour, and its counts, which only the event loop changes."""
 
     def __init__(self, api: BlackBox, behaviour: Behaviour, seed: int) -> None:
         spec = api.spec
@@ -151,14 +153,15 @@ class _Model:
         self._api, self._behaviour, self._seed = api, behaviour, seed
         datatype = "UINT8" if behaviour.dtype == "uint8" else "FP32"
         self._input = TensorInfo("images", datatype, (-1, *spec.image_shape))
-        n_told = behaviour.top_k or spec.n_classes
-        self._outputs = [TensorInfo("scores", "FP32", (-1, n_told))]
+        n_scores = behaviour.top_k or spec.n_classes
+        self._outputs = [TensorInfo("scores", "FP32", (-1, n_scores))]
         if behaviour.top_k is not None:
-            self._outputs.append(TensorInfo("labels", "INT64", (-1, n_told)))
+            self._outputs.append(TensorInfo("labels", "INT64", (-1, n_scores)))
         self._requests = self._images = self._scored_requests = self._scored_images = 0
         self._fates: Counter[str] = Counter()
 
     def metadata(self) -> dict[str, Any]:
+        """Return the metadata of the model, as the protocol has them."""
         return {
             "name": self._api.name,
             "versions": ["1"],
@@ -168,6 +171,7 @@ class _Model:
         }
 
     def config(self) -> dict[str, Any]:
+        """Return the configuration of the model, as in Triton's extension."""
         most = self._behaviour.max_batch or 0
         return {
             "name": self._api.name,
@@ -178,6 +182,7 @@ class _Model:
         }
 
     def statistics(self) -> dict[str, Any]:
+        """Return the counts of the model, as `Service.statistics` describes them."""
         answered = sum(self._fates[fate] for fate in (SERVED, "nan", "wrong_shape"))
         failed = sum(self._fates.values()) - answered
         return {
@@ -191,9 +196,10 @@ class _Model:
         }
 
     async def infer(self, http: HTTPRequest, turn: CapacityLimiter) -> Response:
+        """Answer an inference request, or let it meet the fate that the behaviour draws."""
         try:
             body = await http.body()
-        except ClientDisconnect:  # killed while it sent: nothing was asked
+        except ClientDisconnect:  # the client ended while it sent, so nothing was asked
             return Response()
         number = self._requests
         self._requests += 1
@@ -230,7 +236,7 @@ class _Model:
             outputs = await to_thread.run_sync(self._answer, request, number, limiter=turn)
         except InputError as error:  # images that are not finite
             raise Refused(400, str(error)) from None
-        except Exception as error:  # for instance a remote API behind this one that is not there
+        except Exception as error:  # for instance a remote API behind this one does not answer
             return "broken", _error(500, str(error))
         self._scored_images += len(request.images)
         self._scored_requests += 1
@@ -245,7 +251,8 @@ class _Model:
         if most is not None and len(request.images) > most:
             raise Refused(
                 400,
-                f"{self._api.name} takes at most {most} images a request; got {len(request.images)}",
+                f"{self._api.name} takes at most {most} images a request; "
+                f"got {len(request.images)}",
             )
         return request
 
@@ -254,7 +261,7 @@ class _Model:
         if self._behaviour.dtype == "uint8":
             images = self._api.spec.from_unit(images.float() / 255)
         scores = self._api(images)
-        return self._behaviour.tell(
+        return self._behaviour.outputs(
             scores, self._api.spec.returned_kind, self._seed, self._api.name, number
         )
 

@@ -1,4 +1,4 @@
-"""What a served model tells, and what goes wrong with it: a pure function of seed, model and request number."""
+"""Define how a served model answers and fails, by seed, model and number of the request."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.yaml_files import read_yaml
+from bidfmkd_fast.ops.scores import SCORES_KINDS, as_scores
 from bidfmkd_fast.seeds import derive_seed, torch_generator
+from bidfmkd_fast.settings import check_least, check_types, named
 
 SERVED = "served"
-SCORES_KINDS = ("logits", "probabilities", "log_probabilities")
 FATES = ("throttled", "failed", "dropped", "lost", "nan", "wrong_shape", SERVED)
 _DRIFT_UNIT = 1000  # requests
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How one model answers. The default is a well-behaved service of what the API answers.
+    """How a model answers and fails. By default it answers what the API answers, without faults.
 
     Args:
         scores_kind: logits, probabilities or log_probabilities; None for what the API answers.
-        decimals: decimals that its scores are rounded to; None for all of them.
-        top_k: tell only the k likeliest classes, as probabilities and their `labels`; None for all
-            classes.
-        dtype: of the images it takes: float32 in the API's input range, or uint8.
-        max_batch: images that one request may hold; a larger one is refused with 400. None for no
+        decimals: decimals to which scores are rounded; None for all of them.
+        top_k: answer the probabilities of the k likeliest classes only, with their `labels`; None
+            for all classes.
+        dtype: dtype of the images: float32 in the API's input range, or uint8.
+        max_batch: most images of a request; a larger request is refused with 400. None for no
             limit.
         latency: seconds before each answer.
         throttled: share of requests answered with 429.
-        storm_every: length of a cycle of requests that ends with a storm of 429; 0 for none.
+        storm_every: requests in a cycle that ends with a storm of 429; 0 for no storms.
         storm_length: requests in a storm.
-        retry_after: seconds that a 429 asks to wait.
+        retry_after: seconds to wait that a 429 asks for.
         failed: share of requests answered with 500, 502, 503 or 504.
         dropped: share of requests whose connection is closed unanswered; their images are not
             scored.
@@ -47,7 +48,7 @@ class Behaviour:
         drift: how far a logit has moved after 1000 requests (standard deviation over classes).
 
     Raises:
-        InputError: a value is out of range, or two of them do not go together.
+        InputError: a value is out of range, or two values contradict each other.
     """
 
     scores_kind: str | None = None
@@ -68,42 +69,33 @@ class Behaviour:
     drift: float = 0.0
 
     def __post_init__(self) -> None:
+        least = {"decimals": 0, "top_k": 1, "max_batch": 1}
+        least |= {"storm_every": 0, "storm_length": 0, "retry_after": 0}
+        with named("serve"):
+            check_types(self)
+            check_least(
+                self, **{k: low for k, low in least.items() if getattr(self, k) is not None}
+            )
         if self.scores_kind is not None and self.scores_kind not in SCORES_KINDS:
             raise InputError(
-                f"serve: scores_kind must be one of {', '.join(SCORES_KINDS)}; got {self.scores_kind!r}"
+                f"serve: scores_kind must be one of {', '.join(SCORES_KINDS)}; "
+                f"got {self.scores_kind!r}"
             )
         if self.top_k is not None and self.scores_kind not in (None, "probabilities"):
             raise InputError(
-                f"serve: top_k tells probabilities; got scores_kind {self.scores_kind!r} with it"
+                f"serve: top_k answers probabilities; got scores_kind {self.scores_kind!r} with it"
             )
         if self.dtype not in ("float32", "uint8"):
             raise InputError(f"serve: dtype must be float32 or uint8; got {self.dtype!r}")
-        counts = (
-            ("decimals", 0),
-            ("top_k", 1),
-            ("max_batch", 1),
-            ("storm_every", 0),
-            ("storm_length", 0),
-        )
-        for name, least in (*counts, ("retry_after", 0)):
-            value = getattr(self, name)
-            if value is not None and (
-                not isinstance(value, int) or isinstance(value, bool) or value < least
-            ):
-                raise InputError(f"serve: {name} must be an int of at least {least}; got {value!r}")
         if self.storm_length > self.storm_every:
             raise InputError(
-                f"serve: storm_length {self.storm_length} is more than storm_every {self.storm_every}"
+                f"serve: storm_length must be at most storm_every={self.storm_every}; "
+                f"got {self.storm_length}"
             )
         for name in ("latency", "drift", *FATES[:-1]):
-            value = getattr(self, name)
-            if (
-                not isinstance(value, (int, float))
-                or isinstance(value, bool)
-                or not 0 <= value < math.inf
-            ):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(
-                    f"serve: {name} must be a finite number of at least 0; got {value!r}"
+                    f"serve: {name} must be finite and at least 0; got {getattr(self, name)!r}"
                 )
         shares = sum(getattr(self, name) for name in FATES[:-1])
         if shares > 1 + 1e-9:
@@ -112,7 +104,7 @@ class Behaviour:
             )
 
     def fate(self, seed: int, model: str, number: int) -> str:
-        """What becomes of request `number` (from 0) of a model: one of `FATES`."""
+        """Return what becomes of request `number` (from 0) of a model: one of `FATES`."""
         if self.storm_every and number % self.storm_every >= self.storm_every - self.storm_length:
             return "throttled"
         draw = derive_seed(seed, "serving", model, "fate", number) / 2**63
@@ -122,14 +114,13 @@ class Behaviour:
                 return name
         return SERVED
 
-    def tell(
+    def outputs(
         self, scores: Tensor, kind: str, seed: int, model: str, number: int
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """The named outputs for an API's scores `[N, n_classes]` of that kind, before anything goes
-        wrong with them.
+        """Return the outputs by name for an API's scores `[N, n_classes]` of kind `kind`.
 
-        `scores` `[N, n_classes]` float32; with `top_k` they are `[N, k]`, highest first, with
-        `labels` int64 `[N, k]`.
+        Faults come later. The outputs are `scores` float32 `[N, n_classes]`; with `top_k` they are
+        `scores` `[N, k]`, highest first, and `labels` int64 `[N, k]`.
         """
         wanted = "probabilities" if self.top_k is not None else self.scores_kind or kind
         if wanted != kind or self.drift:
@@ -139,12 +130,10 @@ class Behaviour:
                     scores.shape[1], generator=torch_generator(seed, "serving", model, "drift")
                 )
                 logits = logits + self.drift * number / _DRIFT_UNIT * direction
-            scores = {"logits": logits, "probabilities": logits.softmax(1)}.get(
-                wanted, logits.log_softmax(1)
-            )
+            scores = as_scores(logits, wanted)
         if self.top_k is None:
             return {"scores": self._rounded(scores)}
-        best = scores.topk(self.top_k, dim=1)  # of the exact scores: rounding makes ties
+        best = scores.topk(self.top_k, dim=1)  # before rounding, which makes ties
         return {"scores": self._rounded(best.values), "labels": best.indices.numpy()}
 
     def _rounded(self, scores: Tensor) -> np.ndarray[Any, Any]:
@@ -156,10 +145,12 @@ class Behaviour:
 def behaviours_of(
     names: list[str], common: Behaviour, file: str | Path | None
 ) -> dict[str, Behaviour]:
-    """The behaviour of each model: `common`, with what the YAML `file` says for its name (`api_003:
-    {nan: 1.0}`).
+    """Return the behaviour of each model: `common`, changed by what a YAML file says for its name.
 
-    Raises `InputError` when the file cannot be read, or names another model or an unknown setting.
+    An entry of the file looks like `api_003: {nan: 1.0}`.
+
+    Raises:
+        InputError: the file cannot be read, or names another model or an unknown setting.
     """
     if file is None:
         return dict.fromkeys(names, common)
@@ -178,7 +169,8 @@ def behaviours_of(
             )
         if unknown := sorted(map(str, set(settings) - known)):
             raise InputError(
-                f"serve: {file}, {name}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}"
+                f"serve: {file}, {name}: unknown setting {unknown[0]!r}; "
+                f"known: {', '.join(sorted(known))}"
             )
     try:
         return {name: replace(common, **content.get(name, {})) for name in names}

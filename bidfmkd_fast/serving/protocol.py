@@ -1,6 +1,9 @@
-"""The Open Inference Protocol v2 as bytes: requests read, answers written, with JSON or raw tensors (pure functions).
+"""Read requests and write answers of the Open Inference Protocol v2: pure functions on bytes.
 
-Source: the protocol's REST page and Triton's binary tensor, model configuration and statistics extensions.
+Tensors are JSON or raw bytes. This is the protocol's second implementation in this package, on
+purpose: it shares no code with `black_box/remote/v2_messages.py`, so that a misreading on one side
+fails against the other. Source: the protocol's REST page and Triton's extensions for binary
+tensors, model configuration and statistics.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class Refused(Exception):
-    """A request that cannot be served: the status of the answer, and its one-line reason."""
+    """A request that cannot be served: the status of the answer, and the reason in one line."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -31,19 +34,20 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One input or output of a model; the first number of `shape` is -1, the batch."""
+    """An input or output of a model; the first number of `shape` is -1, for the batch."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
 
     def metadata(self) -> dict[str, Any]:
-        """As the model's metadata tell it."""
+        """Return the entry of the model's metadata."""
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
     def config(self, batched: bool) -> dict[str, Any]:
-        """As the model's configuration tells it: without the batch where `max_batch_size` says
-        that there is one.
+        """Return the entry of the model's configuration.
+
+        If the model has a `max_batch_size` (`batched`), the shape is without the batch.
         """
         return {
             "name": self.name,
@@ -54,8 +58,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Request:
-    """A request read: its `id`, its one input, and for each output wanted whether it goes as raw
-    bytes.
+    """The content of a request.
+
+    Attributes:
+        id: id of the request; None without one.
+        images: its only input.
+        outputs: the outputs that it wants, and whether each is sent as raw bytes.
     """
 
     id: str | None
@@ -66,19 +74,20 @@ class Request:
 def read_request(
     body: bytes, header_length: str | None, wanted: TensorInfo, outputs: list[str]
 ) -> Request:
-    """Read an inference request for a model with the one input `wanted` and these outputs.
+    """Read an inference request for a model with the only input `wanted` and these outputs.
 
-    Raises `Refused` (400) when it is not one, or its tensor is not what the model takes.
+    Raises:
+        Refused: with status 400, if it is no such request, or the model takes another tensor.
     """
     header, raw = _split(body, header_length)
     inputs = header.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise Refused(400, f"exactly one input wanted, {wanted.name!r}")
-    told = inputs[0]
+    tensor = inputs[0]
     for key, value in (("name", wanted.name), ("datatype", wanted.datatype)):
-        if told.get(key) != value:
-            raise Refused(400, f"input {key} must be {value!r}; got {told.get(key)!r}")
-    shape = told.get("shape")
+        if tensor.get(key) != value:
+            raise Refused(400, f"input {key} must be {value!r}; got {tensor.get(key)!r}")
+    shape = tensor.get("shape")
     if (
         not isinstance(shape, list)
         or not all(isinstance(size, int) and not isinstance(size, bool) for size in shape)
@@ -88,20 +97,19 @@ def read_request(
     ):
         raise Refused(
             400,
-            f"input {wanted.name!r} must have shape {list(wanted.shape)}, -1 for any; got {shape!r}",
+            f"input {wanted.name!r} must have shape {list(wanted.shape)}, -1 for any; "
+            f"got {shape!r}",
         )
     return Request(
-        header.get("id"), _tensor(told, raw, tuple(shape)), _outputs_wanted(header, outputs)
+        header.get("id"), _tensor(tensor, raw, tuple(shape)), _outputs_wanted(header, outputs)
     )
 
 
 def write_answer(
     model: str, request: Request, outputs: Mapping[str, np.ndarray[Any, Any]]
 ) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of the answer: the outputs that the request wants, each in the form that it
-    wants.
-    """
-    told, raw = [], []
+    """Return body and headers of the answer: the wanted outputs, each as JSON or raw bytes."""
+    written, raw = [], []
     for name, binary in request.outputs.items():
         array = outputs[name]
         datatype = "INT64" if array.dtype.kind == "i" else "FP32"
@@ -111,8 +119,8 @@ def write_answer(
             output["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
             output["data"] = array.ravel().tolist()
-        told.append(output)
-    header: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": told}
+        written.append(output)
+    header: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": written}
     if request.id is not None:
         header["id"] = request.id
     text = json.dumps(header).encode()
@@ -125,12 +133,14 @@ def write_answer(
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], bytes]:
+    """Split a request into its JSON header and the raw bytes behind it."""
     if header_length is not None and (
         not header_length.isdecimal() or int(header_length) > len(body)
     ):
         raise Refused(
             400,
-            f"{HEADER_LENGTH} must be a number up to the body's {len(body)} bytes; got {header_length!r}",
+            f"{HEADER_LENGTH} must be a number up to the body's {len(body)} bytes; "
+            f"got {header_length!r}",
         )
     length = len(body) if header_length is None else int(header_length)
     try:
@@ -144,11 +154,12 @@ def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], byte
     return header, body[length:]
 
 
-def _tensor(told: dict[str, Any], raw: bytes, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    dtype = _DTYPES[told["datatype"]]
-    size = _parameters(told).get("binary_data_size")
+def _tensor(tensor: dict[str, Any], raw: bytes, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Return the numbers of a request's tensor, from its JSON data or from the raw bytes."""
+    dtype = _DTYPES[tensor["datatype"]]
+    size = _parameters(tensor).get("binary_data_size")
     if size is not None:
-        if "data" in told:
+        if "data" in tensor:
             raise Refused(400, "an input has either data or binary_data_size")
         if size != len(raw) or size != math.prod(shape) * dtype.itemsize:
             wanted = f"{math.prod(shape) * dtype.itemsize} for the shape {list(shape)}"
@@ -157,13 +168,14 @@ def _tensor(told: dict[str, Any], raw: bytes, shape: tuple[int, ...]) -> np.ndar
             )
         return np.frombuffer(raw, dtype).reshape(shape)
     try:
-        values = np.asarray(told.get("data"), np.float64)
+        values = np.asarray(tensor.get("data"), np.float64)
     except (TypeError, ValueError):
         raise Refused(400, "data must be numbers, flat or nested as the shape says") from None
     if values.size != math.prod(shape) or values.ndim not in (1, len(shape)):
         raise Refused(
             400,
-            f"data must be {math.prod(shape)} numbers for the shape {list(shape)}; got {values.size}",
+            f"data must be {math.prod(shape)} numbers for the shape {list(shape)}; "
+            f"got {values.size}",
         )
     if (
         dtype.kind == "u"
@@ -174,6 +186,7 @@ def _tensor(told: dict[str, Any], raw: bytes, shape: tuple[int, ...]) -> np.ndar
 
 
 def _outputs_wanted(header: dict[str, Any], outputs: list[str]) -> dict[str, bool]:
+    """Return the outputs that a request wants, and whether each is sent as raw bytes."""
     default = bool(_parameters(header).get("binary_data_output", False))
     wanted = header.get("outputs")
     if not wanted:
@@ -188,8 +201,9 @@ def _outputs_wanted(header: dict[str, Any], outputs: list[str]) -> dict[str, boo
     }
 
 
-def _parameters(told: dict[str, Any]) -> dict[str, Any]:
-    parameters = told.get("parameters", {})
+def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
+    """Return the `parameters` of a request, an input or an output."""
+    parameters = holder.get("parameters", {})
     if not isinstance(parameters, dict):
         raise Refused(400, f"parameters must be an object; got {parameters!r}")
     return parameters

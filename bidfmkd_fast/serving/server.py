@@ -1,4 +1,4 @@
-"""The service on a port of this machine: until interrupted, or in a thread for the time of a block."""
+"""Run the service on a port of this machine, until interrupted or for the time of a block."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ __all__ = ["Service", "running", "serve_until_interrupted"]
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, that also lets the application break a connection off: what no answer of its own
-    could show.
-    """
+    """The HTTP protocol of uvicorn, but the application can cut a connection without an answer."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -39,23 +37,23 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, that breaks off what is in flight when it is interrupted instead of waiting for
-    it.
-    """
+    """The server of uvicorn, but an interrupt cuts open requests instead of waiting for them."""
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         super().handle_exit(sig, frame)
         self.force_exit = True
-        logging.getLogger("uvicorn.error").setLevel(
-            logging.CRITICAL
-        )  # it would log each request that is broken off
+        # Else uvicorn logs each request that is cut.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 
 def serve_until_interrupted(service: Service, port: int, announce: Callable[[str], None]) -> None:
-    """Serve on 127.0.0.1; `announce` is told the models and their address once it takes
-    connections.
+    """Serve on 127.0.0.1 until Ctrl-C.
 
-    Raises `InputError` when the port cannot be had, `KeyboardInterrupt` at Ctrl-C.
+    `announce` gets a line with the models and their address as soon as connections are accepted.
+
+    Raises:
+        InputError: the port is not available.
+        KeyboardInterrupt: at Ctrl-C.
     """
     with _listening(port) as listener:
         names = ", ".join(service.models)
@@ -65,10 +63,12 @@ def serve_until_interrupted(service: Service, port: int, announce: Callable[[str
 
 @contextmanager
 def running(service: Service, port: int = 0) -> Iterator[str]:
-    """Serve in a thread inside the block, which gets the URL; port 0 takes a free one.
+    """Serve in a thread while the block runs, and give the block the URL; port 0 means a free port.
 
-    Leaving the block breaks off what is in flight, as a server that dies does.
-    Raises `InputError` when the port cannot be had.
+    Leaving the block cuts open requests, as the end of a server process would.
+
+    Raises:
+        InputError: the port is not available.
     """
     with _listening(port) as listener:
         server = _server(service)
@@ -77,8 +77,7 @@ def running(service: Service, port: int = 0) -> Iterator[str]:
         )
         thread.start()
         try:
-            # The listener takes connections from the start; they wait until the thread gets to
-            # them.
+            # The listener accepts connections from the start; they wait until the thread runs.
             yield _url(listener)
         finally:
             server.should_exit = server.force_exit = True
@@ -90,7 +89,7 @@ def _listening(port: int) -> socket.socket:
         return socket.create_server(("127.0.0.1", port), backlog=1024)
     except (OSError, OverflowError) as error:
         raise InputError(
-            f"serve: port {port} of 127.0.0.1 cannot be had: {error}; give another --port"
+            f"serve: port {port} of 127.0.0.1 is not available: {error}; use another --port"
         ) from None
 
 

@@ -186,9 +186,7 @@ class _KnownService(BlackBox):
 
     def __init__(self, service: ServiceBlackBox) -> None:
         super().__init__(service.spec)
-        self._most = ServiceBlackBox._batch(
-            service
-        )  # not the method of a subclass, which asks the service
+        self._most = service.known_batch
 
     def score(self, images: Tensor) -> Tensor:
         raise AssertionError("it is never asked")

@@ -1,4 +1,4 @@
-"""Gradients from queries alone: the ask-and-tell estimator and a module that hides it behind autograd."""
+"""Estimate gradients from queries alone: by ask and tell, or by a module that autograd can use."""
 
 from bidfmkd_fast.zeroth_order.estimator import ZerothOrder
 from bidfmkd_fast.zeroth_order.module import as_differentiable

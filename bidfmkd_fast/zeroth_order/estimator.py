@@ -1,4 +1,4 @@
-"""The ask-and-tell estimator: ask for points, query them yourself, tell the losses or the scores."""
+"""Estimate gradients by ask and tell: ask for points, query them, tell their losses or scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bidfmkd_fast.ops.checks import check_grid, check_integer, check_mu, check_n
 
 
 class _Surrogate(torch.autograd.Function):
-    """The value of the mean loss, with a given estimate as its gradient."""
+    """Return the mean loss forward, and a given estimate as its gradient backward."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
@@ -29,51 +29,52 @@ class _Surrogate(torch.autograd.Function):
 
 
 class _Pending(NamedTuple):
-    """The images of an ask that was not told yet, and the `[seed, step]` its directions were drawn
-    from.
-    """
+    """An ask whose losses have not been told: its images, and the `[seed, step]` it drew from."""
 
     x: Tensor
     state: Tensor
 
 
 class _OfThread(threading.local):
-    """What each thread keeps by itself: its pending ask and the losses it told last."""
+    """The values that each thread has for itself: its pending ask and its last losses."""
 
     pending: _Pending | None = None
     last_loss: Tensor | None = None
 
 
 class ZerothOrder:
-    """Zeroth-order gradients through a function that only answers queries.
+    """Estimate gradients through a function that only answers queries.
 
     >>> zo = ZerothOrder(num_directions=10, mu=0.05)
     >>> points = zo.ask(x)                    # [1 + q, B, *S]
     >>> loss = zo.tell(query_losses(points))  # [1 + q, B] -> scalar
     >>> loss.backward()                       # the estimate flows into x's graph
 
-    Every `ask` draws new directions: `state` is `[seed, step]` and the step counts the asks, from
-    0. Every ask is told once before the next one; `reset` drops an ask whose queries failed.
-    Several threads may share an estimator: each has its own pending ask and `last_loss`, and no two
-    asks draw the same directions.
+    Every `ask` draws new directions: `state` is `[seed, step]`, and the step counts the asks from
+    0. Each `ask` needs one `tell` or `tell_scores` before the next `ask`; `reset` drops an ask
+    whose queries failed. Several threads may share an estimator: each has its own pending ask and
+    `last_loss`, and no two asks draw the same directions.
 
     Args:
-        num_directions: q, random directions per image; one `ask` costs `(1 + q) * B` queries.
-        mu: L2 length of a step along a unit direction, in the units of x; from 1e-30 to 1e30.
+        num_directions: q, the number of random directions per image. An `ask` for B images makes
+            `(1 + q) * B` points to query.
+        mu: the step length: L2 length of a step along a unit direction, in the units of x; from
+            1e-30 to 1e30.
         directions: `rademacher`, `sphere`, `gaussian` or `lowres`; see `ops.perturb`.
-        grid: side of the `lowres` field; 0 for the others.
-        seed: of the directions, an integer from -2^63 to 2^63 - 1. None draws one from torch's CPU
-            generator, so that `torch.manual_seed` repeats it and estimators made alike differ; this
-            moves that generator on by one draw. `seed` then holds what was drawn.
+        grid: side of the `lowres` field; 0 for all other directions.
+        seed: seed of the directions, an integer from -2^63 to 2^63 - 1. With None it is drawn from
+            torch's CPU generator, which moves on by one draw: `torch.manual_seed` then repeats the
+            seed, and two estimators differ. The attribute `seed` holds the number drawn.
 
     Attributes:
         state: int64 `[seed, step]` of the last ask, on the device of its images; None before the
-            first.
-        last_loss: `[B]`, the objective at the images themselves, from this thread's last `tell` or
-            `tell_scores`.
+            first ask.
+        last_loss: `[B]`, the objective at the images themselves, from the last `tell` or
+            `tell_scores` of this thread.
 
     Raises:
-        InputError: values out of range; `tell` without `ask`; a second `ask` before `tell`.
+        InputError: a value is out of range, `tell` was called without `ask`, or `ask` a second time
+            before `tell`.
     """
 
     def __init__(
@@ -98,26 +99,27 @@ class ZerothOrder:
 
     @property
     def last_loss(self) -> Tensor | None:
+        """Return `[B]`, the objective at the images of this thread's last tell."""
         return self._own.last_loss
 
     def state_dict(self) -> dict[str, int]:
-        """Return the seed and the step of the next ask. On a GPU this waits for the device."""
+        """Return the seed and the step of the next ask; on a GPU this waits for the device."""
         return {"seed": self.seed, "step": 0 if self.state is None else int(self.state[1]) + 1}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where the estimator that gave `state` stood: the next ask draws what its next ask
-        would have drawn.
+        """Continue from the position of the estimator that returned `state`.
 
-        A pending ask of this thread is dropped.
+        The next ask draws the directions that its next ask would have drawn. A pending ask of this
+        thread is dropped.
 
         Raises:
-            InputError: `state` is not what `state_dict` gives.
+            InputError: `state` is not a dict as `state_dict` returns it.
         """
         op = "ZerothOrder.load_state_dict"
         if not isinstance(state, Mapping) or set(state) != {"seed", "step"}:
             got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
             raise InputError(
-                f"{op}: state must hold seed and step, as state_dict() gives them; got {got}"
+                f"{op}: state must hold seed and step, as state_dict() returns them; got {got}"
             )
         seed, step = (
             _checked_seed(op, state["seed"]),
@@ -129,36 +131,35 @@ class ZerothOrder:
         self.reset()
 
     def reset(self) -> None:
-        """Drop this thread's pending ask, if there is one; the next ask draws new directions as
-        always.
-        """
+        """Drop the pending ask of this thread, if any; the next ask draws new directions."""
         self._own.pending = None
 
     def draw(self, device: torch.device) -> Tensor:
-        """Advance to the next step and return its int64 `[seed, step]`, a tensor of its own, on
-        `device`.
+        """Advance to the next step; return its int64 `[seed, step]` on `device` as a new tensor.
 
-        One at a time, so that no two threads get the same. Outside of inference mode, whose tensors
-        could not be changed later.
+        The lock keeps two threads from drawing the same step. Inference mode is switched off, since
+        its tensors could not be advanced in place later.
         """
         with self._lock, torch.inference_mode(False):
             if self.state is None or self.state.device != device:
                 step = -1 if self.state is None else int(self.state[1])
                 self.state = torch.tensor([self.seed, step], dtype=torch.int64, device=device)
-            # In place, so that a captured graph advances it.
+            # Advance in place, so that the replay of a captured CUDA graph does so too.
             self.state[1] += 1
             return self.state.clone()
 
     def _check_free(self, op: str) -> None:
         if self._own.pending is not None:
             raise InputError(
-                f"ZerothOrder.{op}: the ask before has not been told yet, and its losses would go to other directions; "
-                "tell them first, or call reset() to drop that ask"
+                f"ZerothOrder.{op}: the losses of the previous ask have not been told yet, "
+                "and would be attributed to other directions; call tell first, or reset() to drop "
+                "that ask"
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return all but what belongs to this process and its threads: a copy starts without a
-        pending ask.
+        """Return all state but that of this process and its threads.
+
+        A copy starts without a pending ask.
         """
         return {
             name: value for name, value in self.__dict__.items() if name not in ("_lock", "_own")
@@ -170,12 +171,15 @@ class ZerothOrder:
 
     def __repr__(self) -> str:
         grid = f", grid={self.grid}" if self.grid else ""
-        told = f"num_directions={self.num_directions}, mu={self.mu:g}, directions={self.directions!r}{grid}"
-        return f"ZerothOrder({told}, seed={self.seed})"
+        return (
+            f"ZerothOrder(num_directions={self.num_directions}, mu={self.mu:g}, "
+            f"directions={self.directions!r}{grid}, seed={self.seed})"
+        )
 
     def ask(self, x: Tensor) -> Tensor:
-        """Return the points to query: images `[B, *S]` -> `[1 + q, B, *S]` without a graph;
-        `points[0]` is x.
+        """Return the points to query: images `[B, *S]` -> `[1 + q, B, *S]`.
+
+        `points[0]` is x. The points carry no graph.
         """
         self._check_free("ask")
         state = self.draw(x.device)
@@ -186,11 +190,11 @@ class ZerothOrder:
         return points
 
     def ask_chunks(self, x: Tensor, max_images: int = 4096) -> Iterator[Tensor]:
-        """Return the same points in chunks `[r, B, *S]`, whose concatenation over dim 0 is `ask(x)`
-        bit for bit.
+        """Return an iterator over the points in chunks `[r, B, *S]`.
 
-        A chunk holds as many whole rows of B images as fit in `max_images`, and at least one. A
-        chunk that is dropped before the next is asked for gives it its memory.
+        Concatenated over dim 0, the chunks are `ask(x)` bit for bit. A chunk holds as many whole
+        rows of B images as fit in `max_images`, but at least one row. If the caller drops a chunk
+        before it fetches the next, the next reuses its memory.
         """
         max_images = check_integer("ZerothOrder.ask_chunks", "max_images", max_images, 1)
         self._check_free("ask_chunks")
@@ -202,7 +206,7 @@ class ZerothOrder:
     def _chunks(self, x: Tensor, state: Tensor, rows: int) -> Iterator[Tensor]:
         for start in range(0, 1 + self.num_directions, rows):
             n_rows = min(rows, 1 + self.num_directions - start)
-            # Row 0 of the op is x itself: it belongs to the first chunk only.
+            # Row 0 of the op's result is x itself, which belongs to the first chunk only.
             count, first = (n_rows - 1, 0) if start == 0 else (n_rows, start - 1)
             points = ops.perturb(
                 x, state, count, self.mu, self.directions, self.grid, first_direction=first
@@ -211,8 +215,9 @@ class ZerothOrder:
             del points
 
     def tell(self, losses: Tensor) -> Tensor:
-        """Losses `[1 + q, B]` of the points -> `mean(losses[0])`; its backward sends estimate / B
-        into x's graph.
+        """Return `mean(losses[0])` for the losses `[1 + q, B]` of the points.
+
+        Its backward pass sends the estimated gradient of this mean into the graph of x.
         """
         x, state = self._pending("tell")
         wanted = [1 + self.num_directions, x.shape[0]]
@@ -235,14 +240,16 @@ class ZerothOrder:
         scores_kind: str = "logits",
         divergence: str = "l1",
     ) -> Tensor:
-        """Scores `[1 + q, B, n_classes]` of the points -> mean recovery objective; see
-        `ops.zo_kd_gradient`.
+        """Return the mean recovery objective for the scores `[1 + q, B, n_classes]` of the points.
+
+        Its backward pass sends the estimated gradient into the graph of x. `ops.zo_kd_gradient`
+        defines the objective and explains the other arguments.
         """
         x, state = self._pending("tell_scores")
         if scores.dim() != 3 or scores.shape[0] != 1 + self.num_directions:
             raise InputError(
-                f"ZerothOrder.tell_scores: scores must be [1 + q, B, n_classes] with q = {self.num_directions}; "
-                f"got {list(scores.shape)}"
+                "ZerothOrder.tell_scores: scores must be [1 + q, B, n_classes] with "
+                f"q = {self.num_directions}; got {list(scores.shape)}"
             )
         gradient, loss = ops.zo_kd_gradient(
             scores.detach(),
@@ -262,7 +269,7 @@ class ZerothOrder:
     def _pending(self, op: str) -> _Pending:
         if self._own.pending is None:
             raise InputError(
-                f"ZerothOrder.{op}: tell needs the points of an ask made in the same thread; "
+                f"ZerothOrder.{op}: there is no pending ask in this thread; "
                 "call ask(x) first, and tell once per ask"
             )
         return self._own.pending
@@ -278,5 +285,5 @@ def _drawn_seed() -> int:
 
 
 def _checked_seed(op: str, seed: object) -> int:
-    """Return `seed`, which goes into an int64 tensor, as an int."""
+    """Return `seed` as an int; refuse what an int64 tensor cannot hold."""
     return check_integer(op, "seed", seed, -(2**63), 2**63)

@@ -1,4 +1,4 @@
-"""A black box as an `nn.Module`: its scores forward, a zeroth-order gradient backward."""
+"""Wrap a black box as an `nn.Module`: scores forward, a zeroth-order gradient backward."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from bidfmkd_fast.zeroth_order.estimator import ZerothOrder
 
 
 class _Query(torch.autograd.Function):
+    """Ask the black box forward; estimate the gradient backward."""
+
     @staticmethod
     def forward(context: Any, x: Tensor, module: DifferentiableBlackBox) -> Tensor:
         scores = module.query(x.detach()).detach()
         if scores.dim() < 2 or scores.shape[0] != x.shape[0]:
             raise InputError(
-                f"as_differentiable: query must answer [N, n_classes] with N = {x.shape[0]}; got {list(scores.shape)}"
+                f"as_differentiable: query must return scores [N, n_classes], N = {x.shape[0]}; "
+                f"got {list(scores.shape)}"
             )
         context.save_for_backward(x.detach(), scores)
         context.module = module
@@ -34,7 +37,7 @@ class _Query(torch.autograd.Function):
 
 
 class DifferentiableBlackBox(nn.Module):
-    """What `as_differentiable` returns."""
+    """A black box that gradients flow through; made by `as_differentiable`."""
 
     query: Callable[[Tensor], Tensor]
 
@@ -42,20 +45,22 @@ class DifferentiableBlackBox(nn.Module):
         self, query: Callable[[Tensor], Tensor], estimator: ZerothOrder, max_images: int
     ) -> None:
         super().__init__()
-        # Past nn.Module's own __setattr__, which would take a module in as a part of this one: its
-        # parameters would show up here, and train() would switch its batch norms.
+        # If `query` is a module, nn.Module's own __setattr__ would make it a part of this module:
+        # its parameters would show up here, and train() would switch its batch norms.
         object.__setattr__(self, "query", query)
         self.estimator = estimator
         self.max_images = max_images
-        self.register_load_state_dict_pre_hook(_keep_position_if_none_came)
+        self.register_load_state_dict_pre_hook(_keep_position_if_absent)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `[N, *S]` -> scores `[N, n_classes]`."""
+        """Return the scores `[N, n_classes]` of images `[N, *S]`."""
         return _Query.apply(x, self)
 
     def gradient(self, x: Tensor, scores: Tensor, grad: Tensor) -> Tensor:
-        """`s / (q mu) * sum_k <grad, A(x + mu u_k) - A(x)> u_k`: the estimate of `grad` times A's
-        Jacobian.
+        """Return an estimate of `grad` times the Jacobian of the black box A.
+
+        It is `s / (q mu) * sum_k <grad, A(x + mu u_k) - A(x)> u_k`, where `s` is the dimension of
+        the space that the q directions `u_k` span, and mu the step length.
         """
         zo = self.estimator
         state = zo.draw(x.device)
@@ -76,17 +81,18 @@ class DifferentiableBlackBox(nn.Module):
         )
 
     def get_extra_state(self) -> Tensor:
-        """Return the estimator's position, int64 `[seed, step]`: a tensor, which every format of
-        checkpoints holds.
+        """Return the position of the estimator, int64 `[seed, step]`.
+
+        It is a tensor, since every checkpoint format can hold tensors.
         """
         position = self.estimator.state_dict()
         return torch.tensor([position["seed"], position["step"]], dtype=torch.int64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on from a position that `get_extra_state` gave.
+        """Continue from a position that `get_extra_state` returned.
 
         Raises:
-            InputError: `state` is no int64 tensor `[seed, step]`.
+            InputError: `state` is not an int64 tensor `[seed, step]`.
         """
         if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.shape != (2,):
             raise InputError(
@@ -100,11 +106,12 @@ class DifferentiableBlackBox(nn.Module):
         return f"num_directions={zo.num_directions}, mu={zo.mu}, directions={zo.directions!r}"
 
 
-def _keep_position_if_none_came(
+def _keep_position_if_absent(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
 ) -> None:
-    """Let a strict checkpoint of a model that held another teacher load: the estimator stays where
-    it is.
+    """Add the present position to a checkpoint that has none, so that it loads strictly.
+
+    Such a checkpoint comes from a model that held an ordinary module in place of this one.
     """
     state_dict.setdefault(prefix + "_extra_state", module.get_extra_state())
 
@@ -118,24 +125,23 @@ def as_differentiable(
     seed: int | None = None,
     max_images: int = 4096,
 ) -> DifferentiableBlackBox:
-    """Wrap a black box so that code written for white boxes can train through it.
+    """Wrap a black box so that code that needs gradients can train through it.
 
     Args:
-        query: images `[N, *S]` -> scores `[N, n_classes]`; a black box of this package or any
-            function. It is asked `N` queries forward and, only if a gradient is wanted, `q * N`
-            more backward.
+        query: maps images `[N, *S]` to scores `[N, n_classes]`: a black box of this package or any
+            function. The forward pass asks N queries. The backward pass asks `q * N` more, where q
+            is `num_directions`; it runs only if a gradient is wanted.
         num_directions, mu, directions, grid, seed: as for `ZerothOrder`.
-        max_images: the most images handed to `query` at once in the backward pass (at least one row
-            of N).
+        max_images: the most images given to `query` at once in the backward pass, but at least N.
 
     Returns:
-        An `nn.Module` without parameters, buffers or submodules: scores forward, zeroth-order
-        gradient backward, for any loss put on top. If `query` is a module, it stays outside:
-        `parameters`, `train` and `state_dict` do not reach it. `state_dict` holds the position in
-        the random directions; a checkpoint without one loads as well.
+        An `nn.Module` with scores forward and a zeroth-order gradient backward, for any loss of the
+        scores. It has no parameters, buffers or submodules: if `query` is a module, it stays
+        outside, and `parameters`, `train` and `state_dict` do not reach it. `state_dict` holds the
+        position in the sequence of random directions; a checkpoint without one loads as well.
 
     Raises:
-        InputError: values out of range, as for `ZerothOrder`.
+        InputError: a value is out of range, as for `ZerothOrder`.
     """
     if not callable(query):
         raise InputTypeError(

@@ -9,8 +9,8 @@
 // normals at once. The 32 outermost quantiles are tabulated, since no cubic follows them.
 //
 // The approximation is within 2.5e-4 of the quantiles (root mean square 6e-5). All 2^16 normals
-// together have mean 0, variance 1 and kurtosis 2.9993. ops/reference.py computes these tables
-// anew.
+// together have mean 0, variance 1 and kurtosis 2.9993. ops/directions.py derives these
+// tables.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""A server on loopback whose answers a test scripts, and which notes what it was sent."""
+"""Run a server on loopback whose answers a test scripts, and note what it was sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DROP = "drop"  # close the connection without an answer
 
 @dataclass
 class Sent:
-    """One POST as the server got it."""
+    """A POST request as the server received it."""
 
     path: str
     headers: Mapping[str, str]
@@ -26,7 +26,9 @@ class Sent:
 
 @dataclass
 class ScriptedServer:
-    """`get` maps paths to JSON answers; `post` answers a `Sent` with (status, headers, body) or
+    """A server with scripted answers.
+
+    `get` maps paths to JSON answers; `post` answers a `Sent` with (status, headers, body), or with
     `DROP`.
     """
 
@@ -49,9 +51,7 @@ class ScriptedServer:
         config: dict[str, Any] | None = None,
         fault: Callable[[int, Sent], Any] = lambda number, sent: None,
     ) -> None:
-        """Be a v2 server of one model; `fault` may answer instead, told the number of the
-        request.
-        """
+        """Serve one model by the v2 protocol; `fault` gets each request and may answer instead."""
         inputs = [{"name": "x", "datatype": datatype, "shape": [-1, *shape]}]
         outputs = [{"name": "y", "datatype": "FP32", "shape": [-1, n_classes]}]
         self.get["/v2"] = {
@@ -74,7 +74,7 @@ class ScriptedServer:
 
 
 def read_v2(sent: Sent) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
-    """The header and the images of a v2 request, read independently of the client."""
+    """Read header and images of a v2 request, independently of the client's code."""
     length = sent.headers.get("Inference-Header-Content-Length")
     header = json.loads(sent.body if length is None else sent.body[: int(length)])
     tensor = header["inputs"][0]

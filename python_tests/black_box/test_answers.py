@@ -1,4 +1,4 @@
-"""Rounded and top-k answers, against the same worked out by hand, and through the losses."""
+"""Check rounded and top-k answers against results worked out by hand, and through the losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.black_box import APISpec, FunctionBlackBox
-from bidfmkd_fast.black_box.answers import as_told, place, spread_missing_mass, usable
+from bidfmkd_fast.black_box.answers import as_answered, place, spread_missing_mass, usable
 from bidfmkd_fast.errors import BadAnswer
 
 SHAPE = (1, 2, 2)
@@ -33,7 +33,7 @@ def test_placed_by_label() -> None:
 def test_top_k_probabilities_add_up_and_keep_what_was_told(seed: int) -> None:
     full = torch.randn(20, 6, generator=torch.Generator().manual_seed(seed)).softmax(1)
     spec = APISpec(6, SHAPE, scores_kind="top_k", top_k=3)
-    given = usable(as_told(full, spec), spec)
+    given = usable(as_answered(full, spec), spec)
     torch.testing.assert_close(given.sum(1), torch.ones(20))
     best = full.topk(3).indices
     assert torch.equal(given.gather(1, best), full.gather(1, best))
@@ -46,16 +46,17 @@ def test_top_k_probabilities_add_up_and_keep_what_was_told(seed: int) -> None:
 @pytest.mark.parametrize("decimals", [2, 4])
 def test_a_rounded_zero_is_at_most_half_a_unit(decimals: int) -> None:
     spec = APISpec(3, SHAPE, scores_kind="probabilities", decimals=decimals)
-    scores = usable(as_told(torch.tensor([[0.99999, 1e-5, 0.0]]), spec), spec)
+    scores = usable(as_answered(torch.tensor([[0.99999, 1e-5, 0.0]]), spec), spec)
     assert scores.tolist()[0] == pytest.approx([1.0, 0.5 * 10**-decimals, 0.5 * 10**-decimals])
     logits = usable(
-        as_told(torch.tensor([[0.123456, -1.0, 0.0]]), APISpec(3, SHAPE, decimals=decimals)), spec
+        as_answered(torch.tensor([[0.123456, -1.0, 0.0]]), APISpec(3, SHAPE, decimals=decimals)),
+        spec,
     )
     assert logits[0, 0].item() == pytest.approx(round(0.123456, decimals))
 
 
 def test_the_loss_of_a_top_k_answer_is_minus_log_of_the_spread_probability() -> None:
-    """Told 0.7 and 0.2 of five classes: a class that was not told has 0.1 / 3."""
+    """Compare with 0.1 / 3 for each of three classes that an answer of 0.7 and 0.2 leaves out."""
     told = torch.tensor([0.7, 0.2, 0.0, 0.0, 0.0])
     spec = APISpec(5, SHAPE, scores_kind="top_k", top_k=2)
     api = FunctionBlackBox(lambda images: told.expand(len(images), 5), spec)
@@ -81,5 +82,5 @@ def test_logits_declared_as_probabilities_are_a_bad_answer() -> None:
 
 def test_the_highest_are_chosen_before_rounding() -> None:
     spec = APISpec(4, SHAPE, scores_kind="top_k", decimals=1, top_k=2)
-    told = as_told(torch.tensor([[0.21, 0.22, 0.24, 0.33], [0.24, 0.22, 0.21, 0.33]]), spec)
+    told = as_answered(torch.tensor([[0.21, 0.22, 0.24, 0.33], [0.24, 0.22, 0.21, 0.33]]), spec)
     torch.testing.assert_close(told, torch.tensor([[0.0, 0.0, 0.2, 0.3], [0.2, 0.0, 0.0, 0.3]]))

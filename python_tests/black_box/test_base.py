@@ -1,4 +1,4 @@
-"""BlackBox: every call checked, paid for and counted, and scores without a graph."""
+"""Check that every call to a black box is checked, paid and counted, and gives no graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPEC = APISpec(3, (1, 2, 2), name="corner")
 
 
 class Scripted(BlackBox):
-    """Answers what it is told to, and notes what it was sent."""
+    """A box with scripted answers, which notes what it was sent."""
 
     def __init__(
         self, answer: object = None, per_request: int | None = None, budget: Budget | None = None

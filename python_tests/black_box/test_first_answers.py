@@ -1,4 +1,7 @@
-"""What the first answers of an API tell of its spec: refused, warned of once, at no further query."""
+"""Check what the first answers of an API reveal about its spec, without further queries.
+
+Impossible answers are refused; suspicious ones are warned of once.
+"""
 
 from __future__ import annotations
 
@@ -151,9 +154,7 @@ def test_a_right_api_is_neither_refused_nor_warned_of(
 
 
 def test_many_classes_and_rounded_zeros_are_possible() -> None:
-    """Of 1000 nearly equal probabilities two places hold nothing: the sum is 0.02, by rounding
-    alone.
-    """
+    """Accept a sum of 0.02: two decimals round 1000 nearly equal probabilities to 0."""
     scores = torch.full((4, 1000), 0.001)
     scores[:, 0] = 0.02
     spec = APISpec(1000, SHAPE, scores_kind="probabilities", decimals=2)

@@ -1,4 +1,4 @@
-"""Ledger and Budget: exact under threads, all or nothing, never overrun."""
+"""Check that Ledger and Budget are exact under threads, spend all or nothing, never overrun."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from bidfmkd_fast.errors import BudgetExhausted, InputError, InputTypeError
 
 
 class Yielding(int):
-    """An int whose addition lets other threads run before its result is stored: an unlocked update
-    loses counts.
+    """An int whose addition lets other threads run before the result is stored.
+
+    An update without a lock therefore loses counts.
     """
 
     def __radd__(self, other: int) -> int:

@@ -1,4 +1,4 @@
-"""Whatever a service answers is scores, or one error of one line that names the API."""
+"""Check that any answer of a service becomes scores, or one error in one line with its name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def box(form: str, server: Any, **options: Any) -> RemoteBlackBox | JSONBlackBox
 
 
 def outcome(api: RemoteBlackBox | JSONBlackBox) -> torch.Tensor | str:
-    """Finite scores, or the text of an error that a run goes on after."""
+    """Return finite scores, or the text of an error after which a run continues."""
     try:
         scores = api(IMAGES)
     except (APIUnavailable, BadAnswer) as error:
@@ -174,7 +174,7 @@ def test_any_value_as_the_answer(
     field=st.sampled_from(("name", "datatype", "shape", "input", "inputs", "outputs", "all")),
 )
 def test_any_metadata(server: Any, value: Any, limit: Any, field: str) -> None:
-    """They may even change while a run is under way."""
+    """Change the metadata, which may happen while a run is under way."""
     api = box("v2 json", server)
     told = server.get["/v2/models/m"]
     if field in ("name", "datatype", "shape"):
@@ -228,9 +228,7 @@ def test_seconds_asked() -> None:
 
 @pytest.fixture
 def raw() -> Iterator[tuple[Any, list[Callable[[socket.socket], None]]]]:
-    """A server that hands each connection, once the request is read, to the last of a list of
-    functions.
-    """
+    """Serve raw sockets: after a request, its connection goes to the last function of a list."""
     answers: list[Callable[[socket.socket], None]] = []
 
     class Address:
@@ -282,7 +280,8 @@ def raw() -> Iterator[tuple[Any, list[Callable[[socket.socket], None]]]]:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n{}",
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nContent-Encoding: deflate, gzip, br, zstd\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: deflate, gzip, br, zstd\r\n"
+        b"Content-Length: 2\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\n: \r\n\x00\r\nno colon\r\n\r\n{}",
         b"HTTP/1.1 204 No Content\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
@@ -316,7 +315,7 @@ def drip(first: bytes) -> Callable[[socket.socket], None]:
     ],
 )
 def test_a_service_that_drips_has_a_deadline(raw: Any, first: bytes) -> None:
-    """Each byte comes in time, the whole answer never does."""
+    """Send each byte in time, but never the whole answer."""
     where, answers = raw
     answers.append(drip(first))
     api = JSONBlackBox(where.url, SPEC, "tf_serving", backoff=0.0, retries=1, timeout=0.5)
@@ -370,7 +369,7 @@ def test_a_redirect_names_its_target_without_secrets(server: Any) -> None:
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_scores_with_axes_of_one(server: Any, seed: int, binary: bool) -> None:
-    """`[N, C, 1, 1]`, as image models answer without a last reshape."""
+    """Answer `[N, C, 1, 1]`, as image models do without a last reshape."""
     wanted = np.random.default_rng(seed).normal(size=(2, N)).astype(np.float32)
 
     def post(sent: Any) -> Any:

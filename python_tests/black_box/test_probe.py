@@ -1,4 +1,4 @@
-"""The probe, and the steps it suggests, on APIs whose every property is known."""
+"""Check the probe and the steps that it suggests on APIs whose properties are all known."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, RemoteBlackBox
-from bidfmkd_fast.black_box.probe import PROBE_QUERIES, decimals_of, kind_of, probe
+from bidfmkd_fast.black_box.probe import PROBE_QUERIES, probe
+from bidfmkd_fast.black_box.signature import decimals_of, kind_of
 from bidfmkd_fast.black_box.step_length import (
     QUERIES,
     STEPS,
@@ -25,7 +26,7 @@ SHAPE = (1, 16, 16)
 
 
 def logits_of(images: Tensor) -> Tensor:
-    """Smooth in the image, and neither flat nor saturated."""
+    """Return logits that are smooth in the image, and neither flat nor saturated."""
     weight = torch.randn(256, 5, generator=torch.Generator().manual_seed(1)).double()
     return torch.tanh(images.flatten(1).double() @ weight / 16).float() * 2
 
@@ -183,9 +184,7 @@ def test_the_choice() -> None:
 
 
 def test_curvature_is_no_reason_for_a_longer_step(seed: int) -> None:
-    """Slopes along long steps are others than along short ones here, but every digit of the short
-    ones counts.
-    """
+    """Keep the short step where long steps find other slopes, since all digits are answered."""
     images = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(seed))
     weight = torch.randn(256, 5, generator=torch.Generator().manual_seed(seed)).double()
     bent = api(lambda images: torch.sin(images.flatten(1).double() @ weight * 8).float() * 3)
@@ -204,7 +203,7 @@ def test_too_short_for_8_bits() -> None:
 
 
 def test_unmoved_answers() -> None:
-    """Three directions, four images; the wanted class is 1 throughout."""
+    """Use three directions and four images; class 1 is wanted for all of them."""
     labels = torch.ones(4, dtype=torch.int64)
     scores = torch.zeros(4, 4, 3)
     scores[:, 0, 0] = torch.tensor([0.0, 9.0, 9.0, 9.0])  # another class moves

@@ -1,4 +1,4 @@
-"""`bidfmkd train` on services that echo what they were sent: no file of the run and no line on the terminal has it."""
+"""Check that no secret is in a file or on the terminal, though services echo what they got."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def echo(sent: Any) -> str:
 
 
 def answer(sent: Any) -> Any:
-    """A path says how: `/good/...` with scores and an echo, others with an echo only."""
+    """Answer `/good/...` with scores and an echo of the request, other paths with the echo only."""
     kind, spelling = sent.path.partition("?")[0].strip("/").split("/")
     words = " ".join(SPELLED[spelling](part) for part in (TOKEN, HEADER, KEY)) + f" in {echo(sent)}"
     images = np.array(json.loads(sent.body)["instances"]).reshape(-1, 256)
@@ -76,7 +76,8 @@ def answer(sent: Any) -> Any:
         return (
             302,
             {
-                "Location": f"https://user:{quote(TOKEN, safe='')}@elsewhere/?key={quote(KEY, safe='')}"
+                "Location": f"https://user:{quote(TOKEN, safe='')}@elsewhere/"
+                f"?key={quote(KEY, safe='')}"
             },
             b"",
         )

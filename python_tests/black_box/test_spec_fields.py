@@ -1,4 +1,4 @@
-"""Every field of APISpec, for every kind of black box: it acts, or the box is refused when it is made."""
+"""Check that every field of APISpec has an effect on every box, or is refused by the box."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ SPEC: dict[str, Any] = {"n_classes": 4, "image_shape": (3, 8, 8), "name": "kept"
 
 
 def scores_of(numbers: Array, spec: APISpec, kind: str | None = None) -> Array:
-    """What the API behind every box computes of images as it wants them: its classes' scores of
-    the channel means.
-    """
+    """Compute the scores of the API behind every box: a linear map of the channel means."""
     axes = (1, 2) if spec.layout == "NHWC" else (2, 3)
     unit = numbers.astype(np.float64) / 255 if numbers.dtype == np.uint8 else numbers
     logits = torch.from_numpy(unit.mean(axes) @ WEIGHT)
@@ -51,7 +49,7 @@ def scores_of(numbers: Array, spec: APISpec, kind: str | None = None) -> Array:
 
 
 def as_a_service_tells(scores: Array, spec: APISpec) -> Array:
-    """Rounded, and 0 for all but the best: what a service does itself."""
+    """Round scores and cut them to the top k, as a service does."""
     told = scores if spec.decimals is None else np.round(scores, spec.decimals)
     if spec.top_k is not None:
         told = np.where(scores >= np.sort(scores, axis=1)[:, [-spec.top_k]], told, 0)
@@ -73,9 +71,7 @@ class Means(nn.Module):
 
 
 class Made:
-    """Makes boxes of one kind, and notes how many images each batch had that their API was
-    given.
-    """
+    """A maker of boxes of one kind, which notes the size of each batch that their API gets."""
 
     def __init__(
         self, kind: str, tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
@@ -201,7 +197,7 @@ def read_json(sent: Any, spec: APISpec) -> Array:
 
 
 def images_of(n: int, spec: APISpec | None = None) -> Tensor:
-    """Images of one colour each, in unit range: no resampling changes them."""
+    """Make images of one colour each, in unit range, which resampling does not change."""
     shape = (3, 8, 8) if spec is None else spec.image_shape
     colours = torch.rand(n, 3, 1, 1, generator=torch.Generator().manual_seed(n)) * 0.9 + 0.05
     return colours.expand(n, *shape).contiguous()
@@ -246,7 +242,7 @@ def image_shape(made: Made) -> None:
 
 
 def input_range(made: Made) -> None:
-    """Bytes are told from the range; floats are passed on as they are, whatever the range."""
+    """Check that bytes follow from the range, and that floats are sent as they are."""
     images = images_of(5)
     close(made(input_range=(-1.0, 1.0))(images), logits(images))
     if made.kind in ("function", "torch"):  # they get the range's own values back
@@ -352,8 +348,8 @@ def price_per_1000(made: Made) -> None:
 ACTS: dict[str, Callable[[Made], None]] = {
     function.__name__: function
     for function in (
-        n_classes, image_shape, input_range, scores_kind, class_names, data_set, name, server_shape, layout, dtype,
-        encoding, mean, decimals, top_k, max_batch, price_per_1000,
+        n_classes, image_shape, input_range, scores_kind, class_names, data_set, name,
+        server_shape, layout, dtype, encoding, mean, decimals, top_k, max_batch, price_per_1000,
     )
 } | {"std": mean}  # fmt: skip
 REFUSED = {

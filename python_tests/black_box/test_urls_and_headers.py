@@ -1,4 +1,7 @@
-"""URLs, headers and tokens that cannot be used: one clear error before anything is sent, which shows no secret."""
+"""Check that bad URLs, headers and tokens give one clear error before any request.
+
+No error shows a secret.
+"""
 
 from __future__ import annotations
 

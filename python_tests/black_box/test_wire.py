@@ -1,4 +1,4 @@
-"""What a service gets: size, channels, normalisation, bytes and files, against arithmetic done by hand."""
+"""Check what a service receives against arithmetic by hand: size, channels, bytes and files."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bidfmkd_fast import ops
-from bidfmkd_fast.ops import native
+from bidfmkd_fast.ops import backend
 
 
 @pytest.fixture
@@ -19,6 +19,6 @@ def device() -> Iterator[torch.device]:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device that torch can use")
     device = torch.device("cuda", torch.cuda.current_device())
-    assert native.device_problem(device) is None, native.device_problem(device)
+    assert backend.device_problem(device) is None, backend.device_problem(device)
     with ops.use_backend("native"):
         yield device

@@ -10,8 +10,8 @@ import torch
 from tolerances import TOLERANCES
 
 from bidfmkd_fast import ops
+from bidfmkd_fast.ops.directions import span_dimension
 from bidfmkd_fast.ops.norm_pool import norm_pool
-from bidfmkd_fast.ops.reference import span_dimension
 
 KINDS = [("rademacher", 0), ("sphere", 0), ("gaussian", 0), ("lowres", 2)]
 SHAPES = [

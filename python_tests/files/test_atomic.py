@@ -1,4 +1,7 @@
-"""Files are written whole or not at all, with the umask's permissions and a checksum; failures are one clear line."""
+"""Test that files are written whole or not at all.
+
+They have the permissions of the umask and a checksum; a failure is one clear line.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file beside which nothing can be written: what is written goes to a device that is always
-    full.
-    """
+    """Yield a path whose partial file lies on a device that is always full."""
     path = tmp_path / "file"
     (tmp_path / "file.partial").symlink_to("/dev/full")
     yield path
@@ -49,7 +50,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """No file may become longer than 1,000 bytes."""
+    """Limit every file to 1,000 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     yield

@@ -1,4 +1,8 @@
-"""One run per folder, told with the holder's process; the lock ends with its holder, however that ends."""
+"""Test that a folder has one run at a time.
+
+The message names the process that holds the folder. The lock ends with that process, however it
+ends.
+"""
 
 from __future__ import annotations
 

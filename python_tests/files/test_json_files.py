@@ -15,7 +15,7 @@ from bidfmkd_fast.files.json_files import parse_json, read_json
         ('{"a": ', "Expecting value"),
         ("[" * 100_000, "nested too deeply"),
         ("9" * 5000, "integer string conversion"),
-        (b"\xff", "byte 0 is no UTF-8 text"),
+        (b"\xff", "byte 0 is not UTF-8 text"),
     ],
 )
 def test_what_is_refused_is_one_line(text: str | bytes, says: str) -> None:

@@ -1,4 +1,8 @@
-"""YAML as every file of the package is read: version 1.2's scalars, no key twice, bounded, and faults by their line."""
+"""Test the reader of all YAML files.
+
+It reads the scalars of YAML 1.2, refuses repeated keys and huge files, and reports faults with
+their line.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,10 @@ BOMB = "\n".join(["l0: &l0 [x, x]", *LEVELS])
     [
         ("010", 10), ("-7", -7), ("0o17", 15), ("0x1F", 31), ("0b1", "0b1"), ("1_000", "1_000"),
         ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("2020-01-01", "2020-01-01"),
-        ("yes", "yes"), ("No", "No"), ("on", "on"), ("off", "off"), ("true", True), ("FALSE", False),
-        ("1e-3", 0.001), ("+1E3", 1000.0), (".5", 0.5), ("1.", 1.0), (".inf", math.inf), ("-.INF", -math.inf),
-        ("null", None), ("~", None), ("", None), ("'010'", "010"), ("=", "="), ("{<<: {a: 1}}", {"<<": {"a": 1}}),
+        ("yes", "yes"), ("No", "No"), ("on", "on"), ("off", "off"), ("true", True),
+        ("FALSE", False), ("1e-3", 0.001), ("+1E3", 1000.0), (".5", 0.5), ("1.", 1.0),
+        (".inf", math.inf), ("-.INF", -math.inf), ("null", None), ("~", None), ("", None),
+        ("'010'", "010"), ("=", "="), ("{<<: {a: 1}}", {"<<": {"a": 1}}),
     ],
 )  # fmt: skip
 def test_scalars_are_those_of_the_core_schema(text: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""What the build says and does before anything is compiled: CMakeLists.txt, configured in a folder of its own."""
+"""Test what CMakeLists.txt finds, decides and prints before anything is compiled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PYBIND11 = "function(pybind11_add_module name)\n  add_library(${ARGV})\nendfunct
 
 
 def configure(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
-    """Configure into `folder`; the exit status, and what was printed with single spaces."""
+    """Configure into `folder`; return exit status and output, with runs of spaces made one."""
     packages = folder.parent / "packages"
     packages.mkdir(exist_ok=True)
     (packages / "pybind11Config.cmake").write_text(PYBIND11)
@@ -39,8 +39,9 @@ def configure(folder: Path, *options: str, **environment: str) -> tuple[int, str
 
 
 def test_the_environment_variable_turns_cuda_off_and_on(tmp_path: Path) -> None:
-    """As `BIDFMKD_CUDA=OFF pip install .` does; also in a folder configured before, and less than
-    an explicit -D.
+    """The variable BIDFMKD_CUDA of the environment decides, as in `BIDFMKD_CUDA=OFF pip install .`.
+
+    It does so in a folder that was configured before, too; an explicit -D overrides it.
     """
     assert "none (BIDFMKD_CUDA=OFF)" in configure(tmp_path / "build", BIDFMKD_CUDA="OFF")[1]
     status, told = configure(
@@ -61,13 +62,13 @@ def test_a_wrong_value_is_named(tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_the_message_says_what_to_install(tmp_path: Path) -> None:
-    """A PATH that holds cmake and make only."""
+    """Without a compiler on PATH, the error says how to install one."""
     for name in ("cmake", "make", "ninja", "uname"):
         if (found := shutil.which(name)) is not None:
             (tmp_path / name).symlink_to(found)
     status, told = configure(tmp_path / "build", PATH=str(tmp_path), CXX="/nowhere/c++")
     assert status != 0
     assert (
-        "the kernels need a C++17 compiler, and none was found. Install one (Debian, Ubuntu: apt-get install g++"
-        in told
+        "the kernels need a C++17 compiler, and none was found. Install one (Debian, Ubuntu: "
+        "apt-get install g++" in told
     )

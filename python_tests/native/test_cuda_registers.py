@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA sources, where there is one: every kernel's numbers stay in registers."""
+"""Test that nvcc, where there is one, keeps the values of every kernel in registers."""
 
 from __future__ import annotations
 

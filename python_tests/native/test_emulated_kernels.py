@@ -1,8 +1,9 @@
-"""The CUDA sources on the CPU, under a small emulation of blocks, threads, barriers and shuffles (`emulated/`).
+"""Run the CUDA sources on the CPU, under a small emulation of the device (`emulated/`).
 
-They are compiled as they are, with address and undefined-behaviour checks, and compared with the CPU's kernels at small
-shapes, so that indexing and reductions stay right where no GPU is at hand. Speed, and what only hardware does, is for
-`python_tests/cuda` and `benchmarks/gpu_check.sh` to show.
+It emulates blocks, threads, barriers and shuffles. The sources are compiled unchanged, with address
+and undefined-behaviour checks, and compared with the CPU kernels at small shapes, so that indexing
+and reductions stay right on machines without a GPU. `python_tests/cuda` and
+`benchmarks/gpu_check.sh` test speed, and what only hardware does.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_kernels_give_what_the_cpu_gives(program: Path, seed: int) -> None:
-    """All kernels, odd sizes, unaligned addresses; the threads of a block take turns in a random
-    order.
+    """All kernels agree with the CPU, at odd sizes and unaligned addresses.
+
+    The threads of a block take turns in random order.
     """
     done = run(program, str(seed))
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -1,4 +1,4 @@
-"""`estimate_gradient` and `zo_kd_gradient` against float64, and the truth test of the estimate."""
+"""Compare `estimate_gradient` and `zo_kd_gradient` with float64; check the estimate."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ RTOL, ATOL = TOLERANCES["kernel"]
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, name: str = "kernel") -> None:
-    """Within tolerance, the absolute one in units of the largest value: a sum's error scales with
-    its terms.
+    """Assert that two tensors agree within the tolerances of `name`.
+
+    The absolute tolerance is in units of the largest value, since the rounding error of a sum grows
+    with its terms.
     """
     rtol, atol = TOLERANCES[name]
     largest = float(expected.abs().max()) if expected.numel() else 1.0
@@ -50,8 +52,9 @@ def test_estimate(
 
 
 def test_lengths_kept_by_perturb_change_nothing(cpu_level: str, seed: int) -> None:
-    """The same bits whether the lengths of the directions come from perturb, from parts of it, or
-    are drawn again.
+    """The gradient has the same bits wherever the lengths of the directions come from.
+
+    `perturb` keeps them for the gradient, for all images or some; else they are computed again.
     """
     seed += len(cpu_level)  # lengths kept by another instruction set would serve here too
     shape, q, generator = (4, 3, 9, 11), 40, torch.Generator().manual_seed(seed)
@@ -97,9 +100,7 @@ def test_threads_change_nothing_of_the_losses(seed: int, monkeypatch: pytest.Mon
 
 
 def test_estimate_is_the_formula(seed: int) -> None:
-    """The reference itself, against the equation written with explicit directions taken from
-    `perturb`.
-    """
+    """The reference agrees with its formula, written with the directions that `perturb` used."""
     shape, q, mu = (2, 3, 6, 6), 12, 0.2
     state, generator = torch.tensor([seed, 0]), torch.Generator().manual_seed(seed)
     differences = torch.randn(q, 2, generator=generator, dtype=torch.float64)
@@ -116,7 +117,7 @@ def test_estimate_is_the_formula(seed: int) -> None:
 
 @pytest.mark.parametrize(("kind", "grid"), [*KINDS[:3], ("lowres", 2)])
 def test_truth_on_a_linear_function(cpu_level: str, kind: str, grid: int, seed: int) -> None:
-    """d = 8, q = 20000: cosine with the true gradient above 0.99, length within 5 %."""
+    """With d = 8 and q = 20000 the estimate has cosine > 0.99 and the right length within 5 %."""
     shape = (1, 2, 2, 2)
     slope = torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed))
     state = torch.tensor([seed, 0])
@@ -137,7 +138,7 @@ def make_scores(kind: str, *shape: int, seed: int) -> torch.Tensor:
 
 
 def hand_objective(scores, labels, student, weight, kind, divergence) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """The objective of every point, image by image, written out from its definition in float64."""
+    """Return the objective of every point in float64, image by image, from its definition."""
     rows = torch.empty(scores.shape[:2], dtype=torch.float64)
     for r in range(scores.shape[0]):
         for b in range(scores.shape[1]):
@@ -218,8 +219,9 @@ def test_rounded_probabilities_stay_finite(cpu_level: str) -> None:
 
 
 def _with_holes(scores: torch.Tensor, kind: str, hole: float) -> torch.Tensor:
-    """Scores `[..., 5]` of which class 2 is `hole` in half of the rows; in a kind that has no
-    -inf, 0 in its place.
+    """Return scores `[..., 5]` with `hole` for class 2 in half of the rows.
+
+    Probabilities have no -inf; the hole is 0 in its place.
     """
     scores = scores.clone()
     scores[::2, ..., 2] = 0.0 if kind == "probabilities" and hole == -math.inf else hole
@@ -232,8 +234,9 @@ def _with_holes(scores: torch.Tensor, kind: str, hole: float) -> torch.Tensor:
 def test_scores_that_are_not_finite(
     cpu_level: str, kind: str, divergence: str, hole: float, seed: int
 ) -> None:
-    """Both backends give the same numbers, the same NaN and the same infinities, whether the gate
-    is open or shut.
+    """Both backends give the same numbers, NaN and infinities.
+
+    They do so whether the API and the student agree on the class or not.
     """
     labels, state, shape = torch.arange(6) % 2, torch.tensor([seed, 0]), (6, 1, 3, 3)
     scores = _with_holes(make_scores(kind, 4, 6, 5, seed=seed), kind, hole)
@@ -361,7 +364,7 @@ GOOD = {
 BAD = [
     (
         {"scores": torch.zeros(9, 8)},
-        r"scores must be \[1\+q, B, n_classes\] with B = 2; got \[9, 8\]",
+        r"scores must be \[1 \+ q, B, n_classes\] with B = 2; got \[9, 8\]",
     ),
     ({"scores": torch.zeros(4, 3, 5)}, r"got \[4, 3, 5\]"),
     ({"scores": torch.zeros(0, 2, 5)}, r"got \[0, 2, 5\]"),
@@ -387,7 +390,7 @@ BAD = [
         "scores_kind must be one of logits, probabilities, log_probabilities; got 'top_k'",
     ),
     ({"divergence": "l2"}, "divergence must be one of l1, l1_prob, kl; got 'l2'"),
-    ({"mu": -1.0}, "mu, the length of a step, must be a positive number; got -1.0"),
+    ({"mu": -1.0}, r"the step length \(mu\) must be a positive number; got -1.0"),
 ]
 
 

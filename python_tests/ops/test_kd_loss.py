@@ -1,4 +1,4 @@
-"""`kd_loss` and its derivatives against float64, under `torch.func` and `torch.compile`."""
+"""Compare `kd_loss` and its derivatives with float64, on each of its derivative routes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make(
 
 
 def expected_loss(student, teacher, temperature, divergence, kind) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """From torch's own softmax and kl_div, differentiable by autograd."""
+    """Return the loss from torch's own softmax and kl_div, which autograd differentiates."""
     student, teacher = student.double(), teacher.double()
     logits = teacher if kind == "logits" else teacher.log() if kind == "probabilities" else teacher
     if divergence == "l1":
@@ -166,7 +166,7 @@ BAD = [
     (
         (torch.zeros(0, 4), torch.zeros(0, 4)),
         {},
-        r"needs at least one image and one class; got \[0, 4\]",
+        r"must hold at least one image and one class; got \[0, 4\]",
     ),
     (
         (torch.zeros(3, 4), torch.zeros(3, 4)),
@@ -183,7 +183,7 @@ BAD = [
     (
         (torch.zeros(3, 4), torch.full((3, 4), 0.25)),
         {"divergence": "l1", "scores_kind": "probabilities"},
-        "'l1' compares logits with logits; for probabilities take",
+        "'l1' compares logits with logits; for probabilities use",
     ),
 ]
 
@@ -197,8 +197,9 @@ def test_bad_input(tensors: tuple, keywords: dict, message: str) -> None:  # typ
 @pytest.mark.parametrize("hole", [-math.inf, math.inf, math.nan])
 @pytest.mark.parametrize(("divergence", "kind"), CASES)
 def test_scores_that_are_not_finite(divergence: str, kind: str, hole: float, seed: int) -> None:
-    """Both backends give the same numbers, NaN and infinities, with a hole in student, teacher or
-    both.
+    """Both backends give the same numbers, NaN and infinities.
+
+    A score that is not finite stands in the student's scores, the teacher's, or both.
     """
     for place in ("student", "teacher", "both"):
         student, teacher = make(4, 5, seed=seed), make(4, 5, seed=seed + 1, kind=kind)

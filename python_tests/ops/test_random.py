@@ -1,4 +1,4 @@
-"""Philox against its published known answers, and normals against the exact inverse distribution function."""
+"""Compare Philox with its published answers, and the normals with the exact quantiles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from tolerances import TOLERANCES
 
-from bidfmkd_fast.ops import native, reference
+from bidfmkd_fast.ops import backend, directions
 
 FULL = 0xFFFFFFFF
 # Random123's test vectors for philox4x32: rounds, counter, key, words.
@@ -27,19 +27,20 @@ KNOWN_ANSWERS = [
 @pytest.mark.parametrize(("rounds", "counter", "key", "words"), KNOWN_ANSWERS)
 def test_known_answers(rounds: int, counter: list[int], key: list[int], words: list[int]) -> None:
     tensors = [torch.tensor([value]) for value in (*counter, *key)]
-    assert [int(word) for word in reference.philox4x32(tensors[:4], tensors[4:], rounds)] == words
-    assert native._C is not None
-    assert native._C.philox4x32(counter, key, rounds) == words
+    assert [int(word) for word in directions.philox4x32(tensors[:4], tensors[4:], rounds)] == words
+    assert backend._C is not None
+    assert backend._C.philox4x32(counter, key, rounds) == words
 
 
 def test_normals() -> None:
-    """All there are: those of the kernels are the reference's, near the quantiles and with a
-    normal's moments.
+    """All 2^16 normals of the kernels equal the reference's, and have a normal's moments.
+
+    They lie close to the exact quantiles.
     """
     halves = torch.arange(2**16)
-    assert native._C is not None
-    kernel = torch.tensor([native._C.normal_from_half(int(half)) for half in halves])
-    normals = reference._normal_table()
+    assert backend._C is not None
+    kernel = torch.tensor([backend._C.normal_from_half(int(half)) for half in halves])
+    normals = directions._normal_table()
     unit = kernel.double().square().mean().sqrt()
     assert torch.equal((normals * unit).round().long(), kernel)
     torch.testing.assert_close(normals * unit, kernel.double(), **_tolerance("float64"))
@@ -58,7 +59,7 @@ def test_normals() -> None:
 
 def test_words_depend_on_every_coordinate(seed: int) -> None:
     def words(seed_: int = seed, step: int = 3, image: int = 0, third: int = 1) -> torch.Tensor:
-        return reference.random_words(torch.tensor([seed_, step]), 1, 4, third, 10, image)
+        return directions.random_words(torch.tensor([seed_, step]), 1, 4, third, 10, image)
 
     same = words()
     assert torch.equal(same, words())
@@ -77,7 +78,7 @@ def test_moments(seed: int) -> None:
     shape, q = (4, 3, 16, 16), 64
     state = torch.tensor([seed, 0])
     for kind, grid in (("rademacher", 0), ("sphere", 0), ("gaussian", 0), ("lowres", 4)):
-        u = torch.stack(list(reference.unit_directions(shape, state, q, kind, grid)))
+        u = torch.stack(list(directions.unit_directions(shape, state, q, kind, grid)))
         lengths = u.flatten(2).norm(dim=-1)
         if kind == "gaussian":
             # The squared length is chi-squared(768) / 768: standard deviation 0.05.

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.ops.reference import unit_directions
+from bidfmkd_fast.ops.directions import unit_directions
 from bidfmkd_fast.recovery import RecoveryConfig, recover
 from bidfmkd_fast.seeds import derive_seed, torch_generator
 

@@ -1,4 +1,4 @@
-"""A step off the GPU is called as it is; when one is captured, with stand-ins for torch.cuda."""
+"""Test when a step is captured, with stand-ins for torch.cuda, and that none is on the CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Stream:
 
 
 class Graph:
-    """Recording calls the step, as here nothing is recorded; replays are counted."""
+    """A stand-in for a CUDA graph: it records nothing, and counts its replays."""
 
     replays = 0
 
@@ -35,7 +35,7 @@ class Graph:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """What was captured: stream after stream."""
+    """Return the streams of all captures, in their order."""
     captured: list[object] = []
 
     def record(graph: Graph, stream: Stream, capture_error_mode: str) -> object:
@@ -66,17 +66,17 @@ def wait() -> None:
 
 
 def call(step: Callable[[], None], times: int) -> RepeatedStep:
-    one = RepeatedStep(CUDA)
+    repeated = RepeatedStep(CUDA)
     for _ in range(times):
-        one(step)
-    return one
+        repeated(step)
+    return repeated
 
 
 def test_every_call_is_one_step() -> None:
     counter = torch.zeros(1)
-    one = RepeatedStep(torch.device("cpu"))
+    repeated = RepeatedStep(torch.device("cpu"))
     for _ in range(7):
-        one(lambda: counter.add_(1))  # type: ignore[arg-type,return-value]
+        repeated(lambda: counter.add_(1))  # type: ignore[arg-type,return-value]
     assert counter.item() == 7
 
 
@@ -91,12 +91,12 @@ def test_captured_once_then_replayed(cuda: list[object]) -> None:
     assert one._stream is not other._stream
 
 
-@pytest.mark.filterwarnings(
-    "ignore:called a synchronizing:UserWarning"
-)  # of the steps before the one watched
+# The filter is for the warnings of the steps before the watched step.
+@pytest.mark.filterwarnings("ignore:called a synchronizing:UserWarning")
 def test_a_step_that_waits_is_never_captured(cuda: list[object]) -> None:
     with pytest.warns(
-        RuntimeWarning, match=r"without a CUDA graph: .*test_repeated.py:\d+ makes the host wait"
+        RuntimeWarning,
+        match=r"without a CUDA graph: .*test_captured_step.py:\d+ makes the host wait",
     ):
         call(wait, WARM_UP_STEPS + 3)
     assert not cuda

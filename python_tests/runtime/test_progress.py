@@ -1,4 +1,8 @@
-"""Progress: a bar in a terminal of any width and in a notebook, a line a minute in a file, nothing when unwanted."""
+"""Test how progress is shown.
+
+It is a bar in terminals of any width and in notebooks, a line per minute in files, and nothing if
+unwanted.
+"""
 
 from __future__ import annotations
 

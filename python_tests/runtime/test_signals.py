@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: every command ends within two seconds with one line, and its ledger is exact."""
+"""End every command by Ctrl-C and SIGTERM: within two seconds, with one line.
+
+The ledger is exact afterwards.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,9 @@ LIMIT = 2.0  # seconds from the signal to the end of the process
 
 @dataclass
 class Silent:
-    """A v2 server that takes every request for scores and never answers; `asked` is set by the
-    first.
+    """A v2 server that takes every request for scores and never answers.
+
+    The first request sets `asked`.
     """
 
     url: str = ""
@@ -116,7 +120,7 @@ def started(code: str, *arguments: str, folder: Path, **environment: str) -> sub
 
 
 def ended(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr after a signal; fails where it takes too long."""
+    """Send a signal; return exit code, stdout and stderr. Fail if the end takes too long."""
     since = time.monotonic()
     process.send_signal(number)
     try:
@@ -142,8 +146,8 @@ def test_train_on_a_silent_service(
     again = shlex.join(["bidfmkd", "train", "--pool", pool, *TINY, "--out", "runs/train"])
     queries, requests = 9 * silent.requests, silent.requests
     assert err == (
-        f"bidfmkd train: ended by {by}; kept in runs/train: 0 recovered sets; asked {queries} queries in {requests} "
-        f"requests; go on with: {again}\n"
+        f"bidfmkd train: ended by {by}; kept in runs/train: 0 recovered sets; "
+        f"asked {queries} queries in {requests} requests; go on with: {again}\n"
     )
     ledger = LedgerFile(tmp_path / "runs" / "train" / "control" / "ledger.sqlite")
     assert sum(row.requests for row in ledger.rows()) == requests
@@ -181,19 +185,8 @@ def test_recover_goes_on_in_its_folder(silent: Silent, pool: str, tmp_path: Path
 
 
 def test_a_command_that_asks_nobody(tmp_path: Path) -> None:
-    process = started(
-        MAIN,
-        "pool",
-        "--n-apis",
-        "2",
-        "--n-way",
-        "3",
-        "--epochs",
-        "100000",
-        "--out",
-        "new",
-        folder=tmp_path,
-    )
+    arguments = ["pool", "--n-apis=2", "--n-way=3", "--epochs=100000", "--out=new"]
+    process = started(MAIN, *arguments, folder=tmp_path)
     end = time.monotonic() + 60
     while not (tmp_path / "new").exists():
         assert process.poll() is None and time.monotonic() < end
@@ -201,13 +194,17 @@ def test_a_command_that_asks_nobody(tmp_path: Path) -> None:
     time.sleep(0.3)
     returned, out, err = ended(process, signal.SIGINT)
     assert (returned, out) == (130, "")
+    kept, first = "nothing to keep", ""
+    if (tmp_path / "new").exists():  # the main thread was too busy to remove the empty folder
+        kept = "kept in new: 0 trained APIs, which are no whole pool"
+        first = "remove new and "
     assert err == (
-        "bidfmkd pool: ended by Ctrl-C; kept in new: 0 trained APIs, which are no whole pool; nothing was asked; "
-        "remove new and start again with: bidfmkd pool --n-apis 2 --n-way 3 --epochs 100000 --out new\n"
+        f"bidfmkd pool: ended by Ctrl-C; {kept}; nothing was asked; "
+        f"{first}start again with: bidfmkd {' '.join(arguments)}\n"
     )
 
 
-def test_what_is_under_way_is_told_and_gone_on_with(
+def test_the_last_line_counts_unfinished_recoveries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli_ending, "asked_by_this_process", lambda: (5, 1, 0.0))
@@ -224,9 +221,9 @@ def test_what_is_under_way_is_told_and_gone_on_with(
         "train", ["train", "--pool", "a b", "--out", str(tmp_path)], options, signal.SIGTERM
     )
     assert line == (
-        f"bidfmkd train: ended by SIGTERM; kept in {tmp_path}: 1 recovered set and the answers to 1 under way; asked 5 "
-        "queries in 1 requests this time, 1,234 queries in 3 requests at a cost of 0.50 in all; go on with: bidfmkd "
-        f"train --pool 'a b' --out {tmp_path}"
+        f"bidfmkd train: ended by SIGTERM; kept in {tmp_path}: 1 recovered set and the answers to 1 "
+        "under way; asked 5 queries in 1 requests this time, 1,234 queries in 3 requests at a cost "
+        f"of 0.50 in all; go on with: bidfmkd train --pool 'a b' --out {tmp_path}"
     )
 
 
@@ -234,7 +231,7 @@ STUCK = """
 import sys, threading, time
 from bidfmkd_fast.runtime.signals import ended_by_signals
 with ended_by_signals(lambda number: f"the last line, {number}"):
-    threading.Thread(target=time.sleep, args=(60,)).start()  # a thread that is not joined, however long it takes
+    threading.Thread(target=time.sleep, args=(60,)).start()  # outlives the process
     print("ready", flush=True)
     try:
         time.sleep(60)
@@ -280,7 +277,10 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_torch_is_loaded(number: int, code: int, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
-    program = f"import sys; sys.argv[0] = '/somewhere/bin/bidfmkd'; sys.path.insert(0, {str(tmp_path)!r})\n{MAIN}"
+    program = (
+        "import sys; sys.argv[0] = '/somewhere/bin/bidfmkd'; "
+        f"sys.path.insert(0, {str(tmp_path)!r})\n{MAIN}"
+    )
     process = started(program, "demo", folder=tmp_path)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     assert ended(process, number) == (code, "", "")

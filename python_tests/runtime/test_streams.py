@@ -1,4 +1,7 @@
-"""Output that nobody can take: the work is done and kept all the same, with one line and a fitting exit code."""
+"""Run commands whose output cannot be written.
+
+The work is done and kept nevertheless; one line and the exit code say what was lost.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,15 @@ from PIL import Image
 from bidfmkd_fast.runtime.streams import guarded_stdout, say
 
 MAIN = "from bidfmkd_fast.cli.main import main; raise SystemExit(main())"
-LOST = "bidfmkd convert: cannot write to standard output ({}); what it was to show is lost, files are kept\n"
+LOST = (
+    "bidfmkd convert: cannot write to standard output ({}); what it was to show is lost, "
+    "files are kept\n"
+)
 
 
 @pytest.fixture
 def convert(tmp_path: Path) -> list[str]:
-    """A command that writes `two.npz`, and then tells of it."""
+    """Return a command that writes `two.npz` and then prints a line about it."""
     for name in ("ox", "cat"):
         (tmp_path / "animals" / name).mkdir(parents=True)
         Image.new("L", (4, 4)).save(tmp_path / "animals" / name / "1.png")
@@ -27,7 +33,7 @@ def convert(tmp_path: Path) -> list[str]:
 
 
 def in_a_shell(command: list[str], redirection: str, folder: Path) -> tuple[int, str]:
-    """Exit code and stderr of the command under a redirection of the shell."""
+    """Return exit code and stderr of the command under a redirection of the shell."""
     done = subprocess.run(
         ["bash", "-c", f'"$@" {redirection}', "bash", *command],
         cwd=folder,

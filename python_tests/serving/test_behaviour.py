@@ -1,4 +1,4 @@
-"""What a served model tells, and its faults: shares, storms and draws by request number."""
+"""Check what a served model answers, and its faults: shares, storms and draws by request."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_storms_come_at_the_end_of_each_cycle(seed: int) -> None:
 
 def test_well_behaved_tells_the_very_scores(seed: int) -> None:
     scores = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
-    told = Behaviour().tell(scores, "logits", seed, "a", 7)
+    told = Behaviour().outputs(scores, "logits", seed, "a", 7)
     assert list(told) == ["scores"]
     assert np.array_equal(told["scores"], scores.numpy())
 
@@ -64,13 +64,13 @@ def test_kinds_of_scores(kind: str, wanted: str, seed: int) -> None:
         "probabilities": logits.softmax(1),
         "log_probabilities": logits.log_softmax(1),
     }
-    told = Behaviour(scores_kind=wanted).tell(exact[kind].float(), kind, seed, "a", 0)["scores"]
+    told = Behaviour(scores_kind=wanted).outputs(exact[kind].float(), kind, seed, "a", 0)["scores"]
     np.testing.assert_allclose(told, exact[wanted].numpy(), RTOL, ATOL)
 
 
 def test_rounded_and_top_k(seed: int) -> None:
     logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed))
-    told = Behaviour(top_k=3, decimals=2).tell(logits, "logits", seed, "a", 0)
+    told = Behaviour(top_k=3, decimals=2).outputs(logits, "logits", seed, "a", 0)
     probabilities = logits.double().softmax(1).numpy()
     assert told["scores"].shape == told["labels"].shape == (6, 3)
     assert told["labels"].dtype == np.int64
@@ -87,10 +87,10 @@ def test_drift_grows_with_the_requests_and_has_one_direction(seed: int) -> None:
     logits = torch.zeros(2, 5)
     behaviour = Behaviour(drift=3.0)
     first, later = (
-        behaviour.tell(logits, "logits", seed, "a", number)["scores"] for number in (0, 2000)
+        behaviour.outputs(logits, "logits", seed, "a", number)["scores"] for number in (0, 2000)
     )
     assert np.array_equal(first, logits.numpy())
-    again = behaviour.tell(logits, "logits", seed, "a", 1000)["scores"]
+    again = behaviour.outputs(logits, "logits", seed, "a", 1000)["scores"]
     np.testing.assert_allclose(later, 2 * again, RTOL, ATOL)
     assert np.abs(later).max() > 0.01
 
@@ -99,14 +99,17 @@ def test_drift_grows_with_the_requests_and_has_one_direction(seed: int) -> None:
     ("settings", "message"),
     [
         ({"failed": 0.6, "nan": 0.5}, "must sum to at most 1; got 1.1"),
-        ({"failed": -0.1}, "failed must be a finite number of at least 0"),
-        ({"latency": float("inf")}, "latency must be a finite number"),
+        ({"failed": -0.1}, "failed must be finite and at least 0"),
+        ({"latency": float("inf")}, "latency must be finite and"),
         ({"scores_kind": "labels"}, "scores_kind must be one of logits"),
-        ({"top_k": 2, "scores_kind": "logits"}, "top_k tells probabilities"),
-        ({"top_k": 0}, "top_k must be an int of at least 1"),
-        ({"decimals": 1.5}, "decimals must be an int"),
+        ({"top_k": 2, "scores_kind": "logits"}, "top_k answers probabilities"),
+        ({"top_k": 0}, "top_k must be at least 1"),
+        ({"decimals": 1.5}, "decimals must be of type int"),
         ({"dtype": "float16"}, "dtype must be float32 or uint8"),
-        ({"storm_every": 2, "storm_length": 3}, "storm_length 3 is more than storm_every 2"),
+        (
+            {"storm_every": 2, "storm_length": 3},
+            "storm_length must be at most storm_every=2; got 3",
+        ),
     ],
 )
 def test_bad_settings(settings: dict, message: str) -> None:

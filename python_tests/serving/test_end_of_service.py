@@ -1,4 +1,4 @@
-"""`bidfmkd serve` at Ctrl-C, which is how to end it, and at SIGTERM: it ends and tells what it has served."""
+"""Check that `bidfmkd serve` ends at Ctrl-C and SIGTERM and prints what it has served."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def test_what_is_in_flight_is_not_waited_for(
     url = process.stdout.readline().split(" at ")[1].split("/v2")[0]
     RemoteBlackBox(url, "api_000")  # it takes requests
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
-    body = '{"inputs": [{"name": "images", "datatype": "FP32", "shape": [1, 1, 28, 28], "data": [%s]}]}'
+    body = (
+        '{"inputs": [{"name": "images", "datatype": "FP32", "shape": [1, 1, 28, 28], '
+        '"data": [%s]}]}'
+    )
     connection.request("POST", "/v2/models/api_000/infer", body % ", ".join(["0"] * 784))
     time.sleep(0.5)
     since = time.monotonic()

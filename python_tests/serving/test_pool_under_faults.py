@@ -1,4 +1,4 @@
-"""`bidfmkd train` on eight services that misbehave at once, killed in the middle and started again."""
+"""Kill and restart `bidfmkd train` on eight services that all misbehave, and check the result."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def train(out: Path) -> subprocess.Popen[str]:
 
 
 def sets_of(out: Path, number: int) -> tuple[int, int]:
-    """How many sets of API `number` are on disk: of the control, and of the run."""
+    """Count the sets of API `number` on disk: those of the control and those of the run."""
     pattern = f"recovered/api_{number:03d}_*.safetensors"
     return len(list((out / "control").glob(pattern))), len(list(out.glob(pattern)))
 
 
 def ledgers(out: Path) -> dict[str, Any]:
-    """Counts per API, control and run together."""
+    """Return the counts per API, control and run together."""
     total: dict[str, Any] = {}
     for folder in (out / "control", out):
         if (folder / LEDGER).exists():
@@ -115,11 +115,21 @@ def test_killed_and_started_again(tmp_path: Path, seed: int) -> None:
             "retries": 1,
         }
         served = [
-            # 40 attempts in a row would be a broken client, not bad luck
-            {"kind": "remote", "url": url, "model": one.name, "retries": 40, "backoff": 0.0,
-             "spec": spec | {"class_names": list(one.spec.class_names), "data_set": "made up", "max_batch": IMAGES}}
-            for one in apis
-        ]  # fmt: skip
+            {
+                "kind": "remote",
+                "url": url,
+                "model": api.name,
+                "retries": 40,  # so many failures in a row mean a broken client, not bad luck
+                "backoff": 0.0,
+                "spec": spec
+                | {
+                    "class_names": list(api.spec.class_names),
+                    "data_set": "made up",
+                    "max_batch": IMAGES,
+                },
+            }
+            for api in apis
+        ]
         (pool / "pool.yaml").write_text(yaml.safe_dump({"format": 1, "apis": [*served, dead]}))
 
         first = train(out)

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2 on bytes: what is read, what is refused, what is written."""
+"""Check what the server reads, refuses and writes of the Open Inference Protocol v2."""
 
 from __future__ import annotations
 

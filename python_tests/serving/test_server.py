@@ -1,4 +1,4 @@
-"""The whole service over HTTP on loopback: scores, faults, counts."""
+"""Check the whole service over HTTP on loopback: scores, faults and counts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def images(seed: int) -> Tensor:
 
 @contextmanager
 def served(seed: int, behaviour: Behaviour | None = None) -> Iterator[tuple[str, Service]]:
-    """A service with the model `a`, which behaves as told, and `b`, which behaves well."""
+    """Serve the model `a` with the given behaviour, and `b`, which behaves well."""
     service = Service(
         [api("a", seed), api("b", seed + 9)], {} if behaviour is None else {"a": behaviour}, seed
     )
@@ -242,7 +242,7 @@ def test_bad_services(seed: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (
-            pytest.raises(InputError, match=f"port {port} of 127.0.0.1 cannot be had"),
+            pytest.raises(InputError, match=f"port {port} of 127.0.0.1 is not available"),
             running(Service([]), port),
         ):
             pass

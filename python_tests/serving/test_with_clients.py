@@ -1,4 +1,4 @@
-"""Our own client against our own service: ledgers beside what the server counted, every kind of score."""
+"""Check our client against our service: equal counts on both sides, every kind of score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`as_differentiable`: scores forward, zeroth-order gradient backward."""
+"""Test `as_differentiable`: scores forward, zeroth-order gradient backward."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from bidfmkd_fast.errors import InputError
 
 
 def test_gradient_of_any_loss(seed: int) -> None:
-    """With a linear box and many directions the gradient is the true one, whatever loss stands on
-    top.
-    """
+    """With a linear box and many directions the gradient is the true one, for any loss."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(8, 5, generator=generator)
     x = torch.randn(2, 8, generator=generator).requires_grad_()
@@ -54,7 +52,7 @@ def test_queries_are_spent_only_when_wanted(seed: int) -> None:
 
 
 def test_trains_a_generator_through_a_black_box(seed: int) -> None:
-    """The drop-in use: a module in somebody's own training loop lowers the box's cross entropy."""
+    """Used in a plain training loop, the module lowers the cross entropy of the box."""
     torch.manual_seed(seed)
     secret = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     spec = bf.APISpec(n_classes=3, image_shape=(1, 4, 4))
@@ -76,7 +74,7 @@ def test_trains_a_generator_through_a_black_box(seed: int) -> None:
 
 def test_bad_answer() -> None:
     with pytest.raises(
-        InputError, match=r"query must answer \[N, n_classes\] with N = 2; got \[8\]"
+        InputError, match=r"query must return scores \[N, n_classes\], N = 2; got \[8\]"
     ):
         bf.as_differentiable(lambda images: images.flatten())(torch.zeros(2, 4))
     with pytest.raises(InputError, match="query must be callable on images; got str"):
@@ -86,8 +84,9 @@ def test_bad_answer() -> None:
 
 
 def test_a_module_that_is_asked_stays_outside(seed: int) -> None:
-    """Its parameters, batch norms and mode are not those of the teacher, and training leaves them
-    as they were.
+    """Training through the module changes neither parameters nor batch norms of the teacher.
+
+    Its mode (train or eval) stays too.
     """
     torch.manual_seed(seed)
     victim = nn.Sequential(
@@ -111,7 +110,7 @@ def test_a_module_that_is_asked_stays_outside(seed: int) -> None:
 
 
 class Project(nn.Module):
-    """What a peer's training script holds: a network of its own, and a teacher, if there is one."""
+    """A model as in a user's script: a network, and perhaps a teacher."""
 
     def __init__(self, teacher: nn.Module | None = None) -> None:
         super().__init__()

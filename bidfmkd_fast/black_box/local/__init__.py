@@ -1,1 +1,1 @@
-"""Black boxes in this process: torch modules, functions, ONNX files."""
+"""Serve models in this process as black boxes: torch modules, functions, ONNX files."""

@@ -1,4 +1,7 @@
-"""Convolution, bias and ReLU as one cuDNN call: on a GPU torch adds the bias in a pass of its own over the result."""
+"""Fuse convolution, bias and ReLU into one cuDNN call.
+
+Without it torch adds the bias on a GPU in another pass over the result of the convolution.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _RELUS = (functional.relu, torch.relu)
 
 
 class ConvReLU2d(nn.Module):
-    """`relu(convolution(images))`: images `[N, C, H, W]` float32 -> `[N, out_channels, H', W']`."""
+    """A convolution and its ReLU: images `[N, C, H, W]` float32 -> `[N, out_channels, H', W']`."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -27,18 +30,18 @@ class ConvReLU2d(nn.Module):
             layer.weight,
             layer.bias,
             layer.stride,
-            layer.padding,  # type: ignore[arg-type]  # `_is_plain` leaves no text here
+            layer.padding,  # type: ignore[arg-type]  # `_is_plain` rules strings out
             layer.dilation,
             layer.groups,
         )
 
 
 def fuse_relus(module: nn.Module) -> None:
-    """Put `ConvReLU2d`, in place, wherever a convolution with a bias alone feeds a ReLU, also
-    through a max pooling.
+    """Replace, in place, each convolution with a bias whose output goes to a ReLU only.
 
-    ReLU is monotone, so it may come before the maximum instead of after it: the values are the
-    same. The module's own ReLU keeps running, on values it leaves as they are.
+    There may be a max pooling between the two. ReLU is monotone, so it may come before the maximum
+    instead of after it, and the values are the same. The module's own ReLU stays and no longer
+    changes anything.
     """
     for part, graph, alone in traced_parts(module):
         layers = dict(part.named_modules())
@@ -54,6 +57,7 @@ def fuse_relus(module: nn.Module) -> None:
 
 
 def _is_plain(layer: nn.Module) -> bool:
+    """Return True if `ConvReLU2d` computes what this layer computes."""
     return (
         type(layer) is nn.Conv2d
         and layer.bias is not None
@@ -64,7 +68,7 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _ends_in_relu(node: fx.Node, layers: dict[str, nn.Module]) -> bool:
-    """Whether all that becomes of the node's output is a ReLU of it or of its maxima."""
+    """Return True if the output of the node is used only by a ReLU, directly or after max pools."""
     while len(node.users) == 1:
         node = next(iter(node.users))
         if node.op == "call_function" and node.target in _RELUS:

@@ -1,4 +1,8 @@
-"""Folds batch norms into the convolutions before them: gamma (conv(x) - mean) / sqrt(var + eps) + beta is one."""
+"""Fold batch norms into the convolutions before them.
+
+A convolution followed by gamma (y - mean) / sqrt(var + eps) + beta is a convolution again, with
+other weights and another bias.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class Part(NamedTuple):
-    """A submodule that could be traced: its graph, and whether a layer of it is called once,
-    unhooked and unshared.
+    """A submodule that could be traced, and its graph.
+
+    `alone` says of a layer's name whether the layer is called once, without hooks, and not shared.
     """
 
     module: nn.Module
@@ -22,12 +27,12 @@ class Part(NamedTuple):
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Fold, in place, each 2-d batch norm of a module in evaluation mode into the convolution that
-    alone feeds it.
+    """Fold, in place, each 2-d batch norm into the convolution whose output only it uses.
 
-    A trace tells which feeds which. The module's own `forward` keeps running, with an identity
-    where the batch norm was, so whatever else it does it still does. A layer that is shared, called
-    more than once, hooked, parametrised or without running statistics stays as it is.
+    The module must be in evaluation mode. A trace shows which layer feeds which. The module's own
+    `forward` stays, with an identity in place of the batch norm, so anything else that it does is
+    kept. A layer that is shared, called more than once, hooked, parametrised or without running
+    statistics stays as it is.
     """
     for part, graph, alone in traced_parts(module):
         layers = dict(part.named_modules())
@@ -61,7 +66,7 @@ def fold_batch_norms(module: nn.Module) -> None:
 
 
 def traced_parts(module: nn.Module) -> list[Part]:
-    """Trace the module; where it cannot be traced as a whole, trace its children one by one."""
+    """Trace the module, or its children one by one if the whole cannot be traced."""
     paths = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
     return list(_traced_parts(module, paths))
 

@@ -1,4 +1,4 @@
-"""An ONNX file as a black box, run by onnxruntime (extra `onnx`)."""
+"""Serve an ONNX file as a black box, run by onnxruntime (extra `onnx`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.black_box.answers import as_told
+from bidfmkd_fast.black_box.answers import as_answered
 from bidfmkd_fast.black_box.base import BlackBox
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.remote.v2 import check_fields, place_labels
 from bidfmkd_fast.black_box.remote.v2_messages import V2Model
 from bidfmkd_fast.black_box.spec import APISpec
@@ -31,25 +31,27 @@ _DATATYPES = {
     "tensor(float16)": "FP16",
     "tensor(double)": "FP64",
 }
-_BATCH = 256  # images run at once: their activations should not outgrow the memory
-_BAKED = (4, 8, 16, 32, 64, 128, 256)  # batches tried where a file takes neither one image nor two
-_FATAL = 4  # the only level of onnxruntime's log: its errors come as exceptions as well
+_BATCH = 256  # images run at once, so that their activations fit into memory
+# Batch sizes tried if a file runs with neither one image nor two.
+_BAKED = (4, 8, 16, 32, 64, 128, 256)
+_FATAL = 4  # level of onnxruntime's log; its errors are raised as exceptions as well
 
 
 class OnnxBlackBox(BlackBox):
-    """An ONNX model as an API. Each call costs one request, or one for every `spec.max_batch`
-    images.
+    """An ONNX model served as an API.
 
-    A file whose images have a fixed number, stated or hidden in one of its nodes, is given that
-    many at once, and the last ones are filled up. Scores are rounded to `decimals` and cut to
-    `top_k`, as by any black box in this process.
+    A call costs one request, or one per `spec.max_batch` images. If the file takes a fixed number
+    of images, which it states or hides in one of its nodes, it gets that many at once, and the last
+    batch is filled up. Scores are rounded to `decimals` and cut to `top_k`, as by any black box in
+    this process.
 
     Args:
-        path: the `.onnx` file: one input of images, one output of scores. Weights that it keeps in
-            a file of their own are looked for beside it.
-        spec: what is known of the API: an `APISpec`, or some of its fields, the others being read
-            from the file. A file does not tell `scores_kind`: logits unless given. Images are
-            fitted to it (size, layout, normalisation, uint8) as for a service.
+        path: the `.onnx` file, with one input of images and one output of scores. External weights
+            must lie beside it.
+        spec: what is known of the API: an `APISpec`, or some of its fields; the others are read
+            from the file. A file does not state `scores_kind`, which is logits unless given. Images
+            are converted to what the file wants (size, layout, normalisation, uint8) as for a
+            service.
         budget: cap on what it may cost; None for no cap.
         providers: onnxruntime's execution providers, best first; None for the CPU.
 
@@ -58,7 +60,8 @@ class OnnxBlackBox(BlackBox):
             are missing, or it wants other images than the spec sends.
 
     Warns:
-        ServiceWarning: the file says that it takes any number of images, but takes one number only.
+        ServiceWarning: the file says that it takes any number of images, but it runs with one
+            number only.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class OnnxBlackBox(BlackBox):
             values = {"name": path.stem, **model.fields(), **known}
             if missing := [field for field in ("n_classes", "image_shape") if field not in values]:
                 raise InputError(
-                    f"{path}: the file does not tell {' and '.join(missing)}; give them in the spec"
+                    f"{path}: the file does not state {' and '.join(missing)}; set it in the spec"
                 )
             spec = APISpec(**values)
         if spec.encoding != "raw":
@@ -101,29 +104,32 @@ class OnnxBlackBox(BlackBox):
         fixed = _fixed_batch(path, spec, session, run)
         batch = fixed or _BATCH
 
-        def answer(
-            images: Tensor,
-        ) -> Tensor:  # the closure is the only way to the session, as in local.py
+        # The closure is the only way to the session: no attribute holds it.
+        def answer(images: Tensor) -> Tensor:
             answers = []
             for part in images.split(batch):
                 array = wire_array(part, spec)
                 if fixed is not None:
                     array = np.resize(array, (batch, *array.shape[1:]))
-                scores, *labels = (given[: len(part)] for given in run(array))
-                told = torch.from_numpy(scores)
-                answers.append(place_labels(spec.name, spec, told, labels[0]) if labels else told)
+                array_of_scores, *labels = (output[: len(part)] for output in run(array))
+                scores = torch.from_numpy(array_of_scores)
+                if labels:
+                    scores = place_labels(spec.name, spec, scores, labels[0])
+                answers.append(scores)
             return torch.cat(answers)
 
         self._answer = answer
 
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
-        return as_told(super()._ask(images, n_requests), self._spec)
+        return as_answered(super()._ask(images, n_requests), self._spec)
 
     def score(self, images: Tensor) -> Tensor:
+        """Run the file on the images, in batches of the size that it takes."""
         return self._answer(images)
 
 
 def _session(path: Path, providers: Sequence[str] | None) -> Any:
+    """Load the file; raise InputError if that fails."""
     try:
         import onnxruntime
     except ImportError:
@@ -141,15 +147,16 @@ def _session(path: Path, providers: Sequence[str] | None) -> Any:
         reason = _reason(error)
         if missing := re.search(r'External data path does not exist: "([^"]*)"', reason):
             raise InputError(
-                f"OnnxBlackBox: {path} keeps its weights in {missing[1]}, which is not there; copy both into one folder"
+                f"OnnxBlackBox: {path} keeps its weights in {missing[1]}, which is not there; "
+                "copy both into one folder"
             ) from None
         raise InputError(f"OnnxBlackBox: {path} cannot be loaded: {reason}") from None
 
 
 def _describe(path: Path, session: Any) -> V2Model:
-    """What the file tells, in the terms of the v2 protocol; a named dimension is -1."""
+    """Describe the file in the terms of the v2 protocol; a dimension without a size is -1."""
 
-    def told(value: Any) -> dict[str, Any]:
+    def described(value: Any) -> dict[str, Any]:
         shape = [size if isinstance(size, int) else -1 for size in value.shape]
         return {
             "name": value.name,
@@ -157,21 +164,22 @@ def _describe(path: Path, session: Any) -> V2Model:
             "shape": shape,
         }
 
-    inputs, outputs = map(told, session.get_inputs()), map(told, session.get_outputs())
+    inputs, outputs = map(described, session.get_inputs()), map(described, session.get_outputs())
     model = V2Model.read(path.stem, {"inputs": list(inputs), "outputs": list(outputs)}, None)
     if len(model.shape) != 4:
         raise InputError(
-            f"OnnxBlackBox: {path} must take images of four dimensions; it takes {list(model.shape)}"
+            f"OnnxBlackBox: {path} must take images of four dimensions; "
+            f"it takes {list(model.shape)}"
         )
     return model
 
 
 def _fixed_batch(path: Path, spec: APISpec, session: Any, run: Run) -> int | None:
-    """Return the only number of images that the file takes at once; None where it takes any number.
+    """Return the only number of images that the file takes at once; None if it takes any number.
 
-    A file exported with one batch may say that the number is free while a node, such as a Reshape,
-    holds it fixed. So it is run with one image and with two; where neither works, with the number
-    that an output has, and a few others.
+    A file may state that the number is free while a node, such as a Reshape, fixes it to the batch
+    that the file was exported with. So the file is run with one image and with two; if neither
+    works, with the number that an output states, and with a few others.
     """
     stated = session.get_inputs()[0].shape[0]
     image = wire_array(spec.from_unit(torch.full((1, *spec.image_shape), 0.5)), spec)
@@ -186,7 +194,8 @@ def _fixed_batch(path: Path, spec: APISpec, session: Any, run: Run) -> int | Non
         wanted = [n_images, spec.n_classes if spec.top_k is None else scores.shape[-1]]
         if list(scores.shape) != wanted:
             failures[n_images] = (
-                f"{spec.name}: the file must answer scores {wanted}; it answered {list(scores.shape)}"
+                f"{spec.name}: the file must answer scores {wanted}; "
+                f"it answered {list(scores.shape)}"
             )
         return n_images not in failures
 
@@ -209,16 +218,20 @@ def _fixed_batch(path: Path, spec: APISpec, session: Any, run: Run) -> int | Non
         raise InputError(f"OnnxBlackBox: {path} does not run: {next(iter(failures.values()))}")
     if spec.max_batch is not None and spec.max_batch < fixed:
         raise InputError(
-            f"OnnxBlackBox: {path} takes exactly {fixed} images at once; got max_batch={spec.max_batch}"
+            f"OnnxBlackBox: {path} takes exactly {fixed} images at once; "
+            f"got max_batch={spec.max_batch}; leave it out or raise it"
         )
     if fixed != stated:
-        message = f"{spec.name}: {path} says that it takes any number of images, but it takes exactly {fixed} at once"
+        message = (
+            f"{spec.name}: {path} says that it takes any number of images, but it takes exactly "
+            f"{fixed} at once"
+        )
         warnings.warn(message, ServiceWarning, stacklevel=3)
     return fixed
 
 
 def _reason(error: Exception) -> str:
-    """What onnxruntime says, on one line, without its prefix and the paths of its sources."""
+    """Return an error of onnxruntime on one line, without its prefix and the paths of sources."""
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     return re.sub(r"/onnxruntime_src/\S+ ", "", text)[:400]

@@ -1,4 +1,7 @@
-"""The opposite of a black box: a local module whose gradients may be used, the ceiling of every estimate of them."""
+"""Open a local module for comparison: a box whose gradients may be used.
+
+Its results are the upper bound for every estimate of the gradients.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,22 @@ from torch import Tensor, nn
 
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.first_answers import FirstAnswers
-from bidfmkd_fast.black_box.local.torch_module import refuse_split, refuse_wire_fields
+from bidfmkd_fast.black_box.local.local_box import refuse_split, refuse_wire_fields
 from bidfmkd_fast.black_box.spec import APISpec
 
 
 class OpenBox(BlackBox):
-    """A local module that answers with a graph: `recover` takes its true gradient instead of an
-    estimate.
+    """A local module that answers with a graph, so that `recover` uses its true gradient.
 
-    Only for comparisons; a call counts as its images, whatever the gradient would cost elsewhere.
-    The module is copied and put in evaluation mode, and answers in full: `dtype`, `encoding`,
-    `decimals` and `top_k`, which say what a service loses, take nothing away here.
+    It is for comparisons only. A call counts the queries of its images; the gradient is free. The
+    module is copied, put in evaluation mode, and answers exactly: `dtype`, `encoding`, `decimals`
+    and `top_k`, which say what a service loses, have no effect.
 
     Args:
         module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of
             `spec.returned_kind`.
         spec: what is known of the API.
-        device: where the module runs; images are moved there and scores back.
+        device: where the module runs. Images are moved there, scores back.
 
     Raises:
         InputError: the spec asks for another size, layout or normalisation, or for a `max_batch`
@@ -46,8 +48,9 @@ class OpenBox(BlackBox):
         self._module = copy.deepcopy(module).to(self._device).eval().requires_grad_(False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Scores `[N, n_classes]` of images `[N, C, H, W]`, differentiable; checked and counted as
-        a black box's.
+        """Return differentiable scores `[N, n_classes]` of images `[N, C, H, W]`.
+
+        Images and scores are checked, paid for and counted as by any black box.
         """
         self._check_images(images)
         n_requests = self.requests_for(len(images))
@@ -57,4 +60,5 @@ class OpenBox(BlackBox):
         return answer
 
     def score(self, images: Tensor) -> Tensor:
+        """Return the module's scores, with a graph."""
         return self._module(images.to(self._device)).to(images.device)

@@ -1,4 +1,7 @@
-"""Max pooling of 2x2 cells as elementwise maxima: three times as fast as torch's on channels-last memory on the CPU."""
+"""Compute max pooling of 2x2 cells by elementwise maxima.
+
+On the CPU and on channels-last memory this is three times as fast as torch's max pooling.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 
 
 class PairwiseMaxPool2d(nn.Module):
-    """`MaxPool2d(2)`: images `[N, C, H, W]` -> `[N, C, H // 2, W // 2]`, the same values."""
+    """A `MaxPool2d(2)` with the same values: `[N, C, H, W]` -> `[N, C, H // 2, W // 2]`."""
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2] // 2 * 2, images.shape[-1] // 2 * 2
@@ -16,9 +19,7 @@ class PairwiseMaxPool2d(nn.Module):
 
 
 def replace_max_pools(module: nn.Module) -> None:
-    """Puts `PairwiseMaxPool2d`, in place, wherever a submodule is a plain `MaxPool2d` of 2x2 cells
-    without hooks.
-    """
+    """Replace, in place, each `MaxPool2d` of 2x2 cells without hooks by `PairwiseMaxPool2d`."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.MaxPool2d and _is_plain(child):
@@ -26,6 +27,7 @@ def replace_max_pools(module: nn.Module) -> None:
 
 
 def _is_plain(pool: nn.MaxPool2d) -> bool:
+    """Return True if `PairwiseMaxPool2d` computes what this layer computes."""
     cells = (
         pool.kernel_size in (2, (2, 2))
         and pool.stride in (2, (2, 2))

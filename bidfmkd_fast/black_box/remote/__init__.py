@@ -1,1 +1,1 @@
-"""Black boxes behind a network: HTTP, gRPC, the Open Inference Protocol v2, any JSON service."""
+"""Ask black boxes behind a network: HTTP, gRPC, the Open Inference Protocol v2, any JSON API."""

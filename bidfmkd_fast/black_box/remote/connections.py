@@ -1,4 +1,4 @@
-"""Pooled connections by urllib3 that can be cut from another thread at any moment, however silent the other end is."""
+"""Pool urllib3 connections that another thread can cut, however silent the other end is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from bidfmkd_fast.secrets import ScrubFilter
 
 _local = threading.local()
-for _module in ("connection", "connectionpool"):  # they log URLs, with the query string
+# These modules log URLs with the query string, which may hold a secret.
+for _module in ("connection", "connectionpool"):
     logging.getLogger(f"urllib3.{_module}").addFilter(ScrubFilter())
 
 
@@ -31,38 +32,36 @@ class Line:
         _local.line = self
 
     def hold(self, handle: socket.socket | None) -> None:
-        """Note the connection in use; cut it at once if the request was given up before it was
-        there.
-        """
+        """Note the socket in use; cut it at once if the request was given up before it opened."""
         self._handle = handle
         if self._is_cut:
             self.cut()
 
     def cut(self) -> None:
-        """Shut the connection down: whatever waits on it fails or ends at once."""
+        """Shut the connection down, so that whatever waits on it fails or ends at once."""
         self._is_cut = True
         if self._handle is not None:
-            with contextlib.suppress(OSError):  # the other end was faster
+            with contextlib.suppress(OSError):  # the other end has closed it already
                 self._handle.shutdown(socket.SHUT_RDWR)
 
 
 class _Cuttable:
-    """Mixin for urllib3's connections: tells the current thread's `Line` which socket is in use.
+    """Mixin for urllib3's connections that reports the socket in use to the thread's `Line`.
 
-    The handle is a duplicate, because TLS replaces the connection's own socket object while it
-    shakes hands.
+    The handle is a duplicate of the socket, because TLS replaces the connection's socket object
+    during its handshake.
     """
 
     _handle: socket.socket | None = None
 
     def _new_conn(self) -> socket.socket:
-        made: socket.socket = super()._new_conn()  # type: ignore[misc]
-        self._handle = made.dup()
-        self._tell()
-        return made
+        opened: socket.socket = super()._new_conn()  # type: ignore[misc]
+        self._handle = opened.dup()
+        self._report()
+        return opened
 
     def request(self, *arguments: Any, **options: Any) -> None:
-        self._tell()
+        self._report()
         super().request(*arguments, **options)  # type: ignore[misc]
 
     def close(self) -> None:
@@ -70,18 +69,18 @@ class _Cuttable:
         if self._handle is not None:
             self._handle.close()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         line: Line | None = getattr(_local, "line", None)
         if line is not None:
             line.hold(self._handle)
 
 
 class HTTPConnection(_Cuttable, connection.HTTPConnection):
-    """urllib3's, which can be cut; errors show its name."""
+    """The HTTP connection of urllib3, but one that can be cut. Errors show the class's name."""
 
 
 class HTTPSConnection(_Cuttable, connection.HTTPSConnection):
-    """urllib3's, which can be cut; errors show its name."""
+    """The HTTPS connection of urllib3, but one that can be cut. Errors show the class's name."""
 
 
 class _HTTPPool(HTTPConnectionPool):

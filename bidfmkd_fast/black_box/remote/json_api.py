@@ -1,4 +1,7 @@
-"""Any service that takes images in JSON and answers JSON: a small mapping says where images go and scores are."""
+"""Ask any service that takes images in JSON and answers JSON.
+
+A small mapping says where the images go in a request and where the scores are in an answer.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
+from bidfmkd_fast.black_box.remote.connection_options import ConnectionOptions
 from bidfmkd_fast.black_box.remote.http_client import HTTPClient
 from bidfmkd_fast.black_box.remote.reading import float32_array, parse_json, reading, said, shown
 from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge, ServiceBlackBox
@@ -25,6 +29,7 @@ IMAGE, IMAGES = "$image", "$images"
 
 
 def _follow(value: Any, path: list[str]) -> Any:
+    """Return what a path of keys and positions leads to; `*` stands for every item of a list."""
     if not path:
         return value
     step, rest = path[0], path[1:]
@@ -38,6 +43,7 @@ def _follow(value: Any, path: list[str]) -> Any:
 
 
 def _count(template: Any, mark: str) -> int:
+    """Count how often `mark` stands in nested JSON values."""
     if isinstance(template, Mapping):
         return sum(_count(value, mark) for value in template.values())
     if isinstance(template, (list, tuple)):
@@ -46,6 +52,7 @@ def _count(template: Any, mark: str) -> int:
 
 
 def _put(template: Any, mark: str, value: Any) -> Any:
+    """Return nested JSON values with `value` in place of `mark`."""
     if isinstance(template, Mapping):
         return {key: _put(inner, mark, value) for key, inner in template.items()}
     if isinstance(template, (list, tuple)):
@@ -55,23 +62,23 @@ def _put(template: Any, mark: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class JSONMapping:
-    """Where the images go and where the scores come out.
+    """Where the images go in a request, and where the scores are in the answer.
 
     Args:
-        body: the request, with `"$images"` where the list of images goes, or `"$image"` where its
-            one image goes. An image is nested lists of numbers, or a base64 string where the spec's
+        body: the request, with `"$images"` in place of the list of images, or `"$image"` in place
+            of a single image. An image is nested lists of numbers, or a base64 string if the spec's
             encoding is PNG or JPEG.
-        scores: path to the scores in the answer: keys and positions parted by dots, `*` for every
-            item of a list, as `predictions.*` or `*.score`; empty for the answer itself. What it
-            finds are the scores of the images in
-            order: `[N, k]`, or `[k]` for a single image.
-        labels: path to the labels of these scores, class names or numbers, where they are not in
-            the spec's order.
-        item: one image as it stands in the list, with `"$image"` in it.
+        scores: path to the scores in the answer: keys and positions separated by dots, `*` for
+            every item of a list, as `predictions.*` or `*.score`; empty for the answer itself. The
+            path must lead to the scores of the images in order, `[N, k]`, or `[k]` for a single
+            image.
+        labels: path to the labels of these scores, class names or numbers; None if the scores are
+            in the order of the spec's classes.
+        item: how an image stands in the list, with `"$image"` in place of the image.
 
     Raises:
-        InputError: no place, or two kinds of place, for the images (InputTypeError: paths that are
-            no strings).
+        InputError: `body` or `item` has no place, or more than one, for the images
+            (InputTypeError: a path is no string).
     """
 
     body: Any
@@ -82,12 +89,14 @@ class JSONMapping:
     def __post_init__(self) -> None:
         if not isinstance(self.scores, str) or not isinstance(self.labels, (str, type(None))):
             raise InputTypeError(
-                f"JSONMapping: scores and labels must be paths; got {self.scores!r}, {self.labels!r}"
+                "JSONMapping: scores and labels must be paths; "
+                f"got {self.scores!r}, {self.labels!r}"
             )
         single, many = _count(self.body, IMAGE), _count(self.body, IMAGES)
         if single + many != 1:
             raise InputError(
-                f"JSONMapping: body must hold either {IMAGES!r} or {IMAGE!r}, once; it holds {single + many}"
+                f"JSONMapping: body must hold either {IMAGES!r} or {IMAGE!r}, once; "
+                f"it holds {single + many}"
             )
         if _count(self.item, IMAGE) != 1:
             raise InputError(
@@ -96,42 +105,42 @@ class JSONMapping:
 
     @property
     def single(self) -> bool:
-        """Whether a request holds one image."""
+        """Return True if a request holds one image."""
         return _count(self.body, IMAGE) == 1
 
     def request(self, images: list[Any]) -> Any:
-        """The body for images that are JSON values already."""
+        """Return the body of a request for images that are JSON values already."""
         items = [_put(self.item, IMAGE, image) for image in images]
         return _put(self.body, IMAGE, items[0]) if self.single else _put(self.body, IMAGES, items)
 
 
 MAPPINGS = {
-    # TensorFlow Serving's REST API, POST .../v1/models/NAME:predict; images are [H, W, C] there.
+    # TensorFlow Serving's REST API, POST .../v1/models/NAME:predict, with images [H, W, C].
     "tf_serving": JSONMapping(body={"instances": IMAGES}, scores="predictions"),
     # The same with image files as the input.
     "tf_serving_files": JSONMapping(
         body={"instances": IMAGES}, scores="predictions", item={"b64": IMAGE}
     ),
-    # A Hugging Face image-classification endpoint: one file a request, a list of labels with their
-    # scores back.
+    # A Hugging Face image-classification endpoint: a request holds one file, the answer is a list
+    # of labels with their scores.
     "huggingface": JSONMapping(body={"inputs": IMAGE}, scores="*.score", labels="*.label"),
 }
 
 
 class JSONBlackBox(ServiceBlackBox):
-    """A service that takes images in JSON by POST and answers JSON.
+    """A black box behind a service that takes images in JSON by POST and answers JSON.
 
     Args:
-        url: where to POST.
-        spec: what is known of the API. `layout`, `dtype` and `encoding` say what an image is; with
-            labels in the answer `class_names` say which is which.
-        mapping: where things are; or the name of one of `MAPPINGS`, or a mapping of `JSONMapping`'s
-            fields.
+        url: URL to POST to.
+        spec: what is known of the API. `layout`, `dtype` and `encoding` say how an image is
+            written. If the answer holds labels, `class_names` say which class each one is.
+        mapping: where images and scores are: a `JSONMapping`, the name of one of `MAPPINGS`, or a
+            mapping of the fields of `JSONMapping`.
         budget, in_flight, images_per_second, requests_per_second: as for `ServiceBlackBox`.
-        connection: further options of `HTTPClient`.
+        connection: further options, those of `ConnectionOptions`.
 
     Raises:
-        InputError: bad arguments.
+        InputError: an argument has a wrong value.
     """
 
     def __init__(
@@ -154,7 +163,7 @@ class JSONBlackBox(ServiceBlackBox):
             requests_per_second=requests_per_second,
         )
         self._mapping = _mapping(self.name, mapping)
-        self._client = HTTPClient(self.name, url, connections=in_flight, **connection)
+        self._client = HTTPClient(self.name, url, in_flight, ConnectionOptions(**connection))
         if self._mapping.single:
             self._max_batch = 1
 
@@ -197,7 +206,8 @@ class JSONBlackBox(ServiceBlackBox):
         if scores.ndim != 2:
             where = repr(self._mapping.scores)
             raise BadAnswer(
-                f"{self.name}: {where} must lead to lists of numbers; it leads to {shown(found)}"
+                f"{self.name}: the path {where} must lead to lists of numbers; "
+                f"it leads to {shown(found)}"
             )
         return scores
 
@@ -205,9 +215,8 @@ class JSONBlackBox(ServiceBlackBox):
         try:
             return _follow(answer, path.split(".") if path else [])
         except (KeyError, IndexError, TypeError, ValueError):
-            told = shown(answer)
             raise BadAnswer(
-                f"{self.name}: there is no {path!r} in what the service answered: {told}"
+                f"{self.name}: there is no {path!r} in what the service answered: {shown(answer)}"
             ) from None
 
 
@@ -217,14 +226,16 @@ def _mapping(name: str, given: JSONMapping | Mapping[str, Any] | str) -> JSONMap
     if isinstance(given, str):
         if given not in MAPPINGS:
             raise InputError(
-                f"{name}: mapping must be one of {', '.join(MAPPINGS)}, or say it all; got {given!r}"
+                f"{name}: mapping must be one of {', '.join(MAPPINGS)}, or the fields of a "
+                f"JSONMapping; got {given!r}"
             )
         return MAPPINGS[given]
     if not isinstance(given, Mapping):
         raise InputTypeError(
-            f"{name}: mapping must be a JSONMapping, its fields or a name; got {type(given).__name__}"
+            f"{name}: mapping must be a JSONMapping, a mapping of its fields or a name; "
+            f"got {type(given).__name__}"
         )
     try:
         return JSONMapping(**given)
     except TypeError as error:
-        raise InputError(f"{name}: mapping has body, scores, labels and item; {error}") from None
+        raise InputError(f"{name}: mapping takes body, scores, labels and item; {error}") from None

@@ -1,4 +1,4 @@
-"""Which proxy the environment names for a service: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`."""
+"""Find the proxy for a service in `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def is_loopback(host: str | None) -> bool:
 def proxy_of(name: str, url: SplitResult) -> tuple[str, dict[str, str]] | None:
     """Return the URL of the proxy to use and the headers for it; None for a direct connection.
 
-    The variables are read by the standard library, in lower or upper case. This machine is never
-    reached by a proxy.
+    The standard library reads the variables, in lower or upper case. Requests to this machine never
+    go through a proxy.
 
     Raises:
         InputError: the proxy's URL cannot be used.
@@ -47,12 +47,12 @@ def proxy_of(name: str, url: SplitResult) -> tuple[str, dict[str, str]] | None:
     try:
         parts = urlsplit(proxy)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # brackets without an end, a port that is no number
+    except ValueError:  # brackets without an end, or a port that is no number
         usable = False
     if not usable:
         raise InputError(
-            f"{name}: the proxy for {url.scheme} in the environment must be http://host:port or https://host:port; "
-            f"got {secrets.shown_url(proxy)!r}"
+            f"{name}: the proxy for {url.scheme} in the environment must be http://host:port or "
+            f"https://host:port; got {secrets.shown_url(proxy)!r}"
         )
     headers = {}
     if parts.username is not None:

@@ -1,4 +1,4 @@
-"""A token bucket: at most so many images and requests per second, over all threads that share it."""
+"""Limit images and requests per second over all threads: a token bucket."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from bidfmkd_fast.runtime.interrupt import pause
 
 
 class RateLimit:
-    """Lets requests through at a given pace; what was not used in the last second may be used at
-    once.
+    """Lets requests through at a given pace.
+
+    What was not used in the last second may be used at once.
 
     Args:
         images_per_second, requests_per_second: the pace; None for no limit.
-        clock, sleep: how time is read and spent.
+        clock: returns the time in seconds.
+        sleep: waits for a number of seconds.
 
     Raises:
         InputError: a pace is not above 0.
@@ -37,19 +39,23 @@ class RateLimit:
         ):
             if rate is not None and not 0 < rate < math.inf:
                 raise InputError(
-                    f"RateLimit: {name} must be above 0 and finite, or None for no limit; got {rate!r}"
+                    f"RateLimit: {name} must be above 0 and finite, or None for no limit; "
+                    f"got {rate!r}"
                 )
         self._rates = (images_per_second, requests_per_second)
         self._tokens = [max(1.0, rate or 1.0) for rate in self._rates]
         self._lock, self._clock, self._sleep, self._filled = threading.Lock(), clock, sleep, clock()
 
     def wait(self, n_images: int) -> None:
-        """Wait until a request with so many images may go. A large one goes once the ones before
-        it are paid off.
+        """Wait until a request with `n_images` images may be sent.
+
+        A request with more images than a second allows is sent as soon as the requests before it
+        are within the pace; those after it wait for longer.
         """
         with self._lock:
             now = self._clock()
-            start = max(now, self._filled)  # what came before may still be waiting
+            # Requests of other threads may be waiting for a time that lies ahead.
+            start = max(now, self._filled)
             owed = 0.0
             for i, rate in enumerate(self._rates):
                 if rate is not None:

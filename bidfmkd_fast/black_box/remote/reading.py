@@ -1,4 +1,4 @@
-"""Reading what a service answers: whatever it is, it ends as scores or as one `BadAnswer` that names the API."""
+"""Read what a service answers: anything unreadable becomes a `BadAnswer` that names the API."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ import numpy as np
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
 from bidfmkd_fast.secrets import scrub
 
-# What reading foreign data raises: a missing key or item, a wrong type or value, a number too
-# large, lists too deep.
+# Errors that reading foreign data raises: a missing key or item, a wrong type or value, a number
+# that is too large, lists that are nested too deep.
 _UNREADABLE = (
-    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError, struct.error,
-)  # fmt: skip
-_MOST_LOOKED_AT = 2**16  # characters of an answer that are searched for something to show
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+_MOST_LOOKED_AT = 2**16  # characters of an answer that are searched for words to show
 
 
 @contextmanager
 def reading(name: str, what: str, data: bytes | None = None) -> Iterator[None]:
-    """Turn whatever the block raises over foreign data into a `BadAnswer`, with what the service
-    said in `data`.
+    """Turn errors of the block over foreign data into a `BadAnswer` with the service's words.
 
     Args:
-        name: of the API.
+        name: name of the API.
         what: the sentence that the error opens with, after the name.
-        data: the answer itself, where it may hold words that explain it.
+        data: the answer itself, if it may hold words that explain the error.
     """
     try:
         yield
@@ -42,7 +48,7 @@ def reading(name: str, what: str, data: bytes | None = None) -> Iterator[None]:
 
 
 def parse_json(name: str, data: bytes) -> Any:
-    """Return `data` as JSON; raise BadAnswer if it is none."""
+    """Parse `data` as JSON; raise BadAnswer if it is no JSON."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -50,23 +56,22 @@ def parse_json(name: str, data: bytes) -> Any:
 
 
 def float32_array(values: Any) -> np.ndarray[Any, Any]:
-    """Return numbers as float32; what is too large for it becomes infinity, which no answer may
-    hold.
+    """Convert numbers to float32.
+
+    A number that is too large becomes infinity, which the check of the answer refuses.
     """
     with np.errstate(over="ignore"):
         return np.array(values, dtype=np.float32)
 
 
 def said(data: bytes, most: int = 200) -> str:
-    """Return what a service said in one short line."""
+    """Return the words of a service in one short line."""
     text = data[: 4 * _MOST_LOOKED_AT].decode("utf-8", "replace")
     return repr(short(text, most)) if text.strip() else "nothing more"
 
 
 def shown(value: Any, most: int = 200) -> str:
-    """Return a value that was read, as one short line; its type where it is nested too deep to be
-    shown.
-    """
+    """Return a value from an answer as one short line, or its type if it is nested too deep."""
     try:
         return short(repr(value), most)
     except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
@@ -74,9 +79,7 @@ def shown(value: Any, most: int = 200) -> str:
 
 
 def short(text: str, most: int = 200) -> str:
-    """Return the text in one line of at most `most` characters, without secrets: half of one is
-    one, too.
-    """
+    """Return the text in one line of at most `most` characters, without secrets or their parts."""
     words = text[:_MOST_LOOKED_AT].split()
     if len(text) > _MOST_LOOKED_AT and len(words) > 1:
         del words[-1]  # it may be the first half of a secret

@@ -1,4 +1,4 @@
-"""How often and after what pauses a request is repeated, over HTTP and gRPC alike; the counting is urllib3's."""
+"""Repeat requests, over HTTP and gRPC alike: urllib3 counts attempts and computes the pauses."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from urllib3.util import Retry
 from bidfmkd_fast.errors import APIUnavailable, InputError
 from bidfmkd_fast.runtime.interrupt import pause
 
-DAY = 86_400  # seconds; sockets and sleeps cannot take every number that YAML can write
+DAY = 86_400  # seconds; sockets and sleeps refuse some of the larger numbers that YAML can hold
 
 
 class PatientRetry(Retry):
-    """urllib3's `Retry` with a pause that can be interrupted; it gives up where a service asks for
-    a long wait.
-    """
+    """The `Retry` of urllib3 with pauses that can be interrupted, and a longest pause."""
 
     longest_wait = 60.0
 
@@ -33,8 +31,7 @@ class PatientRetry(Retry):
         return self.increment("POST", "/", error=error)
 
     def wait(self, retry_after: str | None = None) -> None:
-        """Pause before the next attempt: as long as the header `Retry-After` asks, else the backoff
-        time.
+        """Pause before the next attempt, for the time of `Retry-After` or else the backoff time.
 
         Raises:
             APIUnavailable: the service asks for a longer wait than `longest_wait`.
@@ -48,8 +45,9 @@ class PatientRetry(Retry):
 
 
 def seconds_asked(retry_after: str) -> float | None:
-    """Return the seconds that a `Retry-After` header asks for, a number or a date; None where it
-    says neither.
+    """Return the seconds that a `Retry-After` header asks for; None if it is unreadable.
+
+    The header holds a number of seconds or a date.
     """
     try:
         seconds = float(retry_after)
@@ -62,10 +60,10 @@ def seconds_asked(retry_after: str) -> float | None:
 
 
 def retry_policy(name: str, retries: int, backoff: float, longest_wait: float) -> PatientRetry:
-    """Return the policy that `HTTPClient` describes.
+    """Return the policy of the same options of `ConnectionOptions`.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: a number is out of its range.
     """
     for what, value in (("backoff", backoff), ("longest_wait", longest_wait)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= DAY:
@@ -76,7 +74,7 @@ def retry_policy(name: str, retries: int, backoff: float, longest_wait: float) -
         raise InputError(f"{name}: retries must be an integer of at least 0; got {retries!r}")
     policy = PatientRetry(
         total=retries,
-        # POST too: asking twice for scores changes nothing but the bill, which is counted
+        # Repeat POST requests too: asking twice for scores changes only the bill, which is counted.
         allowed_methods=None,
         backoff_factor=backoff,
         backoff_max=30,

@@ -1,4 +1,4 @@
-"""Black boxes behind a network: calls cut into requests, several in flight, each attempt paid for and counted."""
+"""Split calls to a service into requests, with several in flight, each attempt paid and counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box.base import BlackBox
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.remote.http_client import MOST_BYTES
 from bidfmkd_fast.black_box.remote.rate_limit import RateLimit
 from bidfmkd_fast.black_box.spec import APISpec
@@ -19,11 +19,10 @@ from bidfmkd_fast.runtime.interrupt import Interrupted, Stop, check, current
 
 Attempt = Callable[[], None]
 
-# images per request where nothing is known: large enough that the transport is not what one waits
-# for
+# Images per request if no limit is known: enough that scoring takes longer than sending.
 _BATCH = 256
-_MOST_IN_FLIGHT = 1024  # each takes a thread and a connection
-_BYTES_PER_SCORE = 256  # that an answer may hold, with the name of its class
+_MOST_IN_FLIGHT = 1024  # each request takes a thread and a connection
+_BYTES_PER_SCORE = 256  # that an answer may have, the name of the class included
 
 
 class BatchTooLarge(APIUnavailable):
@@ -31,16 +30,16 @@ class BatchTooLarge(APIUnavailable):
 
 
 class ServiceBlackBox(BlackBox):
-    """What all remote APIs share. Subclasses define `_request`, one request with its retries.
+    """The base of all remote APIs. Subclasses define `_request`, one request with its repetitions.
 
     Args:
         spec: what is known of the API.
-        budget: cap on what it may cost; None for no cap. An attempt that is repeated is paid again.
+        budget: cap on what it may cost; None for no cap. Every repeated attempt is paid again.
         in_flight: most requests under way at once.
-        images_per_second, requests_per_second: the pace to keep to; None for no limit.
+        images_per_second, requests_per_second: most per second; None for no limit.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: a number is out of its range.
     """
 
     is_service = True
@@ -61,7 +60,8 @@ class ServiceBlackBox(BlackBox):
             or not 1 <= in_flight <= _MOST_IN_FLIGHT
         ):
             raise InputError(
-                f"{self.name}: in_flight must be an integer of at least 1, at most {_MOST_IN_FLIGHT}; got {in_flight!r}"
+                f"{self.name}: in_flight must be an integer of at least 1, at most "
+                f"{_MOST_IN_FLIGHT}; got {in_flight!r}"
             )
         self._in_flight = in_flight
         self._max_batch = spec.max_batch
@@ -69,33 +69,41 @@ class ServiceBlackBox(BlackBox):
 
     @abstractmethod
     def _request(self, images: Tensor, attempt: Attempt) -> Tensor:
-        """Scores of one batch on the CPU; `attempt()` is called right before every time that
-        something is sent.
+        """Send a batch of CPU images and return its scores.
 
-        Raises `BatchTooLarge` where half as many images should be tried.
+        `attempt()` must be called right before each attempt; it pays for the attempt and counts it.
+
+        Raises:
+            BatchTooLarge: the service may accept half as many images.
         """
 
     def score(self, images: Tensor) -> Tensor:
+        """Return the scores of one batch, sent as one request that is paid for."""
         return self._send(images, paid=True)
 
-    def _batch(self) -> int:
+    @property
+    def known_batch(self) -> int:
+        """Return the images per request by what is known so far; the service is not contacted."""
         return _BATCH if self._max_batch is None else self._max_batch
 
+    def _batch(self) -> int:
+        """Return the images per request. A subclass may ask the service for its limit first."""
+        return self.known_batch
+
     def requests_for(self, n_images: int) -> int:
+        """Return how many requests a call sends; this may ask the service for its batch limit."""
         return -(-n_images // self._batch())
 
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
-        batches = images.cpu().tensor_split(
-            n_requests
-        )  # as many as are paid for, of near-equal size
+        # As many batches as requests are paid for, of nearly equal size.
+        batches = images.cpu().tensor_split(n_requests)
         stop = Stop(current())
         with ThreadPoolExecutor(min(self._in_flight, len(batches)), initializer=stop.adopt) as pool:
             requests = [pool.submit(self._send, batch, True) for batch in batches]
             try:
                 wait(requests, return_when=FIRST_EXCEPTION)
-            except (
-                BaseException
-            ):  # Ctrl-C here: leaving the block waits for the requests, so they must end
+            except BaseException:
+                # Ctrl-C arrives here. Leaving the block waits for the requests, so they must end.
                 stop.set()
                 raise
             finally:
@@ -111,17 +119,16 @@ class ServiceBlackBox(BlackBox):
         return torch.cat([request.result() for request in requests])
 
     def _most_bytes(self, n_images: int) -> int:
-        """Return how large an answer may be: names and digits of all scores at their longest, and
-        more than that.
-        """
+        """Return the most bytes of an answer: enough for names and digits of all scores."""
         return MOST_BYTES + _BYTES_PER_SCORE * n_images * self._spec.n_classes
 
     def _release(self, n_images: int, n_requests: int) -> None:
+        """Give back to the budget what was reserved and not sent."""
         if self._budget is not None:
             self._budget.release(n_images, n_requests, self.price_of(n_images))
 
     def _send(self, images: Tensor, paid: bool) -> Tensor:
-        """One request; `paid` says that its first attempt is reserved in the budget already."""
+        """Send one request. `paid`: its first attempt is reserved in the budget already."""
         n_images = len(images)
 
         def attempt() -> None:

@@ -1,4 +1,4 @@
-"""What the HTTP and the gRPC client of the v2 protocol share: the model's metadata, the spec, reading the scores."""
+"""Share between HTTP and gRPC what the v2 protocol has in common: metadata, spec, scores."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
 
 
 class V2BlackBox(ServiceBlackBox):
-    """A model behind a server of the v2 protocol. Subclasses define how metadata are read and
-    requests are sent.
+    """A model behind a server of the v2 protocol.
 
-    With a whole `APISpec` nothing is sent before the first question, so that a server may be down
-    when the box is made; otherwise what is missing of the spec is read from the server at once.
+    Subclasses define how metadata are read and requests are sent. With a whole `APISpec` nothing is
+    sent before the first call, so the server may be down when the box is made. Otherwise the
+    missing fields are read from the server at once.
     """
 
     def _start(self, model: str, spec: APISpec | Mapping[str, Any] | None, **options: Any) -> None:
-        """To be called first, once metadata can be read."""
+        """Make the spec and the box; a subclass calls this as soon as it can read metadata."""
         self._model_lock = threading.Lock()
         self._model: V2Model | None = None
         if not isinstance(spec, APISpec):
@@ -41,10 +41,11 @@ class V2BlackBox(ServiceBlackBox):
         """Ask the server for the model's metadata."""
 
     def _complete(self, model: str, known: Mapping[str, Any]) -> APISpec:
+        """Return the spec with the fields `known`, the others read from the server."""
         check_fields(model, known)
         known = {"name": model, **known}
-        # Before there is a spec, so before super().__init__: a box without one is never seen
-        # outside.
+        # There is no spec yet, so this runs before super().__init__. Nobody outside ever sees a box
+        # without a spec.
         self._model = self._read_model()
         found = self._model.fields()
         if (
@@ -56,15 +57,15 @@ class V2BlackBox(ServiceBlackBox):
         values = {**found, **known}
         for field in ("n_classes", "image_shape"):
             if field not in values:
-                raise InputError(f"{model}: the server does not tell {field}; give it in the spec")
+                raise InputError(f"{model}: the server does not state {field}; give it in the spec")
         return APISpec(**values)
 
     def _batch(self) -> int:
-        self._served()  # it tells the limit
+        self._served()  # reads the batch limit
         return super()._batch()
 
     def _served(self) -> V2Model:
-        """The model's metadata, read once."""
+        """Return the model's metadata, read once, after a check that the spec fits them."""
         with self._model_lock:
             if self._model is None:
                 self._model = self._read_model()
@@ -77,7 +78,7 @@ class V2BlackBox(ServiceBlackBox):
         return model
 
     def _scores(self, tensors: Mapping[str, Array], outputs: tuple[str, ...]) -> Tensor:
-        """The scores `[N, n_classes]` among the tensors of an answer."""
+        """Return the scores `[N, n_classes]` from the tensors of an answer."""
         missing = [name for name in outputs if name not in tensors]
         if missing:
             held = short(", ".join(tensors))
@@ -92,10 +93,11 @@ class V2BlackBox(ServiceBlackBox):
 
 
 def check_fields(name: str, known: object) -> None:
-    """Raises unless `known` maps names of `APISpec` fields."""
+    """Raise InputError unless `known` maps names of `APISpec` fields to values."""
     if not isinstance(known, Mapping):
         raise InputTypeError(
-            f"{name}: spec must be an APISpec or a mapping of its fields; got {type(known).__name__}"
+            f"{name}: spec must be an APISpec or a mapping of its fields; "
+            f"got {type(known).__name__}"
         )
     unknown = set(known) - {field.name for field in fields(APISpec)}
     if unknown:
@@ -105,22 +107,24 @@ def check_fields(name: str, known: object) -> None:
 
 
 def place_labels(name: str, spec: APISpec, scores: Tensor, labels: Any) -> Tensor:
-    """Scores `[N, k]` of labels `[N, k]`, class numbers or names, as `[N, n_classes]`, 0 where
-    nothing was told.
+    """Put scores `[N, k]` at their labels `[N, k]`, class numbers or names, of `[N, n_classes]`.
+
+    Classes without a label are 0.
 
     Raises:
-        BadAnswer: shapes that differ, a label that is none of the spec's, or one told twice.
+        BadAnswer: shapes differ, k is wrong, a label is not in the spec, or a label comes twice.
     """
     labels = np.asarray(labels)
     if scores.ndim != 2 or tuple(scores.shape) != labels.shape:
         raise BadAnswer(
-            f"{name}: scores and labels must both be [N, k]; got {list(scores.shape)} and {list(labels.shape)}"
+            f"{name}: scores and labels must both be [N, k]; "
+            f"got {list(scores.shape)} and {list(labels.shape)}"
         )
     wanted = spec.n_classes if spec.top_k is None else spec.top_k
     if scores.shape[1] != wanted:
         kind = "all n_classes" if spec.top_k is None else "top_k"
         raise BadAnswer(
-            f"{name}: the API must tell {kind} = {wanted} classes; it told {scores.shape[1]}"
+            f"{name}: the API must answer {kind} = {wanted} classes; it answered {scores.shape[1]}"
         )
     if labels.dtype.kind in "iu":
         numbers = labels.astype(np.int64)
@@ -129,13 +133,15 @@ def place_labels(name: str, spec: APISpec, scores: Tensor, labels: Any) -> Tenso
         unknown = sorted({str(label) for label in labels.ravel()} - set(index))
         if unknown:
             raise BadAnswer(
-                f"{name}: labels must be among the spec's class_names; got {short(', '.join(unknown))}"
+                f"{name}: labels must be among the spec's class_names; "
+                f"got {short(', '.join(unknown))}"
             )
         numbers = np.vectorize(index.__getitem__, otypes=[np.int64])(labels.astype(str))
     if numbers.size and not (numbers.min() >= 0 and numbers.max() < spec.n_classes):
         raise BadAnswer(
-            f"{name}: labels must be from 0 to {spec.n_classes - 1}; got {numbers.min()} to {numbers.max()}"
+            f"{name}: labels must be from 0 to {spec.n_classes - 1}; "
+            f"got {numbers.min()} to {numbers.max()}"
         )
     if (np.diff(np.sort(numbers, axis=1), axis=1) == 0).any():
-        raise BadAnswer(f"{name}: an image's labels must all differ; the same was told twice")
+        raise BadAnswer(f"{name}: an image's labels must all differ; one came twice")
     return place(scores, torch.from_numpy(numbers), spec.n_classes)

@@ -1,4 +1,7 @@
-"""A model behind a server of the Open Inference Protocol v2 over gRPC, by NVIDIA's client (extra `grpc`)."""
+"""Ask a server of the Open Inference Protocol v2 over gRPC, with NVIDIA's client.
+
+Needs the extra `grpc`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from torch import Tensor
 from urllib3.exceptions import MaxRetryError, ProtocolError
 
 from bidfmkd_fast import secrets
-from bidfmkd_fast.black_box.ledger import Budget
-from bidfmkd_fast.black_box.remote.http_client import (
+from bidfmkd_fast.black_box.budget import Budget
+from bidfmkd_fast.black_box.remote.connection_options import (
     bearer,
     check_token,
     checked_timeout,
@@ -32,23 +35,23 @@ from bidfmkd_fast.extras import not_installed
 from bidfmkd_fast.runtime.interrupt import DeadlinePassed, wait_for
 
 _AGAIN = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL")
-_GRACE = 1.0  # seconds after its own time-out in which the client tells of it
+_GRACE = 1.0  # seconds that the client may take to report its own time-out
 _LIMITS = ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", 2**28)  # bytes
 
 
 class GrpcBlackBox(V2BlackBox):
-    """A model of a v2 server over gRPC.
+    """A black box: a model of a v2 server, asked over gRPC.
 
     Args:
         url: `grpc://host:port`, or `grpcs://host:port` for TLS, whose certificates are verified.
         model, spec, version, budget, in_flight, images_per_second, requests_per_second: as for
             `RemoteBlackBox`.
-        token_variable, timeout, retries, backoff, ca_file: as for `HTTPClient`; a request is
+        token_variable, timeout, retries, backoff, ca_file: as for `ConnectionOptions`; a request is
             repeated after the statuses unavailable, resource exhausted, deadline exceeded, aborted
             and internal.
 
     Raises:
-        InputError: tritonclient is not installed; otherwise as `RemoteBlackBox`.
+        InputError: tritonclient is not installed, or as `RemoteBlackBox`.
         APIUnavailable: as `RemoteBlackBox`.
     """
 
@@ -81,9 +84,9 @@ class GrpcBlackBox(V2BlackBox):
         if not parts.port:
             raise InputError(f"{name}: url must be {wanted}; got {secrets.shown_url(url)!r}")
         check_token(name, url, parts.scheme == "grpcs", token_variable, "ASCII")
-        # Repetitions by the channel itself would go uncounted.
+        # The channel must not repeat requests by itself: nobody would count the repetitions.
         channel = [*_LIMITS, ("grpc.enable_retries", 0)]
-        if is_loopback(parts.hostname):  # gRPC reads the environment's proxies by itself
+        if is_loopback(parts.hostname):  # else gRPC would use the environment's proxy
             channel.append(("grpc.enable_http_proxy", 0))
         self._triton, self._label, self._model_name, self._version = triton, name, model, version
         self._client = triton.InferenceServerClient(
@@ -140,14 +143,14 @@ class GrpcBlackBox(V2BlackBox):
                 **options,
             )
 
-        answer = self._call(infer, attempt, limit_told=model.max_batch is not None)
+        answer = self._call(infer, attempt, limit_known=model.max_batch is not None)
         with reading(self.name, "the server's answer is none of the v2 protocol"):
             arrays = {name: answer.as_numpy(name) for name in outputs}
             found = {name: _text(array) for name, array in arrays.items() if array is not None}
         return self._scores(found, outputs)
 
-    def _call(self, call: Any, attempt: Attempt = lambda: None, limit_told: bool = True) -> Any:
-        """`call` with its repetitions, whose number and pauses are urllib3's."""
+    def _call(self, call: Any, attempt: Attempt = lambda: None, limit_known: bool = True) -> Any:
+        """Make a call and repeat it as `HTTPClient` does, with urllib3's counts and pauses."""
         retry = self._retry
         while True:
             attempt()
@@ -166,7 +169,7 @@ class GrpcBlackBox(V2BlackBox):
             message = f"{self._label}: the server answered {status}: {said}"
             if status == "UNIMPLEMENTED":
                 raise _Unimplemented(message)
-            if status == "INVALID_ARGUMENT" and not limit_told:
+            if status == "INVALID_ARGUMENT" and not limit_known:
                 raise BatchTooLarge(message)
             if status not in _AGAIN:
                 raise APIUnavailable(message)
@@ -179,9 +182,9 @@ class GrpcBlackBox(V2BlackBox):
 
 
 class _Unimplemented(APIUnavailable):
-    """The server has no such call."""
+    """The server does not have this call."""
 
 
 def _text(array: Any) -> Any:
-    """BYTES as strings."""
+    """Return an array of BYTES as strings, and any other array as it is."""
     return np.vectorize(bytes.decode, otypes=[str])(array) if array.dtype == np.object_ else array

@@ -1,4 +1,4 @@
-"""A model behind any server of the Open Inference Protocol v2 (Triton, MLServer, KServe, OpenVINO), over HTTP."""
+"""Ask a server of the Open Inference Protocol v2 (Triton, MLServer, KServe, OpenVINO) over HTTP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from bidfmkd_fast.black_box.ledger import Budget
+from bidfmkd_fast.black_box.budget import Budget
+from bidfmkd_fast.black_box.remote.connection_options import ConnectionOptions
 from bidfmkd_fast.black_box.remote.http_client import HTTPClient
 from bidfmkd_fast.black_box.remote.reading import said
 from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge
@@ -22,39 +23,36 @@ from bidfmkd_fast.black_box.wire import wire_array, wire_files
 from bidfmkd_fast.errors import APIUnavailable, InputError, ServiceWarning
 
 TRANSPORTS = ("auto", "binary", "json")
-_NO_BINARY = (
-    400,
-    415,
-    422,
-    500,
-    501,
-)  # what servers without the extension answer to it; MLServer 500
+# Statuses with which servers without the extension answer a binary request; MLServer answers 500.
+_NO_BINARY = (400, 415, 422, 500, 501)
 
 
 class _Refused(APIUnavailable):
-    """The server may not know binary tensors."""
+    """The server refused a request that it may have misread, without the binary extension."""
 
 
 class RemoteBlackBox(V2BlackBox):
-    """A model of a v2 server over HTTP: binary tensors, or JSON where the server has no binary
-    extension.
+    """A black box: a model of a v2 server, asked over HTTP.
+
+    Tensors are sent as binary, or as JSON if the server does not have the binary extension.
 
     Args:
-        url: of the server, `http://host:port`.
-        model: name of the model there.
-        spec: what is known of the API: an `APISpec` (then nothing is sent before the first
-            question), or some of its fields, the others being read from the server. A server does
-            not tell `scores_kind`: logits unless given.
-        version: of the model; the server's choice when empty.
-        transport: `"binary"`, `"json"`, or `"auto"`: binary, and JSON with a warning where the
-            server lists no extension at all, or not this one and refuses the first binary request.
+        url: URL of the server, `http://host:port`.
+        model: name of the model on the server.
+        spec: what is known of the API: an `APISpec`, with which nothing is sent before the first
+            call, or some of its fields; the others are read from the server. Servers do not state
+            `scores_kind`, which is logits unless given.
+        version: version of the model; empty for the server's choice.
+        transport: `"binary"`, `"json"`, or `"auto"`. Auto sends binary tensors, and JSON with a
+            warning if the server lists no extension at all, or does not list this extension and
+            refuses the first binary request.
         budget, in_flight, images_per_second, requests_per_second: as for `ServiceBlackBox`.
-        connection: further options of `HTTPClient`: `token_variable`, `headers`, `timeout`,
-            `retries`, `backoff`, `longest_wait`, `ca_file`.
+        connection: further options, those of `ConnectionOptions`: `token_variable`, `headers`,
+            `timeout`, `retries`, `backoff`, `longest_wait`, `ca_file`.
 
     Raises:
-        InputError: bad arguments, or a server that wants other images than the spec sends.
-        APIUnavailable: something has to be read from a server that does not answer.
+        InputError: an argument is wrong, or the server wants other images than the spec sends.
+        APIUnavailable: a field of the spec has to be read from a server that does not answer.
     """
 
     def __init__(
@@ -76,7 +74,7 @@ class RemoteBlackBox(V2BlackBox):
                 f"{model}: transport must be one of {', '.join(TRANSPORTS)}; got {transport!r}"
             )
         name = spec.name if isinstance(spec, APISpec) else model
-        self._client = HTTPClient(name, url, connections=in_flight, **connection)
+        self._client = HTTPClient(name, url, in_flight, ConnectionOptions(**connection))
         self._path = f"/v2/models/{quote(model, safe='')}" + (
             f"/versions/{quote(version, safe='')}" if version else ""
         )
@@ -98,13 +96,14 @@ class RemoteBlackBox(V2BlackBox):
             if isinstance(extensions, list) and "binary_tensor_data" in extensions:
                 self._binary = True
             elif extensions == []:
-                # MLServer: to a large binary request it may not even answer, but close the
-                # connection.
+                # MLServer lists none. It may close the connection on a large binary request
+                # instead of answering.
                 self._use_json(f"{self._client.name}: the server lists no extension")
         metadata = self._client.get_json(self._path)
         if metadata is None:
             raise APIUnavailable(
-                f"{self._client.name}: the server at {self._client.url} has no model at {self._path}"
+                f"{self._client.name}: the server at {self._client.url} has no model at "
+                f"{self._path}"
             )
         return V2Model.read(
             self._client.name, metadata, self._client.get_json(f"{self._path}/config")
@@ -114,13 +113,13 @@ class RemoteBlackBox(V2BlackBox):
         model = self._served()
         if self._binary is not None:
             return self._infer(model, images, attempt, self._binary)
-        with self._transport_lock:  # one request finds out for all
+        with self._transport_lock:  # the first request finds the transport for all
             if self._binary is None:
                 return self._find_transport(model, images, attempt)
         return self._infer(model, images, attempt, self._binary)
 
     def _find_transport(self, model: V2Model, images: Tensor, attempt: Attempt) -> Tensor:
-        """Binary, and JSON where binary is refused and JSON is not: no extension was promised."""
+        """Send a first request as binary tensors, or as JSON if only binary is refused."""
         try:
             scores = self._infer(model, images, attempt, binary=True, final=_NO_BINARY)
             self._binary = True
@@ -130,6 +129,7 @@ class RemoteBlackBox(V2BlackBox):
         return scores
 
     def _use_json(self, reason: str) -> None:
+        """Send JSON from now on, and warn of it."""
         self._binary = False
         warnings.warn(
             f"{reason}; JSON is used, which is slower than binary tensors",
@@ -161,9 +161,8 @@ class RemoteBlackBox(V2BlackBox):
             raise _Refused(
                 f"{self.name}: the server answered {response.status} to binary tensors: {message}"
             )
-        if (
-            response.status in (400, 413) and model.max_batch is None
-        ):  # perhaps a batch limit that it does not tell
+        if response.status in (400, 413) and model.max_batch is None:
+            # The server may have a batch limit that it does not state.
             message = said(response.data)
             raise BatchTooLarge(f"{self.name}: the server answered {response.status}: {message}")
         self._client.check_status(response)

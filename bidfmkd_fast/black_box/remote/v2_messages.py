@@ -1,4 +1,8 @@
-"""The Open Inference Protocol, version 2, with the binary tensor extension: messages in and out, nothing sent here."""
+"""Write and read messages of the Open Inference Protocol v2 with the binary tensor extension.
+
+Nothing is sent here. `serving/protocol.py` implements the same protocol from the server's side,
+independently, so that a misreading on one side fails against the other.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +23,29 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 Array = np.ndarray[Any, Any]
 
 _DTYPES = {
-    "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "i1", "INT16": "<i2",
-    "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+    "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+    "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+    "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
-
-
 _FLOATS = ("FP16", "FP32", "FP64", "BF16")
 
 
 class ServerMismatch(InputError, BadAnswer):
-    """The server describes a model that the spec does not fit: bad input to whoever asks it, and in
-    a run, which may be under way for hours when a server changes, a reason to skip the API.
+    """The server describes a model that the spec does not fit.
+
+    For the user who makes the box this is bad input. In a run, which may be under way for hours
+    when a server changes, it is a reason to skip the API; so it is both errors.
     """
 
 
 @dataclass(frozen=True)
 class V2Model:
-    """What a server tells of a model: its one input, its outputs as `(name, datatype, shape)`, its
-    batch limit.
+    """The metadata of a model: its only input, its outputs, its batch limit.
+
+    Attributes:
+        input_name, datatype, shape: of the input.
+        outputs: `(name, datatype, shape)` of each output.
+        max_batch: most images per request; None if the server states none.
     """
 
     input_name: str
@@ -47,19 +56,20 @@ class V2Model:
 
     @classmethod
     def read(cls, name: str, metadata: Any, config: Any) -> V2Model:
-        """From a model's metadata and, where the server has one, its configuration (Triton's
-        `max_batch_size`).
+        """Read a model's metadata and, if the server has it, its configuration.
+
+        Only the `max_batch_size` of Triton is taken from the configuration.
 
         Raises:
-            BadAnswer: the metadata are not those of a model. InputError: the model takes more than
-                one input.
+            BadAnswer: the metadata are not those of a model.
+            InputError: the model takes more than one input.
         """
         with reading(
             name,
-            f"the server must describe the model's inputs and outputs; it told {shown(metadata)}",
+            f"the server must describe the model's inputs and outputs; it sent {shown(metadata)}",
         ):
-            inputs = [_described(one) for one in metadata["inputs"]]
-            outputs = [_described(one) for one in metadata["outputs"]]
+            inputs = [_described(tensor) for tensor in metadata["inputs"]]
+            outputs = [_described(tensor) for tensor in metadata["outputs"]]
             limit = max(0, int((config or {}).get("max_batch_size", 0)))
         if len(inputs) != 1:
             raise ServerMismatch(
@@ -69,12 +79,12 @@ class V2Model:
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """The shape of one image where all of it is told, else None."""
+        """Return the shape of one image; None if the server leaves a size open."""
         shape = self.shape[-3:]
         return shape if len(shape) == 3 and all(size > 0 for size in shape) else None
 
     def fields(self) -> dict[str, Any]:
-        """The fields of an `APISpec` that follow from this."""
+        """Return the fields of an `APISpec` that follow from the metadata."""
         fields: dict[str, Any] = {"max_batch": self.max_batch} if self.max_batch else {}
         if self.datatype == "UINT8":
             fields["dtype"] = "uint8"
@@ -90,9 +100,7 @@ class V2Model:
         return fields
 
     def check(self, spec: APISpec) -> None:
-        """Raises InputError where the server wants other images than the spec sends, telling the
-        field to set.
-        """
+        """Raise InputError, which names the field to set, if the server wants other images."""
         wanted = {
             "UINT8": "dtype='uint8'",
             "FP32": "dtype='float32'",
@@ -102,7 +110,8 @@ class V2Model:
         if self.datatype != sent:
             advice = wanted.get(self.datatype, "a model that takes one of FP32, UINT8 and BYTES")
             raise ServerMismatch(
-                f"{spec.name}: the server takes {short(self.datatype)}, the spec sends {sent}; use {advice}"
+                f"{spec.name}: the server takes {short(self.datatype)}, the spec sends {sent}; "
+                f"use {advice}"
             )
         channels, height, width = spec.wire_shape
         ours = (height, width, channels) if spec.layout == "NHWC" else (channels, height, width)
@@ -110,14 +119,12 @@ class V2Model:
             size > 0 and size != our for size, our in zip(self.shape[-3:], ours)
         ):
             raise ServerMismatch(
-                f"{spec.name}: the server takes images {shown(list(self.shape[-3:]))}, the spec sends {list(ours)} "
-                f"({spec.layout}); set server_shape=(C, H, W) and layout"
+                f"{spec.name}: the server takes images {shown(list(self.shape[-3:]))}, the spec "
+                f"sends {list(ours)} ({spec.layout}); set server_shape=(C, H, W) and layout"
             )
 
     def wanted_outputs(self, spec: APISpec) -> tuple[str, ...]:
-        """The names of the outputs to ask for: the scores; for top-k answers the scores and the
-        labels.
-        """
+        """Return the names of the outputs to request: the scores, for top-k also the labels."""
         scores = [name for name, datatype, _ in self.outputs if datatype in _FLOATS]
         labels = [name for name, datatype, _ in self.outputs if datatype not in _FLOATS]
         if len(scores) > 1:
@@ -126,16 +133,17 @@ class V2Model:
                 for name, _, shape in self.outputs
                 if name in scores and _width(shape) == spec.n_classes
             ]
-        told = short(
+        outputs = short(
             ", ".join(f"{name} {datatype} {list(shape)}" for name, datatype, shape in self.outputs)
         )
         if not scores and labels:
             raise ServerMismatch(
-                f"{spec.name}: the model answers labels only ({told}); a label alone gives no gradient"
+                f"{spec.name}: the model answers labels only ({outputs}); "
+                "a label alone gives no gradient"
             )
         if len(scores) != 1:
             raise ServerMismatch(
-                f"{spec.name}: the model must have one output of scores; it has {told}"
+                f"{spec.name}: the model must have one output of scores; it has {outputs}"
             )
         return (
             (scores[0], labels[0])
@@ -151,8 +159,9 @@ def infer_request(
     outputs: Sequence[str],
     binary: bool,
 ) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of one inference request: an array, or image files as BYTES (base64 in
-    JSON).
+    """Return body and headers of an inference request.
+
+    `images` are an array, or image files, which are sent as BYTES (base64 in JSON).
     """
     if isinstance(images, np.ndarray):
         shape, raw = (
@@ -183,10 +192,12 @@ def infer_request(
 def infer_response(
     name: str, identity: str, headers: Mapping[str, str], body: bytes
 ) -> dict[str, Array]:
-    """The tensors of an answer by name; its header says whether and where its binary part begins.
+    """Return the tensors of an answer by name.
+
+    The HTTP header of the answer says where its binary part begins, if it has a binary part.
 
     Raises:
-        BadAnswer: it is no answer of the protocol, or one to another request.
+        BadAnswer: it is no answer of the protocol, or it answers another request.
     """
     with reading(name, "the server's answer is none of the v2 protocol", body):
         length = int(headers.get(HEADER_LENGTH, len(body)))
@@ -195,39 +206,35 @@ def infer_response(
         answer = json.loads(body[:length])
         if answer.get("id", identity) not in (identity, ""):
             raise BadAnswer(
-                f"{name}: the server answered request {shown(answer['id'])}; asked was {identity!r}"
+                f"{name}: the server answered request {shown(answer['id'])} instead of {identity!r}"
             )
         tensors, at = {}, length
-        for one in answer["outputs"]:
-            size = one.get("parameters", {}).get("binary_data_size")
+        for output in answer["outputs"]:
+            size = output.get("parameters", {}).get("binary_data_size")
             if size is None:
-                values = np.array(one["data"])
+                values = np.array(output["data"])
             else:
                 if not 0 <= size <= len(body) - at:
                     raise ValueError(f"{size} bytes announced, {len(body) - at} came")
                 raw, at = body[at : at + size], at + size
-                values = _decoded(raw, one["datatype"])
-            tensors[str(one["name"])] = values.reshape([int(n) for n in one["shape"]])
+                values = _decoded(raw, output["datatype"])
+            tensors[str(output["name"])] = values.reshape([int(n) for n in output["shape"]])
     return tensors
 
 
 def per_image(values: Array) -> Array:
-    """Return an output `[N, ..., n, ...]` with only one axis of more than 1 after the first as
-    `[N, n]`.
-    """
+    """Return an output as `[N, n]` if only one of its axes after the first is longer than 1."""
     wide = [size for size in values.shape[1:] if size != 1]
     return values.reshape(len(values), *wide) if values.ndim > 2 and len(wide) == 1 else values
 
 
 def _described(tensor: Any) -> tuple[str, str, tuple[int, ...]]:
-    """Return name, datatype and shape of a tensor that metadata describe."""
+    """Return name, datatype and shape of a tensor from its metadata."""
     return str(tensor["name"]), str(tensor["datatype"]), tuple(map(int, tensor["shape"]))
 
 
 def _width(shape: Sequence[int]) -> int:
-    """Return how many numbers an output of `shape` holds per image; 0 where that is not one axis
-    of known size.
-    """
+    """Return how many numbers an output holds per image; 0 if its shape leaves that open."""
     wide = [size for size in shape[1:] or shape if size > 1]
     return wide[0] if len(wide) == 1 else 0
 
@@ -242,6 +249,7 @@ def _decoded(raw: bytes, datatype: str) -> Array:
 
 
 def _strings(raw: bytes) -> Array:
+    """Read strings from bytes: each has 4 bytes of length before it."""
     strings, at = [], 0
     while at < len(raw):
         (length,) = struct.unpack_from("<I", raw, at)

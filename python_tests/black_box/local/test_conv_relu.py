@@ -1,4 +1,4 @@
-"""Which convolutions take the ReLU after them, and that the scores stay what they were."""
+"""Check which convolutions are fused with their ReLU, and that the scores do not change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def chain(*after: nn.Module) -> nn.Sequential:
 
 
 class Functional(nn.Module):
-    """Two convolutions into functions, one of them used twice."""
+    """A module of two convolutions before functional ReLUs, one of which is used twice."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""OnnxBlackBox: the exported module's own scores, whatever the file says of batch, size and numbers."""
+"""Check that OnnxBlackBox gives the exported module's scores, whatever the file states."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHT = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 def save(
     path: Path, shape: list[Any], *, elements: int | None = None, outputs: int = 1, inputs: int = 1
 ) -> Path:
-    """A file that averages over the image and multiplies the channel means with WEIGHT."""
+    """Write a file that multiplies the means of the channels by WEIGHT."""
     from onnx import TensorProto, helper, numpy_helper
 
     elements = TensorProto.FLOAT if elements is None else elements
@@ -124,7 +124,7 @@ def test_an_exported_module(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "spec", "message"),
     [
-        ({"shape": ["N", 3, "H", "W"]}, None, "the file does not tell image_shape"),
+        ({"shape": ["N", 3, "H", "W"]}, None, "the file does not state image_shape"),
         ({}, APISpec(4, (1, 8, 8)), r"takes images \[3, 8, 8\], the spec sends \[1, 8, 8\]"),
         (
             {},
@@ -175,7 +175,7 @@ def test_no_file_a_damaged_one_and_no_onnxruntime(
 
 
 def save_baked(path: Path, target: list[int], *, data_file: str | None = None) -> Path:
-    """A file that says it takes any number of images, with a Reshape to `target` in it."""
+    """Write a file that states a free number of images, with a Reshape to `target` inside."""
     from onnx import TensorProto, helper, numpy_helper
 
     weight = np.repeat(WEIGHT, 64, axis=0) / 64  # [192, 4]: what the channel means times WEIGHT are
@@ -229,9 +229,7 @@ def test_an_axis_that_is_dynamic_is_not_warned_of(tmp_path: Path, seed: int) -> 
 
 
 def save_reading_a_table(path: Path, length: int) -> Path:
-    """Adds the number at place `10 * brightest pixel` of a table of zeros, which fails beyond its
-    end.
-    """
+    """Write a file that reads a table at `10 * brightest pixel`, which fails beyond its end."""
     from onnx import TensorProto, helper, numpy_helper
 
     nodes = [

@@ -1,3 +1,5 @@
+"""Check that an open box gives true gradients, and is paid and counted as a black box."""
+
 from __future__ import annotations
 
 import pytest
@@ -40,7 +42,7 @@ def test_scores_and_gradients_are_the_modules_own_and_calls_are_counted(seed: in
 
 
 def test_recovery_descends_the_true_gradient(seed: int) -> None:
-    """The first step's gradient, and the whole run lower than any estimate with the same steps."""
+    """Compare the first gradient, and the final loss with that of estimates in as many steps."""
     box = OpenBox(module(seed), SPEC)
     config = RecoveryConfig(steps=30, num_directions=2, generator_width=4, latent_dim=8)
     student_module = module(seed + 1).eval()

@@ -1,3 +1,5 @@
+"""Check that pairwise max pooling has the values of torch's max pooling."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,4 @@
-"""JSONBlackBox: TF-Serving's and Hugging Face's forms, ones of one's own, and answers that do not fit."""
+"""Check JSONBlackBox with known forms, forms of a user's own, and answers that do not fit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def images_of(n: int, seed: int) -> torch.Tensor:
 
 
 def probabilities(pixels: np.ndarray[Any, Any]) -> list[float]:
-    """Of one image, channels last."""
+    """Return the probabilities of an image, channels last."""
     logits = (
         np.array([pixels[..., 0].mean(), pixels[..., 1].mean(), pixels[0, 0, 2]], dtype=np.float64)
         * 5
@@ -88,9 +88,7 @@ def test_tf_serving_with_files(server: Any, seed: int) -> None:
 
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_hugging_face(server: Any, seed: int, top_k: int | None) -> None:
-    """One file a request; labels in the order of their scores, and with top_k only the first of
-    them.
-    """
+    """Answer with labels in the order of their scores; with top_k only the first labels."""
 
     def post(sent: Any) -> Any:
         scores = probabilities(opened(json.loads(sent.body)["inputs"]))
@@ -99,9 +97,13 @@ def test_hugging_face(server: Any, seed: int, top_k: int | None) -> None:
 
     server.post = post
     spec = APISpec(
-        3, (3, 4, 5), class_names=SPEC.class_names, scores_kind="probabilities" if top_k is None else "top_k",
-        top_k=top_k, encoding="png",
-    )  # fmt: skip
+        3,
+        (3, 4, 5),
+        class_names=SPEC.class_names,
+        scores_kind="probabilities" if top_k is None else "top_k",
+        top_k=top_k,
+        encoding="png",
+    )
     api = JSONBlackBox(server.url, spec, "huggingface", **QUICK)
     images = images_of(3, seed)
     # Two of three told: what is missing is the third.
@@ -162,17 +164,19 @@ def test_a_mapping_of_ones_own(server: Any, seed: int) -> None:
         (
             "huggingface",
             b'[{"label": "cat", "score": 1}]',
-            "must tell all n_classes = 3 classes; it told 1",
+            "must answer all n_classes = 3 classes; it answered 1",
         ),
         (
             "huggingface",
-            b'[{"label": "cat", "score": 1}, {"label": "dog", "score": 0}, {"label": "newt", "score": 0}]',
+            b'[{"label": "cat", "score": 1}, {"label": "dog", "score": 0}, '
+            b'{"label": "newt", "score": 0}]',
             "labels must be among the spec's class_names; got newt",
         ),
         (
             "huggingface",
-            b'[{"label": "cat", "score": 1}, {"label": "dog", "score": 0}, {"label": "dog", "score": 0}]',
-            "the same was told twice",
+            b'[{"label": "cat", "score": 1}, {"label": "dog", "score": 0}, '
+            b'{"label": "dog", "score": 0}]',
+            "one came twice",
         ),
         ("huggingface", b'[{"label": "cat"}]', r"there is no '\*.score'"),
     ],
@@ -214,7 +218,7 @@ def test_a_refusal_is_told(server: Any) -> None:
         (
             lambda: JSONBlackBox("http://host", SPEC, {"body": "$images"}),
             InputError,
-            "zoo: mapping has body, scores",
+            "zoo: mapping takes body, scores",
         ),
         (
             lambda: JSONBlackBox("http://host", SPEC, 3),

@@ -1,4 +1,4 @@
-"""The environment's proxies are used for services elsewhere, and never for this machine."""
+"""Check that the environment's proxies are used for other hosts, and never for this machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VARIABLES = [f"{scheme}_proxy" for scheme in ("http", "https", "all", "no")]
 
 @dataclass
 class Proxy:
-    """A proxy that reaches `target`, whatever host it is asked for, and notes what it was asked."""
+    """A proxy that connects every request to `target`, and notes the requests."""
 
     url: str = ""
     target: tuple[str, int] = ("127.0.0.1", 0)
@@ -50,7 +50,8 @@ def proxy() -> Iterator[Proxy]:
             self._note()
             body = self.rfile.read(int(self.headers["Content-Length"]))
             with socket.create_connection(made.target) as target:
-                head = f"POST {urlsplit(self.path).path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
+                path = urlsplit(self.path).path
+                head = f"POST {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
                 target.sendall(head.encode() + body)
                 while part := target.recv(2**16):
                     self.wfile.write(part)
@@ -104,7 +105,7 @@ def test_http_by_a_proxy(
 
 
 def test_https_by_a_tunnel(server: Any, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is at the other end here speaks no TLS: that the tunnel was asked for is enough."""
+    """Check only that a tunnel was requested, since the target here does not support TLS."""
     answer(server, proxy)
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")

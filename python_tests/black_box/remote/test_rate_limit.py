@@ -1,4 +1,4 @@
-"""The token bucket on a clock of its own: pace kept, bursts allowed, never a wait without a reason."""
+"""Check the token bucket on a simulated clock: pace, bursts, and no needless wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GrpcBlackBox against a server of the protocol's own gRPC service, in this process."""
+"""Check GrpcBlackBox against a server of the protocol's gRPC service in this process."""
 
 from __future__ import annotations
 

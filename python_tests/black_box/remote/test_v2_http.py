@@ -1,4 +1,4 @@
-"""RemoteBlackBox against a scripted server: what is sent, what is read, what is counted, what goes wrong."""
+"""Check RemoteBlackBox against a scripted server: messages, counts and failures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUICK: dict[str, Any] = {"backoff": 0.0, "timeout": 30}
 
 
 def score(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Three numbers of each image, so that an answer that is mixed up shows."""
+    """Return three numbers of each image, so that answers in a wrong order are noticed."""
     flat = images.reshape(len(images), -1).astype(np.float64)
     return np.stack([flat[:, 0], flat.mean(1), flat[:, -1] * 2], axis=1)
 
@@ -296,8 +296,9 @@ def test_a_failed_call_gives_back_what_was_not_sent(server: Any) -> None:
 def test_top_k_answers_with_labels(server: Any) -> None:
     server.serve_v2(score, list(SHAPE), N)
     server.get["/v2/models/m"]["outputs"] = [
-        {"name": "p", "datatype": "FP32", "shape": [-1, 2]}, {"name": "l", "datatype": "INT64", "shape": [-1, 2]},
-    ]  # fmt: skip
+        {"name": "p", "datatype": "FP32", "shape": [-1, 2]},
+        {"name": "l", "datatype": "INT64", "shape": [-1, 2]},
+    ]
 
     def post(sent: Any) -> Any:
         outputs = [
@@ -311,7 +312,7 @@ def test_top_k_answers_with_labels(server: Any) -> None:
     torch.testing.assert_close(
         api(images_of(2, 0)), torch.tensor([[0.2, 0.1, 0.7], [0.1, 0.6, 0.3]])
     )
-    with pytest.raises(BadAnswer, match="must tell top_k = 3 classes; it told 2"):
+    with pytest.raises(BadAnswer, match="must answer top_k = 3 classes; it answered 2"):
         RemoteBlackBox(server.url, "m", APISpec(N, SHAPE, scores_kind="top_k", top_k=3), **QUICK)(
             images_of(2, 0)
         )
@@ -380,7 +381,7 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_bad_specs(server: Any) -> None:
     server.serve_v2(score, [-1, -1, -1], N)
     with pytest.raises(
-        InputError, match="m: the server does not tell image_shape; give it in the spec"
+        InputError, match="m: the server does not state image_shape; give it in the spec"
     ):
         RemoteBlackBox(server.url, "m", **QUICK)
     with pytest.raises(InputError, match="m: spec has no field colour"):

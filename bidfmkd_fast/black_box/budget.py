@@ -1,0 +1,148 @@
+"""Cap what asking APIs may cost: queries, requests and money."""
+
+from __future__ import annotations
+
+import threading
+
+from bidfmkd_fast.black_box.ledger import check_cost, check_count
+from bidfmkd_fast.errors import BudgetExhausted
+
+_SLACK = 1e-9  # relative tolerance for money, since costs are sums of floats
+
+
+class Budget:
+    """A cap on the sum of queries, requests and money over all APIs that share it.
+
+    Safe under threads.
+
+    Args:
+        max_queries: most images that may be scored; None for no cap.
+        max_requests: most requests that may be sent; None for no cap.
+        max_cost: most that may be spent, in the currency of the APIs' `price_per_1000`; None for no
+            cap.
+
+    Raises:
+        InputError: a cap is negative or no number (InputTypeError: of the wrong type).
+    """
+
+    def __init__(
+        self,
+        max_queries: int | None = None,
+        max_requests: int | None = None,
+        max_cost: float | None = None,
+    ) -> None:
+        for name, cap in (("max_queries", max_queries), ("max_requests", max_requests)):
+            if cap is not None:
+                check_count("Budget", name, cap)
+        if max_cost is not None:
+            check_cost("Budget", "max_cost", max_cost)
+        self._lock = threading.Lock()
+        self._caps = (max_queries, max_requests, max_cost)
+        self._spent: tuple[int, int, float] = (0, 0, 0.0)
+
+    @property
+    def max_queries(self) -> int | None:
+        """Return the cap on queries; None for none."""
+        return self._caps[0]
+
+    @property
+    def max_requests(self) -> int | None:
+        """Return the cap on requests; None for none."""
+        return self._caps[1]
+
+    @property
+    def max_cost(self) -> float | None:
+        """Return the cap on money; None for none."""
+        return self._caps[2]
+
+    @property
+    def queries(self) -> int:
+        """Return the queries spent so far, over all APIs that share this budget."""
+        return self._spent[0]
+
+    @property
+    def requests(self) -> int:
+        """Return the requests spent so far, over all APIs that share this budget."""
+        return self._spent[1]
+
+    @property
+    def cost(self) -> float:
+        """Return the money spent so far, over all APIs that share this budget."""
+        return self._spent[2]
+
+    @property
+    def remaining_queries(self) -> int | None:
+        """Return the queries left; None when they are not capped."""
+        return None if self.max_queries is None else self.max_queries - self.queries
+
+    @property
+    def remaining_requests(self) -> int | None:
+        """Return the requests left; None when they are not capped."""
+        return None if self.max_requests is None else self.max_requests - self.requests
+
+    def affords(self, queries: int, requests: int = 1, cost: float = 0.0) -> bool:
+        """Return True if `reserve` of the same amounts would go through now. Spends nothing."""
+        _check_amounts("Budget.affords", queries, requests, cost)
+        with self._lock:
+            return self._shortfall(queries, requests, cost) is None
+
+    def reserve(self, queries: int, requests: int = 1, cost: float = 0.0) -> None:
+        """Spend all of these amounts, or nothing.
+
+        Raises:
+            BudgetExhausted: they would overrun a cap; nothing was spent.
+            InputError: a number is negative (InputTypeError: of the wrong type).
+        """
+        _check_amounts("Budget.reserve", queries, requests, cost)
+        with self._lock:
+            shortfall = self._shortfall(queries, requests, cost)
+            if shortfall is not None:
+                raise BudgetExhausted(shortfall)
+            self._spend(queries, requests, cost)
+
+    def restore(self, queries: int, requests: int, cost: float = 0.0) -> None:
+        """Count what an earlier run has spent, even beyond a cap, since it cannot be undone."""
+        _check_amounts("Budget.restore", queries, requests, cost)
+        with self._lock:
+            self._spend(queries, requests, cost)
+
+    def release(self, queries: int, requests: int, cost: float = 0.0) -> None:
+        """Give back what was reserved and never sent."""
+        _check_amounts("Budget.release", queries, requests, cost)
+        with self._lock:
+            self._spend(-queries, -requests, -cost)
+
+    def _spend(self, queries: int, requests: int, cost: float) -> None:
+        self._spent = (self._spent[0] + queries, self._spent[1] + requests, self._spent[2] + cost)
+
+    def _shortfall(self, queries: int, requests: int, cost: float) -> str | None:
+        """Return the message about the first cap that the amounts would overrun, or None."""
+        wanted_of = {"queries": queries, "requests": requests, "cost": cost}
+        for (unit, wanted), spent, cap in zip(wanted_of.items(), self._spent, self._caps):
+            if (
+                cap is not None
+                and wanted
+                and spent + wanted > cap * (1 + _SLACK if unit == "cost" else 1)
+            ):
+                form = ",.4g" if unit == "cost" else ","
+                return (
+                    f"budget: {wanted:{form}} more {unit} wanted, {cap - spent:{form}} of "
+                    f"{cap:{form}} left; nothing was sent (raise Budget(max_{unit}=...) or ask for "
+                    "less)"
+                )
+        return None
+
+    def __repr__(self) -> str:
+        with self._lock:
+            spent = self._spent
+        caps = ["no cap" if cap is None else f"{cap:,}" for cap in self._caps]
+        money = f", cost={spent[2]:,.4g} of {caps[2]}" if self._caps[2] is not None else ""
+        return (
+            f"Budget(queries={spent[0]:,} of {caps[0]}, requests={spent[1]:,} of {caps[1]}{money})"
+        )
+
+
+def _check_amounts(operation: str, queries: object, requests: object, cost: object) -> None:
+    check_count(operation, "queries", queries)
+    check_count(operation, "requests", requests)
+    check_cost(operation, "cost", cost)
