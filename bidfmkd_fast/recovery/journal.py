@@ -279,7 +279,9 @@ def settings_of(
         "paper_compat": paper_compat,
     }
     settings |= {
-        f"spec.{name}": value for name, value in vars(api.spec).items() if name not in _WITHOUT_EFFECT
+        f"spec.{name}": value
+        for name, value in vars(api.spec).items()
+        if name not in _WITHOUT_EFFECT
     }
     settings |= {f"config.{name}": value for name, value in vars(config).items()}
     if generator is not None:

@@ -166,19 +166,19 @@ class BiDfMKD:
                 folder.close()
 
     def _check_meta_model(self) -> None:
+        """Raise InputError unless the meta-model maps images of every API to logits."""
         n_classes = self.apis[0].spec.n_classes
         specs = [api.spec for api in self.apis]
         _, height, width = task_shape(specs, self.config) or specs[0].image_shape
         if height != width and self.config.replay.rotations == 4:
             raise InputError(
-                f"BiDfMKD: images of {height} x {width} cannot be turned by 90 degrees; set replay.rotations to 2 or 1"
+                f"BiDfMKD: images of {height} x {width} cannot be turned by 90 degrees; set "
+                "replay.rotations to 2 or 1"
             )
-        for shape in sorted(
-            {spec.image_shape for spec in specs} | {task_shape(specs, self.config) or ()} - {()}
-        ):
-            images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(
-                self.device
-            )
+        shapes = {spec.image_shape for spec in specs} | {task_shape(specs, self.config) or ()}
+        draws = torch.Generator()
+        for shape in sorted(shapes - {()}):
+            images = torch.rand(2, *shape, generator=draws.manual_seed(0)).to(self.device)
             try:
                 with seeded(0, "meta_model", "check"), torch.no_grad():
                     logits = forward(self._module, dict(self._module.named_parameters()), images)
@@ -190,12 +190,13 @@ class BiDfMKD:
             if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
                 came = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise InputError(
-                    f"BiDfMKD: meta_model must map images {list(images.shape)} to logits [2, {n_classes}], one per "
-                    f"class of an API; got {came}"
+                    f"BiDfMKD: meta_model must map images {list(images.shape)} to logits "
+                    f"[2, {n_classes}], one per class of an API; got {came}"
                 )
 
 
 def _usable_device(device: torch.device | str) -> torch.device:
+    """Return `device` with its index; raise InputError if torch cannot use it here."""
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
@@ -206,6 +207,7 @@ def _usable_device(device: torch.device | str) -> torch.device:
 
 
 def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
+    """Raise InputError unless `apis` are different black boxes with the same number of classes."""
     if not apis:
         raise InputError("BiDfMKD: apis is empty; give at least one black box")
     for api in apis:
@@ -219,12 +221,14 @@ def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
     for api in apis:
         if api.spec.n_classes != first.n_classes:
             raise InputError(
-                f"BiDfMKD: all APIs must have the same n_classes; {first.name} has {first.n_classes} and "
-                f"{api.name} has {api.spec.n_classes}; run them as separate pools"
+                f"BiDfMKD: all APIs must have the same n_classes; {first.name} has "
+                f"{first.n_classes} and {api.name} has {api.spec.n_classes}; run them as separate "
+                "pools"
             )
         if budget is not None and api.budget is not None and api.budget is not budget:
             raise InputError(
-                f"BiDfMKD: {api.name} has a budget of its own; give either that or budget=, not both"
+                f"BiDfMKD: {api.name} has a budget of its own; give either that or budget=, not "
+                "both"
             )
 
 

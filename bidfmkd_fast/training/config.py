@@ -1,4 +1,4 @@
-"""The settings of a run: plain dataclasses, readable from and written as YAML."""
+"""Define the settings of a run: plain dataclasses, which are read from and written as YAML."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bidfmkd_fast.settings import (
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """The bi-level distillation.
+    """Settings of the bi-level distillation.
 
     Args:
         inner_steps: gradient steps from the meta-model to an API's task model.
@@ -46,23 +46,23 @@ class DistillationConfig:
 
     @property
     def inner(self) -> InnerLoop:
-        """The settings of the inner loop."""
+        """Return the settings of the inner loop."""
         return InnerLoop(self.inner_steps, self.inner_lr, self.first_order)
 
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Task memory replay: outer steps on tasks drawn across APIs from what was recovered so far.
+    """Settings of the replay: outer steps on tasks drawn across APIs from the recovered images.
 
     Args:
         steps_per_round: outer steps after each group of `meta_batch_size` APIs but the last.
-        patience: when above 0, a round ends early once the replay accuracy has not improved for so
-            many steps.
+        patience: if above 0, the replay of a round ends early once its accuracy has not improved
+            for so many steps.
         final_steps: outer steps after the last API.
         n_shot: support images per class of a task.
         n_query: query images per class of a task.
-        rotations: 4 or 2 make of each class that many, turned by multiples of 90 or 180 degrees
-            (usual on Omniglot); 1 leaves it as it is.
+        rotations: 4 or 2 turns the images of each class by multiples of 90 or 180 degrees and
+            counts every turn as a class of its own (usual on Omniglot); 1 turns nothing.
         inner_steps: gradient steps of the inner loop, from the meta-model to a task's model.
         inner_lr: learning rate of these steps.
         outer_lr: Adam's learning rate for the meta-model.
@@ -90,32 +90,33 @@ class ReplayConfig:
 
     @property
     def inner(self) -> InnerLoop:
-        """The settings of the inner loop."""
+        """Return the settings of the inner loop."""
         return InnerLoop(self.inner_steps, self.inner_lr, self.first_order)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run of `BiDfMKD`.
+    """Settings of a whole run of `BiDfMKD`.
 
     Args:
         seed: seed of every random draw of the run.
-        n_per_class: images per class of each recovered set; every API gives a support and a
-            boundary query set.
+        n_per_class: images per class of each recovered set. A support set and a boundary query set
+            are recovered from every API.
         meta_batch_size: tasks per outer step, and APIs per round.
         meta_model_width: filters of the default meta-model, a Conv4.
         adapt_steps: gradient steps in which the finished meta-model adapts to a new task, unless
-            told otherwise.
+            `adapt` is given another number.
         adapt_lr: learning rate of these steps.
-        meta_model_side: side of the square images of a meta-model that takes any size; 0 for a
-            plain Conv4, or for the largest side among the APIs where their images differ in shape.
-        boundary_start: outer step (distillation and replay counted together) from which the
+        meta_model_side: side of the square images to which a meta-model for any size resizes its
+            tasks. With 0 it is a plain Conv4 if all APIs take images of one shape, else the side is
+            the largest among the APIs.
+        boundary_start: outer step (distillation and replay steps count together) from which the
             boundary term is used.
         boundary_recovery: False leaves the boundary term out, so that both sets are support sets
             (an ablation).
         bilevel_distillation: False leaves the bi-level distillation out (an ablation).
         task_replay: False leaves task memory replay out (an ablation).
-        paper_compat: do as the authors' public code does where it departs from the paper
+        paper_compat: follow the authors' public code where it departs from the paper
             (`docs/architecture.md`).
         recovery: how each set is recovered.
         distillation: how the recovered sets are distilled.
@@ -157,37 +158,40 @@ class TrainConfig:
         replay, held = self.replay, 2 * self.n_per_class
         if (replay.final_steps or replay.steps_per_round) and replay.n_shot + replay.n_query > held:
             raise InputError(
-                f"TrainConfig: replay.n_shot + replay.n_query must be at most 2 n_per_class = {held}, the images per "
-                f"class of an API's two sets; got {replay.n_shot} + {replay.n_query}; lower them or raise n_per_class"
+                f"TrainConfig: replay.n_shot + replay.n_query must be at most 2 n_per_class = "
+                f"{held}, the images per class of an API's two sets; got {replay.n_shot} + "
+                f"{replay.n_query}; lower them or raise n_per_class"
             )
         if self.paper_compat and self.recovery.num_directions < SPLITS:
             raise InputError(
-                f"TrainConfig: with paper_compat recovery.num_directions must be at least {SPLITS}, the authors' "
-                f"number of splits; got {self.recovery.num_directions}"
+                f"TrainConfig: with paper_compat recovery.num_directions must be at least "
+                f"{SPLITS}, the authors' number of splits; got {self.recovery.num_directions}"
             )
         if replay.n_shot >= self.n_per_class:
             raise InputError(
-                "TrainConfig: replay.n_shot must be below n_per_class, so that a support set alone makes a task; "
-                f"got n_shot={replay.n_shot}, n_per_class={self.n_per_class}"
+                "TrainConfig: replay.n_shot must be below n_per_class, so that a support set alone "
+                f"makes a task; got n_shot={replay.n_shot}, n_per_class={self.n_per_class}"
             )
 
     def control(self) -> TrainConfig:
-        """The no-recovery control: the same run on images of untrained generators, the APIs asked
-        for scores only.
+        """Return the settings of the no-recovery control of this run.
+
+        The control is the same run on images of untrained generators: with no recovery steps, each
+        API is asked for the scores of its images only.
         """
         return replace(self, recovery=replace(self.recovery, steps=0))
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as `from_dict` takes them."""
+        """Return the settings as nested plain values, which `from_dict` reads."""
         return plain_values(self)
 
     def to_yaml(self) -> str:
-        """The settings as YAML text."""
+        """Return the settings as YAML text."""
         return to_yaml(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The settings in `values`, defaults for what is not there.
+        """Make the settings in `values`, with defaults for what is missing.
 
         Raises:
             InputError: an unknown key (the closest known one is named), or a value out of its
@@ -197,19 +201,20 @@ class TrainConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
-        """The settings in a YAML file. Raises InputError as `from_dict`, and for a file that is
-        missing or no YAML.
+        """Read the settings in a YAML file.
+
+        Raises InputError as `from_dict` does, and for a file that is missing or no YAML.
         """
         return settings_from_yaml(cls, path)
 
 
 def paper(compat: bool = False) -> TrainConfig:
-    """The settings of the paper's 5-way runs on 100 APIs (arXiv 2305.18413); replay ends at about
-    60,000 outer steps.
+    """Return the settings of the paper's 5-way runs on 100 APIs (arXiv 2305.18413).
 
-    The authors' KD loss also divides by the number of classes, so their inner learning rate of 0.01
-    is 0.002 of ours. With `compat` the slips of their code are in (`paper_compat`), their loss and
-    so their learning rate among them.
+    Distillation and replay take about 60,000 outer steps together. The authors' knowledge
+    distillation loss also divides by the number of classes, 5, so their inner learning rate of 0.01
+    corresponds to 0.002 here. `compat=True` follows their code instead of the paper
+    (`paper_compat`): it uses their loss, and so their learning rate.
     """
     return TrainConfig(
         paper_compat=compat,

@@ -40,7 +40,7 @@ def task_model(
             dict(module.named_parameters()),
             support.images,
             support.recovered.scores,
-            # Nothing is differentiated through the adaptation here.
+            # First order: nothing is differentiated through the adaptation here.
             config.distillation.inner._replace(first_order=True),
             scores_kind=spec.returned_kind,
             paper_compat=config.paper_compat,

@@ -1,4 +1,4 @@
-"""The file of a recovered set: how it is written, and what must hold of it when it is read."""
+"""Write the file of a recovered set, and check it when it is read."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 SUPPORT, QUERY = PARTS = ("support", "query")
 _RECORD = ("step", "loss", "best_loss", "matched", "queries")
 _TENSORS = ("images", "labels", "scores", "losses", "history", "state")
-_HEADER = 4096  # bytes: more than names, shapes and the checksum take; class names come on top
+_HEADER = 4096  # bytes, more than tensor names, shapes and the checksum take
 
 
-def save_recovered(one: RecoveredSet, file: Path) -> None:
-    """Write a recovered set as safetensors: `images` (unit range), `labels`, `scores`, `losses` and
-    how it was made.
+def save_recovered(recovered_set: RecoveredSet, file: Path) -> None:
+    """Write a recovered set as safetensors: `images` (unit range), `labels`, `scores`, `losses`,
+    `history` and `state`.
 
     `history` float64 `[steps, 5]` has the columns `step`, `loss`, `best_loss`, `matched` and
-    `queries`; `state` is `[complete, mu]`, mu NaN where no step was taken. Raises InputError where
-    the file cannot be written.
+    `queries`. `state` is `[complete, mu]`, with mu (the step length) NaN if no step was taken.
+    Raises InputError if the file cannot be written.
     """
-    recovered = one.recovered
+    recovered = recovered_set.recovered
     history = [[record[name] for name in _RECORD] for record in recovered.history]
     mu = math.nan if recovered.mu is None else recovered.mu
     tensors = {
-        "images": one.images,
+        "images": recovered.images,
         "labels": recovered.labels,
         "scores": recovered.scores,
         "losses": recovered.losses,
@@ -45,7 +45,11 @@ def save_recovered(one: RecoveredSet, file: Path) -> None:
     write_tensors(
         file,
         tensors,
-        {"api": one.api_name, "set": one.part, "class_names": json.dumps(one.class_names)},
+        {
+            "api": recovered_set.api_name,
+            "set": recovered_set.part,
+            "class_names": json.dumps(recovered_set.class_names),
+        },
     )
 
 
@@ -55,8 +59,8 @@ def read_recovered(
     """Read what `save_recovered` wrote.
 
     Raises:
-        InputError: the file is damaged, holds what cannot be a set of `n_per_class` images for each
-            class of `api`, or is the set of another API. The message names the file.
+        InputError: the file is damaged, does not hold a set of `n_per_class` images for each class
+            of `api`, or is the set of another API. The message names the file.
     """
     from bidfmkd_fast.recovery import Recovered
     from bidfmkd_fast.training.run import RecoveredSet
@@ -67,7 +71,8 @@ def read_recovered(
     if (about.get("api"), about.get("set"), about.get("class_names")) != (api.name, part, names):
         held = f"the {about.get('set')} set of {about.get('api')!r}"
         raise InputError(
-            f"run folder: {file} is {held}, not the {part} set of {api.name!r}; is this another pool?"
+            f"run folder: {file} is {held}, not the {part} set of {api.name!r}; is this another "
+            "pool?"
         )
     if (problem := _problem(tensors, spec, n_per_class)) is not None:
         raise _damaged(file, problem)
@@ -85,8 +90,9 @@ def read_recovered(
 
 
 def read_images_and_scores(file: Path) -> tuple[Tensor, Tensor]:
-    """Read only the images (unit range) and the scores of a recovered set. Raises InputError for a
-    damaged file.
+    """Read only the images (unit range) and the scores of a recovered set.
+
+    Raises InputError if the file is damaged.
     """
     tensors, _ = _read(file)
     for name in ("images", "scores"):
@@ -95,24 +101,25 @@ def read_images_and_scores(file: Path) -> tuple[Tensor, Tensor]:
     return tensors["images"], tensors["scores"]
 
 
-def least_queries(one: RecoveredSet, measuring: int) -> int:
-    """Return how many queries a set has cost at least: those of its steps and, with steps, those
-    of the set.
+def least_queries(recovered_set: RecoveredSet, measuring: int) -> int:
+    """Count the queries that a set has cost at least; requests that failed are not known.
+
+    `measuring` is what measuring its step length cost, which counts only if steps were taken.
     """
-    history = one.recovered.history
+    recovered = recovered_set.recovered
+    history = recovered.history
     if not history:
-        return len(one.images)
-    return int(history[-1]["queries"]) + (measuring if one.recovered.mu is not None else 0)
+        return len(recovered.images)
+    return int(history[-1]["queries"]) + (measuring if recovered.mu is not None else 0)
 
 
 def bytes_of_set(spec: APISpec, n_per_class: int, steps: int) -> int:
-    """Return the size that the file of a set has at most."""
+    """Return the largest size that the file of a set can have."""
     per_image = (
         4 * (math.prod(spec.image_shape) + spec.n_classes + 1) + 8
     )  # float32 and an int64 label
-    names = 4 * len(
-        json.dumps([spec.name, *spec.names])
-    )  # in JSON inside JSON a quote or a backslash is four
+    # Names are JSON inside JSON, where a quote or a backslash takes up to four bytes.
+    names = 4 * len(json.dumps([spec.name, *spec.names]))
     return per_image * n_per_class * spec.n_classes + 8 * len(_RECORD) * steps + names + _HEADER
 
 
@@ -129,8 +136,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _problem(tensors: dict[str, Tensor], spec: APISpec, n_per_class: int) -> str | None:
-    """Return what keeps the tensors from being a set of `n_per_class` images for each class of an
-    API of this spec.
+    """Return why the tensors are no set of `n_per_class` images per class of an API with this spec.
+
+    Returns None if they are.
     """
     labels = torch.arange(spec.n_classes).repeat_interleave(n_per_class)
     wanted = {
@@ -149,7 +157,10 @@ def _problem(tensors: dict[str, Tensor], spec: APISpec, n_per_class: int) -> str
             return f"its {name} must be finite; got NaN or infinity"
     if not torch.equal(tensors["labels"], labels):
         low, high = tensors["labels"].aminmax()
-        return f"its labels must be 0..{spec.n_classes - 1} in order, {n_per_class} of each; got {low}..{high}"
+        return (
+            f"its labels must be 0..{spec.n_classes - 1} in order, {n_per_class} of each; got "
+            f"{low}..{high}"
+        )
     return None
 
 

@@ -118,8 +118,8 @@ class Recoveries:
     def keep(self, outcome: Outcome, part: str, recovered: Recovered, journal: Journal) -> None:
         """Save a set that is finished, remove its journal, and add the set to `outcome`."""
         run, spec = self._run, self._run.apis[outcome.index].spec
-        recovered = replace(recovered, images=spec.to_unit(recovered.images))
-        finished = RecoveredSet(outcome.index, spec.name, spec.names, part, recovered)
+        in_unit_range = replace(recovered, images=spec.to_unit(recovered.images))
+        finished = RecoveredSet(outcome.index, spec.name, spec.names, part, in_unit_range)
         if run.folder is not None:
             run.folder.save_recovered(finished)
         journal.remove()

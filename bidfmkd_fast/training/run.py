@@ -1,4 +1,4 @@
-"""What a run yields: the recovered sets and the finished models."""
+"""Hold what a run returns: the recovered sets and the finished models."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class RecoveredSet:
 
     @property
     def images(self) -> Tensor:
-        """The images in unit range, float32 `[N, C, H, W]`."""
+        """Return the images in unit range, float32 `[N, C, H, W]`."""
         return self.recovered.images
 
     @property
     def matched(self) -> Tensor:
-        """True for images that the API classifies as wanted, bool `[N]`."""
+        """Return which images the API classifies as wanted, bool `[N]`."""
         return self.recovered.scores.argmax(1) == self.recovered.labels
 
     def __repr__(self) -> str:
@@ -46,23 +46,23 @@ class RecoveredSet:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """What `BiDfMKD.fit` gives.
+    """The result of `BiDfMKD.fit`.
 
     Attributes:
-        meta_model: the meta-learned model; `.adapt(images, labels)` gives a classifier.
-        initial_model: the same model before anything was learned.
+        meta_model: the meta-learned model; `.adapt(images, labels)` returns a classifier.
+        initial_model: the same model before training.
         memory: every recovered image by (data set, class).
         recovered: the recovered sets in order.
-        history: the records that `metrics.jsonl` holds, one per recovered set, distillation step
-            and 25 replay steps.
-        queries, requests: what the run asked of all APIs together, every attempt counted.
+        history: the records of `metrics.jsonl`: one per recovered set, one per distillation step,
+            and one per 25 replay steps.
+        queries, requests: what the run asked of all APIs together; every attempt counts.
         seconds: wall time per stage: "recovery", "distillation", "replay".
-        complete: False when a budget ended before every API was recovered in full, or one was left
-            out.
+        complete: False if a budget ended before every API was recovered in full, or if a service
+            was left out.
         config: the settings.
         budget_ended: whether a budget ended before every API was recovered in full.
-        skipped: services that were left out after all tries, by name, with the reason.
-        ledger: what each API was asked and answered, before a kill included.
+        skipped: the services that were left out after all tries, by name, with the reason.
+        ledger: what each API was asked and answered, in processes that were killed as well.
     """
 
     meta_model: MetaModel
@@ -80,16 +80,22 @@ class Run:
     ledger: list[LedgerRow] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        n_apis = len({one.api_index for one in self.recovered})
+        n_apis = len({recovered_set.api_index for recovered_set in self.recovered})
         missing = "" if self.complete else ", not complete"
         return (
-            f"Run({len(self.recovered)} sets from {n_apis} APIs for {self.queries:,} queries in {self.requests:,} "
-            f"requests, {sum(self.seconds.values()):.0f} s{missing}; {self.meta_model!r})"
+            f"Run({len(self.recovered)} sets from {n_apis} APIs for {self.queries:,} queries in "
+            f"{self.requests:,} requests, {sum(self.seconds.values()):.0f} s{missing}; "
+            f"{self.meta_model!r})"
         )
 
     def matched(self, part: str) -> float | None:
-        """Share of the images of all "support" or "query" sets that got their wanted label; None
-        if there is no set.
+        """Return the share of images that their APIs classify as wanted, over all sets of `part`.
+
+        `part` is "support" or "query". Returns None if there is no such set.
         """
-        flags = [one.matched.float().mean().item() for one in self.recovered if one.part == part]
-        return sum(flags) / len(flags) if flags else None
+        shares = [
+            recovered_set.matched.float().mean().item()
+            for recovered_set in self.recovered
+            if recovered_set.part == part
+        ]
+        return sum(shares) / len(shares) if shares else None

@@ -1,4 +1,4 @@
-"""The folder of a run: settings, metrics, recovered sets, models, memory."""
+"""Keep a run on disk: its settings, metrics, recovered sets, models and memory."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.secrets import scrubbed
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.recovered_set import (
+    PARTS,
     bytes_of_set,
     read_recovered,
     save_recovered,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from bidfmkd_fast.training.run import RecoveredSet, Run
 
 CONFIG, METRICS, SUMMARY, LEDGER = "config.yaml", "metrics.jsonl", "summary.json", "ledger.sqlite"
-PLAN = "plan.json"  # what the run is to ask, and its cap
+PLAN = "plan.json"  # what the run is expected to ask, and the cap on it
 META_MODEL, INITIAL_MODEL, MEMORY = (
     "meta_model.safetensors",
     "initial_model.safetensors",
@@ -43,15 +44,17 @@ META_MODEL, INITIAL_MODEL, MEMORY = (
 
 
 class RunFolder:
-    """A run's folder: `create` a new one or go on with one that did not finish, or `open` a
-    finished one.
+    """The folder of a run.
+
+    `create` makes a new one, or continues one whose run was cut off. `open` opens the folder of a
+    finished run.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: FolderLock | None = None
         self._config: TrainConfig | None = None
-        self._sets: dict[tuple[int, str], RecoveredSet] = {}  # those read from disk
+        self._sets: dict[tuple[int, str], RecoveredSet] = {}  # the sets read from disk
 
     @classmethod
     def create(
@@ -62,14 +65,18 @@ class RunFolder:
         again: bool = False,
         lock: FolderLock | None = None,
     ) -> RunFolder:
-        """A run folder with its `config.yaml`: a new one, or one whose run was cut off, with what
-        it recovered.
+        """Make a run folder with its `config.yaml`, or continue one with what its run recovered.
 
-        It is locked until `close`, with `lock` where the caller has locked it before. With `again`
-        it may hold a finished run; one that is complete is left as it is, see `complete`.
-        Raises InputError if it holds a finished run (unless `again`), one of other settings, or a
-        run that is under
-        way, and if it cannot be written to: none is overwritten.
+        Args:
+            path: the folder.
+            config: the settings of the run.
+            again: whether the folder may hold a finished run. A complete run is left as it is.
+            lock: the folder's lock, if the caller holds it; else the folder is locked here. `close`
+                releases it.
+
+        Raises:
+            InputError: the folder holds a finished run (unless `again`), a run of other settings,
+                or a run that is under way; or it cannot be written to. Nothing is overwritten.
         """
         folder = cls(Path(path))
         if not again:
@@ -77,7 +84,7 @@ class RunFolder:
         folder._lock = FolderLock(path) if lock is None else lock
         try:
             if not again:
-                cls.check_new(path)  # it may have been finished since
+                cls.check_new(path)  # another process may have finished it before the lock
             folder._prepare(config)
         except BaseException:
             folder.close()
@@ -87,8 +94,8 @@ class RunFolder:
     def _prepare(self, config: TrainConfig) -> None:
         if (self.path / CONFIG).exists() and (held := self.config()) != config:
             raise InputError(
-                f"run folder: {self.path} holds a run of other settings ({_first_difference(held, config)}); go on "
-                "with those, or give another folder"
+                f"run folder: {self.path} holds a run of other settings "
+                f"({_first_difference(held, config)}); go on with those, or give another folder"
             )
         self._config = config
         if self.complete:
@@ -97,29 +104,28 @@ class RunFolder:
         check_writable(self.path / "recovered" / "any")
         self._clear()
         write_exact(self.path / CONFIG, config.to_yaml())
-        (self.path / METRICS).unlink(
-            missing_ok=True
-        )  # they are made anew, from what is recovered already
+        # The metrics of a run that was cut off are written anew as its sets are read back.
+        (self.path / METRICS).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let other runs have the folder."""
+        """Release the folder for other runs."""
         if self._lock is not None:
             self._clear()
             self._lock.release()
 
     def _clear(self) -> None:
-        """Remove what was reserved for sets that were never written."""
+        """Remove the disk space reserved for sets that were never written."""
         for file in (self.path / "recovered").glob(f"*{PARTIAL}"):
             file.unlink(missing_ok=True)
 
     @property
     def complete(self) -> bool:
-        """Whether the folder holds a finished run that no budget and no service has cut short."""
+        """Return True if the folder holds a finished run with the sets of all its APIs."""
         return (self.path / META_MODEL).is_file() and self.summary().get("complete") is True
 
     @staticmethod
     def check_new(path: str | Path) -> None:
-        """Raises InputError if `path` holds a finished run."""
+        """Raise InputError if `path` holds a finished run."""
         if (Path(path) / META_MODEL).exists():
             raise InputError(
                 f"run folder: {path} holds a run already; give another folder or remove it"
@@ -127,28 +133,29 @@ class RunFolder:
 
     @staticmethod
     def check_writable(path: Path) -> None:
-        """Raises InputError unless the files of a run can be written in the folder `path`."""
+        """Raise InputError unless the files of a run can be written in the folder `path`."""
         check_writable(
             *(path / name for name in (CONFIG, METRICS, SUMMARY, MEMORY, INITIAL_MODEL, META_MODEL))
         )
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The folder of a finished run. Raises InputError if it is none."""
+        """Open the folder of a finished run. Raises InputError if it holds none."""
         folder = Path(path)
         if not (folder / META_MODEL).is_file():
             state = "a run that did not finish" if (folder / CONFIG).is_file() else "no run"
             raise InputError(
-                f"run folder: {folder} holds {state}; give one that `bidfmkd train` or fit(run_dir) wrote"
+                f"run folder: {folder} holds {state}; give one that `bidfmkd train` or "
+                "fit(run_dir) wrote"
             )
         return cls(folder)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """One more line of `metrics.jsonl`."""
+        """Append a line to `metrics.jsonl`."""
         append_line(self.path / METRICS, json.dumps(scrubbed(record)))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`. Raises InputError if they are not readable."""
+        """Read the lines of `metrics.jsonl`. Raises InputError if they are not readable."""
         try:
             return [
                 json.loads(line)
@@ -160,9 +167,7 @@ class RunFolder:
             ) from None
 
     def withdraw(self) -> None:
-        """Undo `create` where nothing was recovered; what was spent all the same stays in the
-        ledger.
-        """
+        """Undo `create` if nothing was recovered; queries that were asked stay in the ledger."""
         self._clear()
         recovered = self.path / "recovered"
         if recovered.is_dir() and not any(recovered.iterdir()):
@@ -180,12 +185,13 @@ class RunFolder:
             self.path.rmdir()
 
     def recovered_file(self, index: int, part: str) -> Path:
-        """`recovered/api_003_support.safetensors`."""
+        """Return the path of a set, such as `recovered/api_003_support.safetensors`."""
         return self.path / "recovered" / f"api_{index:03d}_{part}.safetensors"
 
     def reserve(self, index: int, part: str, spec: APISpec) -> None:
-        """Take the disk space for a set that is about to be asked for. Raises InputError if there
-        is not as much.
+        """Take the disk space of a set before it is asked for, so that it can be saved afterwards.
+
+        Raises InputError if there is too little.
         """
         config = self.config()
         reserve(
@@ -194,20 +200,18 @@ class RunFolder:
         )
 
     def journal(self, index: int, part: str) -> Path:
-        """`recovered/api_003_support.journal`, the folder in which that set is kept while it is
-        made.
-        """
+        """Return the folder of a set's journal, such as `recovered/api_003_support.journal`."""
         return self.recovered_file(index, part).with_suffix(".journal")
 
-    def save_recovered(self, one: RecoveredSet) -> None:
+    def save_recovered(self, recovered_set: RecoveredSet) -> None:
         """Write a recovered set to its file, whole or not at all."""
-        save_recovered(one, self.recovered_file(one.api_index, one.part))
+        file = self.recovered_file(recovered_set.api_index, recovered_set.part)
+        save_recovered(recovered_set, file)
 
     def load_recovered(self, index: int, part: str, api: BlackBox) -> RecoveredSet | None:
-        """The recovered set of API number `index`, if it is there.
+        """Read the recovered set of API number `index`; None if there is none.
 
-        Raises:
-            InputError: it is damaged, or of another API.
+        Raises InputError if the set is damaged, or belongs to another API.
         """
         file = self.recovered_file(index, part)
         if (index, part) not in self._sets:
@@ -219,15 +223,15 @@ class RunFolder:
         return self._sets[index, part]
 
     def finish(self, run: Run) -> None:
-        """Write models, memory and summary."""
+        """Write the memory, the summary and the models of a finished run."""
         write_tensors(self.path / MEMORY, run.memory.state_dict())
         run.initial_model.save(self.path / INITIAL_MODEL)
         summary = {
             "queries": run.queries,
             "requests": run.requests,
-            "apis": len({one.api_index for one in run.recovered}),
+            "apis": len({recovered_set.api_index for recovered_set in run.recovered}),
             "images": len(run.memory),
-            "matched": {part: run.matched(part) for part in ("support", "query")},
+            "matched": {part: run.matched(part) for part in PARTS},
             "seconds": {stage: round(seconds, 3) for stage, seconds in run.seconds.items()},
             "complete": run.complete,
             "budget_ended": run.budget_ended,
@@ -235,16 +239,16 @@ class RunFolder:
             "ledger": [asdict(row) for row in run.ledger],
         }
         write_json(self.path / SUMMARY, summary)
-        run.meta_model.save(self.path / META_MODEL)  # last: a folder with it is a finished run
+        run.meta_model.save(self.path / META_MODEL)  # last, since it marks a finished run
 
     def config(self) -> TrainConfig:
-        """The run's settings."""
+        """Read the settings of the run."""
         if self._config is None:
             self._config = TrainConfig.from_yaml(self.path / CONFIG)
         return self._config
 
     def summary(self) -> dict[str, Any]:
-        """Queries, requests, seconds per stage, and whether the run was complete."""
+        """Read the summary that `finish` wrote. Raises InputError if it is not readable."""
         try:
             content = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -254,23 +258,22 @@ class RunFolder:
         return dict(content)
 
     def meta_model(self) -> MetaModel:
-        """The meta-learned model. Raises InputError if its module is none that this package can
-        build.
+        """Load the meta-learned model.
+
+        Raises InputError if this package cannot build its module, as with a module of the user's.
         """
         from bidfmkd_fast.meta import MetaModel
 
         return MetaModel.load(self.path / META_MODEL)
 
     def initial_model(self) -> MetaModel:
-        """The model before anything was learned."""
+        """Load the model as it was before training."""
         from bidfmkd_fast.meta import MetaModel
 
         return MetaModel.load(self.path / INITIAL_MODEL)
 
     def memory(self) -> TaskMemory:
-        """The task memory, with images as they were recovered. Raises InputError for a damaged
-        file.
-        """
+        """Load the task memory. Raises InputError if its file is damaged."""
         from bidfmkd_fast.meta import TaskMemory
 
         memory = TaskMemory()
@@ -283,12 +286,14 @@ class RunFolder:
 
 
 def _first_difference(held: TrainConfig, config: TrainConfig) -> str:
+    """Name the first setting in which the settings of the folder differ from those given."""
     old, new = _flat(held.to_dict()), _flat(config.to_dict())
     key = next(key for key in new if old.get(key) != new[key])
     return f"{key} is {old.get(key)!r} there; got {new[key]!r}"
 
 
 def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Return nested settings as one level, with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
