@@ -33,9 +33,8 @@ def kept_set(file: Path, number: int, api: BlackBox) -> Iterator[tuple[Journal, 
     journal, ledger, spent = Journal(folder), LedgerFile(folder / LEDGER), True
     try:
         with journal, api.ledger.written_to(ledger, number, api.name):
-            earlier = ledger.earlier().get(number)
-            if api.budget is not None and earlier is not None:
-                api.budget.restore(earlier.queries, earlier.requests, earlier.cost)
+            if api.budget is not None:
+                api.budget.restore_from(ledger, number)
             try:
                 yield journal, ledger
             except BaseException:
