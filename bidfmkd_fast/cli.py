@@ -195,6 +195,7 @@ def recover(options: Any) -> None:
     from bidfmkd_fast.folder_lock import FolderLock
     from bidfmkd_fast.recovery import RecoveryConfig
     from bidfmkd_fast.recovery import recover as recover_images
+    from bidfmkd_fast.recovery.cost import measuring_cost
     from bidfmkd_fast.scenarios import load_pool
     from bidfmkd_fast.training.grids import save_grid
     from bidfmkd_fast.training.kept_set import kept_set
@@ -211,7 +212,8 @@ def recover(options: Any) -> None:
     api, config = apis[options.api], RecoveryConfig(**_plain_values(options.config.as_dict()))
     api.budget = _budget(options)
     size = bytes_of_set(api.spec, options.n_per_class, config.steps)
-    with FolderLock(out), reserved(file, size), kept_set(file, options.api, api) as (journal, ledger):
+    measuring = measuring_cost(api, config, options.n_per_class * api.spec.n_classes).queries
+    with FolderLock(out), reserved(file, size), kept_set(file, options.api, api, measuring) as (journal, ledger):
         check_writable(file.with_suffix(".png"))
         recovered = recover_images(
             api,

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -131,14 +132,15 @@ def append_line(path: Path, line: str) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors by name as a safetensors file with text `metadata` and a checksum of both.
 
-    The tensors may be on any device and share memory. Raises InputError where the file cannot be written.
+    The tensors may be on any device and share memory. The same content gives the same bytes. Raises InputError where
+    the file cannot be written.
     """
     # Copies, since safetensors refuses tensors that share memory (tied weights).
     held = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     about = dict(metadata or {})
     content = save(held, {**about, _CHECKSUM: _checksum(held, about)})
     with written_whole(path) as file:
-        file.write(content)
+        file.write(_in_order(content))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -159,6 +161,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if wanted is not None and wanted != _checksum(tensors, about):
         raise InputError(f"{path} is damaged: its content does not have the checksum that it was written with")
     return tensors, about
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file whose metadata are sorted by name; safetensors writes them in an order by chance."""
+    (length,) = struct.unpack_from("<Q", content)
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8, as the format wants
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:

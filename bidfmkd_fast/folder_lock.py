@@ -40,9 +40,11 @@ class FolderLock:
         """Give the folder free; a second call does nothing."""
         if self._file is None:
             return
-        with suppress(OSError):  # the folder may be gone
-            # While it is locked: whoever has it open and waits for the lock looks for the file again.
-            (self.folder / LOCK).unlink()
+        path = self.folder / LOCK
+        with suppress(OSError):  # the folder may be gone, or moved, and another run's in its place
+            if _is(path, self._file):
+                # While it is locked: whoever has it open and waits for the lock looks for the file again.
+                path.unlink()
         self._file.close()
         self._file = None
         with suppress(OSError):  # it is not empty, as a rule

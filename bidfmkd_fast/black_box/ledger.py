@@ -134,6 +134,7 @@ class Budget:
         self._lock = threading.Lock()
         self._caps = (max_queries, max_requests, max_cost)
         self._spent: tuple[int, int, float] = (0, 0, 0.0)
+        self._counted: set[tuple[str, int]] = set()  # sessions of ledger files, and the APIs' numbers there
 
     @property
     def max_queries(self) -> int | None:
@@ -200,6 +201,17 @@ class Budget:
         _check_amounts("Budget.restore", queries, requests, cost)
         with self._lock:
             self._spend(queries, requests, cost)
+
+    def restore_from(self, file: LedgerFile, number: int) -> None:
+        """Count what was spent on API `number` before, as `file` tells, but for what this very budget has paid.
+
+        It pays for what is counted in `file` from now on.
+        """
+        for session, row in file.sessions(number).items():
+            with self._lock:
+                if (session, number) not in self._counted and session != file.session:
+                    self._spend(row.queries, row.requests, row.cost)
+                self._counted.add((session, number))
 
     def release(self, queries: int, requests: int, cost: float = 0.0) -> None:
         """Give back what was reserved and never sent."""

@@ -18,13 +18,7 @@ from bidfmkd_fast.secrets import scrub
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.base import BlackBox
 
-_SESSION = uuid.uuid4().hex  # this process and those that are forked from it
 _COUNTS = "queries, requests, answered_queries, answered_requests, cost"
-
-
-def _session() -> str:
-    """Name this process: a forked one is another, which may go on where the first was killed."""
-    return f"{_SESSION}-{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,7 @@ class LedgerFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._opened = uuid.uuid4().hex
         self._lock = threading.Lock()
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -88,6 +83,11 @@ class LedgerFile:
                 advice = "remove it, and the run counts anew what its recovered sets have cost"
             raise InputError(f"ledger: {path} cannot be used: {error}; {advice}") from None
 
+    @property
+    def session(self) -> str:
+        """What this object counts under; that of a forked process is another, which may go on after a kill."""
+        return f"{self._opened}-{os.getpid()}"
+
     def begin(self, number: int, name: str) -> None:
         """A row for API `number`, unless there is one.
 
@@ -101,7 +101,7 @@ class LedgerFile:
                 told = f"API {number} of {self.path} is {names[0][0]!r}"
                 raise InputError(f"ledger: {told}; got {name!r}; is this another pool?")
             connection.execute(
-                "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)", (number, _session(), name)
+                "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)", (number, self.session, name)
             )
 
     def add(
@@ -119,7 +119,7 @@ class LedgerFile:
                 "UPDATE apis SET queries = queries + ?, requests = requests + ?, answered_queries = answered_queries + "
                 "?, answered_requests = answered_requests + ?, cost = cost + ? WHERE number = ? AND "
                 "session = ?",
-                (queries, requests, answered_queries, answered_requests, cost, number, _session()),
+                (queries, requests, answered_queries, answered_requests, cost, number, self.session),
             )
 
     def restore(self, number: int, queries: int, requests: int, cost: float) -> None:
@@ -135,20 +135,21 @@ class LedgerFile:
             )
 
     def rows(self) -> list[LedgerRow]:
-        """The sums over all processes, by number."""
-        return self._rows("")
-
-    def earlier(self) -> dict[int, LedgerRow]:
-        """What other processes, all gone by now, have counted, by number."""
-        return {row.number: row for row in self._rows(f"WHERE session != '{_session()}'")}
-
-    def _rows(self, where: str) -> list[LedgerRow]:
+        """The sums over all sessions, by number."""
         sums = ", ".join(f"sum({count})" for count in _COUNTS.split(", "))
         with self._used() as connection:
             found = connection.execute(
-                f"SELECT number, name, {sums} FROM apis {where} GROUP BY number ORDER BY number"
+                f"SELECT number, name, {sums} FROM apis GROUP BY number ORDER BY number"
             ).fetchall()
         return [LedgerRow(*row) for row in found]
+
+    def sessions(self, number: int) -> dict[str, LedgerRow]:
+        """What was counted for API `number`, by session, this one included."""
+        with self._used() as connection:
+            found = connection.execute(
+                f"SELECT session, number, name, {_COUNTS} FROM apis WHERE number = ?", (number,)
+            ).fetchall()
+        return {session: LedgerRow(*row) for session, *row in found}
 
     @contextmanager
     def _used(self) -> Iterator[sqlite3.Connection]:

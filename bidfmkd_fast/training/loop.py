@@ -19,7 +19,7 @@ from bidfmkd_fast.models import build_model
 from bidfmkd_fast.ops.workspace import keep_freed_memory
 from bidfmkd_fast.recovery.cost import first_step_cost
 from bidfmkd_fast.seeds import seeded
-from bidfmkd_fast.training.checkpoint import RunFolder
+from bidfmkd_fast.training.checkpoint import CONFIG, RunFolder
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.finished_run import finished_run
 from bidfmkd_fast.training.plan import as_known, run_cost
@@ -215,6 +215,11 @@ def _fit_both(
             f"{needed.requests:,} requests; more than is left of {budget}; raise it or take a lower n_per_class or "
             "num_directions"
         )
+    if (run_dir / CONFIG).exists():  # what it has spent counts before the control asks anything
+        begun_run = RunFolder(run_dir)
+        begun_run.check_settings(config)
+        with _under_budget(apis, budget), begun_run.counting(apis) as ledger:
+            _restore_budgets(apis, ledger)
     RunFolder.check_writable(run_dir)  # the run's own place, before the control asks anything
     control_run = control._fit(run_dir / "control", progress, again=True, label="control")
     return learner._fit(run_dir, progress, lock=lock), control_run
@@ -248,11 +253,10 @@ def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
 
 
 def _restore_budgets(apis: list[BlackBox], ledger: LedgerFile) -> None:
-    """What a run that was cut off has spent counts."""
-    earlier = ledger.earlier()
+    """Count what a run that was cut off has spent."""
     for number, api in enumerate(apis):
-        if api.budget is not None and (row := earlier.get(number)) is not None:
-            api.budget.restore(row.queries, row.requests, row.cost)
+        if api.budget is not None:
+            api.budget.restore_from(ledger, number)
 
 
 @contextmanager
