@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 from bidfmkd_fast.black_box.ledger import check_cost, check_count
 from bidfmkd_fast.errors import BudgetExhausted
+
+if TYPE_CHECKING:
+    from bidfmkd_fast.black_box.ledger_file import LedgerFile
 
 _SLACK = 1e-9  # relative tolerance for money, since costs are sums of floats
 
@@ -39,6 +43,8 @@ class Budget:
         self._lock = threading.Lock()
         self._caps = (max_queries, max_requests, max_cost)
         self._spent: tuple[int, int, float] = (0, 0, 0.0)
+        # Sessions of ledger files that this budget has paid for, with the number of the API there.
+        self._counted: set[tuple[str, int]] = set()
 
     @property
     def max_queries(self) -> int | None:
@@ -105,6 +111,17 @@ class Budget:
         _check_amounts("Budget.restore", queries, requests, cost)
         with self._lock:
             self._spend(queries, requests, cost)
+
+    def restore_from(self, file: LedgerFile, number: int) -> None:
+        """Count what `file` shows for API `number`, less the sessions this budget has paid for.
+
+        It pays for what is counted in `file` from now on.
+        """
+        for session, row in file.sessions(number).items():
+            with self._lock:
+                if (session, number) not in self._counted and session != file.session:
+                    self._spend(row.queries, row.requests, row.cost)
+                self._counted.add((session, number))
 
     def release(self, queries: int, requests: int, cost: float = 0.0) -> None:
         """Give back what was reserved and never sent."""

@@ -18,13 +18,7 @@ from bidfmkd_fast.secrets import scrub
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.base import BlackBox
 
-_SESSION = uuid.uuid4().hex  # shared by this process and the processes forked from it
 _COUNTS = "queries, requests, answered_queries, answered_requests, cost"
-
-
-def _session() -> str:
-    """Return a name for this process; a forked process has another one."""
-    return f"{_SESSION}-{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +61,7 @@ class LedgerFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._opened = uuid.uuid4().hex
         self._lock = threading.Lock()
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -91,6 +86,11 @@ class LedgerFile:
                 advice = "remove it, and the run counts anew what its recovered sets have cost"
             raise InputError(f"ledger: {path} cannot be used: {error}; {advice}") from None
 
+    @property
+    def session(self) -> str:
+        """The name under which this object counts; a forked process has another one."""
+        return f"{self._opened}-{os.getpid()}"
+
     def begin(self, number: int, name: str) -> None:
         """Add a row for API `number`, unless there is one.
 
@@ -109,7 +109,7 @@ class LedgerFile:
                 )
             connection.execute(
                 "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)",
-                (number, _session(), name),
+                (number, self.session, name),
             )
 
     def add(
@@ -132,7 +132,10 @@ class LedgerFile:
                 "answered_queries = answered_queries + ?, "
                 "answered_requests = answered_requests + ?, cost = cost + ? "
                 "WHERE number = ? AND session = ?",
-                (queries, requests, answered_queries, answered_requests, cost, number, _session()),
+                (
+                    *(queries, requests, answered_queries, answered_requests, cost),
+                    *(number, self.session),
+                ),
             )
 
     def restore(self, number: int, queries: int, requests: int, cost: float) -> None:
@@ -156,20 +159,21 @@ class LedgerFile:
             )
 
     def rows(self) -> list[LedgerRow]:
-        """Return the sums over all processes, in the order of the numbers."""
-        return self._rows("")
-
-    def earlier(self) -> dict[int, LedgerRow]:
-        """Return what other processes have counted, all of them ended, by number."""
-        return {row.number: row for row in self._rows(f"WHERE session != '{_session()}'")}
-
-    def _rows(self, where: str) -> list[LedgerRow]:
+        """Return the sums over all sessions, in the order of the numbers."""
         sums = ", ".join(f"sum({count})" for count in _COUNTS.split(", "))
         with self._used() as connection:
             found = connection.execute(
-                f"SELECT number, name, {sums} FROM apis {where} GROUP BY number ORDER BY number"
+                f"SELECT number, name, {sums} FROM apis GROUP BY number ORDER BY number"
             ).fetchall()
         return [LedgerRow(*row) for row in found]
+
+    def sessions(self, number: int) -> dict[str, LedgerRow]:
+        """Return the counts of API `number` by session, this one included."""
+        with self._used() as connection:
+            found = connection.execute(
+                f"SELECT session, number, name, {_COUNTS} FROM apis WHERE number = ?", (number,)
+            ).fetchall()
+        return {session: LedgerRow(*row) for session, *row in found}
 
     @contextmanager
     def _used(self) -> Iterator[sqlite3.Connection]:

@@ -25,6 +25,7 @@ from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.pools import load_pool
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.recovery import recover as recover_images
+from bidfmkd_fast.recovery.cost import measuring_cost
 from bidfmkd_fast.training import TrainConfig
 from bidfmkd_fast.training.grids import save_grid
 from bidfmkd_fast.training.kept_set import kept_set
@@ -45,10 +46,11 @@ def recover(options: Any) -> None:
     config = RecoveryConfig(**config_values(options))
     api.budget = budget_of(options)
     size = bytes_of_set(api.spec, options.n_per_class, config.steps)
+    measuring = measuring_cost(api, config, options.n_per_class * api.spec.n_classes).queries
     with (
         FolderLock(out),
         reserved(file, size),
-        kept_set(file, options.api, api) as (journal, ledger),
+        kept_set(file, options.api, api, measuring) as (journal, ledger),
     ):
         check_writable(file.with_suffix(".png"))
         recovered = recover_images(

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -151,7 +152,7 @@ def write_tensors(
 ) -> None:
     """Write named tensors as a safetensors file, with text `metadata` and a checksum of both.
 
-    The tensors may be on any device and share memory.
+    The tensors may be on any device and share memory. Equal content gives equal bytes.
 
     Raises:
         InputError: the file cannot be written.
@@ -164,7 +165,7 @@ def write_tensors(
     about = dict(metadata or {})
     content = save(held, {**about, _CHECKSUM: _checksum(held, about)})
     with written_whole(path) as file:
-        file.write(content)
+        file.write(_in_order(content))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -190,6 +191,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "restore a copy or remove it"
         )
     return tensors, about
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata sorted by name.
+
+    safetensors itself writes them in a random order.
+    """
+    (length,) = struct.unpack_from("<Q", content)
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns tensors to 8
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:

@@ -45,10 +45,12 @@ class FolderLock:
         """Give the lock back; a second call does nothing."""
         if self._file is None:
             return
-        with suppress(OSError):  # the folder may be gone
-            # Remove the file while it is locked: another process that has just opened it finds
-            # after locking that the path has changed, and starts again.
-            (self.folder / LOCK).unlink()
+        path = self.folder / LOCK
+        with suppress(OSError):  # the folder may be gone, or moved with another run's in its place
+            if _is(path, self._file):
+                # Remove the file while it is locked: another process that has just opened it finds
+                # after locking that the path has changed, and starts again.
+                path.unlink()
         self._file.close()
         self._file = None
         with suppress(OSError):  # rmdir refuses a folder that is not empty

@@ -142,7 +142,7 @@ class BiDfMKD:
             folder = RunFolder.create(run_dir, self.config, again=again, lock=lock)
         try:
             with ExitStack() as stack:
-                stack.enter_context(_under_budget(self.apis, self.budget))
+                stack.enter_context(under_budget(self.apis, self.budget))
                 ledger = None
                 if folder is not None:
                     ledger = stack.enter_context(counted_queries(folder, self.apis))
@@ -233,7 +233,7 @@ def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
 
 
 @contextmanager
-def _under_budget(apis: list[BlackBox], budget: Budget | None) -> Iterator[None]:
+def under_budget(apis: list[BlackBox], budget: Budget | None) -> Iterator[None]:
     """Put `budget` on all `apis` inside the block; None leaves their own."""
     before = [api.budget for api in apis]
     try:

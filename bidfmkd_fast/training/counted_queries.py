@@ -18,7 +18,8 @@ from bidfmkd_fast.training.run_folder import LEDGER, RunFolder
 def counted_queries(folder: RunFolder, apis: Sequence[BlackBox]) -> Iterator[LedgerFile]:
     """Count what the block asks `apis` in the ledger of `folder`, before each request is sent.
 
-    What earlier processes have asked for the same run is taken from the budgets of `apis` first.
+    What was asked before for the same run is taken from the budgets of `apis` first, unless they
+    have paid for it already.
 
     Raises:
         InputError: the ledger or a recovered set is damaged, or belongs to another pool.
@@ -33,9 +34,9 @@ def counted_queries(folder: RunFolder, apis: Sequence[BlackBox]) -> Iterator[Led
             for number, api in enumerate(apis):
                 stack.enter_context(api.ledger.written_to(ledger, number, api.name))
             _complete_from_sets(ledger, folder, apis)
-            for number, row in ledger.earlier().items():
-                if number < len(apis) and (budget := apis[number].budget) is not None:
-                    budget.restore(row.queries, row.requests, row.cost)
+            for number, api in enumerate(apis):
+                if api.budget is not None:
+                    api.budget.restore_from(ledger, number)
             yield ledger
     finally:
         ledger.close()

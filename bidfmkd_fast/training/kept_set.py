@@ -1,7 +1,8 @@
-"""A set that is recovered by itself, outside of a run: kept as it is made, and what it spends counted across kills."""
+"""Keep a set that is recovered outside of a run as it is made, and count what it asks."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,16 +15,22 @@ from bidfmkd_fast.training.run_folder import LEDGER
 
 
 @contextmanager
-def kept_set(file: Path, number: int, api: BlackBox) -> Iterator[tuple[Journal, LedgerFile]]:
-    """Give the journal and the ledger of the set that the block recovers from `api` and saves to
-    `file`.
+def kept_set(
+    file: Path, number: int, api: BlackBox, measuring: int = 0
+) -> Iterator[tuple[Journal, LedgerFile]]:
+    """Give the journal and the ledger of the set that the block recovers from `api` into `file`.
 
     They are in a folder beside `file`, which is removed at the end of the block. If the block
     fails, or the process is killed, it stays, unless nothing was asked; the same call then goes on
-    from there. What was spent before counts against the budget of `api`.
+    from there. What was spent before counts against the budget of `api`. `measuring` is the number
+    of queries that measure a step length (mu), if one is measured.
 
     Raises:
         InputError: the folder cannot be written to, or is of another API.
+
+    Warns:
+        UserWarning: the ledger holds fewer queries than the answers in the journal have cost; it
+            was completed from them.
     """
     folder = file.with_suffix(".journal")
     above = [path for path in folder.parents if not path.exists()]  # made here, innermost first
@@ -36,9 +43,18 @@ def kept_set(file: Path, number: int, api: BlackBox) -> Iterator[tuple[Journal, 
     journal, ledger, spent = Journal(folder), LedgerFile(folder / LEDGER), True
     try:
         with journal, api.ledger.written_to(ledger, number, api.name):
-            earlier = ledger.earlier().get(number)
-            if api.budget is not None and earlier is not None:
-                api.budget.restore(earlier.queries, earlier.requests, earlier.cost)
+            counted = sum(row.queries for row in ledger.rows())
+            missing = journal.queries + (0 if journal.mu is None else measuring) - counted
+            if missing > 0:
+                ledger.restore(number, missing, journal.steps, api.price_of(missing))
+                warnings.warn(
+                    f"recover: {ledger.path} was lost, or its end: it holds fewer queries than the "
+                    f"kept answers have cost; {missing:,} were added, and what was asked besides "
+                    "them is not known",
+                    stacklevel=3,
+                )
+            if api.budget is not None:
+                api.budget.restore_from(ledger, number)
             try:
                 yield journal, ledger
             except BaseException:

@@ -91,12 +91,16 @@ class RunFolder:
             raise
         return folder
 
-    def _prepare(self, config: TrainConfig) -> None:
+    def check_settings(self, config: TrainConfig) -> None:
+        """Raise InputError if the folder holds a run of other settings."""
         if (self.path / CONFIG).exists() and (held := self.config()) != config:
             raise InputError(
                 f"run folder: {self.path} holds a run of other settings "
                 f"({_first_difference(held, config)}); go on with those, or give another folder"
             )
+
+    def _prepare(self, config: TrainConfig) -> None:
+        self.check_settings(config)
         self._config = config
         if self.complete:
             return

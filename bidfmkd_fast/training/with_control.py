@@ -11,13 +11,14 @@ from bidfmkd_fast.black_box import BlackBox, Budget
 from bidfmkd_fast.errors import BudgetExhausted
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.recovery.cost import first_step_cost
-from bidfmkd_fast.training.bidf_mkd import BiDfMKD
+from bidfmkd_fast.training.bidf_mkd import BiDfMKD, under_budget
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.counted_queries import counted_queries
 from bidfmkd_fast.training.finished_run import finished_run
 from bidfmkd_fast.training.loop import run_loop
 from bidfmkd_fast.training.plan import as_known, run_cost
 from bidfmkd_fast.training.run import Run
-from bidfmkd_fast.training.run_folder import RunFolder
+from bidfmkd_fast.training.run_folder import CONFIG, RunFolder
 
 
 def fit_with_control(
@@ -50,6 +51,12 @@ def fit_with_control(
         RunFolder.check_new(folder)  # another process may have finished it in the meantime
         if budget is not None and not (folder / "control").exists():
             _check_budget(learner, control, budget)
+        if (folder / CONFIG).exists():
+            # What the run itself has spent counts before the control asks anything.
+            begun = RunFolder(folder)
+            begun.check_settings(config)
+            with under_budget(learner.apis, budget), counted_queries(begun, learner.apis):
+                pass
         RunFolder.check_writable(folder)  # the run's own files, before the control asks anything
         with control._begun(folder / "control", progress, again=True) as state:
             complete = state.folder is not None and state.folder.complete

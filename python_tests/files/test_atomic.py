@@ -157,6 +157,21 @@ def test_tensors_come_back_and_old_files_still_open(tmp_path: Path) -> None:
         )
 
 
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    """So that two runs can be compared with cmp or sha256sum; a name outside of ASCII keeps its tensor."""
+    about = {name: f"value of {name}" for name in ("b", "a", "é", "c", "d")}
+    written = set()
+    for number in range(8):  # safetensors orders metadata anew each time
+        path = tmp_path / f"{number}.safetensors"
+        files.write_tensors(
+            path, TENSORS | {"ü": torch.ones(3)}, dict(reversed(about.items()) if number else about)
+        )
+        written.add(path.read_bytes())
+        tensors, read = files.read_tensors(path)
+        assert read == about and torch.equal(tensors["ü"], torch.ones(3))
+    assert len(written) == 1
+
+
 def test_every_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "file"
     files.write_tensors(path, TENSORS, {"about": "text"})

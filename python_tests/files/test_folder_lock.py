@@ -73,6 +73,16 @@ def test_a_removed_folder_does_not_keep_the_lock_from_ending(tmp_path: Path) -> 
     FolderLock(tmp_path / "run").release()
 
 
+def test_a_moved_folder_leaves_the_lock_of_the_one_in_its_place(tmp_path: Path) -> None:
+    moved = FolderLock(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with FolderLock(tmp_path / "run"):
+        moved.release()
+        with pytest.raises(InputError, match="in use"):
+            FolderLock(tmp_path / "run")
+    FolderLock(tmp_path / "moved").release()
+
+
 def test_one_at_a_time_under_threads(tmp_path: Path) -> None:
     inside, most, taken = [0], [0], [0]
     guard = threading.Lock()

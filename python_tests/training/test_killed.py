@@ -212,3 +212,31 @@ def test_recover_goes_on_in_the_same_folder(tmp_path: Path) -> None:
     (tmp_path / "out" / "api_000_support.png").unlink()
     (tmp_path / "whole" / "api_000_support.png").unlink()
     assert_same_sets(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_recover_counts_what_it_was_answered_where_the_ledger_was_lost(
+    tmp_path: Path, empty: bool
+) -> None:
+    settings = ("steps=8", "num_directions=2", "generator_width=4", "latent_dim=8", "mu=auto")
+    arguments = ["recover", "--pool", "any", "--n-per-class", "3", "--out", str(tmp_path / "out")]
+    arguments += [f"--config.{name}" for name in settings]
+    log = tmp_path / "log"
+    assert exit_code(command, arguments, 4, log) == KILLED
+    answered = (
+        queries(log) - (1 + DIRECTIONS) * B
+    )  # the last call was killed before it was answered
+    ledger = tmp_path / "out" / "api_000_support.journal" / LEDGER
+    for file in ledger.parent.glob(f"{LEDGER}*"):
+        file.unlink()
+    if empty:
+        ledger.touch()
+    assert (
+        exit_code(
+            command, [*arguments, "--max-queries", str(answered + (1 + DIRECTIONS) * B)], None, log
+        )
+        == 0
+    )
+    assert (
+        queries(log) == answered + 2 * (1 + DIRECTIONS) * B
+    )  # one step more, and the one that was killed

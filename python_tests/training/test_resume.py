@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
-from bidfmkd_fast.errors import BudgetExhausted, InputError
+from bidfmkd_fast.errors import APIUnavailable, BudgetExhausted, InputError
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.training import (
     BiDfMKD,
@@ -159,6 +159,62 @@ def interrupted(tmp_path: Path) -> tuple[Path, Path]:
     with pytest.raises(OSError, match="no space"):
         BiDfMKD(apis, config=TINY).fit(folder)
     return folder, log
+
+
+def test_what_this_very_process_spent_before_counts_as_well(tmp_path: Path) -> None:
+    """A cell of a notebook that is run again makes a new budget; the same one has counted it already."""
+    folder, log = interrupted(tmp_path)
+    before = LedgerFile(folder / LEDGER)
+    spent = sum(row.queries for row in before.rows())
+    before.close()
+    assert spent == 5 * STEP  # two sets, and the call that failed
+    budget = Budget(max_queries=12 * STEP)
+    apis = pool(log)
+
+    def fail(images: torch.Tensor) -> torch.Tensor:
+        raise OSError("no space left")
+
+    apis[2] = FunctionBlackBox(fail, apis[2].spec)
+    with pytest.raises(OSError, match="no space"):
+        BiDfMKD(apis, config=TINY, budget=budget).fit(folder)
+    assert budget.queries == spent + 4 * STEP + STEP
+    run = BiDfMKD(pool(log), config=TINY, budget=budget).fit(folder)
+    assert run.budget_ended and run.queries == budget.queries == 12 * STEP
+
+
+def test_the_control_asks_nothing_that_the_run_has_spent(tmp_path: Path) -> None:
+    """A service that the control left out is asked again, but out of what the run before has left of the budget."""
+    log, down = tmp_path / "log", True
+    out_of_disk = 0  # queries after which the run is cut off
+
+    class Service(FunctionBlackBox):
+        _is_service = True
+
+    def services() -> list[BlackBox]:
+        def answering(number: int, api: BlackBox) -> BlackBox:
+            def answer(images: torch.Tensor) -> torch.Tensor:
+                if number == 1 and down:
+                    raise APIUnavailable("it is down")
+                if out_of_disk and sum(asked(log)) >= out_of_disk:
+                    raise OSError("no space left")
+                return api(images)
+
+            return Service(answer, api.spec)
+
+        return [answering(number, api) for number, api in enumerate(pool(log, n=2))]
+
+    cap, out_of_disk = 150, 2 * STEP  # the control spends 36, the run 108 until it is cut off
+    with pytest.raises(OSError, match="no space"):
+        fit_with_control(services(), tmp_path / "run", TINY, budget=Budget(max_queries=cap))
+    down, out_of_disk = False, 0
+    budget = Budget(max_queries=cap)
+    fit_with_control(services(), tmp_path / "run", TINY, budget=budget)
+    ledgers = [
+        LedgerFile(folder / LEDGER) for folder in (tmp_path / "run", tmp_path / "run" / "control")
+    ]
+    assert sum(row.queries for ledger in ledgers for row in ledger.rows()) == budget.queries <= cap
+    for ledger in ledgers:
+        ledger.close()
 
 
 def test_other_settings_or_another_pool_are_refused(tmp_path: Path) -> None:
