@@ -188,7 +188,7 @@ def test_the_control_asks_nothing_that_the_run_has_spent(tmp_path: Path) -> None
     out_of_disk = 0  # queries after which the run is cut off
 
     class Service(FunctionBlackBox):
-        _is_service = True
+        is_service = True
 
     def services() -> list[BlackBox]:
         def answering(number: int, api: BlackBox) -> BlackBox:
