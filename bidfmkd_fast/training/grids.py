@@ -1,4 +1,4 @@
-"""Grids of recovered images, drawn with Pillow: what the APIs gave away, for a person to look at."""
+"""Draw grids of recovered images with Pillow, for a person to look at."""
 
 from __future__ import annotations
 

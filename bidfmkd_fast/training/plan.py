@@ -204,18 +204,19 @@ def keep_plan(folder: Path, apis: Sequence[BlackBox], config: TrainConfig) -> No
 
 
 def too_short(plan: Plan, config: TrainConfig) -> list[str]:
-    """What to change where the run's `mu` is shorter than an API resolves."""
+    """List what to change where the run's step length (mu) is shorter than an API resolves."""
     mu = config.recovery.mu
     if isinstance(mu, str):
         return []
     return [
-        f"{one.report.name}: mu={mu:g} is shorter than it resolves ({steps.smallest:.3g}); take mu=auto"
+        f"{one.report.name}: mu={mu:g} is shorter than it resolves ({steps.smallest:.3g}); "
+        "take mu=auto"
         for one in plan.apis
         if (steps := one.report.steps) is not None
         and steps.smallest is not None
         and mu < steps.smallest
-        and steps.smallest
-        > min(steps.agreement)  # below the shortest that was tried nothing is known
+        # Nothing is known below the shortest step that was tried.
+        and steps.smallest > min(steps.agreement)
     ]
 
 

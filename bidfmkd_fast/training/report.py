@@ -45,8 +45,11 @@ def _asked(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
         [row["name"], *(f"{row[count]:,}" for count in counts), f"{row['cost']:,.4g}"]
         for row in ledger
     ]
-    told = "A request that was sent again after a failure counts again, since a service may bill it twice."
-    return [markdown_table([header, *rows]), "", told]
+    note = (
+        "A request that was sent again after a failure counts again, since a service may bill it "
+        "twice."
+    )
+    return [markdown_table([header, *rows]), "", note]
 
 
 def write_report(
@@ -56,8 +59,9 @@ def write_report(
     control: RunFolder | None = None,
     extra_seconds: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write `report.md` into a finished run's folder: accuracy, cost, pictures, settings; the path
-    of the report.
+    """Write `report.md` (accuracy, cost, pictures, settings) and return its path.
+
+    `folder` must hold a finished run.
     """
     summary = folder.summary()
     lines = [f"# Run `{folder.path.name}`", ""]
@@ -75,8 +79,9 @@ def write_report(
             lines += [markdown_table(comparison.differences), ""]
     if comparisons:
         lines += [
-            f"The {CONTROL} is the same run on images of untrained generators: what learning to adapt gives by "
-            "itself. Batch norm sees a whole query set at once (transductive evaluation).",
+            f"The {CONTROL} is the same run on images of untrained generators: what learning to "
+            "adapt gives by itself. Batch norm sees a whole query set at once (transductive "
+            "evaluation).",
             "",
         ]
     lines += ["## Spending", "", markdown_table(read_spending(folder.path).rows()), ""]
@@ -87,9 +92,10 @@ def write_report(
         lines += [
             "## Recovered images",
             "",
-            "A row per class. Blue frame: the API gives the image the label that was wanted; orange frame with a "
-            "filled corner: another label. Recovered images need not look like anything: they are made for the API, "
-            "not for the eye, and what they are worth shows in the accuracy.",
+            "A row per class. Blue frame: the API gives the image the label that was wanted; "
+            "orange frame with a filled corner: another label. Recovered images need not look like "
+            "anything: they are made for the API, not for the eye, and what they are worth shows "
+            "in the accuracy.",
             "",
         ]
         for picture in pictures:

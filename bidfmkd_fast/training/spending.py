@@ -88,15 +88,17 @@ def over_cap(plan: Spending) -> list[str]:
         most, wanted, whole = (getattr(amount, field) for amount in (plan.cap, run, plan.total))
         if most is None or not run.queries:
             continue
-        told = [money(value) if unit == "cost" else f"{value:,}" for value in (wanted, most, whole)]
+        form = money if unit == "cost" else "{:,}".format
         if wanted > most:
             lines.append(
-                f"over the budget: {unit} of control and run are {told[0]}, the cap is {told[1]}; the run would end "
-                f"there; raise --max-{unit}, or lower n_per_class, recovery.steps or recovery.num_directions"
+                f"over the budget: {unit} of control and run are {form(wanted)}, the cap is "
+                f"{form(most)}; the run would end there; raise --max-{unit}, or lower n_per_class, "
+                "recovery.steps or recovery.num_directions"
             )
         elif whole > most:
             lines.append(
-                f"over the budget with the probes: {unit} are {told[2]}, the cap is {told[1]}"
+                f"over the budget with the probes: {unit} are {form(whole)}, the cap is "
+                f"{form(most)}"
             )
     return lines
 

@@ -1,4 +1,4 @@
-"""`bidfmkd status`: how far the runs in a folder are and what they have spent, read while they work or afterwards."""
+"""Say how far the runs in a folder are and what they have asked (`bidfmkd status`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def status_text(path: str | Path) -> str:
         raise InputError(
             f"status: {holder} works in {folder} and has asked nothing yet"
             if holder
-            else f"status: {folder} holds no run; give a folder of `bidfmkd train`, `demo`, `compare` or `sweep`"
+            else f"status: {folder} holds no run; give a folder of `bidfmkd train`, `demo`, "
+            "`compare` or `sweep`"
         )
     names = {run: str(run.relative_to(folder)).removesuffix(".partial") for run in runs}
     states = [["run", "state"], *([name, state_of(run)] for run, name in names.items())]

@@ -1,4 +1,4 @@
-"""The loop on a CUDA device: black boxes in full float32, recovery and replay from graphs, a run from end to end."""
+"""Test the loop on a CUDA device: black boxes in full float32, captured steps, a whole run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels against the reference in float64 and, bit for bit where that holds, against the CPU's kernels."""
+"""Compare the CUDA kernels with the reference in float64 and with the CPU's kernels."""
 
 from __future__ import annotations
 

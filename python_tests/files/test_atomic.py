@@ -158,7 +158,7 @@ def test_tensors_come_back_and_old_files_still_open(tmp_path: Path) -> None:
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
-    """So that two runs can be compared with cmp or sha256sum; a name outside of ASCII keeps its tensor."""
+    """Two runs can be compared with sha256sum; a name outside of ASCII keeps its tensor."""
     about = {name: f"value of {name}" for name in ("b", "a", "é", "c", "d")}
     written = set()
     for number in range(8):  # safetensors orders metadata anew each time

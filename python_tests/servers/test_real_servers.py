@@ -1,4 +1,4 @@
-"""Real servers on loopback, each in the environment that its setup script makes: the same scores, a whole run."""
+"""Ask real servers on loopback: the same scores as locally, and a whole run."""
 
 from __future__ import annotations
 

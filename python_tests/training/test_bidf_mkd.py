@@ -1,4 +1,4 @@
-"""The loop against the same steps taken one by one, its budget, its control, and what it refuses."""
+"""Compare the loop with its steps taken one by one; its budget, control and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of sets, again and again: the run ends as if nothing had been, and little is asked twice."""
+"""Kill runs in the middle of sets: they continue bit for bit and ask little twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, METRICS
 KILLED = -signal.SIGKILL
 # In a call to an API, half way through writing its answer, and before a snapshot gets its name.
 MOMENTS = [
-    ("call", 1), ("call", 2), ("call", 6), ("record", 2), ("snapshot", 1), ("call", 1), ("record", 5), ("call", 7),
+    ("call", 1), ("call", 2), ("call", 6), ("record", 2), ("snapshot", 1),
+    ("call", 1), ("record", 5), ("call", 7),
     ("snapshot", 2), ("call", 3),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Folders of version 0.1 open: `old_folders` was written by `bidfmkd pool` and `bidfmkd train` of that version."""
+"""Open folders that `bidfmkd pool` and `bidfmkd train` of version 0.1 wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that was cut off goes on where it was: nothing is asked for twice, nothing spent is forgotten."""
+"""Continue runs that were cut off: nothing is asked twice, nothing spent is forgotten."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def interrupted(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_what_this_very_process_spent_before_counts_as_well(tmp_path: Path) -> None:
-    """A cell of a notebook that is run again makes a new budget; the same one has counted it already."""
+    """A new budget, as in a notebook cell that is run again, counts what was spent before."""
     folder, log = interrupted(tmp_path)
     before = LedgerFile(folder / LEDGER)
     spent = sum(row.queries for row in before.rows())
@@ -183,7 +183,7 @@ def test_what_this_very_process_spent_before_counts_as_well(tmp_path: Path) -> N
 
 
 def test_the_control_asks_nothing_that_the_run_has_spent(tmp_path: Path) -> None:
-    """A service that the control left out is asked again, but out of what the run before has left of the budget."""
+    """The control asks a service again only with what the run has left of the budget."""
     log, down = tmp_path / "log", True
     out_of_disk = 0  # queries after which the run is cut off
 

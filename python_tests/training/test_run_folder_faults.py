@@ -1,4 +1,4 @@
-"""One run per folder; what was paid for survives lost ledgers, damaged files, full disks and removed folders."""
+"""Break run folders: second runs, lost ledgers, damaged files, full disks, removed folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs through services: the same as local ones, whatever fails on the way, and everything counted."""
+"""Run through services: the same as locally, whatever fails, and everything counted."""
 
 from __future__ import annotations
 

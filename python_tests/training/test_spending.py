@@ -1,4 +1,4 @@
-"""What was spent, planned and allowed: the same numbers in the plan, on disk under way, and when a run is done."""
+"""Compare the numbers of the plan, of the folder under way and of the finished run."""
 
 from __future__ import annotations
 
