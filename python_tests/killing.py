@@ -166,13 +166,13 @@ def fit_remote(folder: Path, url: str) -> None:
 def command(arguments: list[str], kill_at: int | None, log: Path) -> None:
     """`bidfmkd` with the local APIs in the place of the pool's."""
     _begin()
-    from bidfmkd_fast import pools
+    from bidfmkd_fast.cli import apis
     from bidfmkd_fast.cli.main import main
 
     def load_pool(path: object) -> list[BlackBox]:
         return [FunctionBlackBox(Watched(0, log, kill_at), spec_of(0))]
 
-    pools.load_pool = load_pool  # type: ignore[assignment]
+    apis.load_pool = load_pool  # type: ignore[assignment]
     raise SystemExit(main(arguments))
 
 

@@ -213,8 +213,8 @@ def test_a_logger_tells_what_happens_and_is_quiet_by_itself(
     assert caplog.messages == [
         "slow: recovering the support set",
         "slow: recovering the query set",
-        "slow: support set of 9 images kept",
-        "slow: query set of 9 images kept",
+        "slow: kept the support set of 9 images",
+        "slow: kept the query set of 9 images",
     ]
     assert capsys.readouterr().err == ""
 

@@ -220,7 +220,7 @@ def in_its_place(file: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (flip, "does not have the checksum"),
+        (flip, "does not match its checksum"),
         (lambda file: file.write_bytes(file.read_bytes()[:-7]), "is not readable"),
         (in_its_place, "it is a folder"),
         (
