@@ -512,7 +512,7 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
         ("serve nowhere", "bidfmkd serve: load_pool: there is no pool list"),
         ("serve POOL --config.nam 1", "unknown key 'config.nam'; did you mean 'config.nan'"),
         ("serve POOL --config.nan 2", "must sum to at most 1"),
-        ("serve POOL --port 99999", "port 99999 of 127.0.0.1 cannot be had"),
+        ("serve POOL --port 99999", "port 99999 of 127.0.0.1 is not available"),
         ("serve POOL --per-model nowhere.yaml", "serve: cannot read nowhere.yaml: No such file"),
         ("serve", "pool"),
         ("nonsense", "invalid choice: 'nonsense'"),
