@@ -61,6 +61,7 @@ class LedgerFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened = uuid.uuid4().hex
+        self._names: dict[int, str] = {}
         self._lock = threading.Lock()
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -100,9 +101,13 @@ class LedgerFile:
             if not {held for (held,) in names} <= {name}:
                 told = f"API {number} of {self.path} is {names[0][0]!r}"
                 raise InputError(f"ledger: {told}; got {name!r}; is this another pool?")
+            # A row only for an API without any: who reads a finished ledger leaves it as it is.
             connection.execute(
-                "INSERT OR IGNORE INTO apis (number, session, name) VALUES (?, ?, ?)", (number, self.session, name)
+                "INSERT INTO apis (number, session, name) SELECT ?, ?, ? "
+                "WHERE NOT EXISTS (SELECT 1 FROM apis WHERE number = ?)",
+                (number, self.session, name, number),
             )
+            self._names[number] = name
 
     def add(
         self,
@@ -116,10 +121,13 @@ class LedgerFile:
         """Add to the counts of API `number`. Raises InputError where that fails: nothing uncounted is to be asked."""
         with self._used() as connection:
             connection.execute(
-                "UPDATE apis SET queries = queries + ?, requests = requests + ?, answered_queries = answered_queries + "
-                "?, answered_requests = answered_requests + ?, cost = cost + ? WHERE number = ? AND "
-                "session = ?",
-                (queries, requests, answered_queries, answered_requests, cost, number, self.session),
+                f"INSERT INTO apis (number, session, name, {_COUNTS}) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (number, session) DO UPDATE SET "
+                + ", ".join(f"{one} = {one} + excluded.{one}" for one in _COUNTS.split(", ")),
+                (
+                    *(number, self.session, self._names[number]),
+                    *(queries, requests, answered_queries, answered_requests, cost),
+                ),
             )
 
     def restore(self, number: int, queries: int, requests: int, cost: float) -> None:
