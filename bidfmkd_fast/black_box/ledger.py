@@ -207,11 +207,12 @@ class Budget:
 
         It pays for what is counted in `file` from now on.
         """
-        for session, row in file.sessions(number).items():
-            with self._lock:
+        earlier = file.sessions(number)
+        with self._lock:
+            for session, row in earlier.items():
                 if (session, number) not in self._counted and session != file.session:
                     self._spend(row.queries, row.requests, row.cost)
-                self._counted.add((session, number))
+            self._counted |= {(session, number) for session in (*earlier, file.session)}
 
     def release(self, queries: int, requests: int, cost: float = 0.0) -> None:
         """Give back what was reserved and never sent."""
