@@ -47,9 +47,9 @@ no_spills() {
 
 diagnostics() {
   "$python" -m bidfmkd_fast && "$python" -c "
-from bidfmkd_fast.ops import native
+from bidfmkd_fast.ops import backend
 import torch
-problem = native.load_error or native.device_problem(torch.device('cuda', 0))
+problem = backend.load_error or backend.device_problem(torch.device('cuda', 0))
 raise SystemExit(problem and str(problem))"
 }
 
