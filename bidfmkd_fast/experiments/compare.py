@@ -16,7 +16,7 @@ from bidfmkd_fast.experiments.methods import CONTROL, METHODS, OURS, USES_OUR_SE
 from bidfmkd_fast.experiments.tables import TitledTable, comparison_tables
 from bidfmkd_fast.files.atomic import check_writable, make_folder, write_text
 from bidfmkd_fast.files.folder_lock import FolderLock
-from bidfmkd_fast.runtime.machine import machine_text
+from bidfmkd_fast.runtime.machine import machine_text, usable_device
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.training.tables import Table, markdown_table, text_table
 
@@ -45,6 +45,7 @@ def run_comparison(
     """
     chosen = _chosen(methods)
     check_seeds("compare", seeds)
+    usable_device("compare", device)
     with FolderLock(out):
         datasets = config.check()
         folder = open_folder(out, config)

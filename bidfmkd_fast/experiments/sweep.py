@@ -17,7 +17,7 @@ from bidfmkd_fast.experiments.sweep_plot import need_matplotlib, plot_sweep
 from bidfmkd_fast.experiments.tables import by_data_set, sweep_tables
 from bidfmkd_fast.files.atomic import check_writable, write_text
 from bidfmkd_fast.files.folder_lock import FolderLock
-from bidfmkd_fast.runtime.machine import machine_text
+from bidfmkd_fast.runtime.machine import machine_text, usable_device
 from bidfmkd_fast.training.tables import markdown_table, text_table
 
 TABLE, PLOT = "sweep.md", "sweep.png"
@@ -44,6 +44,7 @@ def run_sweep(
     need_matplotlib()
     sweep = read_sweep(path)
     check_seeds("sweep", seeds)
+    usable_device("sweep", device)
     with FolderLock(out):
         datasets = sweep.base.check()
         folder = open_folder(out, sweep.base)

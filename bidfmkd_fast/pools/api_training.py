@@ -24,6 +24,7 @@ from bidfmkd_fast.pools.classifier_fit import (
     settle_batch_norm,
 )
 from bidfmkd_fast.pools.pool import LIST, Pool, PoolEntry, write_list
+from bidfmkd_fast.runtime.machine import usable_device
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import seeded, torch_generator
 
@@ -76,6 +77,7 @@ def train_pool(
     for dataset in datasets:
         _check_classes(dataset, n_way)
     folder = Path(out_dir)
+    device = usable_device("train_pool", device)
     _refuse_trained(folder)
     widths = {"conv4": width, "resnet10": resnet_width, "resnet18": resnet_width}
     planned = [_planned(scenario, i, datasets, n_way, widths) for i in range(n_apis)]
@@ -86,9 +88,7 @@ def train_pool(
     with FolderLock(folder):
         _refuse_trained(folder)  # another process may have trained one since
         check_writable(folder / LIST)
-        return _train_all(
-            planned, datasets, folder, seed, holdout, epochs, torch.device(device), progress
-        )
+        return _train_all(planned, datasets, folder, seed, holdout, epochs, device, progress)
 
 
 def _train_all(

@@ -29,6 +29,7 @@ from bidfmkd_fast.recovery.recovered import Record, Recovered
 from bidfmkd_fast.recovery.step import RecoveryStep
 from bidfmkd_fast.recovery.stepwise import StepwiseRecovery
 from bidfmkd_fast.runtime.allocator import keep_freed_memory
+from bidfmkd_fast.runtime.machine import usable_device
 from bidfmkd_fast.runtime.progress import Bar
 
 
@@ -95,6 +96,7 @@ def recover(
             or scores.
     """
     config = RecoveryConfig() if config is None else config
+    device = None if device is None else usable_device("recover", device)
     prepared = prepare(
         api, n_per_class, student, config, Start(generator, seed, device), paper_compat, journal
     )

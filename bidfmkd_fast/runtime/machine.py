@@ -1,4 +1,4 @@
-"""Name the machine for a report. This module only reads the state of the process."""
+"""Check devices and name the machine for a report. This module only reads the process's state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ import re
 from pathlib import Path
 
 import torch
+
+from bidfmkd_fast.errors import InputError
+
+
+def usable_device(operation: str, device: torch.device | str) -> torch.device:
+    """Return `device` with its index.
+
+    Raises:
+        InputError: torch cannot compute or keep values there; `operation` opens the message.
+    """
+    try:
+        value = torch.zeros(1, device=device)
+        value.item()  # fails on the "meta" device, which keeps no values
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = re.split(r"[.:] |\n", str(error))[0]
+        raise InputError(
+            f"{operation}: device must be one that torch can use here; got {str(device)!r}: "
+            f"{reason}"
+        ) from None
+    return value.device
 
 
 def cpu_name() -> str:

@@ -15,6 +15,7 @@ from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.runtime.allocator import keep_freed_memory
+from bidfmkd_fast.runtime.machine import usable_device
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.counted_queries import counted_queries
@@ -64,7 +65,8 @@ class BiDfMKD:
     ) -> None:
         self.apis = list(apis)
         self.config = TrainConfig() if config is None else config
-        self.generator, self.device, self.budget = generator, _usable_device(device), budget
+        self.generator, self.budget = generator, budget
+        self.device = usable_device("BiDfMKD", device)
         if not isinstance(self.config, TrainConfig):
             raise InputTypeError(
                 f"BiDfMKD: config must be a TrainConfig; got {type(config).__name__}"
@@ -193,17 +195,6 @@ class BiDfMKD:
                     f"BiDfMKD: meta_model must map images {list(images.shape)} to logits "
                     f"[2, {n_classes}], one per class of an API; got {came}"
                 )
-
-
-def _usable_device(device: torch.device | str) -> torch.device:
-    """Return `device` with its index; raise InputError if torch cannot use it here."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"BiDfMKD: device must be one that torch can use here; got {device!r}: {reason}"
-        ) from None
 
 
 def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
