@@ -40,6 +40,7 @@ from bidfmkd_fast.black_box import (
 from bidfmkd_fast.data import Dataset, Episode, EpisodeSampler, load_dataset
 from bidfmkd_fast.meta import Classifier, Evaluation, MetaModel, evaluate, paired_difference
 from bidfmkd_fast.pools import load_pool, train_pool
+from bidfmkd_fast.priors import procedural_images
 from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
 from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig
 from bidfmkd_fast.zeroth_order import ZerothOrder, as_differentiable
@@ -81,6 +82,7 @@ __all__ = [
     "load_pool",
     "ops",
     "paired_difference",
+    "procedural_images",
     "recover",
     "train_pool",
 ]
