@@ -26,6 +26,7 @@ PUBLIC = {
     *("RecoveryConfig", "recover", "Recovered", "TrainConfig", "BiDfMKD", "MetaModel", "evaluate"),
     *(
         "paired_difference",
+        "procedural_images",
         "load_dataset",
         "load_pool",
         "train_pool",

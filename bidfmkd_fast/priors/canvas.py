@@ -1,4 +1,4 @@
-"""What all drawings share: coordinates, jitter of a member of a class, and colours."""
+"""Share what all drawings need: coordinates, the jitter of a class's members, colours."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Jitter:
 
     @classmethod
     def drawn(cls, draws: Draws, size: Tensor) -> Jitter:
-        """Draw the jitter of n members; `size` `[n]` scales all of it, and is 0 for the drawing itself."""
+        """Draw the jitter of n members; `size` `[n]` scales it and is 0 for the drawing itself."""
         angle = draws.uniform(-0.2, 0.2)[:, 0] * size
         stretch = 1 + draws.uniform(-0.18, 0.18, 2) * size[:, None]
         shear = draws.uniform(-0.15, 0.15)[:, 0] * size

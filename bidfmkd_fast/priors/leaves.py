@@ -1,4 +1,4 @@
-"""Dead leaves: opaque soft-edged shapes on top of each other, with texture, as natural scenes are.
+"""Draw dead leaves: opaque soft-edged shapes on top of each other, with texture.
 
 Source of the model: Lee, Mumford and Huang, "Occlusion Models for Natural Images", IJCV 2001.
 """

@@ -1,4 +1,4 @@
-"""The library of procedural pictures: one for all data sets, since nobody tells it what APIs know."""
+"""Draw procedural pictures: one library for all data sets, for nobody knows what APIs know."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def draw_pictures(
     """Draw members of pseudo-classes: jittered copies of scenes of the library.
 
     Args:
-        scenes, members: int64 `[n]`, which scene and which copy of it; member 0 is the scene itself.
+        scenes, members: int64 `[n]`, which scene and which copy; member 0 is the scene itself.
         image_shape, seed: as for `procedural_images`.
 
     Returns:
@@ -92,7 +92,8 @@ def draw_pictures(
     shape = tuple(image_shape)
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < 4:
         raise InputError(
-            f"draw_pictures: image_shape must be (C, H, W) with C 1 or 3 and sides of at least 4; got {list(shape)}"
+            "draw_pictures: image_shape must be (C, H, W) with C 1 or 3 and sides of at least 4; "
+            f"got {list(shape)}"
         )
     pictures = torch.empty(len(scenes), *shape, device=scenes.device)
     kind = torch.bucketize(
@@ -122,7 +123,7 @@ def _drawn(
 
 
 def _mixture(scenes: Tensor, members: Tensor, shape: tuple[int, int, int], seed: int) -> Tensor:
-    """Blend two plain pictures of each scene: evenly, or one in the light and one in the dark of a texture."""
+    """Blend two plain pictures of each scene, evenly or by a texture's light and dark parts."""
     draws = Draws(uniforms(seed, "mixture", scenes, 4 + waves.N_TEXTURE_DRAWS))
     first, step = draws.integer(0, len(_PLAIN) - 1), draws.integer(1, len(_PLAIN) - 1)
     second = (first + step) % len(_PLAIN)

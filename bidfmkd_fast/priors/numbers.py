@@ -1,11 +1,11 @@
-"""The random numbers behind a picture: a pure function of a seed, a name and an index."""
+"""Draw the random numbers of a picture: a pure function of a seed, a name and an index."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.ops.reference import philox4x32
+from bidfmkd_fast.ops.directions import philox4x32
 from bidfmkd_fast.seeds import derive_seed
 
 _U32 = 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""Blobs and fractals: smooth hills of light, and Julia sets."""
+"""Draw blobs and fractals: smooth hills of light, and Julia sets."""
 
 from __future__ import annotations
 

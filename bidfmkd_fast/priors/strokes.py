@@ -1,4 +1,4 @@
-"""Strokes: one to four quadratic Bezier curves in ink on paper, as handwriting and line drawings."""
+"""Draw strokes: one to four quadratic Bezier curves in ink on paper, as handwriting is."""
 
 from __future__ import annotations
 

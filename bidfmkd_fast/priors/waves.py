@@ -1,4 +1,4 @@
-"""Sums of plane waves: textures whose spectrum falls as 1/f^a, from noise to clouds, and gratings."""
+"""Add up plane waves: textures whose spectrum falls as 1/f^a, from noise to clouds; gratings."""
 
 from __future__ import annotations
 
