@@ -270,6 +270,8 @@ class BlackBox(ABC):
             raise BadAnswer(f"{wanted}; it answered {answer.dtype}")
         if not _all_finite(answer):
             raise BadAnswer(f"{wanted}; it answered NaN or infinity")
+        if answer.dtype == torch.float64 and not _all_finite(answer.float()):
+            raise BadAnswer(f"{wanted}; it answered scores that float32 cannot hold")
         if self._spec.returned_kind != "logits":
             low, high = answer.detach().aminmax()
             check_range(self._spec, low.item(), high.item())

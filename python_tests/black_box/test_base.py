@@ -131,6 +131,7 @@ def test_huge_but_finite_images_are_sent() -> None:
         (torch.zeros(2, 3, dtype=torch.int64), "torch.int64"),
         (torch.full((2, 3), float("nan")), "NaN or infinity"),
         (torch.tensor([[0.0, 1, 2], [0, float("inf"), 1]]), "NaN or infinity"),
+        (torch.full((2, 3), 1e300, dtype=torch.float64), "scores that float32 cannot hold"),
     ],
 )
 def test_bad_answers_are_counted(answer: object, message: str) -> None:
