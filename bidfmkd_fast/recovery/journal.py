@@ -81,6 +81,14 @@ class Journal:
         self.history: list[dict[str, float]] = []
         self._settings: dict[str, Any] = {}
         self._answers: dict[int, tuple[Tensor | None, list[Tensor]]] = {}
+        # Noticed here and not at the first answer, which is paid for by then.
+        if self.folder.exists() and not (
+            self.folder.is_dir() and os.access(self.folder, os.W_OK | os.X_OK)
+        ):
+            raise InputError(
+                f"recover: the journal {self.folder} must be a folder that can be written to; "
+                "it is not"
+            )
         if self._path(RECORDS).exists():
             self._read_snapshot()
             self._read_records(first_step=len(self.history))
@@ -192,16 +200,14 @@ class Journal:
     def _read_records(self, first_step: int) -> None:
         """Read all records; the answers of steps before `first_step` are not kept in memory."""
         self.steps = first_step
+        foreign = False  # whole records, but not of this package
         with self._naming_folder("cannot read"):
-            for payload in self._records.read():
-                kind, body = payload[:1], payload[1:]
-                if kind == b"S":
-                    self._settings = json.loads(body)
-                elif kind == b"M":
-                    (self.mu,) = struct.unpack("<d", body)
-                else:
-                    self._read_answers(body, first_step)
-        if not self._records.end:
+            try:
+                for payload in self._records.read():
+                    self._read_record(payload[:1], payload[1:], first_step)
+            except (TypeError, ValueError, struct.error):
+                foreign = True
+        if foreign or not self._records.end:
             raise InputError(
                 f"recover: {self._path(RECORDS)} is damaged, or no journal of a recovery; remove "
                 f"{self.folder} to ask anew"
@@ -213,13 +219,25 @@ class Journal:
                 stacklevel=3,
             )
 
+    def _read_record(self, kind: bytes, body: bytes, first_step: int) -> None:
+        if kind == b"S":
+            self._settings = dict(json.loads(body))
+        elif kind == b"M":
+            (self.mu,) = struct.unpack("<d", body)
+        elif kind == b"A":
+            self._read_answers(body, first_step)
+        else:
+            raise ValueError(kind)
+
     def _read_answers(self, body: bytes, first_step: int) -> None:
         step, rows, n_images, n_classes, with_student = _SHAPE.unpack_from(body)
         self.steps = max(self.steps, step + 1)
         self.queries += rows * n_images
         if step < first_step:
             return
-        values = torch.from_numpy(np.frombuffer(body, "<f4", offset=_SHAPE.size).astype(np.float32))
+        values = torch.from_numpy(np.frombuffer(body[_SHAPE.size :], "<f4").astype(np.float32))
+        if len(values) != (rows + bool(with_student)) * n_images * n_classes:
+            raise ValueError(f"{len(values)} scores")
         student_scores = None
         if with_student:
             student_scores = values[: n_images * n_classes].view(n_images, n_classes)
@@ -237,7 +255,7 @@ class Journal:
                 checksum = (opened.metadata() or {}).get("crc32")
         except (OSError, SafetensorError):
             return
-        if checksum != _checksum(tensors):
+        if checksum != _checksum(tensors) or "history" not in tensors:
             return
         self.history = [
             dict(zip(COLUMNS, row, strict=True)) for row in tensors.pop("history").tolist()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox, OpenBox
@@ -367,6 +369,28 @@ def test_what_is_no_journal_is_refused(damage: Callable[[bytes], bytes], cut_off
 
 
 @pytest.mark.parametrize(
+    "payload",
+    [b"S{bad", b"S[1]", b"M1234", b"A123", b"A" + struct.pack("<6I", 99, 1, 2, 3, 0, 0), b"Z"],
+)
+def test_whole_records_of_another_program_are_refused(payload: bytes, cut_off: Path) -> None:
+    with (cut_off / RECORDS).open("ab") as file:
+        file.write(struct.pack("<II", len(payload), zlib.crc32(payload)) + payload)
+    with pytest.raises(
+        InputError,
+        match=r"records is damaged, or no journal of a recovery; remove .*journal to ask",
+    ):
+        Journal(cut_off)
+
+
+def test_a_whole_snapshot_of_another_program_is_passed_over(cut_off: Path) -> None:
+    other = {"x": torch.ones(2)}
+    save_file(other, cut_off / SNAPSHOT, metadata={"crc32": journal._checksum(other)})
+    box = Box()
+    assert_same(make(box, "chunks", cut_off), make(Box(), "chunks"))
+    assert len(box.points) == 3 * 3
+
+
+@pytest.mark.parametrize(
     ("other", "spec", "message"),
     [
         ({"steps": 9}, SPEC, "config.steps is 7 there; got 9"),
@@ -408,6 +432,12 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to the journal .*file"):
         make(Box(), "support set", tmp_path / "file" / "journal")
+    box = Box()
+    with pytest.raises(
+        InputError, match="the journal .*file must be a folder that can be written to"
+    ):
+        make(box, "support set", tmp_path / "file")
+    assert not box.points
 
 
 # --- where there is nothing to keep
