@@ -131,7 +131,8 @@ def write_exact(path: Path, text: str) -> None:
     have been replaced already.
     """
     with written_whole(path) as file:
-        file.write(text.encode())
+        # JSON and names may hold halves of UTF-16 pairs, which UTF-8 has no bytes for.
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def append_line(path: Path, line: str) -> None:

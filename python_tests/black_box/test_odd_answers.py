@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 
 from bidfmkd_fast.black_box import APISpec, JSONBlackBox, RemoteBlackBox
 from bidfmkd_fast.black_box.remote import v2_messages as v2
+from bidfmkd_fast.black_box.remote.reading import short
 from bidfmkd_fast.black_box.remote.retries import seconds_asked
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer
+from bidfmkd_fast.files.atomic import write_text
 
 N, SHAPE = 3, (1, 4, 4)
 SPEC = APISpec(N, SHAPE, name="cats")
@@ -357,6 +360,13 @@ def test_the_services_own_words_are_shown(server: Any, form: str, words: bytes) 
     server.post = lambda sent: (200, {}, words)
     told = outcome(api)
     assert isinstance(told, str) and "quota used up" in told
+
+
+def test_words_that_no_terminal_and_no_file_takes(tmp_path: Path) -> None:
+    words = short("a \ud800 \x1b[31m \x00 \u202e é\nb", 200)
+    assert words == r"a \ud800 \x1b[31m \x00 \u202e é b"
+    write_text(tmp_path / "report.md", "half a pair: \ud800")
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == r"half a pair: \ud800"
 
 
 def test_a_redirect_names_its_target_without_secrets(server: Any) -> None:

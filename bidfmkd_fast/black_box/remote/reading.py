@@ -79,8 +79,13 @@ def shown(value: Any, most: int = 200) -> str:
 
 
 def short(text: str, most: int = 200) -> str:
-    """Return the text in one line of at most `most` characters, without secrets or their parts."""
+    """Return the text in one line of at most `most` characters, without secrets or their parts.
+
+    Characters that no terminal shows or no file of UTF-8 holds (escape sequences, halves of UTF-16
+    pairs) are written as `\\x1b`.
+    """
     words = text[:_MOST_LOOKED_AT].split()
     if len(text) > _MOST_LOOKED_AT and len(words) > 1:
         del words[-1]  # it may be the first half of a secret
-    return scrub(" ".join(words))[:most]
+    shown = scrub(" ".join(words))[:most]
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in shown)
