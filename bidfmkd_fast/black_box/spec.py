@@ -84,6 +84,9 @@ class APISpec:
             if isinstance(value, list):  # lists come from YAML; a frozen spec holds tuples
                 object.__setattr__(self, field, tuple(value))
         check_types(self)
+        for field, text in (("name", self.name), ("data_set", self.data_set)):
+            if not text.isprintable():  # reports, tables and warnings are made of lines
+                raise InputError(f"APISpec: {field} must be one line of text; got {text!a}")
         least = {"n_classes": 2, "decimals": 0, "max_batch": 1}
         check_least(self, **{k: low for k, low in least.items() if getattr(self, k) is not None})
         self._check_shapes()

@@ -87,7 +87,7 @@ def source_entry(item: Mapping[str, Any], where: str, number: int) -> SourceEntr
     kind = item["kind"]
     register_url(item.get("url"))
     register_headers(item.get("headers"))
-    if kind not in _NEEDED:
+    if not isinstance(kind, str) or kind not in _NEEDED:
         raise InputError(
             f"load_pool: {where}: kind must be one of {', '.join(_NEEDED)} (or absent); "
             f"got {kind!r}"

@@ -117,6 +117,13 @@ REMOTE = {"kind": "remote", "url": "http://127.0.0.1:9", "model": "m", "spec": S
     ("entry", "message"),
     [
         ({"kind": "soap"}, "API 2: kind must be one of remote, grpc, json, onnx"),
+        ({"kind": ["json"]}, "API 2: kind must be one of remote, grpc, json, onnx"),
+        ({"kind": {"json": 1}}, "API 2: kind must be one of remote, grpc, json, onnx"),
+        (
+            {**REMOTE, "requests_per_second": 1e-300},
+            "requests_per_second must be above 0 and finite, at least one a day",
+        ),
+        ({**REMOTE, "spec": {**SPEC, "name": "a\nb\x1b[31m"}}, "name must be one line of text"),
         ({"kind": "remote", "url": "http://h"}, "API 2: an API of kind 'remote' needs model"),
         ({"kind": "onnx"}, "needs file"),
         ({**REMOTE, "spec": 3}, "spec must map fields of APISpec; got 3"),

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from bidfmkd_fast.black_box.remote.retries import DAY
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.runtime.interrupt import pause
 
@@ -22,7 +23,7 @@ class RateLimit:
         sleep: waits for a number of seconds.
 
     Raises:
-        InputError: a pace is not above 0.
+        InputError: a pace is less than one a day, or not finite.
     """
 
     def __init__(
@@ -37,10 +38,10 @@ class RateLimit:
             ("images_per_second", images_per_second),
             ("requests_per_second", requests_per_second),
         ):
-            if rate is not None and not 0 < rate < math.inf:
+            if rate is not None and not 1 / DAY <= rate < math.inf:
                 raise InputError(
-                    f"RateLimit: {name} must be above 0 and finite, or None for no limit; "
-                    f"got {rate!r}"
+                    f"RateLimit: {name} must be above 0 and finite, at least one a day, or None "
+                    f"for no limit; got {rate!r}"
                 )
         self._rates = (images_per_second, requests_per_second)
         self._tokens = [max(1.0, rate or 1.0) for rate in self._rates]
