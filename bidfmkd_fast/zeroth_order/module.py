@@ -19,12 +19,7 @@ class _Query(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, x: Tensor, module: DifferentiableBlackBox) -> Tensor:
-        scores = module.query(x.detach()).detach()
-        if scores.dim() < 2 or scores.shape[0] != x.shape[0]:
-            raise InputError(
-                f"as_differentiable: query must return scores [N, n_classes], N = {x.shape[0]}; "
-                f"got {list(scores.shape)}"
-            )
+        scores = module.ask(x.detach())
         context.save_for_backward(x.detach(), scores)
         context.module = module
         return scores
@@ -56,6 +51,20 @@ class DifferentiableBlackBox(nn.Module):
         """Return the scores `[N, n_classes]` of images `[N, *S]`."""
         return _Query.apply(x, self)
 
+    def ask(self, images: Tensor) -> Tensor:
+        """Return the scores `[N, n_classes]` of images `[N, *S]`, detached.
+
+        Raises:
+            InputError: the query returned anything else (InputTypeError: no tensor).
+        """
+        scores = self.query(images)
+        wanted = f"as_differentiable: query must return scores [N, n_classes], N = {len(images)}"
+        if not isinstance(scores, Tensor):
+            raise InputTypeError(f"{wanted}, as a tensor; got {type(scores).__name__}")
+        if scores.dim() < 2 or scores.shape[0] != images.shape[0]:
+            raise InputError(f"{wanted}; got {list(scores.shape)}")
+        return scores.detach()
+
     def gradient(self, x: Tensor, scores: Tensor, grad: Tensor) -> Tensor:
         """Return an estimate of `grad` times the Jacobian of the black box A.
 
@@ -71,9 +80,7 @@ class DifferentiableBlackBox(nn.Module):
             points = ops.perturb(
                 x, state, count, zo.mu, zo.directions, zo.grid, first_direction=first
             )
-            answers = (
-                self.query(points[1:].flatten(0, 1)).detach().unflatten(0, (count, x.shape[0]))
-            )
+            answers = self.ask(points[1:].flatten(0, 1)).unflatten(0, (count, x.shape[0]))
             differences.append(((answers - scores) * grad).flatten(2).sum(-1))
             del points
         return ops.estimate_gradient(
