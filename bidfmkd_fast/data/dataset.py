@@ -47,6 +47,11 @@ class Dataset:
 
     def _check(self) -> None:
         where = f"data set {self.name!r}"
+        for name, value in (("images", self.images), ("labels", self.labels)):
+            if not isinstance(value, Tensor):
+                raise InputTypeError(
+                    f"{where}: {name} must be a torch tensor; got {type(value).__name__}"
+                )
         if self.images.dtype != torch.uint8 or self.labels.dtype != torch.int64:
             came = f"{self.images.dtype} and {self.labels.dtype}"
             raise InputTypeError(f"{where}: images must be uint8 and labels int64; got {came}")

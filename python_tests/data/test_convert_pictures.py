@@ -126,6 +126,14 @@ def test_heic_is_read_where_its_reader_is_installed() -> None:
     assert got.shape == (3, 64, 64, 3) and np.abs(got.astype(int) - 120).max() <= 3
 
 
+def test_damaged_heic_is_no_advice_to_install_what_is_there() -> None:
+    pytest.importorskip("pillow_heif")
+    heic = b"\0\0\0\x18ftypheic" + bytes(100)
+    write_tree(Path("phone"), {"a/1.heic": heic, "b/1.png": encoded(pixels(1))})
+    told = refused("phone")
+    assert "a/1.heic is no image (wanted one of PNG" in told and "HEIF), or a damaged one" in told
+
+
 def test_heic_without_its_reader_is_named_and_counted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,6 +126,14 @@ def test_refuses_wrong_questions(tmp_path: Path) -> None:
             dataset.images_of(class_index)
     with pytest.raises(InputError, match="'test'"):
         dataset.classes("test")
+    with pytest.raises(InputTypeError, match="images must be a torch tensor; got ndarray"):
+        Dataset(
+            "made",
+            dataset.images.numpy(),
+            dataset.labels,
+            dataset.class_names,
+            dataset.split_of_class,
+        )
     with pytest.raises(InputTypeError, match="torch.float32"):
         Dataset(
             "made",

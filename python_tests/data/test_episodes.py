@@ -74,6 +74,8 @@ def test_all_classes_and_images_are_drawn_alike() -> None:
         ({"n_way": 0}, "n_way must be at least 1; got 0"),
         ({"n_shot": 0}, "n_shot"),
         ({"n_query": -1}, "n_query"),
+        ({"n_way": 2.5}, "n_way must be an integer; got 2.5"),
+        ({"n_shot": True}, "n_shot must be an integer; got True"),
         ({"n_shot": 3}, r"class 'class 0' .* has 6 images; n_shot \+ n_query = 3 \+ 4"),
         ({"split": "meta_val"}, "has 0 classes"),
         ({"split": "validation"}, "'validation'"),

@@ -92,21 +92,21 @@ def decode(content: bytes, where: str, wanted: Wanted) -> np.ndarray:
         InputError: Pillow cannot read it as a common image; it holds floats or 32-bit integers; or
             it is so large that it may be an attack (a decompression bomb).
     """
+    formats = (*FORMATS, "HEIF") if _reads_heif() else FORMATS
     try:
-        with Image.open(
-            io.BytesIO(content), formats=(*FORMATS, "HEIF") if _reads_heif() else FORMATS
-        ) as opened:
+        with Image.open(io.BytesIO(content), formats=formats) as opened:
             opened.load()
             image = _upright(opened) if wanted.upright else opened
             image = _eight_bits(image, opened, where)
             image = image.convert(wanted.mode or ("L" if image.mode in _GREY else "RGB"))
     except UnidentifiedImageError as error:
-        if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
+        if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not _reads_heif():
             raise InputError(
                 f"convert_dataset: {where} is HEIC; `pip install pillow-heif` makes it readable"
             ) from error
         raise InputError(
-            f"convert_dataset: {where} is no image (wanted one of {', '.join(FORMATS)})"
+            f"convert_dataset: {where} is no image (wanted one of {', '.join(formats)}), or a "
+            "damaged one"
         ) from error
     except InputError:
         raise
