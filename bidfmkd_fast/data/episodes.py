@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.data.dataset import Dataset
-from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.seeds import torch_generator
 
 
@@ -61,10 +61,7 @@ class EpisodeSampler:
     ) -> None:
         check_rotations("EpisodeSampler", rotations)
         for name, value in (("n_way", n_way), ("n_shot", n_shot), ("n_query", n_query)):
-            if not isinstance(value, Integral) or isinstance(value, bool):
-                raise InputTypeError(f"EpisodeSampler: {name} must be an integer; got {value!r}")
-            if value < 1:
-                raise InputError(f"EpisodeSampler: {name} must be at least 1; got {value}")
+            check_integer("EpisodeSampler", name, value, 1)
         self._classes = dataset.classes(split)
         if n_way > len(self._classes):
             held = f"{split} of data set {dataset.name!r} has {len(self._classes)} classes"

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.data.dataset import SPLITS, Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.seeds import torch_generator
@@ -35,8 +36,7 @@ def make_glyphs(size: int = 28, n_per_class: int = 40, seed: int = 0) -> Dataset
     """
     if not 8 <= size <= _CANVAS:
         raise InputError(f"make_glyphs: size must be in 8..{_CANVAS}; got {size}")
-    if n_per_class < 1:
-        raise InputError(f"make_glyphs: n_per_class must be at least 1; got {n_per_class}")
+    check_integer("make_glyphs", "n_per_class", n_per_class, 1)
     from PIL import Image
 
     n_classes = len(CHARACTERS)

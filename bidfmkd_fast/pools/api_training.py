@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.data.dataset import Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import check_writable, write_tensors
@@ -68,9 +69,10 @@ def train_pool(
             holds a pool, finished or in training. Nothing is ever overwritten.
     """
     datasets = [datasets] if isinstance(datasets, Dataset) else list(datasets)
-    _check_numbers(
-        n_apis=n_apis, n_way=n_way, width=width, resnet_width=resnet_width, epochs=epochs
-    )
+    check_integer("train_pool", "n_way", n_way, 2)
+    numbers = {"n_apis": n_apis, "width": width, "resnet_width": resnet_width, "epochs": epochs}
+    for name, value in numbers.items():
+        check_integer("train_pool", name, value, 1)
     if not 0 < holdout < 1:
         raise InputError(f"train_pool: holdout must be between 0 and 1; got {holdout}")
     _check_scenario(scenario, datasets, n_apis)
@@ -184,13 +186,6 @@ def _planned(
         scores_kind="logits",
         accuracy=0.0,
     )
-
-
-def _check_numbers(**numbers: int) -> None:
-    for name, value in numbers.items():
-        least = 2 if name == "n_way" else 1
-        if value < least:
-            raise InputError(f"train_pool: {name} must be at least {least}; got {value}")
 
 
 def _check_scenario(scenario: str, datasets: list[Dataset], n_apis: int) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.priors import leaves, shapes, strokes, waves
 from bidfmkd_fast.priors.canvas import N_JITTER, Jitter
@@ -66,10 +67,7 @@ def procedural_images(
         InputError: a value out of its range.
     """
     for name, value, least in (("n", n, 0), ("first", first, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(
-                f"procedural_images: {name} must be an integer of at least {least}; got {value!r}"
-            )
+        check_integer("procedural_images", name, value, least)
     scenes = torch.arange(first, first + n, device=device)
     return draw_pictures(scenes, torch.zeros_like(scenes), image_shape, seed)
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.errors import InputTypeError
-from bidfmkd_fast.ops.checks import check_integer
 from bidfmkd_fast.recovery.config import RecoveryConfig
 from bidfmkd_fast.recovery.cost import check_budget, first_step_cost, step_cost, takes_directions
 from bidfmkd_fast.recovery.image_maker import ImageMaker

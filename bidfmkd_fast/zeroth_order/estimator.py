@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast import ops
+from bidfmkd_fast.arguments import check_integer, check_number
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.ops.checks import check_grid, check_integer, check_mu, check_number
+from bidfmkd_fast.ops.checks import check_grid, check_mu
 
 
 class _Surrogate(torch.autograd.Function):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast import ops
+from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.ops.checks import check_integer
 from bidfmkd_fast.zeroth_order.estimator import ZerothOrder
 
 

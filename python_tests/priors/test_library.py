@@ -89,7 +89,7 @@ def test_numbers_are_uniform_and_keyed(seed: int) -> None:
 def test_none_and_bad_input() -> None:
     assert bf.procedural_images(0, (3, 32, 32)).shape == (0, 3, 32, 32)
     for arguments, message in (
-        ((-1, (3, 32, 32)), "n must be an integer of at least 0; got -1"),
+        ((-1, (3, 32, 32)), "n must be at least 0; got -1"),
         ((1, (2, 32, 32)), r"image_shape must be \(C, H, W\)"),
         ((1, (3, 32)), r"image_shape must be \(C, H, W\)"),
         ((1, (3, 3, 32)), r"image_shape must be \(C, H, W\)"),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.local.fastest_form import fastest_equal, forward, images_at_once
 from bidfmkd_fast.black_box.local.local_box import (
@@ -65,14 +66,8 @@ class TorchBlackBox(LocalBlackBox):
             raise InputTypeError(
                 f"{self.name}: module must be a torch.nn.Module; got {type(module).__name__}"
             )
-        if micro_batch is not None and (
-            not isinstance(micro_batch, int) or isinstance(micro_batch, bool)
-        ):
-            raise InputTypeError(
-                f"{self.name}: micro_batch must be an int or None; got {micro_batch!r}"
-            )
-        if micro_batch is not None and micro_batch < 1:
-            raise InputError(f"{self.name}: micro_batch must be at least 1; got {micro_batch}")
+        if micro_batch is not None:
+            check_integer(self.name, "micro_batch", micro_batch, 1)
         # The closure is the only way to the module: no attribute holds it.
         self._answer, self.device = _serve(module, spec, device, micro_batch)
 
