@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,16 +112,22 @@ def _cell(
     base: Mapping[str, Any], variant: str, changes: Mapping[str, Any], point: Mapping[str, Any]
 ) -> Cell:
     """Return the cell of a variant at one point of the grid; `base` holds the experiment's file."""
-    every = {**changes, **point}
+    every: dict[str, Any] = {}
     values, known = _copied(base), dotted_keys(ExperimentConfig)
-    for key, value in every.items():
-        if str(key).split(".")[0] not in known:
-            raise InputError(f"unknown key {key!r}; {closest(str(key), known)}")
-        if any(key == shared or str(key).startswith(f"{shared}.") for shared in _SHARED):
+    for key, value in (*_dotted(changes), *_dotted(point)):
+        if key in every:
+            raise InputError(
+                f"{key} is set twice for one cell, to {every[key]!r} and {value!r}; "
+                "keep one of the two"
+            )
+        every[key] = value
+        if key.split(".")[0] not in known:
+            raise InputError(f"unknown key {key!r}; {closest(key, known)}")
+        if any(key == shared or key.startswith(f"{shared}.") for shared in _SHARED):
             raise InputError(
                 f"{key} must be the same for all cells, or their episodes would differ; got {value}"
             )
-        *where, last = str(key).split(".")
+        *where, last = key.split(".")
         inside = values
         for name in where:
             inside = inside.setdefault(name, {})
@@ -132,6 +138,18 @@ def _cell(
     parts += [f"{key.split('.')[-1]}={value}" for key, value in point.items()]
     name = ", ".join(parts) or "as it is"
     return Cell(name, variant, point, every, settings_from_values(ExperimentConfig, values))
+
+
+def _dotted(changes: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings with dotted keys.
+
+    So each changes what it names and leaves what is beside it in the experiment's file.
+    """
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", value
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:

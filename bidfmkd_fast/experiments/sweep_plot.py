@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bidfmkd_fast.experiments.sweep_file import Cell
+
+
+_LABEL = 0.12  # of a panel's width, which a label of four digits or so takes
 
 
 def need_matplotlib() -> None:
@@ -76,12 +81,14 @@ def draw_sweep(
         values = sorted({cell.point[axis] for cell in cells})
         if is_logarithmic(values):
             panel.set_xscale("log")
-        panel.set_xticks(values, [f"{value:g}" for value in values])
+        upright = {"rotation": 90, "fontsize": 8} if _crowded(values) else {}
+        panel.set_xticks(values, [f"{value:g}" for value in values], **upright)
         panel.set_xticks([], minor=True)
         panel.set_xlabel(axis)
         panel.set_ylabel("accuracy, %")
-        if any(cell.variant for cell in cells):
-            panel.legend()
+    if axis is not None and any(cell.variant for cell in cells):
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)  # over no data
     return figure
 
 
@@ -92,6 +99,13 @@ def is_logarithmic(values: Sequence[float]) -> bool:
     """
     fractions = any(isinstance(value, float) for value in values)
     return min(values) > 0 and (fractions or max(values) >= 4 * min(values))
+
+
+def _crowded(values: Sequence[float]) -> bool:
+    """Return True if the labels of two neighbours would run into each other on the axis."""
+    places = [math.log(value) for value in values] if is_logarithmic(values) else list(values)
+    gaps = [(right - left) / (places[-1] - places[0]) for left, right in itertools.pairwise(places)]
+    return min(gaps) < _LABEL
 
 
 def numeric_axis(cells: Sequence[Cell]) -> str | None:

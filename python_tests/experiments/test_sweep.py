@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,32 @@ def test_ticks_are_at_the_values_that_were_tried(
     assert not len(axis.get_xticks(minor=True))
 
 
+def test_labels_of_close_values_and_the_legend_cover_nothing(experiment_file: Path) -> None:
+    grid = {"train.recovery.mu": [0.005, 0.025, 0.03, 0.5]}
+    variants = {"plain": {}, "first order": {"train.replay.first_order": True}}
+    cells = read_sweep(write(experiment_file.parent, grid=grid, variants=variants)).cells
+    one = Evaluation(0.5, 0.1, torch.rand(4), "made up", "meta_test", 5, 1, 15, 0, 10)
+    figure = draw_sweep(cells, [{"made up": [one]} for _ in cells])
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    boxes = [tick.get_window_extent() for tick in axis.get_xticklabels()]
+    assert not any(left.overlaps(right) for left, right in itertools.pairwise(boxes))
+    assert axis.get_legend() is None
+    assert not figure.legends[0].get_window_extent().overlaps(axis.get_tightbbox())
+
+
+def test_nested_settings_change_what_they_name_and_nothing_else(experiment_file: Path) -> None:
+    base, *_ = read_sweep(write(experiment_file.parent)).cells
+    nested = {"train": {"recovery": {"mu": 0.3}}, "train.recovery": {"num_directions": 3}}
+    (cell,) = read_sweep(write(experiment_file.parent, variants={"nested": nested})).cells
+    wanted = replace(base.config.train.recovery, mu=0.3, num_directions=3)
+    assert cell.config == replace(base.config, train=replace(base.config.train, recovery=wanted))
+    (listed,) = read_sweep(
+        write(experiment_file.parent, grid={"train.recovery": [{"mu": 0.3}]})
+    ).cells
+    assert listed.config.train.recovery == replace(base.config.train.recovery, mu=0.3)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -169,6 +197,15 @@ def test_ticks_are_at_the_values_that_were_tried(
         ({"grid": {"train.recovery.mu": [0.1, -1.0]}}, "mu must be finite and above 0"),
         ({"grid": {"evaluation.n_episodes": [1, 2]}}, "must be the same for all cells"),
         ({"grid": {"pool.n_way": [2, 3]}}, "must be the same for all cells"),
+        ({"variants": {"a": {"pool": {"n_way": 2}}}}, "must be the same for all cells"),
+        (
+            {"variants": {"a": {"pool.n_apis": 2}}, "grid": {"pool.n_apis": [3]}},
+            "pool.n_apis is set twice",
+        ),
+        (
+            {"variants": {"a": {"pool.n_apis": 2, "pool": {"n_apis": 3}}}},
+            "pool.n_apis is set twice for one cell",
+        ),
         ({"grid": {"pool.n_apis": [2, 2]}}, "the same cell twice"),
     ],
 )
