@@ -13,6 +13,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from io import FileIO
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,24 @@ _context.set_forkserver_preload(["bidfmkd_fast.cli.main", "bidfmkd_fast.pools", 
 
 def process(target: Callable[..., None], *arguments: Any) -> Any:
     """A process that was started with `target(*arguments)`."""
+    _start_server()
     made = _context.Process(target=target, args=arguments)  # type: ignore[attr-defined]
     made.start()
     return made
+
+
+def _start_server() -> None:
+    """Start the process that the others are forked from, in a folder that holds no package.
+
+    It looks for modules in its folder first, and would find the source tree here, without the
+    native module, in the place of the installed package.
+    """
+    here = Path.cwd()
+    os.chdir("/")
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(here)
 
 
 def exit_code(target: Callable[..., None], *arguments: Any) -> int:
