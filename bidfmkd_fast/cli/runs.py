@@ -122,6 +122,7 @@ def evaluate(options: Any) -> None:
     """
     folder = RunFolder.open(options.run)
     check_writable(folder.path / REPORT)
+    folder.summary()  # the report needs it, after all episodes: damage is found now
     datasets = _datasets_to_evaluate(options, folder)
     control = RunFolder(folder.path / "control")
     has_control = (control.path / META_MODEL).is_file()

@@ -85,7 +85,7 @@ def write_report(
             "",
         ]
     lines += ["## Spending", "", markdown_table(read_spending(folder.path).rows()), ""]
-    lines += [*_asked(summary["ledger"]), ""]
+    lines += [*_asked(summary.get("ledger", ())), ""]
     lines += ["## The run", "", markdown_table(outcome_rows(summary, extra_seconds)), ""]
     pictures = sorted((folder.path / "grids").glob("*.png"))
     if pictures:

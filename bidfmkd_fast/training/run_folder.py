@@ -22,6 +22,7 @@ from bidfmkd_fast.files.atomic import (
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.secrets import scrubbed
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.kept_values import read_summary
 from bidfmkd_fast.training.recovered_set import (
     PARTS,
     bytes_of_set,
@@ -252,14 +253,8 @@ class RunFolder:
         return self._config
 
     def summary(self) -> dict[str, Any]:
-        """Read the summary that `finish` wrote. Raises InputError if it is not readable."""
-        try:
-            content = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"run folder: {self.path / SUMMARY} is not readable: {error}"
-            ) from None
-        return dict(content)
+        """Read the summary that `finish` wrote. Raises InputError if it is damaged."""
+        return read_summary(self.path / SUMMARY)
 
     def meta_model(self) -> MetaModel:
         """Load the meta-learned model.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 from bidfmkd_fast.black_box import Budget
 from bidfmkd_fast.black_box.ledger_file import read_ledger
-from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import write_json
 from bidfmkd_fast.recovery.cost import Cost
+from bidfmkd_fast.training.kept_values import read_kept, read_summary
 from bidfmkd_fast.training.run_folder import CONFIG, LEDGER, META_MODEL, PLAN, SUMMARY
 
 PROBES, CONTROL, RUN = "probes", "control", "run"
@@ -78,6 +77,15 @@ class Spending:
         return [*rows, ["cap", *("none" if cap is None else cap for cap in caps)]]
 
 
+@dataclass(frozen=True)
+class KeptPlan:
+    """What a run is to ask, the cap on it, and its number of sets: the content of `plan.json`."""
+
+    planned: Cost
+    cap: Cap
+    sets: int
+
+
 def over_cap(plan: Spending) -> list[str]:
     """Say where a plan asks for more than its cap, by itself or with the probes that were made for
     it.
@@ -110,8 +118,7 @@ def money(amount: float) -> str:
 
 def write_plan(folder: Path, planned: Cost, cap: Cap, n_sets: int) -> None:
     """Keep what a run is to ask in its folder, for `read_spending` while it is under way."""
-    content = {"planned": asdict(planned), "cap": asdict(cap), "sets": n_sets}
-    write_json(folder / PLAN, content)
+    write_json(folder / PLAN, asdict(KeptPlan(planned, cap, n_sets)))
 
 
 def read_spending(folder: Path) -> Spending:
@@ -128,8 +135,8 @@ def read_spending(folder: Path) -> Spending:
         if (plan := read_plan(part)) is not None:
             plans.append(plan)
     complete = bool(plans) and len(plans) == len(parts)
-    planned = sum((Cost(**plan["planned"]) for plan in plans), Cost()) if complete else None
-    return Spending(parts, planned, Cap(**plans[-1]["cap"]) if plans else Cap())
+    planned = sum((plan.planned for plan in plans), Cost()) if complete else None
+    return Spending(parts, planned, plans[-1].cap if plans else Cap())
 
 
 def read_spent(folder: Path) -> Cost | None:
@@ -137,7 +144,7 @@ def read_spent(folder: Path) -> Cost | None:
     before; else None.
     """
     if (folder / META_MODEL).is_file() and (folder / SUMMARY).is_file():
-        summary = _read_json(folder / SUMMARY)
+        summary = read_summary(folder / SUMMARY)
         ledger = summary.get("ledger")
         if "requests" in summary:
             return Cost(
@@ -151,18 +158,10 @@ def read_spent(folder: Path) -> Cost | None:
     return Cost() if (folder / CONFIG).is_file() else None
 
 
-def read_plan(folder: Path) -> dict[str, Any] | None:
+def read_plan(folder: Path) -> KeptPlan | None:
     """Read what `write_plan` kept; None for a folder without it, as older versions made them."""
-    return _read_json(folder / PLAN) if (folder / PLAN).is_file() else None
+    return read_kept(KeptPlan, folder / PLAN) if (folder / PLAN).is_file() else None
 
 
 def _spent(row: Mapping[str, Any]) -> Cost:
     return Cost(row["queries"], row["requests"], row["cost"])
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"run folder: {file} is not readable: {error}") from None
-    return dict(content)

@@ -30,6 +30,8 @@ def status_text(path: str | Path) -> str:
     folder = Path(path)
     if is_run(folder) or is_run(folder / "control"):
         return f"{folder}: {state_of(folder)}\n\n{text_table(read_spending(folder).rows())}"
+    if not folder.is_dir():
+        raise InputError(f"status: there is no folder {folder}")
     runs = list(_runs_below(folder))
     if not runs:
         holder = _holder(folder)
@@ -43,11 +45,7 @@ def status_text(path: str | Path) -> str:
     states = [["run", "state"], *([name, state_of(run)] for run, name in names.items())]
     parts = {name: spent for run, name in names.items() if (spent := read_spent(run)) is not None}
     plans = [plan for run in runs if (plan := read_plan(run)) is not None]
-    planned = (
-        sum((Cost(**plan["planned"]) for plan in plans), Cost())
-        if len(plans) == len(parts)
-        else None
-    )
+    planned = sum((plan.planned for plan in plans), Cost()) if len(plans) == len(parts) else None
     return f"{text_table(states)}\n\n{text_table(Spending(parts, planned, Cap()).rows())}"
 
 
@@ -68,7 +66,7 @@ def state_of(folder: Path) -> str:
         return f"{state}; {BEGUN}" if is_run(folder / "control") else state
     n_sets = len(list((folder / "recovered").glob("*.safetensors")))
     plan = read_plan(folder)
-    of = "" if plan is None else f" of {plan['sets']}"
+    of = "" if plan is None else f" of {plan.sets}"
     return f"{state}, {n_sets}{of} sets recovered"
 
 

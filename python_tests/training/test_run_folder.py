@@ -146,7 +146,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     for read, message in (
         (folder.memory, "not readable"),
         (folder.meta_model, "not a saved meta-model"),
-        (folder.summary, "not readable"),
+        (folder.summary, r"summary\.json cannot be read as JSON"),
     ):
         with pytest.raises(InputError, match=message):
             read()

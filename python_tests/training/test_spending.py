@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -210,17 +212,61 @@ def test_status_of_a_folder_of_several_runs(tmp_path: Path) -> None:
     assert next(line.split()[1] for line in told.splitlines() if line.startswith("all ")) == "252"
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("plan.json", lambda held: [held], "it must hold values by name; got list"),
+        ("plan.json", lambda held: {"planned": held["planned"]}, "it lacks cap, sets"),
+        (
+            "plan.json",
+            lambda held: held | {"planned": {"queries": "many"}},
+            "planned.queries must be of type int",
+        ),
+        ("plan.json", lambda held: held | {"cap": {"query": 3}}, "unknown key 'cap.query'"),
+        ("summary.json", lambda held: None, "it must hold values by name; got NoneType"),
+        (
+            "summary.json",
+            lambda held: {"requests": 3} | {"ledger": held["ledger"]},
+            "it lacks queries, seconds, apis",
+        ),
+        (
+            "summary.json",
+            lambda held: held | {"matched": 3},
+            "matched must be of type dict; got int",
+        ),
+        (
+            "summary.json",
+            lambda held: held | {"ledger": [{"queries": 1}]},
+            "it lacks number, name, requests",
+        ),
+        (
+            "summary.json",
+            lambda held: held | {"ledger": [held["ledger"][0] | {"cost": "x"}]},
+            "cost must be of type",
+        ),
+    ],
+)
+def test_a_damaged_file_is_named(
+    tmp_path: Path, name: str, damage: Callable[[Any], Any], says: str
+) -> None:
+    fit_with_control([api()], tmp_path, TINY, progress=False)
+    file = tmp_path / name
+    file.write_text(json.dumps(damage(json.loads(file.read_text()))))
+    with pytest.raises(InputError, match=f"{name}: .*{says}"):
+        status_text(tmp_path)
+
+
 def test_what_holds_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run; give a folder of"):
         status_text(tmp_path)
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="there is no folder .*nowhere"):
         status_text(tmp_path / "nowhere")
     fit_with_control([api()], tmp_path / "old", TINY, progress=False)
     for file in tmp_path.rglob("plan.json"):  # as folders of older versions are
         file.unlink()
     assert "planned" not in status_text(tmp_path / "old")
     (tmp_path / "old" / "plan.json").write_text("[")
-    with pytest.raises(InputError, match="plan.json is not readable"):
+    with pytest.raises(InputError, match="plan.json cannot be read as JSON"):
         status_text(tmp_path / "old")
 
 
