@@ -15,8 +15,8 @@ from bidfmkd_fast.cli.options import (
     add_pool_and_device,
     add_seed,
     budget_of,
-    config_values,
     out_folder,
+    train_config,
 )
 from bidfmkd_fast.cli.plan_text import print_probe
 from bidfmkd_fast.errors import InputError
@@ -43,7 +43,7 @@ def recover(options: Any) -> None:
     file = out / f"api_{options.api:03d}_support.safetensors"
     if file.exists():
         raise InputError(f"{file} is there already; give another --out")
-    config = RecoveryConfig(**config_values(options))
+    config = RecoveryConfig(**options.config)
     api.budget = budget_of(options)
     size = bytes_of_set(api.spec, options.n_per_class, config.steps)
     measuring = measuring_cost(api, config, options.n_per_class * api.spec.n_classes).queries
@@ -91,14 +91,14 @@ def probe(options: Any) -> None:
     has_url, has_model = options.url is not None, options.model is not None
     if (options.pool is not None) == has_url or has_url != has_model:
         raise InputError("give either --pool with --api, or --url with --model")
-    config = TrainConfig.from_dict(config_values(options))
+    config = train_config(options)
     api = RemoteBlackBox(options.url, options.model) if has_url else _api_of_pool(options)
     if not print_probe(api, config, budget_of(options)):
         sys.exit(1)
 
 
 def _add_probe_options(parser: ArgumentParser, _: Sequence[str]) -> None:
-    add_seed(parser)
+    add_seed(parser, from_settings=True)
     parser.add_argument("--pool", type=str, help="folder of a pool")
     parser.add_argument("--api", type=int, default=0, help="number of the API in the pool")
     parser.add_argument(

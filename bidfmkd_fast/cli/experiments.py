@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bidfmkd_fast.cli.options import Command, add_out, add_seed, config_values, out_folder
+from bidfmkd_fast.cli.next_command import write_source
+from bidfmkd_fast.cli.options import Command, add_out, add_seed, out_folder
 from bidfmkd_fast.experiments.compare import REPORT, run_comparison
 from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.experiments.demo import DemoConfig, demo_config, run_demo, with_seed
@@ -22,11 +23,15 @@ def demo(options: Any) -> None:
     """Run the whole method on the embedded characters: a pool, a run, its control and the table of
     accuracies.
     """
-    values = config_values(options)
-    config = DemoConfig(**{**values, "train": TrainConfig.from_dict(values["train"])})
+    train = TrainConfig.from_dict(options.config["train"])
+    config = DemoConfig(**{**options.config, "train": train})
     if options.seed is not None:
         config = with_seed(config, options.seed)
-    print(run_demo(out_folder(options, "demo"), config))
+    out = out_folder(options, "demo")
+    told = run_demo(out, config)
+    images = {"name": "glyphs", "inverted": False}
+    write_source(out, {"pool": str((out / "pool").resolve()), "data_sets": [images]})
+    print(told)
 
 
 def _add_demo_options(parser: ArgumentParser, _: Sequence[str]) -> None:
@@ -41,7 +46,7 @@ def compare(options: Any) -> None:
     """Train the chosen methods on one pool, and evaluate them on the same episodes: BiDf-MKD,
     baselines, ceilings.
     """
-    config = settings_from_values(ExperimentConfig, config_values(options))
+    config = settings_from_values(ExperimentConfig, options.config)
     out = out_folder(options, "compare")
     table = run_comparison(
         config, out, methods=options.methods, seeds=options.seeds, device=options.device

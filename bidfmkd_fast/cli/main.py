@@ -12,7 +12,7 @@ from typing import Any
 
 from bidfmkd_fast.cli import apis, experiments, pools, runs, tools
 from bidfmkd_fast.cli.ending import last_line
-from bidfmkd_fast.cli.options import Command, build_parser, check_seeds, plain_error
+from bidfmkd_fast.cli.options import Command, build_parser, check_seeds, plain_error, without_notes
 from bidfmkd_fast.cli.settings import merge, take_settings
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError
 from bidfmkd_fast.runtime.signals import ended_by_signals
@@ -80,7 +80,7 @@ def _unwritten(output: Output, name: str) -> int:
 def _run(arguments: Sequence[str], command: str, name: str, parsed: dict[str, Any]) -> int:
     """Parse and run; errors that the user can mend become one line and exit code 2."""
     try:
-        from jsonargparse import ArgumentError, dict_to_namespace
+        from jsonargparse import ArgumentError
     except ImportError:
         say(f"{name}: the command line needs jsonargparse; `pip install jsonargparse`")
         return 2
@@ -90,9 +90,9 @@ def _run(arguments: Sequence[str], command: str, name: str, parsed: dict[str, An
         given = build_parser(arguments, COMMANDS).parse_args(arguments)
         options = parsed["options"] = given[given.subcommand]
         check_seeds(options)
-        if settings:
-            merge(values := options.config.as_dict(), settings)
-            options.config = dict_to_namespace(values)
+        if "config" in options:
+            merge(values := without_notes(options.config.as_dict()), settings)
+            options.config = values
         with _one_line_warnings(name), _log_lines(name):
             COMMANDS[given.subcommand].run(options)
     except ArgumentError as error:

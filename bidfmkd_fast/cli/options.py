@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.black_box import Budget
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.training import TrainConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -113,13 +114,17 @@ def budget_of(options: Any) -> Budget | None:
     return None if caps == (None, None, None) else Budget(*caps)
 
 
-def config_values(options: Any) -> dict[str, Any]:
-    """Return the settings under `--config` as nested dicts.
+def train_config(options: Any) -> TrainConfig:
+    """Return the settings of a run under `--config`, with `--seed` in the place of theirs."""
+    config = TrainConfig.from_dict(options.config)
+    return config if options.seed is None else replace(config, seed=options.seed)
 
-    jsonargparse adds notes of its own, such as the file that values came from; they are left out.
-    """
-    values: dict[str, Any] = _without_notes(options.config.as_dict())
-    return values
+
+def without_notes(values: Any) -> Any:
+    """Return nested dicts without the notes of jsonargparse, such as the file they came from."""
+    if not isinstance(values, dict):
+        return values
+    return {key: without_notes(value) for key, value in values.items() if not key.startswith("__")}
 
 
 def check_seeds(options: Any) -> None:
@@ -145,9 +150,3 @@ def plain_error(message: str, command: str) -> str:
         return message
     name, wanted, value = wrong_type.groups()
     return f"--{name.replace('_', '-')} must be of type {wanted}; got {value!r}"
-
-
-def _without_notes(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    return {key: _without_notes(value) for key, value in values.items() if not key.startswith("__")}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.cli.next_command import after_pool, files_of, write_source
-from bidfmkd_fast.cli.options import Command, add_out, add_seed, config_values, out_folder
+from bidfmkd_fast.cli.options import Command, add_out, add_seed, out_folder
 from bidfmkd_fast.data import Dataset, load_dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.pools import Pool, load_pool, train_pool
@@ -113,7 +113,7 @@ def serve(options: Any) -> None:
     from bidfmkd_fast.serving.server import Service, serve_until_interrupted
 
     apis = load_pool(options.pool)
-    common = Behaviour(**config_values(options))
+    common = Behaviour(**options.config)
     behaviours = behaviours_of([api.name for api in apis], common, options.per_model)
     service = Service(apis, behaviours, options.seed)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,8 @@ from bidfmkd_fast.cli.options import (
     add_pool_and_device,
     add_seed,
     budget_of,
-    config_values,
     out_folder,
+    train_config,
 )
 from bidfmkd_fast.cli.plan_text import print_plan
 from bidfmkd_fast.cli.pools import load_datasets
@@ -45,9 +44,7 @@ def train(options: Any) -> None:
     """Meta-learn from a pool of APIs, with the no-recovery control beside it; the same --out goes
     on after a kill.
     """
-    config = TrainConfig.from_dict(config_values(options))
-    if options.seed is not None:
-        config = replace(config, seed=options.seed)
+    config = train_config(options)
     out, budget = out_folder(options, "train"), budget_of(options)
     if options.dry_run:
         if not print_plan(load_pool(options.pool), config, budget):

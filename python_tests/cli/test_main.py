@@ -15,8 +15,10 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
-from bidfmkd_fast.black_box import TorchBlackBox
+from bidfmkd_fast.black_box import BlackBox, TorchBlackBox
+from bidfmkd_fast.black_box.probe import sample_images
 from bidfmkd_fast.cli.main import COMMANDS, _one_line_warnings, main
 from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.errors import ServiceWarning
@@ -188,6 +190,28 @@ def test_probe_and_dry_run(pool: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert not Path("runs").exists()
 
 
+@pytest.mark.filterwarnings("error::DeprecationWarning")  # of the parser, about its own functions
+def test_probe_takes_its_seed(
+    pool: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = []
+
+    def noted(api: BlackBox, n_images: int, seed: int) -> Tensor:
+        seeds.append(seed)
+        return sample_images(api, n_images, seed)
+
+    # By its module, since `bidfmkd_fast.black_box.probe` is the function.
+    monkeypatch.setattr(sys.modules[sample_images.__module__], "sample_images", noted)
+    for given in (
+        ["--seed", "5"],
+        ["--config.seed", "6"],
+        ["--config.seed", "6", "--seed", "7"],
+    ):
+        assert main(["probe", "--pool", str(pool), *RUN, *given]) == 0
+    assert seeds == [5, 6, 7]
+    capsys.readouterr()
+
+
 def test_a_pool_with_a_dead_service_is_probed_trained_and_told(
     pool: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -349,6 +373,8 @@ def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
         assert wanted in told
     assert yaml.safe_load(Path("runs/demo/config.yaml").read_text())["seed"] == 3
     assert list(Path("runs/demo/grids").glob("*.png"))
+    # It knows its images, as every run of `train` does.
+    assert run("evaluate --run runs/demo --n-way 3 --n-shot 1 --n-episodes 2") == 0
 
 
 def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
