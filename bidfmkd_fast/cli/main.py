@@ -84,8 +84,9 @@ def _run(arguments: Sequence[str], command: str, name: str, parsed: dict[str, An
     except ImportError:
         say(f"{name}: the command line needs jsonargparse; `pip install jsonargparse`")
         return 2
+    kind = COMMANDS[command].settings if command else None
+    positional = COMMANDS[command].positional if command else ""
     try:
-        kind = COMMANDS[command].settings if command else None
         arguments, settings = take_settings(arguments, kind)
         given = build_parser(arguments, COMMANDS).parse_args(arguments)
         options = parsed["options"] = given[given.subcommand]
@@ -96,7 +97,7 @@ def _run(arguments: Sequence[str], command: str, name: str, parsed: dict[str, An
         with _one_line_warnings(name), _log_lines(name):
             COMMANDS[given.subcommand].run(options)
     except ArgumentError as error:
-        say(f"{name}: {plain_error(str(error), command)}")
+        say(f"{name}: {plain_error(str(error), command, positional)}")
         return 2
     except (InputError, BudgetExhausted, BadAnswer, APIUnavailable) as error:
         say(f"{name}: {' '.join(str(error).split())}")

@@ -95,12 +95,13 @@ def after_pool(folder: Path) -> str:
 def after_run(folder: Path) -> str:
     """Return the lines after a run: how to meta-test it, or what a meta-test still needs."""
     try:
-        datasets, reason = datasets_of(source_of(folder)), "data set unknown"
-    except InputError as error:
-        datasets, reason = [], str(error)
-    options = _evaluation(folder, datasets) if datasets else None
-    if options is not None:
+        datasets = datasets_of(source_of(folder))
+        if not datasets:
+            raise InputError("data set unknown")
+        options = _evaluation(folder, datasets)
         return "next: " + shlex.join(["bidfmkd", "evaluate", "--run", str(folder), *options])
+    except InputError as error:
+        reason = str(error)
     evaluate = shlex.join(["bidfmkd", "evaluate", "--run", str(folder), "--dataset"])
     return (
         f"to meta-test the run, give images of unseen classes ({reason}): {evaluate} FILE.npz\n"
@@ -108,11 +109,12 @@ def after_run(folder: Path) -> str:
     )
 
 
-def _evaluation(folder: Path, datasets: Sequence[Dataset]) -> list[str] | None:
-    """Return the options that `evaluate` needs on these data sets; None if no options make it work.
+def _evaluation(folder: Path, datasets: Sequence[Dataset]) -> list[str]:
+    """Return the options that `evaluate` needs on these data sets.
 
-    The images must have the shape that the meta-model takes, and meta_test enough classes and
-    images for an episode.
+    Raises:
+        InputError: no options make it work, since the images have another shape than the
+            meta-model takes, or meta_test has too few classes or images for an episode.
     """
     from bidfmkd_fast.models import AnySizeConv4, model_arguments
     from bidfmkd_fast.training.run_folder import RunFolder
@@ -120,19 +122,19 @@ def _evaluation(folder: Path, datasets: Sequence[Dataset]) -> list[str] | None:
     module = RunFolder(folder).meta_model().module
     known = model_arguments(module) or {}
     shape = (known.get("in_channels"), *known.get("image_size", ()))
-    if not isinstance(module, AnySizeConv4) and any(
-        dataset.image_shape != shape for dataset in datasets
-    ):
-        return None
-    unseen = [
-        [len(dataset.rows_of(index)) for index in dataset.classes("meta_test")]
-        for dataset in datasets
-    ]
+    unseen = []
+    for dataset in datasets:
+        if not isinstance(module, AnySizeConv4) and dataset.image_shape != shape:
+            raise InputError(
+                f"those of {dataset.name} have another size or colour than the model takes"
+            )
+        counts = [len(dataset.rows_of(index)) for index in dataset.classes("meta_test")]
+        if len(counts) < 2 or min(counts) < 2:
+            raise InputError(f"meta_test of {dataset.name} has not two classes of two images each")
+        unseen.append(counts)
     n_way = min(known["n_classes"], *map(len, unseen))
-    fewest = min((count for counts in unseen for count in counts), default=0)
+    fewest = min(map(min, unseen))
     n_shots = [n_shot for n_shot in N_SHOTS if n_shot < fewest]
-    if n_way < 2 or not n_shots:
-        return None
     n_query = min(N_QUERY, fewest - max(n_shots))
     options = [] if n_way == N_WAY else ["--n-way", str(n_way)]
     options += [] if tuple(n_shots) == N_SHOTS else ["--n-shot", *map(str, n_shots)]

@@ -27,12 +27,14 @@ class Command:
             command line, because some options, such as `--preset`, change the defaults of others.
         example: a command line that `--help` shows.
         settings: the class whose fields are the keys under `--config`; None for a command without.
+        positional: the name of the argument that is typed without one; "" for a command without.
     """
 
     run: Callable[[Any], None]
     add_options: Callable[[ArgumentParser, Sequence[str]], None]
     example: str
     settings: type[Any] | None = None
+    positional: str = ""
 
 
 def build_parser(arguments: Sequence[str], commands: Mapping[str, Command]) -> ArgumentParser:
@@ -136,17 +138,18 @@ def check_seeds(options: Any) -> None:
                 raise InputError(f"--{name} must be at least 0; got {seed}")
 
 
-def plain_error(message: str, command: str) -> str:
-    """Return an error of jsonargparse in one line, with options as the user types them."""
-    message = re.sub(
-        rf"\b{command}\.(\w+)",
-        lambda match: "--" + match[1].replace("_", "-"),
-        " ".join(message.split()),
-    )
+def plain_error(message: str, command: str, positional: str) -> str:
+    """Return an error of jsonargparse in one line, with arguments as the user types them."""
+
+    def typed(name: str) -> str:
+        return name.upper() if name == positional else f"--{name.replace('_', '-')}"
+
+    message = " ".join(message.split())
+    message = re.sub(rf"\b{command}\.(\w+)", lambda match: typed(match[1]), message)
     wrong_type = re.fullmatch(
-        r"Parser key \"(\w+)\": .*?Expected a <class '(\w+)'>\. Got value: ?(.*)", message
+        r"Parser key \"(\w+)\".*?: Expected a <class '(\w+)'>\. Got value: ?(.*)", message
     )
     if wrong_type is None:
         return message
     name, wanted, value = wrong_type.groups()
-    return f"--{name.replace('_', '-')} must be of type {wanted}; got {value!r}"
+    return f"{typed(name)} must be of type {wanted}; got {value!r}"

@@ -142,5 +142,9 @@ def _add_serve_options(parser: ArgumentParser, _: Sequence[str]) -> None:
 
 POOL = Command(pool, _add_pool_options, "bidfmkd pool --dataset omniglot --invert true --n-apis 20")
 SERVE = Command(
-    serve, _add_serve_options, "bidfmkd serve runs/pool --port 8000 --config.failed 0.1", Behaviour
+    serve,
+    _add_serve_options,
+    "bidfmkd serve runs/pool --port 8000 --config.failed 0.1",
+    Behaviour,
+    "pool",
 )

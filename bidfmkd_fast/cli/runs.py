@@ -199,7 +199,7 @@ TRAIN = Command(
     "bidfmkd train --pool runs/pool --config.recovery.steps 40",
     TrainConfig,
 )
-STATUS = Command(status, _add_status_options, "bidfmkd status runs/train")
+STATUS = Command(status, _add_status_options, "bidfmkd status runs/train", positional="run")
 EVALUATE = Command(
     evaluate, _add_evaluate_options, "bidfmkd evaluate --run runs/train --n-shot 1 5"
 )

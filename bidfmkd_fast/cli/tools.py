@@ -98,5 +98,10 @@ def _add_bench_options(parser: ArgumentParser, _: Sequence[str]) -> None:
     )
 
 
-CONVERT = Command(convert, _add_convert_options, "bidfmkd convert CUB_200_2011.tgz --out cub.npz")
+CONVERT = Command(
+    convert,
+    _add_convert_options,
+    "bidfmkd convert CUB_200_2011.tgz --out cub.npz",
+    positional="source",
+)
 BENCH = Command(bench, _add_bench_options, "bidfmkd bench --cases 'perturb/*' --threads 1")

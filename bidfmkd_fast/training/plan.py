@@ -134,11 +134,8 @@ class Plan:
     @property
     def problems(self) -> list[str]:
         """Why the APIs that cannot be used cannot."""
-        return [
-            f"{one.report.name}: {one.report.problem}"
-            for one in self.apis
-            if one.report.problem is not None
-        ]
+        named = ((f"{one.report.name}: ", one.report.problem) for one in self.apis)
+        return [name + problem.removeprefix(name) for name, problem in named if problem is not None]
 
     @property
     def notes(self) -> list[str]:

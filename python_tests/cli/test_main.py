@@ -230,7 +230,7 @@ def test_a_pool_with_a_dead_service_is_probed_trained_and_told(
     }
     (mixed / "pool.yaml").write_text(yaml.safe_dump({**listed, "apis": [*listed["apis"], dead]}))
     assert code_of(["train", "--dry-run", "--pool", "mixed", *RUN]) == 1
-    assert "dead: dead: no answer" in capsys.readouterr().out
+    assert "\ndead: no answer" in capsys.readouterr().out
     assert code_of(["probe", "--pool", "mixed", "--api", "2", *RUN]) == 1
     assert "no: dead: no answer" in capsys.readouterr().out
     with pytest.warns(
@@ -535,7 +535,7 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
         ("convert nowhere", "bidfmkd convert: convert_dataset: there is no file or folder nowhere"),
         ("convert POOL --layout folders", "--layout"),
         ("convert POOL", "holds no images"),
-        ("convert", "source"),
+        ("convert", "the following arguments are required: SOURCE"),
         ("demo --config.n_episodes 0", "n_episodes must be at least 1"),
         ("demo --config.train.recovery.step 3", "did you mean 'config.train.recovery.steps'"),
         ("serve nowhere", "bidfmkd serve: load_pool: there is no pool list"),
@@ -543,7 +543,10 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
         ("serve POOL --config.nan 2", "must sum to at most 1"),
         ("serve POOL --port 99999", "port 99999 of 127.0.0.1 is not available"),
         ("serve POOL --per-model nowhere.yaml", "serve: cannot read nowhere.yaml: No such file"),
-        ("serve", "pool"),
+        ("serve", "the following arguments are required: POOL"),
+        ("status", "the following arguments are required: RUN"),
+        ("status nowhere", "status: there is no folder nowhere"),
+        ("evaluate --run x --n-shot y", "--n-shot must be of type int; got 'y'"),
         ("nonsense", "invalid choice: 'nonsense'"),
         ("", "expected"),
     ],

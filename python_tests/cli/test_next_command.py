@@ -126,8 +126,22 @@ def test_images_that_the_run_cannot_take_are_not_proposed(
     Path("pool/source.yaml").write_text(
         yaml.safe_dump({"files": {"glyphs": str(Path("glyphs_16.npz").resolve())}})
     )
-    _, command = run(["train", "--pool", "pool", "--out", "out", *RUN], capsys)
+    told, command = run(["train", "--pool", "pool", "--out", "out", *RUN], capsys)
     assert command == ["status", "out"]
+    assert "(those of glyphs_16 have another size or colour than the model takes)" in told
+
+
+def test_why_the_images_of_a_run_cannot_judge_it(capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(Path("one"), {f"train/{name}": 4 for name in "abc"} | {"test/d": 5})
+    _, command = run(["convert", "one"], capsys)
+    assert command is not None
+    run(
+        [*command, "--n-apis", "2", "--width", "2", "--epochs", "1", "--out", "pool"],
+        capsys,
+    )
+    told, command = run(["train", "--pool", "pool", "--out", "out", *RUN], capsys)
+    assert command == ["status", "out"]
+    assert "(meta_test of one has not two classes of two images each)" in told
 
 
 @pytest.mark.parametrize(
