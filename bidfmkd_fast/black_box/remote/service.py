@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor
@@ -98,9 +98,11 @@ class ServiceBlackBox(BlackBox):
         # As many batches as requests are paid for, of nearly equal size.
         batches = images.cpu().tensor_split(n_requests)
         stop = Stop(current())
+        requests: list[Future[Tensor]] = []
         with ThreadPoolExecutor(min(self._in_flight, len(batches)), initializer=stop.adopt) as pool:
-            requests = [pool.submit(self._send, batch, True) for batch in batches]
             try:
+                for batch in batches:
+                    requests.append(pool.submit(self._send, batch, True))
                 wait(requests, return_when=FIRST_EXCEPTION)
             except BaseException:
                 # Ctrl-C arrives here. Leaving the block waits for the requests, so they must end.
@@ -108,7 +110,8 @@ class ServiceBlackBox(BlackBox):
                 raise
             finally:
                 unsent = [batch for batch, request in zip(batches, requests) if request.cancel()]
-        self._release(sum(map(len, unsent)), len(unsent))
+                unsent += batches[len(requests) :]
+                self._release(sum(map(len, unsent)), len(unsent))
         errors = [
             error
             for request in requests

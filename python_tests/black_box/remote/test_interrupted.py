@@ -145,3 +145,17 @@ def test_ctrl_c_in_the_thread_that_asks(silent: tuple[str, socket.socket]) -> No
         api(IMAGES)
     assert time.monotonic() - at < 0.3 + SOON
     assert not interrupt.current().is_set()
+
+
+def test_ctrl_c_gives_back_what_was_not_sent(silent: tuple[str, socket.socket]) -> None:
+    budget = Budget()
+    spec = APISpec(3, (1, 4, 4), name="cats", max_batch=2)
+    url = f"http://{silent[0]}"
+    api = JSONBlackBox(url, spec, "tf_serving", timeout=300, in_flight=1, budget=budget)
+    timer = threading.Timer(
+        0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]
+    )
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        api(torch.zeros(6, 1, 4, 4))
+    assert (budget.queries, budget.requests) == (api.ledger.queries, api.ledger.requests) == (2, 1)
