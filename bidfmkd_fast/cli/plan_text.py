@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bidfmkd_fast.black_box import BlackBox, Budget
+from bidfmkd_fast.runtime.progress import duration
 from bidfmkd_fast.training import TrainConfig
-from bidfmkd_fast.training.plan import Plan, duration, plan, too_short
+from bidfmkd_fast.training.plan import Plan, plan, too_short
 from bidfmkd_fast.training.spending import over_cap
 from bidfmkd_fast.training.tables import text_table
 

@@ -117,11 +117,11 @@ class Bar:
     def line(self) -> str:
         """Return the progress as one line of text."""
         n, seconds = self._done(), time.monotonic() - self._started
-        text = f"{self.what}: {n:,} of {self.total:,} {self.unit} after {_duration(seconds)}"
+        text = f"{self.what}: {n:,} of {self.total:,} {self.unit} after {duration(seconds)}"
         fresh = n - self._skipped
         if fresh > 0 and seconds > 0:
             rate = fresh / seconds
-            text += f", {_rate(rate, self.unit)}, {_duration(max(0, self.total - n) / rate)} left"
+            text += f", {_rate(rate, self.unit)}, {duration(max(0, self.total - n) / rate)} left"
         return text + "".join(f", {name} {value:.4g}" for name, value in self._values.items())
 
     def _done(self) -> int:
@@ -183,7 +183,8 @@ def _rate(rate: float, unit: str) -> str:
     return f"{rate:,.1f} {unit}/s" if rate >= 1 else f"{60 * rate:.2g} {unit}/min"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds, minutes or hours as text, whichever reads best."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

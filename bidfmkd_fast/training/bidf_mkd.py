@@ -21,8 +21,8 @@ from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.counted_queries import counted_queries
 from bidfmkd_fast.training.default_model import initial_module, task_shape
 from bidfmkd_fast.training.loop import run_loop
-from bidfmkd_fast.training.plan import run_cost
 from bidfmkd_fast.training.run import Run
+from bidfmkd_fast.training.run_cost import run_cost
 from bidfmkd_fast.training.run_folder import RunFolder
 from bidfmkd_fast.training.run_state import RunState
 

@@ -17,8 +17,8 @@ from bidfmkd_fast.runtime.interrupt import Stop, current
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed
 from bidfmkd_fast.training.outcome import Outcome
-from bidfmkd_fast.training.plan import keep_plan, run_cost
 from bidfmkd_fast.training.run import RecoveredSet
+from bidfmkd_fast.training.run_cost import keep_plan, run_cost
 from bidfmkd_fast.training.run_state import RunState
 
 _log = logging.getLogger("bidfmkd_fast")  # the logger whose filter removes secrets

@@ -16,8 +16,8 @@ from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.counted_queries import counted_queries
 from bidfmkd_fast.training.finished_run import finished_run
 from bidfmkd_fast.training.loop import run_loop
-from bidfmkd_fast.training.plan import as_known, run_cost
 from bidfmkd_fast.training.run import Run
+from bidfmkd_fast.training.run_cost import as_known, run_cost
 from bidfmkd_fast.training.run_folder import CONFIG, RunFolder
 
 

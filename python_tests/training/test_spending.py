@@ -1,4 +1,4 @@
-"""Compare the numbers of the plan, of the folder under way and of the finished run."""
+"""Check that plan, folder under way and finished run give the same numbers of what was spent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.recovery.cost import Cost
 from bidfmkd_fast.training import DistillationConfig, ReplayConfig, TrainConfig, fit_with_control
-from bidfmkd_fast.training.plan import plan, run_cost
+from bidfmkd_fast.training.plan import plan
+from bidfmkd_fast.training.run_cost import run_cost
 from bidfmkd_fast.training.spending import Cap, Spending, over_cap, read_spending
 from bidfmkd_fast.training.status import LOCK, status_text
 
@@ -177,7 +178,7 @@ def test_status_of_a_run_that_is_finished_cut_off_or_under_way(tmp_path: Path) -
 
 
 def test_status_while_a_run_is_under_way(tmp_path: Path) -> None:
-    """It is asked from inside the run, in the middle of a set."""
+    """Ask for the status from inside the run, in the middle of a set."""
     seen: list[str] = []
     weight = torch.randn(256, 3, generator=torch.Generator().manual_seed(0)) / 8
 
