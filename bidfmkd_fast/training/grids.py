@@ -1,4 +1,4 @@
-"""Draw grids of recovered images with Pillow, for a person to look at."""
+"""Draw grids of recovered images for a person to look at."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from bidfmkd_fast.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from PIL import Image
 
-_TILE = 48  # pixels: the least side of an image in a grid
-_COLUMNS, _ROWS = 12, 20  # the most images per class and classes in a grid
-_RIGHT, _WRONG = (0, 114, 178), (230, 120, 0)  # blue and orange, which the colour-blind tell apart
+_TILE = 48  # pixels: the smallest side of an image in a grid
+_COLUMNS, _ROWS = 12, 20  # at most so many images per class, and classes
+# Blue and orange, which colour-blind people can tell apart.
+_RIGHT, _WRONG = (0, 114, 178), (230, 120, 0)
 
 
 def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
-    """`grids/api_000.png` and so on for the first few APIs: the support set, and beside it the
-    boundary query set.
+    """Draw the sets of the first `n_apis` APIs into `grids/api_000.png` and so on.
+
+    The boundary query set stands beside the support set.
     """
     by_api: dict[int, list[RecoveredSet]] = {}
-    for one in run.recovered:
-        by_api.setdefault(one.api_index, []).append(one)
+    for recovered_set in run.recovered:
+        by_api.setdefault(recovered_set.api_index, []).append(recovered_set)
     paths = []
     for index, sets in list(by_api.items())[:n_apis]:
         path = folder.path / "grids" / f"api_{index:03d}.png"
@@ -34,15 +36,15 @@ def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
 
 
 def save_grid(sets: Sequence[RecoveredSet], path: Path) -> None:
-    """A PNG of one API's sets side by side: a labelled row per class, images enlarged without
-    smoothing.
+    """Draw the sets of one API side by side as a PNG, with a labelled row per class.
 
-    The frame of an image is blue where the API gives it the wanted label. Where it does not, the
-    frame is orange and its upper right corner is filled, so that the two differ in shape as well.
+    The images are enlarged without smoothing. The frame of an image is blue if the API classifies
+    it as wanted; else it is orange and its upper right corner is filled, so that the two kinds
+    differ in shape as well.
     """
     from PIL import Image
 
-    panels = [_panel(one) for one in sets]
+    panels = [_panel(recovered_set) for recovered_set in sets]
     gap = 16
     size = (sum(panel.width + gap for panel in panels) - gap, max(panel.height for panel in panels))
     sheet = Image.new("RGB", size, "white")
@@ -54,25 +56,24 @@ def save_grid(sets: Sequence[RecoveredSet], path: Path) -> None:
         sheet.save(file, format="PNG")
 
 
-def _panel(one: RecoveredSet) -> Image.Image:
+def _panel(recovered_set: RecoveredSet) -> Image.Image:
+    """Draw one set: a title, and a row of framed images per class."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(14)
-    height, width = one.images.shape[-2:]
+    height, width = recovered_set.images.shape[-2:]
     zoom = max(1, -(-_TILE // max(height, width)))
-    cell_width, cell_height = (
-        width * zoom + 6,
-        height * zoom + 6,
-    )  # a frame of 2 and a gap of 1 on every side
-    names = one.class_names[:_ROWS]
+    border = 2 * (2 + 1)  # on both sides a frame of 2 pixels and a gap of 1
+    cell_width, cell_height = width * zoom + border, height * zoom + border
+    names = recovered_set.class_names[:_ROWS]
     per_class = [
-        (one.recovered.labels == label).nonzero().flatten()[:_COLUMNS].tolist()
+        (recovered_set.recovered.labels == label).nonzero().flatten()[:_COLUMNS].tolist()
         for label in range(len(names))
     ]
     columns = max(len(rows) for rows in per_class)
-    matched = one.matched.tolist()
-    part = "boundary query set" if one.part == "query" else "support set"
-    title = f"{one.api_name}, {part}: {100 * sum(matched) / len(matched):.0f} % as wanted"
+    matched = recovered_set.matched.tolist()
+    part = "boundary query set" if recovered_set.part == "query" else "support set"
+    title = f"{recovered_set.api_name}, {part}: {100 * sum(matched) / len(matched):.0f} % as wanted"
     margin, head = 8 + int(max(font.getlength(name) for name in names)), 24
     size = (
         max(margin + columns * cell_width, int(font.getlength(title)) + 8),
@@ -82,7 +83,14 @@ def _panel(one: RecoveredSet) -> Image.Image:
     draw = ImageDraw.Draw(panel)
     draw.text((4, 4), title, fill="black", font=font)
     pixels = (
-        one.images.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+        recovered_set.images.detach()
+        .cpu()
+        .clamp(0, 1)
+        .mul(255)
+        .round()
+        .byte()
+        .permute(0, 2, 3, 1)
+        .numpy()
     )  # [N, H, W, C]
     for row, (name, indices) in enumerate(zip(names, per_class, strict=True)):
         top = head + row * cell_height

@@ -1,4 +1,4 @@
-"""Keep a set that is recovered outside of a run as it is made, and count what it asks."""
+"""Keep a set that is recovered outside of a run, and count its queries across killed processes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,30 @@ from bidfmkd_fast.training.run_folder import LEDGER
 def kept_set(
     file: Path, number: int, api: BlackBox, measuring: int = 0
 ) -> Iterator[tuple[Journal, LedgerFile]]:
-    """Give the journal and the ledger of the set that the block recovers from `api` into `file`.
+    """Give the journal and the ledger of a set that the block recovers from `api` and saves.
 
-    They are in a folder beside `file`, which is removed at the end of the block. If the block
-    fails, or the process is killed, it stays, unless nothing was asked; the same call then goes on
-    from there. What was spent before counts against the budget of `api`. `measuring` is the number
-    of queries that measure a step length (mu), if one is measured.
+    Both are in a folder beside `file`, the file of the set. The folder is removed at the end of the
+    block. If the block fails, or the process is killed, the folder stays (unless nothing was
+    asked), and the same call continues from it. What was spent before counts against the budget of
+    `api`.
+
+    Args:
+        file: where the block saves the set.
+        number: number of the API in its pool.
+        api: the API.
+        measuring: queries that measure a step length (mu); 0 if none is measured.
 
     Raises:
-        InputError: the folder cannot be written to, or is of another API.
+        InputError: the folder cannot be written to, or belongs to another API.
 
     Warns:
-        UserWarning: the ledger holds fewer queries than the answers in the journal have cost; it
-            was completed from them.
+        UserWarning: the ledger holds fewer queries than the answers in the journal have cost; the
+            missing queries were added to it.
     """
     folder = file.with_suffix(".journal")
-    above = [path for path in folder.parents if not path.exists()]  # made here, innermost first
+    above = [
+        path for path in folder.parents if not path.exists()
+    ]  # folders made here, innermost first
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -65,6 +73,6 @@ def kept_set(
         ledger.close()
         if not spent:
             journal.remove()
-            with suppress(OSError):  # they hold the saved set
+            with suppress(OSError):  # a folder that holds the saved set stays
                 for path in above:
                     path.rmdir()

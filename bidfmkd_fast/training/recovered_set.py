@@ -115,23 +115,25 @@ def least_queries(recovered_set: RecoveredSet, measuring: int) -> int:
 
 def bytes_of_set(spec: APISpec, n_per_class: int, steps: int) -> int:
     """Return the largest size that the file of a set can have."""
-    per_image = (
-        4 * (math.prod(spec.image_shape) + spec.n_classes + 1) + 8
-    )  # float32 and an int64 label
+    n_floats = math.prod(spec.image_shape) + spec.n_classes + 1  # an image, its scores, its loss
+    per_image = 4 * n_floats + 8  # float32, and an int64 label
     # Names are JSON inside JSON, where a quote or a backslash takes up to four bytes.
     names = 4 * len(json.dumps([spec.name, *spec.names]))
     return per_image * n_per_class * spec.n_classes + 8 * len(_RECORD) * steps + names + _HEADER
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the metadata of a set's file; raise InputError if any are missing."""
     try:
         tensors, about = read_tensors(file)
     except InputError as error:
-        raise _damaged(file, str(error)) from None
+        # The message without its advice, since `_damaged` gives advice of its own.
+        reason = str(error).replace(str(file), "it", 1).split(";")[0]
+        raise _damaged(file, reason) from None
     if missing := [name for name in _TENSORS if name not in tensors]:
         raise _damaged(file, f"it lacks {', '.join(missing)}")
     if tensors["history"].shape[1:] != (len(_RECORD),) or tensors["state"].shape != (2,):
-        raise _damaged(file, "its history is not one of steps")
+        raise _damaged(file, "its history is not a table of steps")
     return tensors, about
 
 
@@ -165,6 +167,7 @@ def _problem(tensors: dict[str, Tensor], spec: APISpec, n_per_class: int) -> str
 
 
 def _damaged(file: Path, reason: str) -> InputError:
+    """Return the error about a file that is no usable set."""
     return InputError(
         f"run folder: {file} is damaged ({reason}); remove it to have it asked for again"
     )

@@ -19,7 +19,7 @@ REPORT = "report.md"
 def outcome_rows(
     summary: Mapping[str, Any], extra_seconds: Mapping[str, float] | None = None
 ) -> Table:
-    """Return what a run came to, from its summary: APIs, images, and wall time per stage."""
+    """Return a table of a run's summary: APIs, images, and wall time per stage."""
     matched = [
         [f"recovered as wanted, {part} sets", f"{100 * share:.0f} %"]
         for part, share in summary["matched"].items()
@@ -36,7 +36,7 @@ def outcome_rows(
 
 
 def _asked(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each API was asked and answered, where the two differ or money was spent."""
+    """Write what each API was asked and answered, if the two differ or money was spent."""
     if all(row["queries"] == row["answered_queries"] and not row["cost"] for row in ledger):
         return ["Every request was answered."]
     header = ["API", "queries sent", "answered", "requests sent", "answered", "cost at most"]
@@ -59,15 +59,19 @@ def write_report(
     control: RunFolder | None = None,
     extra_seconds: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write `report.md` (accuracy, cost, pictures, settings) and return its path.
+    """Write `report.md` into the folder of a finished run; return its path.
 
-    `folder` must hold a finished run.
+    Args:
+        folder: the run.
+        comparisons: accuracies of its models to show.
+        control: the folder of its control, to link to.
+        extra_seconds: wall time of stages outside of the run, by name.
     """
     summary = folder.summary()
     lines = [f"# Run `{folder.path.name}`", ""]
     if summary["budget_ended"] or not (summary["complete"] or summary["skipped"]):
         lines += [
-            "**A budget ended before every API was recovered in full; what there is was used.**",
+            "**A budget ended before every API was recovered in full; the sets so far were used.**",
             "",
         ]
     for name, reason in summary["skipped"].items():
@@ -79,9 +83,9 @@ def write_report(
             lines += [markdown_table(comparison.differences), ""]
     if comparisons:
         lines += [
-            f"The {CONTROL} is the same run on images of untrained generators: what learning to "
-            "adapt gives by itself. Batch norm sees a whole query set at once (transductive "
-            "evaluation).",
+            f"The {CONTROL} is the same run on images of untrained generators; it shows what "
+            "learning to adapt achieves without recovery. Batch norm sees a whole query set at "
+            "once (transductive evaluation).",
             "",
         ]
     lines += ["## Spending", "", markdown_table(read_spending(folder.path).rows()), ""]
@@ -92,10 +96,10 @@ def write_report(
         lines += [
             "## Recovered images",
             "",
-            "A row per class. Blue frame: the API gives the image the label that was wanted; "
-            "orange frame with a filled corner: another label. Recovered images need not look like "
-            "anything: they are made for the API, not for the eye, and what they are worth shows "
-            "in the accuracy.",
+            "A row per class. Blue frame: the API classifies the image as wanted; orange frame "
+            "with a filled corner: it does not. Recovered images need not look like anything, "
+            "since they are optimised for the API and not for the eye; the accuracy shows whether "
+            "they help.",
             "",
         ]
         for picture in pictures:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from bidfmkd_fast.files.atomic import (
 )
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.secrets import scrubbed
+from bidfmkd_fast.settings import dotted_keys
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.kept_values import read_summary
 from bidfmkd_fast.training.recovered_set import (
@@ -286,14 +288,8 @@ class RunFolder:
 
 def _first_difference(held: TrainConfig, config: TrainConfig) -> str:
     """Name the first setting in which the settings of the folder differ from those given."""
-    old, new = _flat(held.to_dict()), _flat(config.to_dict())
-    key = next(key for key in new if old.get(key) != new[key])
-    return f"{key} is {old.get(key)!r} there; got {new[key]!r}"
-
-
-def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
-    """Return nested settings as one level, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
-    return flat
+    for key in dotted_keys(TrainConfig):
+        there, given = attrgetter(key)(held), attrgetter(key)(config)
+        if there != given and not is_dataclass(given):
+            return f"{key} is {there!r} there; got {given!r}"
+    raise AssertionError("the settings do not differ")

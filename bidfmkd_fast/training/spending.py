@@ -1,4 +1,4 @@
-"""What APIs were and will be asked, in one table for plans, runs, reports and `bidfmkd status`."""
+"""Count what was spent and planned, in one table for plans, reports and `bidfmkd status`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBES, CONTROL, RUN = "probes", "control", "run"
 
 @dataclass(frozen=True)
 class Cap:
-    """The most that may be spent, over all APIs together; None for no cap."""
+    """The most that may be spent on all APIs together; None for no cap."""
 
     queries: int | None = None
     requests: int | None = None
@@ -27,8 +27,9 @@ class Cap:
 
     @classmethod
     def of(cls, budgets: Iterable[Budget | None]) -> Cap:
-        """Sum the caps of different budgets; APIs that share one share its cap, and one without
-        any has no cap.
+        """Sum the caps of the APIs' budgets.
+
+        A budget that several APIs share counts once. If any API has no cap, the sum has none.
         """
         different = list({id(budget): budget for budget in budgets}.values())
 
@@ -43,10 +44,13 @@ class Cap:
 
 @dataclass(frozen=True)
 class Spending:
-    """What each part of a run has spent or is to spend, what the run has planned, and the cap on
-    it.
+    """What a run has spent, or is planned to spend.
 
-    `planned` is None where nothing is known of a plan, or where the parts are the plan.
+    Attributes:
+        parts: the cost of each part of the run, such as its control.
+        planned: what the whole run was planned to spend; None if no plan is known, or if the parts
+            are the plan.
+        cap: the cap on all parts together.
     """
 
     parts: Mapping[str, Cost]
@@ -55,20 +59,20 @@ class Spending:
 
     @property
     def total(self) -> Cost:
-        """The sum over the parts."""
+        """Return the sum over the parts."""
         return sum(self.parts.values(), Cost())
 
     def rows(self) -> list[list[str]]:
-        """Return the table: a row per part, their sum, the plan and the cap."""
+        """Return a table with a row per part, then their sum, the plan and the cap."""
         rows = [["spending", "queries", "requests", "cost"]]
-        every = dict(self.parts)
-        if len(every) > 1:
-            every["all"] = self.total
+        costs = dict(self.parts)
+        if len(costs) > 1:
+            costs["all"] = self.total
         if self.planned is not None:
-            every["planned"] = self.planned
+            costs["planned"] = self.planned
         rows += [
-            [name, f"{one.queries:,}", f"{one.requests:,}", money(one.price)]
-            for name, one in every.items()
+            [name, f"{cost.queries:,}", f"{cost.requests:,}", money(cost.price)]
+            for name, cost in costs.items()
         ]
         caps = [
             None if cap is None else f"{cap:,}" for cap in (self.cap.queries, self.cap.requests)
@@ -87,46 +91,42 @@ class KeptPlan:
 
 
 def over_cap(plan: Spending) -> list[str]:
-    """Say where a plan asks for more than its cap, by itself or with the probes that were made for
-    it.
-    """
+    """Say in which units a plan exceeds its cap, by itself or together with its probes."""
     lines = []
     run = sum((spent for name, spent in plan.parts.items() if name != PROBES), Cost())
     for unit, field in (("queries", "queries"), ("requests", "requests"), ("cost", "price")):
         most, wanted, whole = (getattr(amount, field) for amount in (plan.cap, run, plan.total))
         if most is None or not run.queries:
             continue
-        form = money if unit == "cost" else "{:,}".format
+        as_text = money if unit == "cost" else "{:,}".format
         if wanted > most:
             lines.append(
-                f"over the budget: {unit} of control and run are {form(wanted)}, the cap is "
-                f"{form(most)}; the run would end there; raise --max-{unit}, or lower n_per_class, "
-                "recovery.steps or recovery.num_directions"
+                f"over the budget: {unit} of control and run are {as_text(wanted)}, the cap is "
+                f"{as_text(most)}; the run would end there; raise --max-{unit}, or lower "
+                "n_per_class, recovery.steps or recovery.num_directions"
             )
         elif whole > most:
             lines.append(
-                f"over the budget with the probes: {unit} are {form(whole)}, the cap is "
-                f"{form(most)}"
+                f"over the budget with the probes: {unit} are {as_text(whole)}, the cap is "
+                f"{as_text(most)}"
             )
     return lines
 
 
 def money(amount: float) -> str:
-    """Return a sum of money in cents, or in two digits where it is less than a unit."""
+    """Write an amount of money with two decimals, or with two digits if it is below 1."""
     return f"{amount:,.2f}" if amount >= 1 else f"{amount:.2g}"
 
 
 def write_plan(folder: Path, planned: Cost, cap: Cap, n_sets: int) -> None:
-    """Keep what a run is to ask in its folder, for `read_spending` while it is under way."""
+    """Write what a run is planned to ask, and its number of sets, for `read_spending`."""
     write_json(folder / PLAN, asdict(KeptPlan(planned, cap, n_sets)))
 
 
 def read_spending(folder: Path) -> Spending:
-    """Read what a run and its control have spent, whether finished or not; nothing is written, and
-    no lock is taken.
+    """Read what a run and its control have spent so far, whether they are finished or not.
 
-    Raises:
-        InputError: a file of the folder is damaged.
+    Nothing is written and no lock is taken. Raises InputError if a file is damaged.
     """
     parts, plans = {}, []
     for name, part in ((CONTROL, folder / "control"), (RUN, folder)):
@@ -140,8 +140,9 @@ def read_spending(folder: Path) -> Spending:
 
 
 def read_spent(folder: Path) -> Cost | None:
-    """Read what one folder of a run has asked: of its summary once it is finished, of its ledger
-    before; else None.
+    """Read what the run in one folder has asked; None if there is no run.
+
+    The summary says it of a finished run, the ledger of one that is not.
     """
     if (folder / META_MODEL).is_file() and (folder / SUMMARY).is_file():
         summary = read_summary(folder / SUMMARY)
@@ -150,8 +151,8 @@ def read_spent(folder: Path) -> Cost | None:
             return Cost(
                 summary["queries"], summary["requests"], sum(row["cost"] for row in ledger or ())
             )
-        # A method that is no run: with the ledger of what it asked by itself, or from a version
-        # that kept none.
+        # A method of an experiment that is no run: its summary has a ledger of what the method
+        # itself asked. Older versions wrote none.
         return None if ledger is None else sum((_spent(row) for row in ledger), Cost())
     if (folder / LEDGER).is_file():
         return sum((_spent(asdict(row)) for row in read_ledger(folder / LEDGER)), Cost())
@@ -159,7 +160,7 @@ def read_spent(folder: Path) -> Cost | None:
 
 
 def read_plan(folder: Path) -> KeptPlan | None:
-    """Read what `write_plan` kept; None for a folder without it, as older versions made them."""
+    """Read what `write_plan` wrote; None for folders of older versions, which have no plan."""
     return read_kept(KeptPlan, folder / PLAN) if (folder / PLAN).is_file() else None
 
 

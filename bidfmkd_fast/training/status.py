@@ -1,4 +1,4 @@
-"""Say how far the runs in a folder are and what they have asked (`bidfmkd status`)."""
+"""Say how far the runs in a folder are and what they have spent (`bidfmkd status`)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ FINISHED, CUT_OFF, BEGUN = "finished", "cut off", "the control is made first, th
 
 
 def status_text(path: str | Path) -> str:
-    """Describe the run in a folder, or every run below it: a run, a comparison, a sweep, or a
-    folder of several.
+    """Describe the run in a folder, or every run below it, as in a comparison or a sweep.
 
-    Nothing is written and no lock is taken, so it may be asked at any time.
+    Nothing is written and no lock is taken, so that runs under way are not disturbed.
 
     Raises:
-        InputError: there is no run, or a file of one is damaged.
+        InputError: there is no run, or a file of a run is damaged.
     """
     folder = Path(path)
     if is_run(folder) or is_run(folder / "control"):
@@ -55,9 +54,7 @@ def is_run(folder: Path) -> bool:
 
 
 def state_of(folder: Path) -> str:
-    """Return "finished", "under way" with its process, or "cut off", and how many sets there are
-    of how many.
-    """
+    """Say whether a run is finished, under way or cut off, and how many of its sets there are."""
     if (folder / META_MODEL).is_file():
         return FINISHED + _shortcoming(folder)
     holder = _holder(folder)
@@ -71,23 +68,20 @@ def state_of(folder: Path) -> str:
 
 
 def _shortcoming(folder: Path) -> str:
+    """Say in brackets what a finished run lacks; nothing if it is complete."""
     summary = RunFolder(folder).summary() if (folder / SUMMARY).is_file() else {}
-    told = ["a budget ended it early"] if summary.get("budget_ended") else []
-    told += [f"{name} was left out" for name in summary.get("skipped", ())]
-    return f" ({'; '.join(told)})" if told else ""
+    reasons = ["a budget ended it early"] if summary.get("budget_ended") else []
+    reasons += [f"{name} was left out" for name in summary.get("skipped", ())]
+    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    """Yield every folder below `folder` in which a run has begun or a method was finished, in
-    order of their names.
-    """
+    """Yield every folder below `folder` with a run or a finished method, in order of names."""
     yield from sorted({file.parent for name in (LEDGER, SUMMARY) for file in folder.rglob(name)})
 
 
 def _holder(folder: Path) -> str | None:
-    """Return what the lock of a folder, or of one that it lies in, says of its process, if that is
-    alive.
-    """
+    """Name the living process that has locked a folder, or a folder above it; else return None."""
     for place in (folder, *folder.resolve().parents[:4]):
         try:
             holder = (place / LOCK).read_text(encoding="utf-8").strip()
@@ -100,10 +94,11 @@ def _holder(folder: Path) -> str | None:
 
 
 def _is_alive(pid: int) -> bool:
+    """Return True if the process exists on this machine."""
     try:
-        os.kill(pid, 0)  # signal 0 is none: it only looks
+        os.kill(pid, 0)  # signal 0 only checks whether the process exists
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # the process belongs to another user
         return True
     return True
