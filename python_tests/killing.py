@@ -180,7 +180,7 @@ def fit_remote(folder: Path, url: str) -> None:
 
 
 def command(arguments: list[str], kill_at: int | None, log: Path) -> None:
-    """`bidfmkd` with the local APIs in the place of the pool's."""
+    """Run `bidfmkd` with a local API in the place of the pool's."""
     _begin()
     from bidfmkd_fast.cli import apis
     from bidfmkd_fast.cli.main import main

@@ -1,4 +1,4 @@
-"""Compare the loop with its steps taken one by one; its budget, control and errors."""
+"""Check a fit against the same steps taken one by one, and the arguments that it refuses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox
-from bidfmkd_fast.errors import BadAnswer, BudgetExhausted, InputError, InputTypeError
+from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
 from bidfmkd_fast.meta import (
     DistillationTask,
     TaskMemory,
@@ -33,12 +32,9 @@ from bidfmkd_fast.training import (
     ReplayConfig,
     Run,
     TrainConfig,
-    fit_with_control,
     inner_level,
-    local_at_once,
 )
 from bidfmkd_fast.training import loop as training_loop
-from bidfmkd_fast.training import replay as training_replay
 from bidfmkd_fast.training.run_folder import RunFolder
 
 N_CLASSES, N_PER_CLASS, SHAPE = 3, 3, (1, 16, 16)
@@ -56,8 +52,9 @@ TINY = TrainConfig(
 
 
 def api(number: int, **spec: Any) -> BlackBox:
-    """A linear classifier; number i knows the classes i, i + 1 and i + 2, so neighbours share
-    classes.
+    """Make a linear classifier; number i knows the classes i, i + 1 and i + 2.
+
+    Neighbours share classes.
     """
     values: dict[str, Any] = {
         "n_classes": N_CLASSES,
@@ -112,8 +109,9 @@ def test_fitting_twice_starts_anew_and_leaves_the_global_generator_alone() -> No
 
 
 def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
-    """One round over two APIs with the parts of the library, replay included: parameters and the
-    recovered sets.
+    """Run a round over two APIs and its replay with the parts of the library.
+
+    Returns the parameters of the meta-model and the recovered sets.
     """
     apis = [api(number, input_range=(-1, 1)) for number in range(2)]
     module = copy.deepcopy(BiDfMKD(apis, config=config)._module)
@@ -196,9 +194,9 @@ def initial(run: Run) -> list[torch.Tensor]:
     return [value.detach() for value in run.initial_model.module.state_dict().values()]
 
 
-def test_the_boundary_term_starts_when_it_is_told() -> None:
-    """Two rounds of one API: the second API's query set sees the task model only if the start is
-    not later.
+def test_the_boundary_term_starts_at_its_outer_step() -> None:
+    """Run two rounds of one API each: the second API's query set has a student only if the
+    boundary term has started.
     """
     config = replace(TINY, meta_batch_size=1)
     early, late = (
@@ -232,15 +230,6 @@ def test_queries_requests_and_the_plan() -> None:
     ]  # fmt: skip
 
 
-def test_the_control_asks_for_scores_only_and_starts_where_the_run_starts() -> None:
-    control = BiDfMKD(pool(), config=TINY.control())
-    run = control.fit()
-    assert run.queries == control.planned_queries() == 3 * 2 * B
-    other = BiDfMKD(pool(), config=TINY).fit()
-    assert all(torch.equal(a, b) for a, b in zip(initial(run), initial(other), strict=True))
-    assert not same(run, other)
-
-
 def test_the_memory_joins_classes_of_one_name_and_keeps_nameless_ones_apart() -> None:
     run = BiDfMKD(pool(2), config=TINY).fit()
     assert run.memory.classes == tuple(("made up", f"class {k}") for k in range(4))
@@ -265,107 +254,6 @@ def test_memory_and_recovered_images_are_in_unit_range_whatever_the_api_takes() 
     )
 
 
-def test_sets_of_a_group_made_at_once(
-    seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As on a GPU: the same sets and the same model, however the run is cut."""
-    config = replace(TINY, seed=seed)
-    expected = BiDfMKD(pool(4), config=config).fit()
-    monkeypatch.setattr(local_at_once, "on_one_gpu", lambda run: True)
-    save, left = RunFolder.save_recovered, [5]
-
-    def cut_off(self: RunFolder, one: Any) -> None:
-        save(self, one)
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(RunFolder, "save_recovered", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        BiDfMKD(pool(4), config=config).fit(tmp_path / "run")
-    left[0] = 99
-    for run in (
-        BiDfMKD(pool(4), config=config).fit(),
-        BiDfMKD(pool(4), config=config).fit(tmp_path / "run"),
-    ):
-        assert run.complete
-        assert run.queries == expected.queries
-        for one, wanted in zip(run.recovered, expected.recovered, strict=True):
-            assert (one.api_index, one.part) == (wanted.api_index, wanted.part)
-            assert torch.equal(one.images, wanted.images)
-        for value, wanted_value in zip(
-            run.meta_model.module.parameters(), expected.meta_model.module.parameters()
-        ):
-            assert torch.equal(value, wanted_value)
-
-
-def test_a_budget_pays_sets_one_after_the_other(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made at once, four sets would share what is left and none would be whole."""
-    config = replace(TINY, seed=seed, meta_batch_size=4)
-    set_of = BiDfMKD(pool(1), config=config).planned_queries() // 2
-    runs = []
-    for at_once in (False, True):
-        monkeypatch.setattr(local_at_once, "on_one_gpu", lambda run, at_once=at_once: at_once)
-        runs.append(
-            BiDfMKD(
-                pool(4), config=config, budget=Budget(max_queries=3 * set_of + set_of // 2)
-            ).fit()
-        )
-    assert same(*runs)
-    assert runs[0].queries == runs[1].queries
-    assert [record["stage"] for record in runs[1].history].count("distillation") == 1
-
-
-def test_patience_where_metrics_are_read_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: patience counts from the best step, replay stops only when metrics are read, and
-    every step is recorded.
-    """
-    accuracies, recorded, taken = [0.1, 0.2, 0.3, 0.4, 0.5, *[0.5] * 30], [], []
-
-    def step_taker(run: Any, read_every: int) -> training_replay.TakeStep:
-        unread: list[dict[str, float]] = []
-
-        def take(last: bool) -> list[dict[str, float]]:
-            unread.append({"loss": 0.0, "accuracy": accuracies[len(taken)]})
-            taken.append(last)
-            read = list(unread) if last or len(unread) == read_every else []
-            del unread[: len(read)]
-            return read
-
-        return take
-
-    monkeypatch.setattr(training_replay, "step_taker", step_taker)
-    run = SimpleNamespace(
-        recovered=True,
-        config=SimpleNamespace(task_replay=True),
-        progress=False,
-        label="run",
-        record=lambda stage, **values: recorded.append(values["accuracy"]),
-    )
-    training_replay.replay(run, 35, patience=3)  # type: ignore[arg-type]
-    assert len(taken) == 9  # metrics are read at steps 3, 6 and 9; the fifth was the best
-    assert sum(recorded) * 9 == pytest.approx(sum(accuracies[:9]))
-
-
-def test_replay_between_rounds_ends_early_when_patience_runs_out() -> None:
-    # 2 tasks x 3 classes x 2 query images: accuracy can improve at most 12 times in a row, so
-    # patience 1 ends by then.
-    config = replace(
-        TINY, meta_batch_size=1, replay=replace(TINY.replay, steps_per_round=40, patience=1)
-    )
-    steps = [
-        record["step"]
-        for record in BiDfMKD(pool(2), config=config).fit().history
-        if record["stage"] == "replay"
-    ]
-    fixed = replace(config, replay=replace(config.replay, patience=0))
-    fixed_steps = [
-        r["step"] for r in BiDfMKD(pool(2), config=fixed).fit().history if r["stage"] == "replay"
-    ]
-    assert steps[0] <= 1 + 14
-    assert fixed_steps == [1 + 25, 1 + 40, 2 + 40 + 2]
-
-
 def test_a_module_of_ones_own_is_trained_as_a_copy() -> None:
     module = nn.Sequential(
         nn.Flatten(), nn.Linear(256, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, N_CLASSES)
@@ -386,70 +274,6 @@ def test_a_generator_of_ones_own() -> None:
     assert not torch.equal(
         run.recovered[0].images, BiDfMKD(pool(1), config=TINY).fit().recovered[0].images
     )
-
-
-# Sets are recovered in the order support 0, query 0, support 1, ...; each takes two steps of STEP
-# queries.
-@pytest.mark.parametrize(
-    ("queries", "n_sets", "spent"),
-    [
-        (STEP, 1, STEP),  # one step of the first support set
-        (2 * STEP + 5, 1, 2 * STEP),  # the first support set alone
-        (5 * STEP, 3, 5 * STEP),  # support 1 in part
-        (12 * STEP - 1, 6, 11 * STEP),  # the last step of the last set is missing
-    ],
-)
-def test_a_budget_that_ends_midway(queries: int, n_sets: int, spent: int, tmp_path: Path) -> None:
-    apis, budget = pool(), Budget(max_queries=queries)
-    run = BiDfMKD(apis, config=TINY, budget=budget).fit(tmp_path / "run")
-    assert not run.complete
-    assert len(run.recovered) == n_sets
-    assert run.queries == budget.queries
-    assert spent <= run.queries <= queries
-    assert len(run.memory) == n_sets * B
-    assert run.history[-1]["stage"] == "replay"
-    assert not all(map(torch.equal, parameters_of(run), initial(run)))
-    assert len(list((tmp_path / "run" / "recovered").iterdir())) == n_sets
-    assert all(one.budget is None for one in apis)  # as they came
-
-
-def test_a_budget_that_is_just_enough() -> None:
-    run = BiDfMKD(pool(), config=TINY, budget=Budget(max_queries=12 * STEP)).fit()
-    assert run.complete
-    assert run.queries == 12 * STEP
-
-
-def test_a_budget_too_small_for_one_step_asks_nothing_and_leaves_nothing(tmp_path: Path) -> None:
-    apis = pool()
-    with pytest.raises(BudgetExhausted, match="one step"):
-        BiDfMKD(apis, config=TINY, budget=Budget(max_queries=STEP - 1)).fit(tmp_path / "run")
-    assert sum(one.ledger.queries for one in apis) == 0
-    assert not (tmp_path / "run").exists()
-    with pytest.raises(BudgetExhausted, match="the control and one recovery step"):
-        fit_with_control(
-            apis, tmp_path / "run", TINY, budget=Budget(max_queries=3 * 2 * B + STEP - 1)
-        )
-    assert sum(one.ledger.queries for one in apis) == 0
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_budget_of_one_api_stops_that_api_only() -> None:
-    apis = pool()
-    apis[1].budget = Budget(max_queries=0)
-    run = BiDfMKD(apis, config=TINY).fit()
-    assert not run.complete
-    assert {one.api_index for one in run.recovered} == {0, 2}
-    assert apis[1].ledger.queries == 0
-
-
-def test_run_and_control_share_a_budget(tmp_path: Path) -> None:
-    budget = Budget(max_queries=6 * B + 5 * STEP)
-    run, control = fit_with_control(pool(), tmp_path / "run", TINY, budget=budget, progress=False)
-    assert control.complete
-    assert not run.complete
-    assert control.queries == 6 * B
-    assert run.queries + control.queries <= 6 * B + 5 * STEP
-    assert same(control, BiDfMKD(pool(), config=TINY.control()).fit())
 
 
 def test_a_bad_answer_keeps_what_was_recovered_before(tmp_path: Path) -> None:
@@ -554,9 +378,7 @@ def test_paper_compat_reaches_every_part(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_apis_of_different_image_shapes(tmp_path: Path) -> None:
-    """Two data sets that share a class name: two classes of the memory; the meta-model takes both
-    sizes.
-    """
+    """Keep the classes of two data sets apart if they share a name; take images of both sizes."""
     apis = [api(0), api(0, image_shape=(3, 20, 20), data_set="colours", name="api c")]
     run = BiDfMKD(apis, config=TINY).fit(tmp_path / "run")
     module = run.meta_model.module

@@ -1,4 +1,4 @@
-"""The settings of a run: what is refused, and that nothing is lost on the way through YAML."""
+"""Check which settings of a run are refused, and that YAML loses nothing."""
 
 from __future__ import annotations
 

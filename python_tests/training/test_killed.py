@@ -1,4 +1,4 @@
-"""Kill runs in the middle of sets: they continue bit for bit and ask little twice."""
+"""Kill a run in the middle of sets, again and again: it ends the same, and asks little twice."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ KILLED = -signal.SIGKILL
 # In a call to an API, half way through writing its answer, and before a snapshot gets its name.
 MOMENTS = [
     ("call", 1), ("call", 2), ("call", 6), ("record", 2), ("snapshot", 1),
-    ("call", 1), ("record", 5), ("call", 7),
-    ("snapshot", 2), ("call", 3),
+    ("call", 1), ("record", 5), ("call", 7), ("snapshot", 2), ("call", 3),
 ]  # fmt: skip
 
 
@@ -94,9 +93,7 @@ def test_ten_kills_in_the_middle_of_sets(tmp_path: Path) -> None:
 def test_a_task_model_that_draws_goes_on_with_the_draws_of_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A meta-model with dropout, and a query set that is cut off in its fifth step, after a
-    snapshot and one more.
-    """
+    """Cut a query set off in its fifth step, after a snapshot; the meta-model has dropout."""
     monkeypatch.setattr(journal, "SNAPSHOT_STEPS", 3)
     monkeypatch.setattr(journal, "SNAPSHOT_SECONDS", 0.0)
     meta_model = torch.nn.Sequential(

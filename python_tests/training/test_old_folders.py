@@ -1,4 +1,4 @@
-"""Open folders that `bidfmkd pool` and `bidfmkd train` of version 0.1 wrote."""
+"""Open folders that `bidfmkd pool` and `bidfmkd train` of version 0.1 wrote (`old_folders`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_finished_run_opens() -> None:
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its recovered sets, which have no checksum, are read and not asked for again."""
+    """Read its recovered sets, which have no checksum, instead of asking for them again."""
     folder = tmp_path / "run"
     shutil.copytree(OLD / "run", folder)
     (folder / META_MODEL).unlink()

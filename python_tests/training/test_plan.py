@@ -1,4 +1,4 @@
-"""What a run plans to ask is what it asks."""
+"""Check that a run asks what its plan says."""
 
 from __future__ import annotations
 

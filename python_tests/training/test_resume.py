@@ -1,4 +1,4 @@
-"""Continue runs that were cut off: nothing is asked twice, nothing spent is forgotten."""
+"""Continue runs that were cut off: nothing is asked twice, and what was spent counts."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ TINY = TrainConfig(
 
 
 def pool(log: Path, kill_at: int | None = None, n: int = 4) -> list[BlackBox]:
-    """Linear APIs that note each call in `log` before they answer; call `kill_at` (from 1) ends
-    the process at once.
+    """Make linear APIs that note each call in `log` before they answer.
+
+    Call number `kill_at`, counted from 1, kills the process.
     """
 
     def api(number: int) -> BlackBox:
@@ -62,7 +63,7 @@ def pool(log: Path, kill_at: int | None = None, n: int = 4) -> list[BlackBox]:
 
 
 def asked(log: Path) -> list[int]:
-    """Images asked for, call by call."""
+    """Return the number of images of each call."""
     return [int(line.split()[1]) for line in log.read_text().splitlines()] if log.exists() else []
 
 
@@ -106,7 +107,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path, kill_at: int, n_
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
-    """Killed, started again, and run as a whole: each in a process of its own, as a user would."""
+    """Kill a run, start it again, and run it as a whole, each in a process of its own."""
     folder, log, whole = tmp_path / "run", tmp_path / "log", tmp_path / "whole"
     run_in_process(folder, log, 11)
     run_in_process(folder, log, 0)
@@ -148,7 +149,7 @@ def test_what_was_spent_before_counts_against_the_budget(tmp_path: Path) -> None
 
 
 def interrupted(tmp_path: Path) -> tuple[Path, Path]:
-    """A folder with the first API recovered, cut off by a full disk or the like."""
+    """Make a folder of a run that was cut off after its first API."""
     folder, log = tmp_path / "run", tmp_path / "log"
     apis = pool(log)
 

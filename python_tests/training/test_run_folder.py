@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, that it comes back as it was, and what is refused."""
+"""Check what the folder of a run holds, that it reads back the same, and what is refused."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ SET = 2 * STEP  # queries of a set
 
 
 def calling(api: BlackBox, act: Callable[[], Any]) -> BlackBox:
-    """The same API, which does something else before it answers."""
+    """Return the same API, which calls `act` before it answers."""
 
     def answer(images: torch.Tensor) -> torch.Tensor:
         act()
@@ -200,7 +200,7 @@ def test_a_control_that_a_budget_ended_goes_on(tmp_path: Path) -> None:
 
 
 def spoilt(file: Path, **changes: torch.Tensor) -> None:
-    """Other tensors in a file without a checksum, as earlier versions wrote it."""
+    """Write other tensors to a file without a checksum, as earlier versions did."""
     with safe_open(file, framework="pt") as opened:
         about = {key: value for key, value in opened.metadata().items() if key != "checksum"}
     save_file({**load_file(file), **changes}, file, metadata=about)
@@ -220,7 +220,7 @@ def in_its_place(file: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (flip, "does not match its checksum"),
+        (flip, "it is damaged: its content does not match its checksum"),
         (lambda file: file.write_bytes(file.read_bytes()[:-7]), "is not readable"),
         (in_its_place, "it is a folder"),
         (
@@ -239,7 +239,7 @@ def in_its_place(file: Path) -> None:
             lambda file: spoilt(file, labels=torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 77])),
             r"in order, 3 .*got 0\.\.77",
         ),
-        (lambda file: spoilt(file, history=torch.zeros(3)), "its history is not one of steps"),
+        (lambda file: spoilt(file, history=torch.zeros(3)), "its history is not a table of steps"),
         (lambda file: save_file({"x": torch.zeros(1)}, file), "it lacks images, labels"),
     ],
 )

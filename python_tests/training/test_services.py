@@ -1,4 +1,4 @@
-"""Run through services: the same as locally, whatever fails, and everything counted."""
+"""Run through services that fail: the results match local APIs, and everything is counted."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Scripted(ServiceBlackBox):
 
 @contextmanager
 def answering(status: int, headers: dict[str, str], body: str) -> Iterator[str]:
-    """The URL of a server on loopback that gives one answer to everything."""
+    """Give the URL of a loopback server that answers every request the same."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -184,9 +184,7 @@ def test_a_set_that_was_recovered_before_the_failure_is_not_asked_for_again() ->
 def test_a_set_that_failed_midway_is_not_asked_for_from_the_start(
     failing: int, kept: bool, tmp_path: Path
 ) -> None:
-    """The second step of the support set, or of the query set, in a run that is written to a
-    folder or to none.
-    """
+    """Fail in the second step of the support set or the query set, with and without a folder."""
     fails_once = iter([True])
 
     def before(call: int) -> None:
@@ -294,8 +292,8 @@ def test_no_service_answers(tmp_path: Path) -> None:
 
 
 def test_a_slow_service_does_not_hold_up_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first waits for the last API to be asked, which is in a later group: waiting for it
-    would never end.
+    """Let the first API wait until the last, in a later group, is asked: a run that waited for the
+    first would never end.
     """
     monkeypatch.setattr(services, "_PATIENCE", 0.0)
     monkeypatch.setattr(services, "_LEAST_SECONDS", 0.01)
@@ -344,8 +342,8 @@ def test_no_budget_for_a_single_step() -> None:
 
 
 def test_eight_services_under_faults(tmp_path: Path, seed: int) -> None:
-    """5xx, dropped connections, storms of 429, a dead server and one that answers NaN: nothing
-    lost or miscounted.
+    """Lose and miscount nothing through status 5xx and 429, dropped connections, a dead server and
+    a server that answers NaN.
     """
     pytest.importorskip("uvicorn")
     from bidfmkd_fast.serving.behaviour import Behaviour
