@@ -1,18 +1,10 @@
 """Keep the answers of a recovery on disk as they come, so that paid answers outlive the process.
 
-A journal is a folder of two files. `records` (see `record_file`) is only appended to and holds
-every answer of the API. `snapshot` is replaced as a whole every few steps and holds latents,
-generator, optimiser and the best images so far. A process that continues a journal starts from the
-snapshot and makes the steps after it again from the recorded answers. The snapshot only saves time:
-the records alone give the same result.
-
-The first byte of a record is its kind:
-
-- `S`, the first record: the settings of the recovery as JSON;
-- `M`: the measured step length (mu), `<f8`;
-- `A`: the answers of one call: `<u4` step, rows, images, classes, and 1 if student scores follow;
-  then the student scores, `<f4` `[images, classes]`, if there are any; then the API's scores,
-  `<f4` `[rows, images, classes]`.
+A journal is a folder of two files. `records` (see `journal_records`) is only appended to and holds
+every answer of the API. `snapshot` (see `snapshot_file`) is replaced as a whole every few steps and
+holds latents, generator, optimiser and the best images so far. A process that continues a journal
+starts from the snapshot and makes the steps after it again from the recorded answers. The snapshot
+only saves time: the records alone give the same result.
 """
 
 from __future__ import annotations
@@ -23,27 +15,31 @@ import shutil
 import struct
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery.config import RecoveryConfig
+from bidfmkd_fast.recovery.journal_records import (
+    Recorded,
+    pack_answers,
+    pack_mu,
+    pack_settings,
+    read_records,
+)
 from bidfmkd_fast.recovery.record_file import RecordFile
+from bidfmkd_fast.recovery.snapshot_file import Snapshot, read_snapshot, write_snapshot
 
 RECORDS, SNAPSHOT = "records", "snapshot"
-COLUMNS = ("step", "loss", "best_loss", "matched", "queries")  # of a recovery's history
 # A snapshot is due after this many steps if making them again would take this long.
 SNAPSHOT_STEPS, SNAPSHOT_SECONDS = 10, 1.0
 
-_SHAPE = struct.Struct("<IIIII")
 # Fields of a spec that do not change what is recovered.
 _WITHOUT_EFFECT = ("price_per_1000", "max_batch")
 
@@ -74,14 +70,8 @@ class Journal:
     def _read(self) -> None:
         """Read what the folder holds, or begin empty."""
         self._records = RecordFile(self._path(RECORDS))
-        self.mu: float | None = None
-        self.steps = self.queries = 0
-        self.state: dict[str, Tensor] = {}
-        self.best: list[Tensor] = []
-        self.history: list[dict[str, float]] = []
-        self._settings: dict[str, Any] = {}
-        self._answers: dict[int, tuple[Tensor | None, list[Tensor]]] = {}
-        # Noticed here and not at the first answer, which is paid for by then.
+        recorded, snapshot = Recorded(), Snapshot({}, [], [])
+        # Checked here and not at the first answer, since that is paid for by then.
         if self.folder.exists() and not (
             self.folder.is_dir() and os.access(self.folder, os.W_OK | os.X_OK)
         ):
@@ -90,8 +80,11 @@ class Journal:
                 "it is not"
             )
         if self._path(RECORDS).exists():
-            self._read_snapshot()
-            self._read_records(first_step=len(self.history))
+            snapshot = read_snapshot(self._path(SNAPSHOT))
+            recorded = self._read_records(first_step=len(snapshot.history))
+        self.mu, self.steps, self.queries = recorded.mu, recorded.steps, recorded.queries
+        self.state, self.best, self.history = snapshot
+        self._settings, self._answers = recorded.settings, recorded.answers
         self._snapshot_step, self._snapshot_time = len(self.history), time.monotonic()
 
     def __enter__(self) -> Journal:
@@ -106,7 +99,7 @@ class Journal:
         Raises:
             InputError: the journal belongs to other settings.
         """
-        if self._records.is_open:  # an earlier attempt of this process has added to it
+        if self._records.is_open:  # an earlier attempt in this process has added records
             self._records.close()
             self._read()
         settings = json.loads(json.dumps(settings))
@@ -134,7 +127,7 @@ class Journal:
 
     def add_mu(self, mu: float) -> None:
         """Record the measured step length."""
-        self._append(b"M" + struct.pack("<d", mu))
+        self._append(pack_mu(mu))
         self.mu = mu
 
     def add_answers(self, step: int, scores: Tensor, student_scores: Tensor | None) -> None:
@@ -142,10 +135,7 @@ class Journal:
 
         `student_scores` `[B, n_classes]` are those of the student in this step.
         """
-        head = _SHAPE.pack(step, *scores.shape, student_scores is not None)
-        parts = [scores] if student_scores is None else [student_scores, scores]
-        body = b"".join(part.detach().cpu().numpy().astype("<f4").tobytes() for part in parts)
-        self._append(b"A" + head + body)
+        self._append(pack_answers(step, scores, student_scores))
 
     def keep_state(
         self,
@@ -163,25 +153,9 @@ class Journal:
             or now < self._snapshot_time + SNAPSHOT_SECONDS
         ):
             return
-        from safetensors.torch import save_file
-
-        rows = torch.tensor(
-            [[record[name] for name in COLUMNS] for record in history], dtype=torch.float64
-        )
-        tensors = {
-            **state(),
-            **{f"best.{number}": tensor for number, tensor in enumerate(best)},
-            "history": rows,
-        }
-        # Clones, since safetensors refuses tensors that share memory.
-        tensors = {
-            name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
-        }
+        snapshot = Snapshot(state(), best, history)
         with self._naming_folder("cannot write to"):
-            save_file(
-                tensors, self._path(f"{SNAPSHOT}.partial"), metadata={"crc32": _checksum(tensors)}
-            )
-            os.replace(self._path(f"{SNAPSHOT}.partial"), self._path(SNAPSHOT))
+            write_snapshot(self._path(SNAPSHOT), snapshot)
         self._snapshot_step, self._snapshot_time = step, time.monotonic()
 
     def remove(self) -> None:
@@ -195,19 +169,14 @@ class Journal:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 # Without records nobody knows which recovery a snapshot is of.
                 self._path(SNAPSHOT).unlink(missing_ok=True)
-            self._records.append(payload, first=b"S" + json.dumps(self._settings).encode())
+            self._records.append(payload, first=pack_settings(self._settings))
 
-    def _read_records(self, first_step: int) -> None:
-        """Read all records; the answers of steps before `first_step` are not kept in memory."""
-        self.steps = first_step
-        foreign = False  # whole records, but not of this package
-        with self._naming_folder("cannot read"):
-            try:
-                for payload in self._records.read():
-                    self._read_record(payload[:1], payload[1:], first_step)
-            except (TypeError, ValueError, struct.error):
-                foreign = True
-        if foreign or not self._records.end:
+    def _read_records(self, first_step: int) -> Recorded:
+        """Read all records, but not the answers of steps before `first_step`."""
+        recorded = None  # it stays None if another program wrote one of the records
+        with self._naming_folder("cannot read"), suppress(TypeError, ValueError, struct.error):
+            recorded = read_records(self._records.read(), first_step)
+        if recorded is None or not self._records.end:
             raise InputError(
                 f"recover: {self._path(RECORDS)} is damaged, or no journal of a recovery; remove "
                 f"{self.folder} to ask anew"
@@ -218,52 +187,7 @@ class Journal:
                 "cut off or are damaged; the answers in them are asked for again",
                 stacklevel=3,
             )
-
-    def _read_record(self, kind: bytes, body: bytes, first_step: int) -> None:
-        if kind == b"S":
-            self._settings = dict(json.loads(body))
-        elif kind == b"M":
-            (self.mu,) = struct.unpack("<d", body)
-        elif kind == b"A":
-            self._read_answers(body, first_step)
-        else:
-            raise ValueError(kind)
-
-    def _read_answers(self, body: bytes, first_step: int) -> None:
-        step, rows, n_images, n_classes, with_student = _SHAPE.unpack_from(body)
-        self.steps = max(self.steps, step + 1)
-        self.queries += rows * n_images
-        if step < first_step:
-            return
-        values = torch.from_numpy(np.frombuffer(body[_SHAPE.size :], "<f4").astype(np.float32))
-        if len(values) != (rows + bool(with_student)) * n_images * n_classes:
-            raise ValueError(f"{len(values)} scores")
-        student_scores = None
-        if with_student:
-            student_scores = values[: n_images * n_classes].view(n_images, n_classes)
-            values = values[n_images * n_classes :]
-        _, calls = self._answers.setdefault(step, (student_scores, []))
-        calls.append(values.view(rows, n_images, n_classes))
-
-    def _read_snapshot(self) -> None:
-        """Read the snapshot; ignore a missing or damaged one, since the records give the same."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self._path(SNAPSHOT), framework="pt") as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-                checksum = (opened.metadata() or {}).get("crc32")
-        except (OSError, SafetensorError):
-            return
-        if checksum != _checksum(tensors) or "history" not in tensors:
-            return
-        self.history = [
-            dict(zip(COLUMNS, row, strict=True)) for row in tensors.pop("history").tolist()
-        ]
-        for record in self.history:
-            record |= {"step": int(record["step"]), "queries": int(record["queries"])}
-        names = sorted(name for name in tensors if name.startswith("best."))
-        self.best, self.state = [tensors.pop(name) for name in names], tensors
+        return recorded
 
     def _path(self, name: str) -> Path:
         return self.folder / name
@@ -306,10 +230,3 @@ def settings_of(
         shapes = {name: list(tensor.shape) for name, tensor in generator.state_dict().items()}
         settings["generator"] = [type(generator).__qualname__, shapes]
     return settings
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    total = 0
-    for name in sorted(tensors):
-        total = zlib.crc32(tensors[name].numpy().tobytes(), zlib.crc32(name.encode(), total))
-    return f"{total:08x}"

@@ -24,6 +24,7 @@ from bidfmkd_fast.errors import APIUnavailable, BadAnswer, InputError
 from bidfmkd_fast.recovery import Journal, Recovered, RecoveryConfig, journal, record_file, recover
 from bidfmkd_fast.recovery.journal import RECORDS, SNAPSHOT
 from bidfmkd_fast.recovery.side_by_side import recover_side_by_side
+from bidfmkd_fast.recovery.snapshot_file import checksum
 
 N_CLASSES, N_PER_CLASS = 3, 4
 B = N_CLASSES * N_PER_CLASS
@@ -384,7 +385,7 @@ def test_whole_records_of_another_program_are_refused(payload: bytes, cut_off: P
 
 def test_a_whole_snapshot_of_another_program_is_passed_over(cut_off: Path) -> None:
     other = {"x": torch.ones(2)}
-    save_file(other, cut_off / SNAPSHOT, metadata={"crc32": journal._checksum(other)})
+    save_file(other, cut_off / SNAPSHOT, metadata={"crc32": checksum(other)})
     box = Box()
     assert_same(make(box, "chunks", cut_off), make(Box(), "chunks"))
     assert len(box.points) == 3 * 3
