@@ -1,4 +1,4 @@
-"""The estimator: checks the arguments of a run, and runs it."""
+"""Define the estimator `BiDfMKD`, which checks the arguments of a run and runs it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class BiDfMKD:
     2305.18413).
 
     Args:
-        apis: the black boxes; all with the same number of classes.
+        apis: the black boxes, all with the same number of classes.
         meta_model: any module from images `[N, C, H, W]` (unit range) to logits `[N, n_classes]`. A
             copy of it is trained, in the mode in which it is given. None for a Conv4 that always
             uses batch statistics: a plain Conv4 if all APIs take images of one shape, else one that
             takes any size (`AnySizeConv4`).
-        generator: as for `recover`; None for the built-in one.
+        generator: the image generator, as for `recover`; None for the built-in generator.
         config: the settings.
         device: where the generators and the meta-model live.
         budget: a cap on what all APIs together may cost. `fit` puts it on every API that has no

@@ -57,7 +57,7 @@ class ReplayConfig:
     Args:
         steps_per_round: outer steps after each group of `meta_batch_size` APIs but the last.
         patience: if above 0, the replay of a round ends early once its accuracy has not improved
-            for so many steps.
+            for that many steps.
         final_steps: outer steps after the last API.
         n_shot: support images per class of a task.
         n_query: query images per class of a task.

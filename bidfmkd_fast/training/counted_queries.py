@@ -18,15 +18,15 @@ from bidfmkd_fast.training.run_folder import LEDGER, RunFolder
 def counted_queries(folder: RunFolder, apis: Sequence[BlackBox]) -> Iterator[LedgerFile]:
     """Count what the block asks `apis` in the ledger of `folder`, before each request is sent.
 
-    What was asked before for the same run is taken from the budgets of `apis` first, unless they
-    have paid for it already.
+    Queries that earlier processes asked for the same run are first taken from the budgets of
+    `apis`, unless these budgets have paid for them already.
 
     Raises:
         InputError: the ledger or a recovered set is damaged, or belongs to another pool.
 
     Warns:
-        UserWarning: the ledger holds fewer queries than the recovered sets have cost; it was
-            completed from them.
+        UserWarning: the ledger holds fewer queries than the recovered sets have cost; the missing
+            queries were added to it.
     """
     ledger = LedgerFile(folder.path / LEDGER)
     try:
@@ -43,9 +43,9 @@ def counted_queries(folder: RunFolder, apis: Sequence[BlackBox]) -> Iterator[Led
 
 
 def _complete_from_sets(ledger: LedgerFile, folder: RunFolder, apis: Sequence[BlackBox]) -> None:
-    """Add what finished sets and sets under way have cost at least, if the ledger holds less.
+    """Add the queries that finished sets and sets under way have cost, if the ledger holds fewer.
 
-    That happens when the ledger was lost, or its last counts in a power failure.
+    The ledger holds fewer if its file was lost, or if a power failure took its last counts.
     """
     config, added = folder.config(), 0
     counted = {row.number: row.queries for row in ledger.rows()}
@@ -68,8 +68,8 @@ def _complete_from_sets(ledger: LedgerFile, folder: RunFolder, apis: Sequence[Bl
             added += missing
     if added:
         warnings.warn(
-            f"run folder: {ledger.path} was lost, or its end: it holds fewer queries than the "
-            f"recovered sets have cost; {added:,} were added from these sets, and what was asked "
-            "besides them is not known",
+            f"run folder: {ledger.path} or the end of it was lost, since it holds fewer queries "
+            f"than the recovered sets have cost; {added:,} queries were added from these sets; "
+            "what was asked besides them is not known",
             stacklevel=2,
         )

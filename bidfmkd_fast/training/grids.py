@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _TILE = 48  # pixels: the smallest side of an image in a grid
-_COLUMNS, _ROWS = 12, 20  # at most so many images per class, and classes
+_COLUMNS, _ROWS = 12, 20  # at most 12 images per class, and 20 classes
 # Blue and orange, which colour-blind people can tell apart.
 _RIGHT, _WRONG = (0, 114, 178), (230, 120, 0)
 

@@ -39,9 +39,8 @@ def kept_set(
             missing queries were added to it.
     """
     folder = file.with_suffix(".journal")
-    above = [
-        path for path in folder.parents if not path.exists()
-    ]  # folders made here, innermost first
+    # The folders that `mkdir` will make, the innermost first.
+    above = [path for path in folder.parents if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,9 +55,9 @@ def kept_set(
             if missing > 0:
                 ledger.restore(number, missing, journal.steps, api.price_of(missing))
                 warnings.warn(
-                    f"recover: {ledger.path} was lost, or its end: it holds fewer queries than the "
-                    f"kept answers have cost; {missing:,} were added, and what was asked besides "
-                    "them is not known",
+                    f"recover: {ledger.path} or the end of it was lost, since it holds fewer "
+                    f"queries than the kept answers have cost; {missing:,} queries were added; "
+                    "what was asked besides them is not known",
                     stacklevel=3,
                 )
             if api.budget is not None:

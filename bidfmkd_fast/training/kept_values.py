@@ -1,4 +1,4 @@
-"""Read the JSON files of a run's folder; every fault in them is one error that names the file."""
+"""Read the JSON files of a run's folder; any fault in a file raises one error that names it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from bidfmkd_fast.settings import check_values, fits, named, settings_from_value
 
 Kept = TypeVar("Kept")
 
-_OF_ALL = {"queries": int, "seconds": dict}  # what each summary holds
-_OF_RUNS = {
+_OF_ALL = {"queries": int, "seconds": dict}  # the values in every summary
+_OF_RUNS = {  # and those in the summary of a run
     **{"requests": int, "apis": int, "images": int, "matched": dict},
     **{"complete": bool, "budget_ended": bool, "skipped": dict},
 }
 
 
 def read_kept(kind: type[Kept], file: Path) -> Kept:
-    """Return the dataclass `kind` that `file` holds.
+    """Read a dataclass of type `kind` from its JSON file.
 
     Raises:
-        InputError: the file is not readable, lacks a field, or holds more or something else.
+        InputError: the file is not readable, lacks a field, or holds an unknown one or a value of
+            another type.
     """
     values = read_json(file, "run folder")
     with named(f"run folder: {file}"):
@@ -34,10 +35,12 @@ def read_kept(kind: type[Kept], file: Path) -> Kept:
 
 
 def read_summary(file: Path) -> dict[str, Any]:
-    """Return the summary of a finished run, or of a method that is none, which has no "requests".
+    """Read the summary of a finished run, or of a method of an experiment that is no run.
+
+    Only the summary of a run has "requests".
 
     Raises:
-        InputError: the file is not readable, or lacks something or holds it in another form.
+        InputError: the file is not readable, lacks a value, or holds one of another type.
     """
     content = read_json(file, "run folder")
     with named(f"run folder: {file}"):
@@ -46,8 +49,8 @@ def read_summary(file: Path) -> dict[str, Any]:
         _refuse_missing(needed, content)
         for name, wanted in {**needed, "ledger": list}.items():
             if not fits(content.get(name, []), wanted):
-                came = type(content[name]).__name__
-                raise InputError(f"{name} must be of type {wanted.__name__}; got {came}")
+                got = type(content[name]).__name__
+                raise InputError(f"{name} must be of type {wanted.__name__}; got {got}")
         for row in content.get("ledger", []):
             _refuse_missing([field.name for field in fields(LedgerRow)], row)
             check_values(LedgerRow, row, "ledger: ")
@@ -55,6 +58,7 @@ def read_summary(file: Path) -> dict[str, Any]:
 
 
 def _refuse_missing(names: Iterable[str], values: Any) -> None:
+    """Raise InputError unless `values` is a mapping that has all `names`."""
     if not isinstance(values, dict):
         raise InputError(f"it must hold values by name; got {type(values).__name__}")
     if missing := [name for name in names if name not in values]:

@@ -18,7 +18,8 @@ from bidfmkd_fast.training.run_state import RunState
 def on_one_gpu(run: RunState) -> bool:
     """Return True if the recoveries of several local APIs can share the run's GPU.
 
-    A generator of the user's and `paper_compat` need a look at every answer on the host.
+    They cannot with a user's generator or with `paper_compat`, since both read every answer on the
+    host.
     """
     return run.device.type == "cuda" and run.generator is None and not run.config.paper_compat
 

@@ -12,8 +12,8 @@ from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.run_state import RunState
 
 Metrics = dict[str, float]
-# Takes one step, given whether it is the last; returns the metrics of all steps since it last
-# returned some.
+# Takes one step; the argument says whether it is the last. Returns the metrics of all steps since
+# the call that last returned some.
 TakeStep = Callable[[bool], list[Metrics]]
 
 _RECORD_STEPS = 25  # replay steps that are averaged into one record of the history
@@ -22,7 +22,7 @@ _RECORD_STEPS = 25  # replay steps that are averaged into one record of the hist
 def replay(run: RunState, steps: int, patience: int = 0) -> None:
     """Take `steps` outer steps on tasks from the memory.
 
-    With a `patience` above 0 it ends earlier, once the accuracy has not improved for so many steps.
+    With a `patience` above 0 it ends early, once the accuracy has not improved for that many steps.
     Nothing happens while the memory is empty, or if the settings leave replay out.
     """
     if not run.recovered or not run.config.task_replay:
@@ -52,7 +52,7 @@ def replay(run: RunState, steps: int, patience: int = 0) -> None:
 
 
 def step_taker(run: RunState, read_every: int) -> TakeStep:
-    """Return what takes the replay steps: the GPU where the module allows it, else the host.
+    """Return a function that takes a replay step, on the GPU if the module allows it.
 
     On a GPU the metrics are read every `read_every` steps only, so that the host need not wait for
     each step.
@@ -63,6 +63,7 @@ def step_taker(run: RunState, read_every: int) -> TakeStep:
 
 
 def _on_device(run: RunState, read_every: int) -> TakeStep:
+    """Return a function that takes a step on the GPU and reads the metrics now and then."""
     n_tasks, config = run.config.meta_batch_size, run.config.replay
     device_replay = DeviceReplay(
         run.module,
@@ -80,13 +81,14 @@ def _on_device(run: RunState, read_every: int) -> TakeStep:
             device_replay.step(seed, run.replay_step * n_tasks)
             run.replay_step += 1
             run.outer_step += 1
-            due = last or device_replay.untold == read_every
+            due = last or device_replay.unread == read_every
             return device_replay.records() if due else []
 
     return take_step
 
 
 def _step_on_host(run: RunState) -> Metrics:
+    """Take one replay step and return its metrics."""
     n_tasks, config = run.config.meta_batch_size, run.config.replay
     with run.timed("replay"), seeded(run.config.seed, "replay", run.replay_step):
         n_way, n_shot, n_query = _task_size(run)

@@ -27,14 +27,14 @@ def run_cost(api: BlackBox, config: TrainConfig) -> Cost:
 def as_known(api: BlackBox) -> BlackBox:
     """Return a black box to count with, which answers without contacting a service.
 
-    A service may ask its server how many images a request may hold, and a server that is down
-    would be waited for. A local API is returned as it is.
+    A service may have to ask its server how many images a request may hold, and would wait for a
+    server that is down. A local API is returned as it is.
     """
     return _KnownService(api) if isinstance(api, ServiceBlackBox) else api
 
 
 class _KnownService(BlackBox):
-    """A service by what is known of it so far: its spec, and what its server said before."""
+    """A service as far as it is known: its spec, and the images per request known so far."""
 
     def __init__(self, service: ServiceBlackBox) -> None:
         super().__init__(service.spec)

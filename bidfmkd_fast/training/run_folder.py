@@ -99,7 +99,7 @@ class RunFolder:
         if (self.path / CONFIG).exists() and (held := self.config()) != config:
             raise InputError(
                 f"run folder: {self.path} holds a run of other settings "
-                f"({_first_difference(held, config)}); go on with those, or give another folder"
+                f"({_first_difference(held, config)}); use those settings, or give another folder"
             )
 
     def _prepare(self, config: TrainConfig) -> None:

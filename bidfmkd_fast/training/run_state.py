@@ -1,4 +1,4 @@
-"""Carry what a run was given and what it has made so far, up to the finished `Run`."""
+"""Hold the state of a run from its start to the finished `Run`: arguments and results so far."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class RunState:
         tasks = []
         for outcome in sorted(outcomes, key=lambda outcome: outcome.index):
             # A service that is asked again also returns the set that it gave the first time.
-            kept = {(one.api_index, one.part) for one in self.recovered}
+            kept = {(known.api_index, known.part) for known in self.recovered}
             for recovered_set in outcome.sets:
                 if (recovered_set.api_index, recovered_set.part) not in kept:
                     self._keep_set(recovered_set)
@@ -158,6 +158,7 @@ class RunState:
         return run
 
     def _keep_set(self, recovered_set: RecoveredSet) -> None:
+        """Add one set to the recovered sets, the memory and the history."""
         api, recovered = self.apis[recovered_set.api_index], recovered_set.recovered
         self.recovered.append(recovered_set)
         keys = [
@@ -181,6 +182,7 @@ class RunState:
         )
 
     def _note_failure(self, index: int, error: Exception) -> None:
+        """Note that a budget ended, or warn that a service is skipped for `error`."""
         self.last_error = error
         if isinstance(error, BudgetExhausted):
             self._budget_ended = True

@@ -13,7 +13,7 @@ from bidfmkd_fast.training.outcome import Outcome
 # slowest service so far). The round continues without it, and `late` picks it up.
 _PATIENCE, _LEAST_SECONDS = 3.0, 60.0
 
-TimedOutcome = tuple[Outcome, float]  # and the seconds that it took
+TimedOutcome = tuple[Outcome, float]  # the outcome, and the seconds that its recovery took
 
 
 class Services:
@@ -71,5 +71,6 @@ class Services:
 
 
 def _timed(job: Callable[[], Outcome]) -> TimedOutcome:
+    """Run a job and measure its wall time."""
     started = time.monotonic()
     return job(), time.monotonic() - started

@@ -142,7 +142,7 @@ def read_spending(folder: Path) -> Spending:
 def read_spent(folder: Path) -> Cost | None:
     """Read what the run in one folder has asked; None if there is no run.
 
-    The summary says it of a finished run, the ledger of one that is not.
+    The counts of a finished run come from its summary, those of an unfinished run from its ledger.
     """
     if (folder / META_MODEL).is_file() and (folder / SUMMARY).is_file():
         summary = read_summary(folder / SUMMARY)
@@ -165,4 +165,5 @@ def read_plan(folder: Path) -> KeptPlan | None:
 
 
 def _spent(row: Mapping[str, Any]) -> Cost:
+    """Return what a row of a ledger has counted."""
     return Cost(row["queries"], row["requests"], row["cost"])
