@@ -1,6 +1,6 @@
 """Augment recovered images: one random crop and horizontal flip per step, before the API sees them.
 
-`augment` serves the loop on the host. `augment_at` computes the same from a crop that lies on the
+`augment` serves the loop on the host. `augment_at` computes the same from a crop in a tensor on the
 device, so that a CUDA graph can hold it.
 """
 
@@ -47,5 +47,6 @@ def augment_at(images: Tensor, crop: Tensor) -> Tensor:
 
 
 def _padded(images: Tensor) -> Tensor:
+    """Pad each side with zeros by H/8 and W/8."""
     height, width = (side // 8 for side in images.shape[-2:])
     return functional.pad(images, (width, width, height, height))

@@ -42,10 +42,10 @@ def step_cost(
     paper_compat: bool = False,
     rows_held: int = 0,
 ) -> Cost:
-    """Count one step on `n_images` images; with `steps=0`, the one look that replaces the steps.
+    """Count one step on `n_images` images; with `steps=0`, the one call that replaces the steps.
 
-    `rows_held` rows of points, which make whole chunks, are left out because a journal holds their
-    answers.
+    `rows_held` rows of points, which make whole chunks, are not counted because a journal holds
+    their answers.
     """
     rows = _chunk_rows(api, config, n_images, paper_compat)
     while rows_held > 0:
@@ -54,7 +54,7 @@ def step_cost(
 
 
 def measuring_cost(api: BlackBox, config: RecoveryConfig, n_images: int) -> Cost:
-    """Count what `mu="auto"` asks before the first step; nothing where no gradient is estimated."""
+    """Count what `mu="auto"` asks before the first step; nothing if no gradient is estimated."""
     if config.mu != AUTO or not takes_directions(api, config):
         return Cost()
     return _call_cost(api, QUERIES // N_IMAGES * min(N_IMAGES, n_images))
@@ -79,7 +79,7 @@ def set_cost(
 def takes_directions(api: BlackBox, config: RecoveryConfig) -> bool:
     """Return True if gradients are estimated.
 
-    They are not without steps, nor for an open box, which gives the true ones.
+    They are not without steps, nor for an open box, which gives true gradients.
     """
     return config.steps > 0 and not isinstance(api, OpenBox)
 
@@ -104,9 +104,10 @@ def _chunk_rows(
     if not takes_directions(api, config):
         return [1]
     rows = 1 + (directions_left(config.num_directions) if paper_compat else config.num_directions)
-    every = max(1, config.max_images // n_images)
-    return [min(every, rows - first) for first in range(0, rows, every)]
+    per_call = max(1, config.max_images // n_images)
+    return [min(per_call, rows - first) for first in range(0, rows, per_call)]
 
 
 def _call_cost(api: BlackBox, n_images: int) -> Cost:
+    """Count one call to the API with `n_images` images."""
     return Cost(n_images, api.requests_for(n_images), api.price_of(n_images))

@@ -17,7 +17,7 @@ class ImageMaker:
 
     Attributes:
         seed: seed of every draw.
-        can_restore: whether `state` is complete: not with a user's generator, which may keep
+        can_restore: whether `state` is complete. It is not with a user's generator, which may keep
             values outside of its state_dict.
     """
 
@@ -57,7 +57,7 @@ class ImageMaker:
     def images(self, step: int) -> Tensor:
         """Make the images of a step, `[B, C, H, W]` in the API's input range, with their graph.
 
-        They are `T(G(z))`: generator G, latents z, augmentation T if it is wanted.
+        They are `T(G(z))`, with generator G, latents z, and augmentation T if the settings want it.
         """
         with seeded(self.seed, "recovery", "forward", step):  # a user's generator may draw noise
             images = self.generate()
@@ -74,7 +74,7 @@ class ImageMaker:
     def step(self, loss: Tensor) -> None:
         """Take one step of the optimiser down the gradient of `loss`."""
         self.optimizer.zero_grad(set_to_none=True)
-        # Autocast is for the forward pass; the backward pass then follows the types it has left.
+        # Autocast serves the forward pass only; the backward pass uses the types of its tensors.
         precision = "tf32" if self.precision == "bfloat16" else self.precision
         with generator_precision(precision, self.latents.device):
             loss.backward()
@@ -92,7 +92,7 @@ class ImageMaker:
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go back to a `state`; ignores other tensors."""
+        """Go back to a `state`. Other tensors among `tensors` are ignored."""
         own = {
             name[len("generator.") :]: value
             for name, value in tensors.items()

@@ -164,10 +164,11 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _append(self, payload: bytes) -> None:
+        """Append a record, and make the folder for the first one."""
         with self._naming_folder("cannot write to"):
             if not self._records.end:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                # Without records nobody knows which recovery a snapshot is of.
+                # Only the records say which recovery a snapshot belongs to.
                 self._path(SNAPSHOT).unlink(missing_ok=True)
             self._records.append(payload, first=pack_settings(self._settings))
 

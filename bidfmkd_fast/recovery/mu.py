@@ -1,6 +1,6 @@
-"""Choose the step length (mu) of the gradient estimates, and warn where it is too small to notice.
+"""Choose the step length (mu) of the gradient estimates; warn if it is too small for the API.
 
-`black_box.step_length` measures what an API resolves; here a recovery decides what to do with it.
+`black_box.step_length` measures which steps an API resolves; here a recovery picks one of them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def choose_mu(
 def warn_if_unmoved(scores: Tensor, labels: Tensor, spec: APISpec, mu: float) -> None:
     """Warn if steps of length `mu` change the scores `[1+q, B, n_classes]` of few images only."""
     if is_one_hot(scores.flatten(0, 1), spec):
-        return  # no length would do, and the black box has warned of it
+        return  # no step length would help, and the black box has warned of one-hot rows
     share = unmoved(scores, labels, spec)
     if share > _UNMOVED:
         message = (

@@ -1,9 +1,9 @@
-"""Recover a set without the host: every step stays on the API's device, for a CUDA graph to hold.
+"""Recover a set without the host: every step stays on the API's device, in a CUDA graph.
 
-It serves a `TorchBlackBox` on the CUDA device that makes the images. The optimisation step is that
-of `step`, as in the loop `stepwise`; what surrounds it differs. Here nothing reads a value on the
-host: the module is called without the checks of a call to the API, the crop comes from a table on
-the device, and records and checks stay on the device until one look at the end.
+This loop serves a `TorchBlackBox` on the CUDA device that makes the images. It takes the
+optimisation step of `step`, as the loop `stepwise` does, but reads no value on the host. The module
+is called without the checks of a call to the API, and the crop comes from a table on the device.
+Records and checks stay on the device until `result` reads them at the end.
 """
 
 from __future__ import annotations
@@ -62,24 +62,24 @@ class DeviceRecovery:
         self._recovery, self._maker, self._warn = step, step.maker, warn
         self._cost = step_cost(self.api, self.config, len(step.labels))
         steps, spec, device = self.config.steps, self.api.spec, step.labels.device
-        # The answers of the first step, for the warnings.
+        # The answers of the first step, from which the warnings are made.
         self._first = torch.zeros(
             1 + self.config.num_directions, len(step.labels), spec.n_classes, device=device
         )
-        # Of every step: loss, best_loss, matched.
+        # A row per step: loss, best_loss, matched.
         self._records = torch.zeros(steps, 3, device=device)
-        # Whether all scores were finite: the student's, the API's.
+        # Whether all scores of the student were finite, and all scores of the API.
         self._finite = torch.ones(2, dtype=torch.bool, device=device)
-        # The API's lowest and highest score.
+        # The lowest and the highest score of the API.
         self._range = torch.tensor([torch.inf, -torch.inf], device=device)
-        self._index = torch.zeros(1, dtype=torch.int64, device=device)  # of the step under way
+        self._index = torch.zeros(1, dtype=torch.int64, device=device)  # step under way
         crops = [crop_of(step.maker.seed, i, *spec.image_shape[1:]) for i in range(steps)]
         self._crops = torch.tensor(crops, dtype=torch.int64, device=device)
         self._repeated = RepeatedStep(device)
 
     @property
     def device(self) -> torch.device:
-        """The device that makes the images."""
+        """Return the device that makes the images."""
         return self._records.device
 
     def step(self) -> None:
@@ -95,12 +95,12 @@ class DeviceRecovery:
         self._repeated(self._step)
         self.done += 1
         if self.done == 1 and not self.api.first_answers.done:
-            self._look_at_first()
+            self._check_first_answers()
 
-    def _look_at_first(self) -> None:
+    def _check_first_answers(self) -> None:
         """Check the first answers as a call to the API does.
 
-        This waits for the device, once for an API.
+        This makes the host wait for the device, once for each API.
         """
         if self._finite[1]:  # otherwise `result` raises
             check_range(self.api.spec, *self._range.tolist())
@@ -122,9 +122,9 @@ class DeviceRecovery:
         return self.result()
 
     def result(self) -> Recovered:
-        """Return what was recovered; this waits for the device.
+        """Return what was recovered; the host waits for the device.
 
-        Warns as `recover` does where steps of length mu change no answer.
+        Warns as `recover` does if steps of length mu change no answer.
 
         Raises:
             BadAnswer, InputError: the API or the student answered something that is not finite in
@@ -151,6 +151,7 @@ class DeviceRecovery:
         return Recovered(best.images, labels, best.scores, best.losses, history, complete, mu)
 
     def _record(self, step: int, values: list[float]) -> Record:
+        """Return the history's record of a step from its row of values."""
         loss, best_loss, matched = values
         return {
             "step": step,
@@ -180,7 +181,7 @@ class DeviceRecovery:
         self._index += 1
 
     def _note(self, scores: Tensor, student_scores: Tensor | None) -> None:
-        """Note on the device what `result` checks."""
+        """Update on the device the flags and the range of scores that `result` checks."""
         self._finite[1:] &= scores.isfinite().all()
         if self.api.spec.returned_kind != "logits":
             low, high = scores.aminmax()

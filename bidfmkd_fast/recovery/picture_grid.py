@@ -9,17 +9,17 @@ import io
 import torch
 from torch import Tensor
 
-_COLUMNS, _ROWS = 12, 20  # the most images per class and classes in a grid
-_TILE = 48  # pixels: the least side of an image as shown
+_COLUMNS, _ROWS = 12, 20  # at most 12 images per class, and 20 classes
+_TILE = 48  # pixels: the smallest side of an image as shown
 _GAP = 2  # pixels of the grid, white
 
 
 def grid_html(title: str, images: Tensor, labels: Tensor) -> str:
     """Return HTML that shows `images` `[N, C, H, W]` with labels `[N]`, one row per class.
 
-    The images are in the input range of an API, which is not known here: images that leave [0, 1]
-    are all stretched to that range alike. Images with neither 1 nor 3 channels are shown as
-    the mean of the channels.
+    The images are in the input range of an API, which is not known here. If any value lies outside
+    of [0, 1], all images are scaled alike into this range. Images with neither 1 nor 3 channels are
+    shown as the mean of the channels.
     """
     heading = f"<div>{html.escape(title)}</div>"
     classes = labels.unique()[:_ROWS].tolist()
@@ -36,7 +36,7 @@ def grid_html(title: str, images: Tensor, labels: Tensor) -> str:
 
 
 def _shown(images: Tensor) -> Tensor:
-    """Return uint8 `[N, H, W, 1 or 3]`."""
+    """Convert images to pixels, uint8 `[N, H, W, 1 or 3]`."""
     images = images.detach().float().cpu().nan_to_num()
     if images.shape[1] not in (1, 3):
         images = images.mean(1, keepdim=True)
@@ -47,7 +47,7 @@ def _shown(images: Tensor) -> Tensor:
 
 
 def _sheet(pixels: Tensor, labels: Tensor, classes: list[int]) -> tuple[Tensor, int]:
-    """Return the sheet, uint8 `[H, W, 1 or 3]`, and the width at which it is shown."""
+    """Lay out the grid; return it, uint8 `[H, W, 1 or 3]`, and the width at which it is shown."""
     rows = [(labels == label).nonzero().flatten()[:_COLUMNS].tolist() for label in classes]
     columns = max(len(row) for row in rows)
     _, height, width, channels = pixels.shape
@@ -63,6 +63,7 @@ def _sheet(pixels: Tensor, labels: Tensor, classes: list[int]) -> tuple[Tensor, 
 
 
 def _png(sheet: Tensor) -> bytes:
+    """Return the grid as a PNG file."""
     from PIL import Image
 
     array = sheet.numpy()

@@ -23,7 +23,7 @@ class RecordFile:
 
     Attributes:
         end: bytes up to the end of the last whole record; 0 without any.
-        cut_off: bytes behind `end`, of a record that is not whole.
+        cut_off: bytes behind `end`; they belong to a record that is not whole.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +33,7 @@ class RecordFile:
 
     @property
     def is_open(self) -> bool:
-        """True once something was appended, until `close`."""
+        """Return True from the first `append` until `close`."""
         return self._file is not None
 
     def read(self) -> Iterator[bytes]:
@@ -45,7 +45,7 @@ class RecordFile:
             yield payload
 
     def append(self, payload: bytes, first: bytes) -> None:
-        """Append a record; if the file has none yet, the payload `first` goes before it."""
+        """Append a record; a file without records first gets one with the payload `first`."""
         if self._file is None:
             self._file = self._open(first)
         record = memoryview(_framed(payload))
@@ -59,6 +59,7 @@ class RecordFile:
             self._file = None
 
     def _open(self, first: bytes) -> FileIO:
+        """Open the file behind its last whole record; make it, with `first`, if it has none."""
         if not self.end:
             partial = self.path.with_name(f"{self.path.name}.partial")
             partial.write_bytes(MAGIC + _framed(first))
@@ -69,6 +70,7 @@ class RecordFile:
 
 
 def _framed(payload: bytes) -> bytes:
+    """Return the payload with its length and checksum before it."""
     return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
 
 

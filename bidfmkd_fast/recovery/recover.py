@@ -1,8 +1,8 @@
 """Recover label-conditional images from a black box, from its answers alone.
 
-This is the door: it checks the arguments, counts the cost of the first step, chooses the step
-length (mu), and picks the loop that can run the recovery. Source: Hu et al., ICML 2023,
-arXiv 2305.18413, section 3.2.
+`recover` checks the arguments, counts the cost of the first step, chooses the step length (mu), and
+picks the loop that can run the recovery. Source: Hu et al., ICML 2023, arXiv 2305.18413, section
+3.2.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def prepare(
         labels, spec.returned_kind, student, config.boundary_weight, config.divergence
     )
     if not takes_directions(api, config):
-        # Nothing to keep: there is one answer only, or the answers carry a graph.
+        # The journal has nothing to keep: there is one answer only, or the answers carry a graph.
         check_budget(api, first_step_cost(api, config, len(labels), paper_compat))
         keep_freed_memory()
         step = RecoveryStep(api, maker, objective, config, paper_compat)
@@ -151,7 +151,7 @@ def prepare(
     if journal is not None:
         journal.begin(settings_of(api, n_per_class, config, start.generator, seed, paper_compat))
     begun = journal is not None and journal.steps > 0
-    if not begun:  # recorded answers count even where the budget pays no further step
+    if not begun:  # recorded answers are of use even if the budget pays no further step
         cost = first_step_cost if journal is None or journal.mu is None else step_cost
         check_budget(api, cost(api, config, len(labels), paper_compat))
     keep_freed_memory()
@@ -159,7 +159,7 @@ def prepare(
     mu = choose_mu(api, config.mu, lambda: maker.images(0).detach(), seed, journal)
     config = replace(config, mu=mu)
     step = RecoveryStep(api, maker, objective, config, paper_compat)
-    # Only the stepwise loop continues a journal, trains a user's generator, and ranks as the
+    # Only the stepwise loop continues a journal, trains a user's generator, and ranks images as the
     # authors' code does.
     plain = start.generator is None and not paper_compat and not begun
     if plain and serves(api, config, labels):
@@ -174,6 +174,7 @@ def _check_arguments(
     config: RecoveryConfig,
     paper_compat: bool,
 ) -> None:
+    """Raise InputError, or InputTypeError, for arguments that `recover` cannot use."""
     if not isinstance(api, BlackBox):
         raise InputTypeError(
             f"recover: api must be a black box such as TorchBlackBox; got {type(api).__name__}"

@@ -29,8 +29,7 @@ def recover_side_by_side(
     device: torch.device | str | None = None,
     journals: Sequence[Journal | None] | None = None,
 ) -> Iterator[tuple[int, Recovered | Exception]]:
-    """Run `recover` for several APIs; recoveries that stay on one CUDA device take turns step by
-    step.
+    """Run `recover` for several APIs, side by side where the recoveries stay on one CUDA device.
 
     Yields the number of an API and its set as soon as the set is there; the set is the one that
     `recover` returns for this API alone, up to rounding. An API whose recovery fails yields the
@@ -66,6 +65,7 @@ def run_side_by_side(recoveries: Sequence[DeviceRecovery]) -> list[Recovered | E
 
 
 def _run_at_once(recoveries: Sequence[DeviceRecovery]) -> list[Recovered | Exception]:
+    """Run at most `AT_ONCE` recoveries, which take turns step by step."""
     device = recoveries[0].device
     streams = [torch.cuda.Stream(device) for _ in recoveries] if device.type == "cuda" else []
     for stream in streams:
@@ -74,7 +74,7 @@ def _run_at_once(recoveries: Sequence[DeviceRecovery]) -> list[Recovered | Excep
     for step in range(max(recovery.config.steps for recovery in recoveries)):
         for i, recovery in enumerate(recoveries):
             if i in errors or recovery.done < step or step >= recovery.config.steps:
-                continue  # failed, out of budget, or done
+                continue  # the recovery failed, ran out of budget, or is done
             try:
                 with torch.cuda.stream(streams[i]) if streams else nullcontext():
                     recovery.step()
@@ -92,6 +92,7 @@ def _run_at_once(recoveries: Sequence[DeviceRecovery]) -> list[Recovered | Excep
 
 
 def _result_or_error(recovery: DeviceRecovery) -> Recovered | Exception:
+    """Return the set of a recovery, or the error that `result` raises."""
     try:
         return recovery.result()
     except Exception as error:

@@ -63,12 +63,12 @@ class RecoveryStep:
 
     @property
     def labels(self) -> Tensor:
-        """The wanted labels, int64 `[B]`."""
+        """Return the wanted labels, int64 `[B]`."""
         return self.objective.labels
 
     @property
     def mu(self) -> float | None:
-        """The step length of the gradient estimates; None where none are made."""
+        """Return the step length (mu) of the gradient estimates; None if none are made."""
         return None if self.zeroth_order is None else self.zeroth_order.mu
 
     def points(self, x: Tensor) -> Iterator[Tensor]:
@@ -111,8 +111,8 @@ class RecoveryStep:
 class Best:
     """The best images so far with the API's scores and the objective, slot by slot.
 
-    `rank` is what the choice goes by, lower is better: the objective itself, unless `by_loss` is
-    False.
+    The image with the lowest `rank` is the best. The rank is the objective itself, unless
+    `by_loss` is False.
     """
 
     def __init__(self, api: BlackBox, labels: Tensor, by_loss: bool) -> None:

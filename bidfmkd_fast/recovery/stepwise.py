@@ -85,7 +85,7 @@ class StepwiseRecovery:
         """
         step, best = self._step, self._step.best
         x = step.maker.images(number)
-        answers: list[Tensor] = []  # of each call to the API, [some points, B, n_classes]
+        answers: list[Tensor] = []  # one tensor per call to the API, [rows, B, n_classes]
         student_scores = None
         if self._journal is not None:
             student_scores, answers = self._journal.answers(number, step.labels.device)
@@ -117,7 +117,7 @@ class StepwiseRecovery:
     def _ask(
         self, number: int, x: Tensor, answers: list[Tensor], student_scores: Tensor | None
     ) -> None:
-        """Add to `answers` those of the chunks of points that the journal does not hold."""
+        """Ask for the chunks of points that `answers` lacks, and add their answers to it."""
         step, n_held = self._step, len(answers)
         for chunk, points in enumerate(step.points(x)):
             if chunk < n_held:
@@ -127,7 +127,7 @@ class StepwiseRecovery:
                 self._journal.add_answers(number, answers[-1], student_scores)
 
     def _record(self, number: int, values: Tensor) -> None:
-        """Add step `number` to the history and, once in a while, a snapshot to the journal."""
+        """Add step `number` to the history, and a snapshot to the journal if one is due."""
         step, history = self._step, self._history
         loss, best_loss, matched = values.tolist()
         cost = step_cost(step.api, step.config, len(step.labels), step.paper_compat)
