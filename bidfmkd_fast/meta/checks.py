@@ -1,4 +1,4 @@
-"""Check what a meta-model and its classifiers take: images in unit range, labels from 0."""
+"""Check the inputs of a meta-model and its classifiers: images in unit range, labels from 0."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.models import AnySizeConv4, model_arguments
 
-_OUTSIDE = 0.5  # how far images may leave the unit range
+_OUTSIDE = 0.5  # how far values may lie outside of the unit range
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -
             f"{images.device}"
         )
     low, high = torch.stack(images.detach().aminmax()).tolist()
-    if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is the lowest and the highest
+    if not (math.isfinite(low) and math.isfinite(high)):  # aminmax returns NaN if there is any
         raise InputError(f"{operation}: {name} must be finite; got NaN or infinity")
     if low < -_OUTSIDE or high > 1 + _OUTSIDE:
         raise InputError(

@@ -70,6 +70,7 @@ def paper_kd_loss(logits: Tensor, scores: Tensor, scores_kind: str = "logits") -
 
 
 def _kd(logits: Tensor, scores: Tensor, scores_kind: str, paper_compat: bool) -> Tensor:
+    """Compute the distillation loss (KD) of the package, or that of the authors' code."""
     if paper_compat:
         return paper_kd_loss(logits, scores, scores_kind)
     return ops.kd_loss(logits, scores, scores_kind=scores_kind)
@@ -88,13 +89,13 @@ def adapt_to_api(
     """Compute the parameters of an API's task model by descending `KD(f(images), scores)`.
 
     KD is the distillation loss `ops.kd_loss`, or `paper_kd_loss` with `paper_compat`. The result
-    hangs on `parameters` as `adapt_parameters` says.
+    carries a graph to `parameters`, as described at `adapt_parameters`.
 
     Args:
         module: f.
         parameters: where the task model starts.
         images: `[N, C, H, W]` in unit range.
-        scores: the API's, `[N, n_classes]`.
+        scores: the API's scores for the images, `[N, n_classes]`.
         inner: steps, learning rate and order.
         scores_kind: kind of the scores.
         paper_compat: compute the loss as the authors' code does.
@@ -118,9 +119,9 @@ def distillation_loss(
     *,
     paper_compat: bool = False,
 ) -> Tensor:
-    """Compute the outer loss of one API, KD of task model and API on the query set.
+    """Compute the outer loss of one API: the distillation loss (KD) on the query set.
 
-    The scalar hangs on `parameters`.
+    The loss compares the task model with the API. It is a scalar with a graph to `parameters`.
     """
     return _loss_and_agreement(module, parameters, task, inner, paper_compat)[0]
 
@@ -160,6 +161,7 @@ def _loss_and_agreement(
     inner: InnerLoop,
     paper_compat: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Compute the outer loss of one API and the agreement of task model and API, two scalars."""
     adapted = adapt_to_api(
         module,
         parameters,

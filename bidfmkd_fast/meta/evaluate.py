@@ -1,4 +1,4 @@
-"""Evaluate a meta-model on episodes of unseen classes, and compare two episode by episode."""
+"""Evaluate a meta-model on episodes of unseen classes; compare two models episode by episode."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Evaluation:
         mean: mean over the episodes.
         ci95: half width of the 95 % confidence interval of the mean.
         per_episode: float64 `[n_episodes]`.
-        dataset, split, n_way, n_shot, n_query, seed: what decides the episodes.
+        dataset, split, n_way, n_shot, n_query, seed: the arguments that decide the episodes.
         steps: gradient steps of each adaptation.
     """
 
@@ -106,8 +106,8 @@ def evaluate(
         n_episodes: number of episodes.
         split: the part of the data set whose classes are used.
         seed: seed of the episodes.
-        steps: gradient steps of each adaptation; those of the meta-model when None.
-        transductive: as in `MetaModel.adapt`: by default batch norm sees a whole query set at
+        steps: gradient steps of each adaptation; the meta-model's own number when None.
+        transductive: as in `MetaModel.adapt`. By default batch norm sees a whole query set at
             once, as in the paper.
         progress: show a bar.
 
@@ -147,6 +147,7 @@ def evaluate(
 
 
 def _device(meta_model: MetaModel) -> torch.device:
+    """Return the device of the module's parameters; the CPU if it has none."""
     return next(
         (parameter.device for parameter in meta_model.module.parameters()), torch.device("cpu")
     )

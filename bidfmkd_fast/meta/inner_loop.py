@@ -24,7 +24,7 @@ Forward = Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]
 
 
 class InnerLoop(NamedTuple):
-    """How an inner loop descends: `steps` of gradient descent with `learning_rate`.
+    """Settings of an inner loop: `steps` of gradient descent with `learning_rate`.
 
     With `first_order` its gradients count as constants, so that the outer level gets no second
     derivatives.
@@ -60,7 +60,7 @@ def adapt_parameters(
 ) -> dict[str, Tensor]:
     """Repeat `theta <- theta - learning_rate * d/dtheta loss(f_theta(images))`.
 
-    The result hangs on `parameters` by a graph through every step (second order). With
+    The result carries a graph to `parameters` through every step (second order). With
     `inner.first_order` the inner gradients count as constants, so that d(result)/d(parameters) is
     the identity. Parameters without `requires_grad`, or without influence on `loss`, stay as they
     are.
@@ -71,9 +71,9 @@ def adapt_parameters(
         loss: logits `[N, n_classes]` -> scalar.
         images: `[N, C, H, W]`, or what `forward` takes.
         inner: steps, learning rate and order.
-        create_graph: False for adaptation that nothing is trained through: the result then has no
+        create_graph: False if nothing is trained through the adaptation. The result then has no
             graph and shares no memory with `parameters`.
-        forward: makes the logits from (module, parameters, images).
+        forward: computes the logits from (module, parameters, images).
 
     Raises:
         InputError: a setting is out of range, or no parameter requires a gradient.
@@ -121,8 +121,8 @@ def outer_step(
 ) -> tuple[float, float]:
     """Take one optimizer step on the sum over `tasks` of the losses `task_loss(task)[0]`.
 
-    A "task" may be a stack of tasks, with one value each, `[E]`. Each is differentiated before the
-    next one starts, so that only one graph is alive at a time.
+    A "task" may be a stack of E tasks, for which `task_loss` returns values `[E]`. The loss of a
+    task is differentiated before the next task starts, so that only one graph is alive at a time.
 
     Returns the means of both values that `task_loss` returns.
 

@@ -39,8 +39,8 @@ def maml_loss(
 ) -> tuple[Tensor, Tensor]:
     """Compute cross entropy and accuracy on the query set after adapting to the support set.
 
-    Both are scalars. The loss hangs on `parameters` through the inner loop. The episode is moved to
-    the parameters' device.
+    Both are scalars. The loss carries a graph to `parameters` through the inner loop. The episode
+    is moved to the parameters' device.
     """
     device = next(iter(parameters.values())).device
     adapted = adapt_parameters(

@@ -43,12 +43,12 @@ class TaskMemory:
 
     @property
     def classes(self) -> tuple[ClassKey, ...]:
-        """The class keys, sorted; `Episode.classes` are positions in this tuple."""
+        """Return the class keys, sorted; `Episode.classes` are positions in this tuple."""
         return tuple(sorted(self._images))
 
     @property
     def counts(self) -> list[int]:
-        """The number of images of each class, in the order of `classes`."""
+        """Return the number of images of each class, in the order of `classes`."""
         return [len(self._images[key]) for key in self.classes]
 
     def images_of(self, class_key: ClassKey) -> Tensor:
@@ -169,12 +169,13 @@ class TaskMemory:
         self._images, self._image_shape = restored._images, restored._image_shape
 
     def _fitted(self, images: Tensor) -> Tensor:
+        """Bring images to the shape of the tasks."""
         return images if self._image_shape is None else fit_images(images, self._image_shape)
 
     def _check_shape(self, images: Tensor, data_sets: set[str]) -> None:
-        """Refuse images of another shape than those held of their data set.
+        """Refuse images whose shape differs from that of the images held of their data set.
 
-        Without `image_shape` those of all data sets have one shape.
+        Without `image_shape` the images of all data sets must have one shape.
         """
         held = [
             chunks.image_shape
@@ -183,7 +184,7 @@ class TaskMemory:
         ]
         if held and held[0] != images.shape[1:]:
             raise InputError(
-                f"TaskMemory.add: images must be {list(held[0])} as those held; got "
+                f"TaskMemory.add: images must be {list(held[0])}, as the images held are; got "
                 f"{list(images.shape[1:])}; resize them, or give the memory an image_shape for "
                 "data sets that differ"
             )
@@ -192,11 +193,11 @@ class TaskMemory:
 
 
 class _Chunks:
-    """The images of one class, in the chunks in which they were added: none is copied."""
+    """The images of one class in the chunks in which they were added, so that none is copied."""
 
     def __init__(self) -> None:
         self._chunks: list[Tensor] = []
-        self._ends: list[int] = []  # of each chunk, the number of images up to its end
+        self._ends: list[int] = []  # for each chunk, the number of images up to its end
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -219,10 +220,12 @@ class _Chunks:
 
     def _image(self, row: int) -> Tensor:
         number = bisect.bisect_right(self._ends, row)
-        return self._chunks[number][row - self._ends[number]]  # from the chunk's end backwards
+        # A negative index, which counts from the end of the chunk.
+        return self._chunks[number][row - self._ends[number]]
 
 
 def _is_class_key(key: object) -> bool:
+    """Return True for a pair of strings."""
     if not isinstance(key, tuple) or len(key) != 2:
         return False
     return all(isinstance(part, str) for part in key)

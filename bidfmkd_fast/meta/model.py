@@ -32,7 +32,7 @@ class Classifier:
     def scores(self, images: Tensor) -> Tensor:
         """Compute the logits `[N, n_classes]` of `images` `[N, C, H, W]` in unit range.
 
-        Values a little outside of the range, as augmented images have them, are accepted.
+        Values a little outside of the range are accepted, since augmented images have them.
 
         Raises:
             InputError: other images, or values below -0.5 or above 1.5.
@@ -108,11 +108,12 @@ class MetaModel:
             support_labels: int64 `[N]`, numbered from 0.
             steps: gradient steps; `adapt_steps` when None.
             learning_rate: learning rate; `adapt_learning_rate` when None.
-            transductive: True is how the paper and MAML evaluate: batch norm uses the statistics
-                of the images that are classified together, so the answer for one image depends on
-                the others of its batch, and is poor for a batch of one. False fixes the statistics
-                (variance unbiased) to those of the support set under the adapted parameters and
-                puts the classifier into `eval()`: every image is then classified by itself.
+            transductive: True evaluates as the paper and MAML do: batch norm uses the statistics
+                of the images that are classified together. The answer for one image then depends
+                on the others of its batch, and is poor for a batch of one. False fixes the
+                statistics (variance unbiased) to those of the support set under the adapted
+                parameters and puts the classifier into `eval()`, so that every image is classified
+                by itself.
 
         Raises:
             InputError: images or labels of the wrong rank, length, range or device;
@@ -162,8 +163,8 @@ class MetaModel:
     def load(cls, path: str | Path, module: nn.Module | None = None) -> MetaModel:
         """Load the meta-model that `save` wrote to `path`, on the CPU.
 
-        The weights go into `module` if it is given. A file whose architecture `models.build_model`
-        does not know needs it.
+        The weights go into `module` if it is given. It is needed for a file whose architecture
+        `models.build_model` does not know.
 
         Raises:
             InputError: the file is missing, damaged, no meta-model, or of another architecture.

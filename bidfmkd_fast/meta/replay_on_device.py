@@ -1,7 +1,7 @@
-"""Replay tasks without the host: outer steps on the module's device, for a CUDA graph to hold.
+"""Replay tasks without the host: outer steps on the module's device, in a CUDA graph.
 
-The host only draws which images a task has (`task_draw`). They are gathered from a copy of the
-memory on the device, adapted to and learned from there.
+The host only draws which images a task has (`task_draw`). The device gathers these images from its
+copy of the memory, adapts to them and learns from them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from bidfmkd_fast.meta.memory import TaskMemory
 from bidfmkd_fast.meta.task_draw import TaskSize, draw_task
 from bidfmkd_fast.runtime.captured_step import RepeatedStep
 
-MOST_UNTOLD = 1000
+MOST_UNREAD = 1000  # steps
 
 
 class DeviceReplay:
     """Outer steps as `outer_replay_step` takes them, on tasks of a memory as it is now.
 
-    Nothing waits for the result until `records` is called, after at most `MOST_UNTOLD` steps.
+    Nothing waits for the result until `records` is called, after at most `MOST_UNREAD` steps.
 
     Args:
         module: a module that `can_stack` accepts.
@@ -38,7 +38,7 @@ class DeviceReplay:
         rotations: as for `TaskMemory.sample_episode`.
 
     Attributes:
-        untold: steps since `records` was last called.
+        unread: steps since `records` was last called.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DeviceReplay:
         *,
         rotations: int = 1,
     ) -> None:
-        self.untold = 0
+        self.unread = 0
         self._module, self._optimizer, self._inner = module, optimizer, inner
         self._size, self._rotations = TaskSize(*sizes), rotations
         n_way, n_shot, n_query = sizes
@@ -62,14 +62,14 @@ class DeviceReplay:
         # The row in `_images` of the first image of each class.
         starts = [0, *itertools.accumulate(self._counts)]
         self._first_rows = torch.tensor(starts[:-1])
-        # Of each image of a step its row and its quarter turns.
+        # The row and the quarter turns of each image of a step.
         self._rows = torch.zeros(
             2, n_tasks, n_way * (n_shot + n_query), dtype=torch.int64, device=device
         )
         labels = torch.arange(n_way, device=device).expand(n_tasks, n_way)
         self._support_labels = labels.repeat_interleave(n_shot, dim=1)
         self._query_labels = labels.repeat_interleave(n_query, dim=1)
-        self._records = torch.zeros(MOST_UNTOLD, 2, device=device)  # loss and accuracy of each step
+        self._records = torch.zeros(MOST_UNREAD, 2, device=device)  # loss and accuracy of each step
         self._index = torch.zeros(1, dtype=torch.int64, device=device)
         self._finite = torch.ones(1, dtype=torch.bool, device=device)
         self._streams = (
@@ -81,10 +81,10 @@ class DeviceReplay:
         """Take one outer step on the tasks `first_task`, `first_task + 1`, ... of stream `seed`."""
         tasks = range(first_task, first_task + self._rows.shape[1])
         stacked = torch.stack([self._draw(seed, task) for task in tasks], dim=1)
-        # From pinned memory, so that the host need not wait until the device has taken them.
+        # Pinned memory is copied without the host waiting for the device.
         self._rows.copy_(stacked.pin_memory() if self._rows.is_cuda else stacked, non_blocking=True)
         self._repeated(self._step)
-        self.untold += 1
+        self.unread += 1
 
     def _draw(self, seed: int, index: int) -> Tensor:
         """Draw a task; return row and quarter turns of each image, int64 `[2, N]`.
@@ -103,7 +103,7 @@ class DeviceReplay:
     def records(self) -> list[dict[str, float]]:
         """Return `loss` and `accuracy` of the steps since the last call, means over their tasks.
 
-        This waits for the device.
+        The host waits for the device.
 
         Raises:
             InputError: a loss or a gradient was not finite; the parameters are then of no use.
@@ -112,9 +112,9 @@ class DeviceReplay:
             raise InputError(
                 "replay: a loss or its gradient is not finite; lower inner_lr or outer_lr"
             )
-        values = self._records[: self.untold].tolist()
+        values = self._records[: self.unread].tolist()
         self._index.zero_()
-        self.untold = 0
+        self.unread = 0
         return [{"loss": loss, "accuracy": accuracy} for loss, accuracy in values]
 
     def _step(self) -> None:
@@ -152,8 +152,8 @@ class DeviceReplay:
         parameters = dict(self._module.named_parameters())
         if not self._streams:
             return self._losses_of(parameters, slice(None), support, query)
-        # Views made on this stream, so that the gradients of all tasks come back to it before they
-        # are added up.
+        # The views are made on this stream, so that the gradients of all tasks come back to it
+        # before they are added up.
         own = [
             {name: value.view_as(value) for name, value in parameters.items()}
             for _ in self._streams
@@ -171,6 +171,7 @@ class DeviceReplay:
     def _losses_of(
         self, parameters: Mapping[str, Tensor], tasks: slice, support: Tensor, query: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Compute loss and accuracy, both `[E]`, of some of the tasks."""
         return loss_of_stack(
             self._module,
             parameters,

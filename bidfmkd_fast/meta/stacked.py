@@ -18,8 +18,8 @@ from bidfmkd_fast.models import AnySizeConv4, Conv4, fit_images
 from bidfmkd_fast.ops.native_norm_pool import norm_pool_format
 from bidfmkd_fast.ops.norm_pool import norm_pool
 
-# The most tasks of a stack, and the most bytes of its largest layer. A larger stack would no longer
-# fit the CPU's cache and gain nothing.
+# The most tasks of a stack, and the most bytes of its largest layer. A larger stack would gain
+# nothing, since it no longer fits the CPU's cache.
 _CPU_STACK = (8, 64 << 20)
 _GPU_STACK = (64, 1 << 30)
 
@@ -93,9 +93,9 @@ def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images:
 def forward_in_turn(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
     """Compute `stacked_forward` one task after the other.
 
-    This is faster on the CPU where a task has many images and a backward pass follows: stacking
-    saves calls, but a large stack does not fit the cache, and grouped convolutions are a little
-    slower than plain ones.
+    This is faster on the CPU if a task has many images and a backward pass follows. Stacking saves
+    calls, but a large stack does not fit the cache, and grouped convolutions are a little slower
+    than plain ones.
     """
     pieces = enumerate(images.split(1))
     return torch.cat(

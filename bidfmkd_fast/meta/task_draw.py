@@ -1,7 +1,7 @@
 """Draw tasks from a memory: which image rows a task has, and by how much they are turned.
 
-The draw depends only on how many images each class holds, so whoever holds the images gathers them:
-`memory` on the CPU, `replay_on_device` on the GPU.
+The draw depends only on how many images each class holds. The images themselves are gathered by
+`memory` on the CPU and by `replay_on_device` on the GPU.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class TaskDraw(NamedTuple):
     """The classes of a task and their images.
 
     Attributes:
-        classes: of each label 0, 1, ... the position of its class and the number of quarter turns.
-        rows: int64 `[n_way, n_shot + n_query]`: of each label the rows of its images within their
+        classes: for each label 0, 1, ... the position of its class and the number of quarter turns.
+        rows: int64 `[n_way, n_shot + n_query]`: for each label the rows of its images within their
             class, support images first.
     """
 

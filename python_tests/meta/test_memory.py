@@ -195,7 +195,7 @@ def test_bad_images_keys_and_states_are_refused() -> None:
             torch.zeros(1, 1, 3, 3),
             [key(0)],
             InputError,
-            r"must be \[1, 2, 2\] as those held; got \[1, 3, 3\]",
+            r"must be \[1, 2, 2\], as the images held are; got \[1, 3, 3\]",
         ),
         (good * torch.nan, [key(0)] * 2, InputError, "finite"),
         (good, ["ab", "cd"], InputTypeError, "a class key is a pair"),
@@ -242,7 +242,9 @@ def test_tasks_over_data_sets_of_different_shapes(seed: int, tmp_path: Path) -> 
     again = restored.sample_episode(6, 2, 3, seed=seed, index=0)
     assert torch.equal(again.query_images, episode.query_images)
 
-    with pytest.raises(InputError, match=r"must be \[1, 4, 4\] as those held; got \[1, 5, 5\]"):
+    with pytest.raises(
+        InputError, match=r"must be \[1, 4, 4\], as the images held are; got \[1, 5, 5\]"
+    ):
         memory.add(torch.rand(1, 1, 5, 5), [("small", "c")])
     with pytest.raises(InputError, match="1 or 3 channels"):
         memory.add(torch.rand(1, 2, 5, 5), [("new", "c")])
