@@ -121,9 +121,8 @@ class DeviceReplay:
         """Do the work of one step, in place on the tensors of this object; a graph holds it."""
         n_support = self._size.n_way * self._size.n_shot
         rows, turns = self._rows
-        images = self._images.index_select(0, rows.flatten()).unflatten(
-            0, rows.shape
-        )  # [E, N, C, H, W]
+        images = self._images.index_select(0, rows.flatten())
+        images = images.unflatten(0, rows.shape)  # [E, N, C, H, W]
         for quarter in range(4 // self._rotations, 4, 4 // self._rotations):
             images = torch.where(
                 (turns == quarter)[:, :, None, None, None], turned(images, quarter), images

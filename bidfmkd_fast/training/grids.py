@@ -82,16 +82,8 @@ def _panel(recovered_set: RecoveredSet) -> Image.Image:
     panel = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(panel)
     draw.text((4, 4), title, fill="black", font=font)
-    pixels = (
-        recovered_set.images.detach()
-        .cpu()
-        .clamp(0, 1)
-        .mul(255)
-        .round()
-        .byte()
-        .permute(0, 2, 3, 1)
-        .numpy()
-    )  # [N, H, W, C]
+    images = recovered_set.images.detach().cpu().clamp(0, 1)
+    pixels = images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()  # [N, H, W, C]
     for row, (name, indices) in enumerate(zip(names, per_class, strict=True)):
         top = head + row * cell_height
         draw.text((4, top + cell_height // 2), name, fill="black", font=font, anchor="lm")
