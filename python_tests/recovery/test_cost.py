@@ -1,4 +1,4 @@
-"""Check that a recovery asks what it is said to ask: queries, requests and money."""
+"""Check that a recovery asks what `recovery.cost` counts: queries, requests and money."""
 
 from __future__ import annotations
 
@@ -64,11 +64,14 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("n_per_class", [1, N_PER_CLASS])
 def test_what_a_set_costs_is_what_is_asked(name: str, n_per_class: int, seed: int) -> None:
-    """Take also one image per class: 3 in all, fewer than mu="auto" measures at otherwise."""
+    """Check sets with one image per class, too.
+
+    Their 3 images are fewer than the 4 at which mu="auto" measures otherwise.
+    """
     make, settings, paper_compat = CASES[name]
     api, config = make(), replace(CONFIG, **settings)
     cost = set_cost(api, config, n_per_class, paper_compat)
-    api.budget = Budget(cost.queries, cost.requests, cost.price)  # exactly enough
+    api.budget = Budget(cost.queries, cost.requests, cost.price)  # the budget is exactly enough
     recovered = recover(api, n_per_class, config=config, seed=seed, paper_compat=paper_compat)
     assert recovered.complete
     assert (api.ledger.queries, api.ledger.requests) == (cost.queries, cost.requests)
@@ -88,7 +91,7 @@ def test_one_query_less_than_the_first_step_is_refused_before_anything_is_asked(
     assert api.ledger.requests == 0
 
 
-def test_what_is_held_of_a_step_is_not_asked_for() -> None:
+def test_answers_that_a_journal_holds_are_not_counted() -> None:
     api, config = local(), replace(CONFIG, max_images=24)
     whole = step_cost(api, config, 12)  # rows of 12 images in calls of 2, 2 and 1
     assert (whole.queries, whole.requests) == (60, 3)

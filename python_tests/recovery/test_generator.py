@@ -1,3 +1,5 @@
+"""Check the image generator: shapes, ranges, gradients, and the merged upsampling."""
+
 from __future__ import annotations
 
 import pytest
@@ -34,8 +36,8 @@ def test_the_gradient_reaches_latents_and_every_parameter(seed: int) -> None:
     assert latents.grad is not None
     assert (latents.grad.abs().sum(1) > 0).all()
     for name, parameter in generator.named_parameters():
-        # The batch norm behind the projection removes what its bias adds to whole channels, not the
-        # rest.
+        # The batch norm behind the projection removes only what the bias adds to whole channels, so
+        # the bias has a gradient as well.
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
 

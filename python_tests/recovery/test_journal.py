@@ -36,7 +36,10 @@ WEIGHT = torch.randn(N_CLASSES, 64, generator=torch.Generator().manual_seed(5)).
 
 
 def linear(images: Tensor, weight: Tensor = WEIGHT) -> Tensor:
-    """Compute scores in float64 and without a matrix product: the same in batches of any size."""
+    """Compute linear scores that do not depend on the size of the batch.
+
+    It computes in float64 and without a matrix product.
+    """
     return (images.flatten(1).double()[:, None] * weight).sum(-1).float()
 
 
@@ -94,6 +97,7 @@ CASES: dict[str, dict[str, Any]] = {
 def make(
     api: FunctionBlackBox | OpenBox, case: str, folder: Path | None = None, **other: Any
 ) -> Recovered:
+    """Recover a set as `CASES[case]` and `other` say, with a journal in `folder` if it is given."""
     settings = CASES[case] | other
     arguments = {
         name: settings.pop(name)
@@ -160,7 +164,7 @@ def test_cut_off_at_every_call_in_turn(case: str, tmp_path: Path) -> None:
     assert len(last.points) == 1
     once = sum(map(len, whole.points))
     assert n_asked + len(last.points[0]) == 2 * once - len(whole.points[0])
-    # What is whole needs no API at all, until its owner removes the journal.
+    # A set whose journal is whole needs no API, until the journal is removed.
     silent = Box(1)
     assert_same(make(silent, case, tmp_path / "journal"), wanted)
     assert not silent.points
@@ -221,11 +225,9 @@ def test_a_budget_counts_what_is_asked_and_no_more(tmp_path: Path) -> None:
     step = 5 * B
     assert whole.ledger.queries == QUERIES + 7 * step
     with pytest.raises(KeyboardInterrupt):
-        make(Box(1 + 4), "auto", tmp_path)  # the fourth step
-    for left_over, complete in (
-        (-1, False),
-        (1, True),
-    ):  # four steps are left, one of them a second time
+        make(Box(1 + 4), "auto", tmp_path)  # cut off in the fourth step
+    # Four steps are left. The first budget lacks one query of them, the second pays the last step.
+    for left_over, complete in ((-1, False), (1, True)):
         box = Box()
         box.budget = Budget(max_queries=4 * step + left_over if not complete else step)
         recovered = make(box, "auto", tmp_path)
@@ -246,21 +248,20 @@ def test_a_budget_that_ends_in_the_middle_of_a_recorded_step(tmp_path: Path) -> 
     nothing.budget = Budget(max_queries=0)
     recovered = make(nothing, "chunks", tmp_path)
     assert not recovered.complete and len(recovered.history) == 1 and not nothing.points
-    every: list[Tensor] = []
+    images_asked: list[Tensor] = []
     whole = Box()
     make(
         whole,
         "chunks",
-        callback=lambda record: every.append(whole.points[3 * int(record["step"])][:B]),
+        callback=lambda record: images_asked.append(whole.points[3 * int(record["step"])][:B]),
     )
-    scores = torch.stack(
-        [linear(images) for images in every[:2]]
-    )  # of the images themselves, in both steps
+    # The scores of the images themselves, in both steps.
+    scores = torch.stack([linear(images) for images in images_asked[:2]])
     losses = nn.functional.cross_entropy(
         scores.flatten(0, 1).double(), recovered.labels.repeat(2), reduction="none"
     )
     best = losses.view(2, B).argmin(0)
-    assert torch.equal(recovered.images, torch.stack(every[:2])[best, torch.arange(B)])
+    assert torch.equal(recovered.images, torch.stack(images_asked[:2])[best, torch.arange(B)])
 
 
 def test_sets_made_at_once_have_a_journal_each(tmp_path: Path) -> None:
@@ -325,7 +326,7 @@ def test_a_torn_record_is_dropped(cut_off: Path) -> None:
         assert len(box.points) == n_asked
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            Journal(cut_off)  # the torn bytes were overwritten
+            Journal(cut_off)  # the torn bytes are gone
 
 
 def test_a_flipped_bit_is_noticed(cut_off: Path) -> None:
@@ -360,7 +361,9 @@ def test_without_its_snapshot_a_set_is_the_same(
 @pytest.mark.parametrize(
     "damage", [lambda data: b"", lambda data: b"PK" + data, lambda data: data[:40]]
 )
-def test_what_is_no_journal_is_refused(damage: Callable[[bytes], bytes], cut_off: Path) -> None:
+def test_other_files_than_journals_are_refused(
+    damage: Callable[[bytes], bytes], cut_off: Path
+) -> None:
     (cut_off / RECORDS).write_bytes(damage((cut_off / RECORDS).read_bytes()))
     with pytest.raises(
         InputError,
@@ -417,11 +420,11 @@ def test_a_journal_of_other_settings_is_refused(
     ):
         make(box, "chunks", cut_off, **other)
     assert not box.points
-    # What an answer costs, and how many fit in a request, changes nothing of it.
+    # The price and the size of a request have no influence on the answers.
     make(Box(spec=replace(SPEC, price_per_1000=3.0, max_batch=9)), "chunks", cut_off)
 
 
-def test_a_snapshot_that_was_left_behind_is_not_taken(cut_off: Path) -> None:
+def test_a_snapshot_without_records_is_not_used(cut_off: Path) -> None:
     """Ask anew if the records were removed, whatever the snapshot holds."""
     (cut_off / RECORDS).unlink()
     box = Box()
@@ -429,7 +432,7 @@ def test_a_snapshot_that_was_left_behind_is_not_taken(cut_off: Path) -> None:
     assert len(box.points) == 7 * 3
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to the journal .*file"):
         make(Box(), "support set", tmp_path / "file" / "journal")

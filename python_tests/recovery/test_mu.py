@@ -36,7 +36,7 @@ def test_auto_is_measured_paid_for_and_recorded(seed: int) -> None:
     box = api()
     config = RecoveryConfig(steps=2, num_directions=3, mu="auto", generator_width=4)
     recovered = recover(box, N_PER_CLASS, config=config, seed=seed)
-    assert recovered.mu == 0.025  # the usual step, where every digit counts
+    assert recovered.mu == 0.025  # the default, since this API answers in full precision
     assert box.ledger.queries == QUERIES + 2 * 4 * B
     fixed = RecoveryConfig(steps=2, num_directions=3, mu=0.025, generator_width=4)
     assert torch.equal(
@@ -66,23 +66,23 @@ COARSE: list[dict[str, Any]] = [
 
 
 def descent(recovered: Recovered) -> float:
-    """Return how much lower the mean loss of the last steps is than that of the first."""
+    """Return by how much the mean loss of the last 5 steps is below the loss of the first."""
     losses = [record["loss"] for record in recovered.history]
     return losses[0] - sum(losses[-5:]) / 5
 
 
 def mean_descent(api_fields: dict[str, Any], config: RecoveryConfig) -> float:
-    """Return the mean over three seeds.
+    """Return the mean of `descent` over three seeds.
 
-    A step that the API does not resolve estimates noise, and the loss then walks at random, by
-    about 0.4 in either direction. Where one walk ends hangs on the processor, since 8 bits and two
-    decimals make a whole unit of the last bit in which processors differ; so one walk proves
-    nothing. The mean of three lies below 0.4 with 3 standard errors to spare; the descent of a step
-    that is resolved is above 1 in the mean, and its own spread is 0.2.
+    If the API does not resolve the step, the estimate is noise, and the loss walks at random by
+    about 0.4 in either direction. Where a walk ends depends on the processor: processors differ in
+    the last bit, and rounding to 8 bits and two decimals turns this into a whole unit. So a single
+    walk proves nothing. The mean of three lies below 0.4 with 3 standard errors to spare. If the
+    API resolves the step, the descent is above 1 in the mean, with a standard deviation of 0.2.
     """
     sets = [recover(api(**api_fields), N_PER_CLASS, config=config, seed=seed) for seed in range(3)]
-    assert config.mu != "auto" or all(one.mu is not None and one.mu > 0.1 for one in sets)
-    return sum(descent(one) for one in sets) / len(sets)
+    assert config.mu != "auto" or all(found.mu is not None and found.mu > 0.1 for found in sets)
+    return sum(descent(found) for found in sets) / len(sets)
 
 
 @pytest.mark.parametrize("fields", COARSE)
@@ -98,7 +98,7 @@ def test_auto_descends_on_a_coarse_api_where_the_papers_step_does_not(
 
 
 def test_the_papers_step_descends_on_an_exact_api() -> None:
-    """Show that the same mu works where the API answers exactly."""
+    """Show that the same mu works with an API that answers exactly."""
     assert mean_descent({}, replace(AUTO, mu=0.005)) > 0.7
 
 
@@ -113,7 +113,7 @@ def test_no_warning_where_the_step_is_resolved() -> None:
             )
 
 
-def test_an_api_that_resolves_nothing_is_told() -> None:
+def test_an_api_that_resolves_nothing_gives_a_warning() -> None:
     flat = FunctionBlackBox(
         lambda images: images.new_ones(len(images), 5), APISpec(5, SHAPE, name="flat")
     )

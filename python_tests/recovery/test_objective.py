@@ -1,3 +1,5 @@
+"""Check the objective of a recovery against float64, and the augmentation."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -117,9 +119,8 @@ def test_bad_students(answer: object, error: type[Exception], message: str) -> N
 
 
 def test_augment_is_one_crop_and_flip_for_the_batch(seed: int) -> None:
-    images = 0.1 + torch.rand(
-        3, 2, 16, 8, generator=torch_generator(seed, "images")
-    )  # no zeros: padding is seen
+    # No pixel is 0, so that padding can be told from the images.
+    images = 0.1 + torch.rand(3, 2, 16, 8, generator=torch_generator(seed, "images"))
     padded = np.pad(images.numpy(), [(0, 0), (0, 0), (2, 2), (1, 1)])
     possible = {}
     for top in range(5):
@@ -131,7 +132,8 @@ def test_augment_is_one_crop_and_flip_for_the_batch(seed: int) -> None:
     seen = [
         possible[augment(images, seed, step).contiguous().numpy().tobytes()] for step in range(300)
     ]
-    # Each of 30 cases is missed by 300 fair draws with probability 4e-5; five of them, never.
+    # 300 fair draws miss a given one of the 30 cases with probability 4e-5, and five of them with
+    # a probability near 0.
     assert len(set(seen)) > 25
     again = possible[augment(images, seed, 7).contiguous().numpy().tobytes()]
     assert again == seen[7]
@@ -142,7 +144,7 @@ def test_augment_hands_the_gradient_back_to_the_pixels_it_shows(seed: int) -> No
     for step in range(5):
         shown = augment(images, seed, step)
         (gradient,) = torch.autograd.grad(shown.square().sum() / 2, images)
-        # Half the square's gradient is the value itself, where the pixel is shown, and 0 elsewhere.
+        # Half the square has the value itself as its gradient if the pixel is shown, else 0.
         visible = gradient != 0
         torch.testing.assert_close(gradient[visible], images.detach()[visible], rtol=0, atol=0)
         assert visible.sum() == (shown != 0).sum() > 0

@@ -92,7 +92,7 @@ def test_the_same_as_the_loop(change: dict[str, object], with_student: bool, see
     assert api.ledger.requests == expected_api.ledger.requests
 
 
-def test_answers_that_do_not_move_are_told() -> None:
+def test_answers_that_do_not_change_give_a_warning() -> None:
     class Flat(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.zeros(len(images), N_CLASSES) + images.mean() * 0
@@ -110,14 +110,16 @@ def test_side_by_side_changes_nothing(seed: int) -> None:
     together = [
         make_recovery(make_api(seed + i), config, seed=seed + i) for i, config in enumerate(configs)
     ]
-    for i, one in enumerate(run_side_by_side(together)):
-        assert isinstance(one, Recovered)
+    for i, found in enumerate(run_side_by_side(together)):
+        assert isinstance(found, Recovered)
         alone = recover(make_api(seed + i), N_PER_CLASS, None, configs[i], seed=seed + i)
-        assert torch.equal(one.images, alone.images)
-        assert [record["step"] for record in one.history] == list(range(configs[i].steps))
+        assert torch.equal(found.images, alone.images)
+        assert [record["step"] for record in found.history] == list(range(configs[i].steps))
 
 
-def test_one_that_fails_leaves_the_others_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recovery_that_fails_leaves_the_others_alone(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         importlib.import_module("bidfmkd_fast.recovery.recover"), "serves", lambda *_: True
     )
@@ -146,7 +148,7 @@ def test_one_that_fails_leaves_the_others_alone(seed: int, monkeypatch: pytest.M
     assert isinstance(results[3], BudgetExhausted)
 
 
-def test_a_step_that_is_no_number_ends_it(seed: int) -> None:
+def test_answers_that_are_not_finite_end_a_recovery(seed: int) -> None:
     class Broken(torch.nn.Module):
         calls = 0
 
@@ -170,9 +172,9 @@ def test_a_budget_shared_with_others_ends_it_early(seed: int) -> None:
     per_step = 5 * N_CLASSES * N_PER_CLASS
     budget = Budget(max_queries=3 * per_step)
     api, other = make_api(seed, budget), make_api(seed, budget)
-    one = make_recovery(api, CONFIG, seed=seed)
+    recovery = make_recovery(api, CONFIG, seed=seed)
     other(torch.zeros(per_step // 2, *SHAPE))
-    result = one.run()
+    result = recovery.run()
     assert not result.complete
     assert len(result.history) == 2
     assert api.ledger.queries == 2 * per_step
@@ -184,7 +186,7 @@ def test_a_budget_shared_with_others_ends_it_early(seed: int) -> None:
         make_recovery(api, CONFIG, seed=seed).run()
 
 
-def test_logits_told_as_probabilities() -> None:
+def test_logits_declared_as_probabilities() -> None:
     class Logits(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return 4 - images.flatten(1)[:, :N_CLASSES]
@@ -198,41 +200,42 @@ def test_logits_told_as_probabilities() -> None:
 
 @pytest.mark.parametrize("with_student", [False, True])
 def test_no_step_looks_at_a_value(with_student: bool, seed: int) -> None:
-    one = make_recovery(
+    recovery = make_recovery(
         make_api(seed), replace(CONFIG, augment=True), make_module(seed) if with_student else None
     )
-    one.step()  # the optimiser makes its state
-    one._maker.optimizer.step = lambda: None  # type: ignore[assignment,method-assign]  # that looks, though not on a GPU
+    recovery.step()  # in the first step the optimiser makes its state
+    # The optimiser reads values on the CPU, but not on a GPU.
+    recovery._maker.optimizer.step = lambda: None  # type: ignore[assignment,method-assign]
     with NoLooks():
-        one.step()
+        recovery.step()
     with pytest.raises(AssertionError, match="needs a tensor's value"), NoLooks():
-        one.result()
+        recovery.result()
 
 
-def test_it_ends_without_a_collection(seed: int) -> None:
-    """Free the graph without a collection.
+def test_a_recovery_is_freed_without_a_garbage_collection(seed: int) -> None:
+    """Free the graph without a garbage collection.
 
-    A graph that only the garbage collector frees could be freed in the middle of another's capture.
+    A collection could free a graph while another graph is captured.
     """
     gc.disable()
     try:
-        one = make_recovery(make_api(seed), CONFIG)
-        one.run()
-        ended = weakref.ref(one)
-        del one
+        recovery = make_recovery(make_api(seed), CONFIG)
+        recovery.run()
+        ended = weakref.ref(recovery)
+        del recovery
         assert ended() is None
     finally:
         gc.enable()
 
 
-def test_who_is_served(seed: int) -> None:
-    """Refuse a budget that ends on the way, since only the stepwise loop stops there."""
+def test_which_apis_and_budgets_are_served(seed: int) -> None:
+    """Refuse a budget that ends midway, since only the stepwise loop can stop there."""
 
     class Labels(list[int]):
         is_cuda, device, dtype = True, torch.device("cpu"), torch.int64
 
     labels, per_set = Labels(range(12)), CONFIG.steps * 5 * 12
-    small, requests = replace(CONFIG, max_images=12), CONFIG.steps * 5  # 12 images in a request
+    small, requests = replace(CONFIG, max_images=12), CONFIG.steps * 5  # a request takes 12 images
     for budget, config, served in (
         (None, CONFIG, True),
         (Budget(per_set), CONFIG, True),
@@ -261,9 +264,8 @@ def test_only_the_plain_recovery_stays_on_the_device(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Leave the slips of the authors' code and a user's generator to the stepwise loop."""
-    module = importlib.import_module(
-        "bidfmkd_fast.recovery.recover"
-    )  # the package's `recover` is the function
+    # The attribute `recover` of the package is the function, not the module.
+    module = importlib.import_module("bidfmkd_fast.recovery.recover")
     monkeypatch.setattr(module, "serves", lambda *_: True)
     taken: list[int] = []
 
@@ -294,7 +296,7 @@ def test_crops_on_the_device(seed: int) -> None:
         assert torch.equal(actual, wanted)
         weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(step))
         gradients = [
-            torch.autograd.grad((one * weights).sum(), images)[0] for one in (actual, wanted)
+            torch.autograd.grad((shown * weights).sum(), images)[0] for shown in (actual, wanted)
         ]
         assert torch.equal(*gradients)
     assert flips == {0, 1}
@@ -321,7 +323,7 @@ def test_bfloat16_generator(seed: int) -> None:
         RecoveryConfig(generator_precision="fp8")
 
 
-def test_the_first_answers_are_looked_at_once_for_an_api(seed: int) -> None:
+def test_the_first_answers_are_checked_once_for_an_api(seed: int) -> None:
     class Wrong(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.mean((1, 2, 3))[:, None] / 255 + torch.tensor([0.0, 1.0, 2.0])
@@ -339,4 +341,4 @@ def test_the_first_answers_are_looked_at_once_for_an_api(seed: int) -> None:
         BadAnswer, match="scores: its scores_kind is 'log_probabilities', so none may be above 0"
     ):
         refused.run()
-    assert refused.done == 1  # nothing is spent on further steps
+    assert refused.done == 1  # no further step was paid for

@@ -59,7 +59,7 @@ def authors_estimate(
 ) -> Tensor:
     """Estimate the gradient `[B, d]` in the authors' order.
 
-    There are 5 splits of q // 5 directions each, divided by q.
+    They draw 5 splits of q // 5 directions each, and divide by q.
     """
     q, mu, d, splits = CONFIG.num_directions, CONFIG.mu, 64, 5
     flat = x.flatten(1)
@@ -97,9 +97,9 @@ def test_gradients_and_choice_are_the_authors(seed: int) -> None:
             paper_compat=True,
         )
     assert len(Watched.images) >= CONFIG.steps
-    images = Watched.images[-CONFIG.steps :]  # a check of the generator may come first
-    # Every gradient is asked for twice: for the surrogate alone, by `torch.autograd.grad`, and by
-    # the backward pass.
+    images = Watched.images[-CONFIG.steps :]  # a check of the generator may come before them
+    # Every gradient is computed twice: by `torch.autograd.grad` for the surrogate, and by the
+    # backward pass.
     gradients = Watched.gradients[-2 * CONFIG.steps :][1::2]
     labels = torch.arange(N_CLASSES).repeat_interleave(N_PER_CLASS)
     best_cost, best_inputs, costs = 1e6, None, []
@@ -108,8 +108,8 @@ def test_gradients_and_choice_are_the_authors(seed: int) -> None:
         state = torch.tensor([derive_seed(seed, "recovery", "directions"), step])
         estimate = authors_estimate(api, student, x, labels, state)
         scale = float(estimate.abs().max()) / B
-        # Differences of losses over mu: float32 losses near 1 lose 1e-7 / 0.05 before the sum over
-        # d.
+        # The estimate divides differences of losses by mu. Losses near 1 in float32 have an error
+        # of 1e-7, which becomes 1e-7 / 0.05 before the sum over d.
         torch.testing.assert_close(
             gradient.flatten(1), estimate / B, rtol=100 * rtol, atol=100 * rtol * scale
         )
@@ -120,7 +120,8 @@ def test_gradients_and_choice_are_the_authors(seed: int) -> None:
     assert best_inputs is not None
     torch.testing.assert_close(recovered.images, best_inputs, rtol=rtol, atol=atol)
     torch.testing.assert_close(recovered.scores, api(best_inputs.flatten(1)), rtol=rtol, atol=atol)
-    assert box.ledger.queries == CONFIG.steps * (1 + 5) * B  # 7 directions asked for, 5 drawn
+    # The settings say 7 directions; 5 are drawn.
+    assert box.ledger.queries == CONFIG.steps * (1 + 5) * B
 
 
 def test_without_the_switch_the_choice_is_by_the_loss(seed: int) -> None:

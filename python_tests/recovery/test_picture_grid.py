@@ -28,8 +28,8 @@ def picture(html: str) -> np.ndarray:
 def test_every_image_stands_in_the_row_of_its_class(channels: int) -> None:
     labels = torch.tensor([0, 0, 1, 2, 2, 2])
     images = torch.linspace(0, 1, 6).view(6, 1, 1, 1).expand(6, channels, 4, 5).clone()
-    one = recovered(images, labels, 3)
-    html = one._repr_html_()
+    grid_set = recovered(images, labels, 3)
+    html = grid_set._repr_html_()
     assert "Recovered(6 images" in html and "100 % as wanted" in html
     pixels = picture(html).reshape(3 * 6, 3 * 7, -1)
     for row, column, value in (
@@ -51,7 +51,8 @@ def test_any_range_shape_and_number(shape: tuple[int, ...]) -> None:
     images = 3 * torch.randn(700, *shape)
     images[0, 0, 0, 0] = float("nan")
     pixels = picture(recovered(images, labels, 50)._repr_html_())
-    assert pixels.shape[:2] == (20 * (shape[1] + 2), 12 * (shape[2] + 2))  # the first of many
+    # At most 20 classes and 12 images of each are shown.
+    assert pixels.shape[:2] == (20 * (shape[1] + 2), 12 * (shape[2] + 2))
     assert pixels.min() < 60 and pixels.max() == 255
     assert "<img" not in recovered(images[:0], labels[:0], 50)._repr_html_()
     constant = recovered(torch.full((1, 1, 4, 4), 7.0), torch.tensor([0]), 1)._repr_html_()

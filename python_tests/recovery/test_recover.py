@@ -1,3 +1,5 @@
+"""Check `recover`: the best images, the seed, the budget, generators of the user, and errors."""
+
 from __future__ import annotations
 
 import math
@@ -26,7 +28,7 @@ SMALL = RecoveryConfig(
 def linear(seed: int, scale: float = 8.0) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a linear classifier of 8x8 images.
 
-    Its answer for an image does not depend, in any bit, on the batch.
+    Its answer for an image is the same bit for bit in any batch.
     """
     weight = (
         scale
@@ -60,8 +62,11 @@ class Recorder(FunctionBlackBox):
 
         They are `[steps, B, 1, 8, 8]` and `[steps, B, n_classes]`.
         """
-        every = (1 + num_directions) * N_IMAGES
-        asked, answered = torch.cat(self.asked).split(every), torch.cat(self.answered).split(every)
+        per_step = (1 + num_directions) * N_IMAGES
+        asked, answered = (
+            torch.cat(self.asked).split(per_step),
+            torch.cat(self.answered).split(per_step),
+        )
         return (
             torch.stack([a[:N_IMAGES] for a in asked]).numpy(),
             torch.stack([a[:N_IMAGES] for a in answered]).numpy().astype(np.float64),
@@ -146,7 +151,7 @@ def test_the_result_is_a_pure_function_of_the_seed(directions: str, seed: int) -
             "max_images": max_images,
         }
         api = FunctionBlackBox(linear(seed), APISpec(N_CLASSES, (1, 8, 8)))
-        torch.rand(max_images % 5)  # the global generator stands elsewhere each time
+        torch.rand(max_images % 5)  # the state of the global generator must not matter
         before = torch.random.get_rng_state()
         recovered = recover(
             api, N_PER_CLASS, linear(seed + 1), RecoveryConfig(**settings), seed=run_seed
@@ -156,8 +161,8 @@ def test_the_result_is_a_pure_function_of_the_seed(directions: str, seed: int) -
 
     first, ledger = run(seed, 4096)
     assert (ledger.queries, ledger.requests) == (6 * 60, 6)
-    # 5 rows of 12 images: row by row (also when a row alone is too large), two and two and one,
-    # three and two.
+    # The 5 rows of 12 images are asked together, row by row (also if a row alone is too large), as
+    # two, two and one rows, and as three and two.
     for max_images, requests in ((4096, 1), (1, 5), (12, 5), (29, 3), (36, 2)):
         again, ledger = run(seed, max_images)
         assert (ledger.queries, ledger.requests) == (6 * 60, 6 * requests)
@@ -175,7 +180,10 @@ def test_the_result_is_a_pure_function_of_the_seed(directions: str, seed: int) -
 def test_two_sets_share_neither_images_nor_directions(
     generator: nn.Module | None, seed: int
 ) -> None:
-    """Compare two seeds, also with a generator without parameters: all comes from the latents."""
+    """Compare two seeds.
+
+    A generator without parameters makes images that come from the latents alone.
+    """
     latent_dim = 64 if generator else 8
     signs, starts = [], []
     for run_seed in (seed, seed + 1):
@@ -186,10 +194,10 @@ def test_two_sets_share_neither_images_nor_directions(
         starts.append(points[0, 0])
         signs += [(points[step, 1:] - points[step, :1]).sign().flatten() for step in (0, 1)]
     assert not torch.isclose(starts[0], starts[1]).all(1).any()
-    for i, one in enumerate(signs):
-        for other in signs[:i]:
-            # 3072 fair signs: half of them agree, give or take 6 standard deviations.
-            assert abs((one == other).double().mean() - 0.5) < 6 * 0.5 / math.sqrt(one.numel())
+    for i, ours in enumerate(signs):
+        for theirs in signs[:i]:
+            # On average half of 3072 fair signs agree; six standard deviations are allowed.
+            assert abs((ours == theirs).double().mean() - 0.5) < 6 * 0.5 / math.sqrt(ours.numel())
 
 
 class Still(nn.Module):
@@ -214,7 +222,8 @@ def test_the_augmentation_is_drawn_anew_every_step(seed: int) -> None:
         images, _ = api.at_the_images(SMALL.num_directions)
         kinds[augment] = len(np.unique(images[:, 0].reshape(30, -1), axis=0))
         assert (images == images[:, :1]).all(), "one draw for the whole batch"
-    # 18 crops and flips; fewer than 6 of them in 30 fair draws have a probability below 1e-10.
+    # There are 18 crops with flips. That 30 fair draws give fewer than 6 of them has a probability
+    # below 1e-10.
     assert kinds[False] == 1, kinds
     assert kinds[True] >= 6, kinds
 
@@ -231,17 +240,16 @@ def test_no_steps_is_the_control(augment: bool, seed: int) -> None:
     assert control.history == []
     assert not control.images.requires_grad
     assert torch.equal(api(control.images), control.scores)
-    # One step cannot have moved the images it was asked about: the control is where every recovery
-    # starts.
-    one = recover(
+    # A recovery of one step returns the images that it started from. They are the control's.
+    found = recover(
         Recorder(linear(seed)),
         N_PER_CLASS,
         student,
         RecoveryConfig(**{**settings, "steps": 1}),
         seed=seed,
     )
-    assert torch.equal(one.images, control.images)
-    torch.testing.assert_close(one.losses, control.losses, rtol=RTOL, atol=ATOL)
+    assert torch.equal(found.images, control.images)
+    torch.testing.assert_close(found.losses, control.losses, rtol=RTOL, atol=ATOL)
 
 
 def test_the_boundary_term_drives_api_and_student_apart(seed: int) -> None:
@@ -258,15 +266,15 @@ def test_the_boundary_term_drives_api_and_student_apart(seed: int) -> None:
             answers = student(recovered.images).double().numpy()
             apart.append(masked_distance(recovered.scores.double().numpy(), answers).mean())
         gains.append(apart[1] - apart[0])
-    # Over 200 seeds the gain of one pair was 0.42 with a standard deviation of 0.21: the mean of
-    # ten is 0.42 +- 0.07.
+    # Over 200 seeds the gain of a pair was 0.42 with a standard deviation of 0.21, so the mean of
+    # ten pairs is 0.42 +- 0.07.
     assert np.mean(gains) > 0.1, gains
 
 
 @pytest.mark.parametrize("scores_kind", ["probabilities", "log_probabilities"])
 def test_the_student_meets_the_api_in_its_kind_of_scores(scores_kind: str, seed: int) -> None:
     convert = torch.softmax if scores_kind == "probabilities" else torch.log_softmax
-    small = 8.0 / 4  # no probability near the floor of 1e-7
+    small = 8.0 / 4  # keeps probabilities away from the floor of 1e-7
     logits = Recorder(linear(seed, small))
     other = Recorder(
         lambda images: convert(linear(seed, small)(images), 1), scores_kind=scores_kind
@@ -274,7 +282,7 @@ def test_the_student_meets_the_api_in_its_kind_of_scores(scores_kind: str, seed:
     config = RecoveryConfig(**{**vars(SMALL), "steps": 1, "boundary_weight": 3.0})
     wanted = recover(logits, N_PER_CLASS, linear(seed + 1, small), config, seed=seed)
     came = recover(other, N_PER_CLASS, linear(seed + 1, small), config, seed=seed)
-    # Both begin with the same images; from the second step on rounding would part them.
+    # Both begin with the same images. From the second step on rounding would make them differ.
     np.testing.assert_allclose(
         came.history[0]["loss"], wanted.history[0]["loss"], rtol=RTOL, atol=ATOL
     )
@@ -307,8 +315,7 @@ def test_images_live_in_the_input_range_of_the_api(seed: int) -> None:
     recovered = recover(wide_api, N_PER_CLASS, config=SMALL, seed=seed)
     assert -3 <= recovered.images.min() < 0
     assert 1 < recovered.images.max() <= 5
-    # mu is a length in that range: a Rademacher direction moves every one of the 64 pixels by mu /
-    # 8.
+    # mu is a length in this range: a Rademacher direction moves each of the 64 pixels by mu / 8.
     points = torch.cat(wide_api.asked[1:])[: 5 * N_IMAGES].view(5, N_IMAGES, -1)
     moved = (points[1:] - points[:1]).norm(dim=-1)
     torch.testing.assert_close(moved, torch.full_like(moved, SMALL.mu), rtol=1e-3, atol=0)
@@ -347,10 +354,8 @@ def test_a_budget_below_one_step_is_refused_before_any_query(
     [
         (Budget(max_queries=199), 4096),
         (Budget(max_requests=3), 4096),
-        (
-            Budget(max_queries=239),
-            12,
-        ),  # the fourth step lacks one query, in the last of its five requests
+        # The fourth step lacks one query, in the last of its five requests.
+        (Budget(max_queries=239), 12),
         (Budget(max_requests=19), 12),
     ],
 )
@@ -385,7 +390,10 @@ def test_exactly_the_budget_is_enough(seed: int) -> None:
 def test_a_shared_budget_spent_by_another_in_the_middle_of_a_step(
     calls_before: int, seed: int
 ) -> None:
-    """Ask each of a step's 5 rows in a call of its own; other APIs leave money for n calls."""
+    """Spend the rest of the budget elsewhere during call number `calls_before`.
+
+    Each of the 5 rows of a step is asked in a call of its own.
+    """
     budget = Budget(max_queries=10_000)
     calls = 0
 
@@ -401,16 +409,15 @@ def test_a_shared_budget_spent_by_another_in_the_middle_of_a_step(
     recovered = recover(api, N_PER_CLASS, config=config, seed=seed)
     assert not recovered.complete
     assert len(recovered.history) == calls_before // 5
-    asked = [
-        api.asked[row] for row in range(0, calls_before, 5)
-    ]  # row 0 of each step, the broken one included
+    # Row 0 of each step, also of the step that was cut off.
+    asked = [api.asked[row] for row in range(0, calls_before, 5)]
     scores = np.stack([api.answered[row].double().numpy() for row in range(0, calls_before, 5)])
     best = cross_entropy(scores, np.repeat(np.arange(N_CLASSES), N_PER_CLASS)).argmin(0)
     wanted = torch.stack(asked)[best, torch.arange(N_IMAGES)]
     assert torch.equal(recovered.images, wanted)
 
 
-def test_a_bad_answer_is_the_callers_to_hear(seed: int) -> None:
+def test_a_bad_answer_is_raised_to_the_caller(seed: int) -> None:
     api = FunctionBlackBox(
         lambda images: images.flatten(1)[:, :N_CLASSES] * torch.nan, APISpec(N_CLASSES, (1, 8, 8))
     )
@@ -453,18 +460,18 @@ def test_recovery_from_a_trained_network_beats_the_control_clearly(seed: int) ->
     entropies = {}
     for steps in (0, 60):
         recovered = recover(api, 5, config=RecoveryConfig(steps=steps, **settings), seed=seed)
-        with torch.no_grad():  # asked again, of the network itself
+        with torch.no_grad():  # the network itself answers, without the black box
             logits = network(recovered.images).double().numpy()
         entropies[steps] = cross_entropy(logits, recovered.labels.numpy()).mean()
     assert entropies[60] < 0.4 * entropies[0], entropies
     assert recovered.history[-1]["matched"] > 0.8, recovered.history[-1]
 
 
-# --- a generator of one's own
+# --- a generator of the user's
 
 
 class Noisy(nn.Module):
-    """Combine a layer that draws random numbers, a frozen layer, and layers of its own."""
+    """Combine a layer that draws random numbers, a frozen layer and trained layers."""
 
     def __init__(self, latent_dim: int = 8) -> None:
         super().__init__()
@@ -494,12 +501,14 @@ def test_a_generator_of_ones_own(seed: int) -> None:
         )
         assert not generator.training
         assert all(p.grad is None for p in generator.parameters())
-    # Initialised anew under the seed: what it had learnt before does not matter.
+    # The generator is initialised anew under the seed, so its own parameters do not matter.
     assert torch.equal(results[0].images, results[1].images)
     assert results[0].history[-1]["best_loss"] < 0.6 * results[0].history[0]["loss"]
 
 
 class Fixed(nn.Module):
+    """Return the same object whatever the latents are."""
+
     def __init__(self, answer: object) -> None:
         super().__init__()
         self.answer = answer
