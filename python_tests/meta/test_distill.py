@@ -44,9 +44,9 @@ def task_of(seed: int, index: int = 0, scores_kind: str = "logits") -> Distillat
 
 
 def unrolled(weight: Tensor, task: DistillationTask, steps: int, rate: float) -> Tensor:
-    """Compute the outer loss in float64 by hand.
+    """Compute the outer loss of a linear model in float64 by hand.
 
-    It uses d mean KL(t || softmax(x W^T)) / dW = (softmax - t)^T x / N.
+    The inner gradient is `d mean KL(t || softmax(x W^T)) / dW = (softmax - t)^T x / N`.
     """
     x, teacher = (
         task.support_images.double().flatten(1),

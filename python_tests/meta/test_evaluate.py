@@ -21,9 +21,9 @@ SIZES = {"n_way": 3, "n_shot": 2, "n_query": 4, "n_episodes": 6}
 
 
 def noisy_patterns(seed: int, noise: float) -> Dataset:
-    """Make six meta-test classes, each a random pattern plus noise with 8 images.
+    """Make six meta-test and two meta-train classes of 8 images.
 
-    Two meta-train classes come beside them.
+    The images of a class are a random pattern plus noise.
     """
     with seeded(seed, "data"):
         labels = torch.arange(8).repeat_interleave(8)
@@ -96,7 +96,7 @@ def test_evaluation_is_deterministic_and_leaves_the_model_alone(
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     results = []
     for _ in range(2):
-        torch.rand(3)  # the global generator plays no part
+        torch.rand(3)  # torch's global generator must have no influence
         results.append(evaluate(model, dataset, **SIZES, seed=seed, transductive=transductive))
     assert torch.equal(results[0].per_episode, results[1].per_episode)
     assert all(
@@ -159,9 +159,9 @@ def test_settings_that_cannot_be_served_are_refused(seed: int) -> None:
 def test_images_of_another_size_or_colour_are_refused(
     shape: tuple[int, int, int], transductive: bool, n_episodes: int, seed: int
 ) -> None:
-    """Refuse them however the episodes are grouped.
+    """Refuse the images, whether episodes are stacked or not.
 
-    17 pixels give as many features as 16, so the module itself would run.
+    A side of 17 pixels gives as many features as 16, so the module itself would not fail.
     """
     dataset = noisy_patterns(seed, 0.5)
     other = dataclasses.replace(
@@ -179,7 +179,7 @@ def test_images_of_another_size_or_colour_are_refused(
         evaluate(own, other, **sizes, transductive=transductive)
 
 
-def test_an_any_size_model_takes_other_sizes_and_tells_other_colours(seed: int) -> None:
+def test_an_any_size_model_takes_other_sizes_and_refuses_other_channels(seed: int) -> None:
     dataset = noisy_patterns(seed, 0.5)
     with seeded(seed, "model"):
         module = build_model(

@@ -56,7 +56,7 @@ def test_an_outer_step_sums_the_losses_of_its_tasks(seed: int) -> None:
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_replay_learns_to_adapt(seed: int, first_order: bool) -> None:
-    """Learn tasks whose labels change, so that only a better start of the inner loop helps."""
+    """Replay tasks whose labels change, so that only a better start of the inner loop helps."""
     module = network(seed)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
     losses = []
@@ -70,7 +70,7 @@ def test_replay_learns_to_adapt(seed: int, first_order: bool) -> None:
 
 def test_a_loss_or_gradient_that_is_not_finite_takes_no_step(seed: int) -> None:
     class Root(nn.Module):
-        """Compute a square root: finite everywhere, but without a finite derivative at 0."""
+        """Add a square root, which is finite at 0 but has no finite derivative there."""
 
         def __init__(self) -> None:
             super().__init__()

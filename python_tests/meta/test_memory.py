@@ -34,7 +34,10 @@ def key(class_number: int) -> tuple[str, str]:
 
 
 def memory_of_two_apis(n: int = 10) -> TaskMemory:
-    """Fill a memory: API 0 knows classes 0..4 and API 1 classes 3..7, so both fill 3 and 4."""
+    """Fill a memory from two APIs.
+
+    API 0 knows the classes 0..4 and API 1 the classes 3..7, so classes 3 and 4 come from both.
+    """
     memory = TaskMemory()
     for api, classes in ((0, range(0, 5)), (1, range(3, 8))):
         for class_number in classes:
@@ -81,16 +84,15 @@ def test_episodes_have_the_right_images_under_the_right_labels(seed: int) -> Non
             ]
             assert images[:, 0, 0, 0].tolist() == wanted
             seen += [tuple(image.flatten().tolist()) for image in images]
-        assert len(set(seen)) == len(
-            seen
-        )  # without replacement: support and query set share no image
+        # Images are drawn without replacement, so support and query set share none.
+        assert len(set(seen)) == len(seen)
 
 
 @pytest.mark.parametrize("rotations", [2, 4])
 def test_turned_classes_are_classes_of_their_own(seed: int, rotations: int) -> None:
     memory, generator = TaskMemory(), torch.Generator().manual_seed(seed)
-    for one in range(3):
-        memory.add(torch.rand(4, 1, 5, 5, generator=generator), [key(one)] * 4)
+    for position in range(3):
+        memory.add(torch.rand(4, 1, 5, 5, generator=generator), [key(position)] * 4)
     drawn: set[int] = set()
     for index in range(60):
         episode = memory.sample_episode(3, 1, 3, seed=seed, index=index, rotations=rotations)
@@ -102,8 +104,12 @@ def test_turned_classes_are_classes_of_their_own(seed: int, rotations: int) -> N
             ]
             query = episode.query_images[3 * label : 3 * label + 3]
             mine = torch.cat([episode.support_images[label : label + 1], query])
-            assert all(sum(torch.equal(image, one) for one in mine) == 1 for image in held)
-    assert drawn == {one + 3 * turns for one in range(3) for turns in range(0, 4, 4 // rotations)}
+            assert all(
+                sum(torch.equal(image, candidate) for candidate in mine) == 1 for image in held
+            )
+    assert drawn == {
+        position + 3 * turns for position in range(3) for turns in range(0, 4, 4 // rotations)
+    }
     with pytest.raises(InputError, match=r"rotations must be 1 \(none\), 2 .* or 4 .*; got 3"):
         memory.sample_episode(3, 1, 3, seed=seed, index=0, rotations=3)
 
@@ -120,10 +126,11 @@ def test_tasks_mix_apis_and_classes_come_evenly(seed: int) -> None:
         apis = {(int(image[0, 0, 0]), int(image[0, 0, 1])) for image in images}
         mixed_tasks += len({api for _, api in apis}) == 2
         mixed_classes += any((c, 0) in apis and (c, 1) in apis for c in (3, 4))
-    assert mixed_tasks > 0.9 * n_episodes  # only {0..4} and {3..7} out of 56 choices need not mix
+    # Of the 56 choices of classes only {0..4} and {3..7} can come from a single API.
+    assert mixed_tasks > 0.9 * n_episodes
     assert mixed_classes > 0.5 * n_episodes
-    # Each class is in a task with probability 5/8; the standard deviation of the count is 9.7. Six
-    # of them.
+    # Each class is in a task with probability 5/8, and the standard deviation of its
+    # count is 9.7. Six of these are allowed.
     assert all(abs(drawn[c] - 250) < 58 for c in range(8)), drawn
 
 
@@ -131,7 +138,7 @@ def test_an_episode_is_a_pure_function_of_seed_index_and_contents(seed: int) -> 
     memory = memory_of_two_apis()
     later = memory.sample_episode(3, 1, 2, seed=seed, index=7)
     for _ in range(3):
-        torch.rand(1)  # the global generator plays no part
+        torch.rand(1)  # torch's global generator must have no influence
         again = memory_of_two_apis().sample_episode(3, 1, 2, seed=seed, index=7)
         assert torch.equal(again.support_images, later.support_images)
         assert again.classes == later.classes
@@ -168,9 +175,9 @@ def test_the_state_goes_through_safetensors(seed: int, tmp_path: Path) -> None:
     assert restored.classes == memory.classes
     for class_key in memory.classes:
         assert torch.equal(restored.images_of(class_key), memory.images_of(class_key))
-    one, other = (m.sample_episode(5, 1, 3, seed=seed, index=3) for m in (memory, restored))
-    assert torch.equal(one.support_images, other.support_images)
-    assert torch.equal(one.query_images, other.query_images)
+    ours, theirs = (m.sample_episode(5, 1, 3, seed=seed, index=3) for m in (memory, restored))
+    assert torch.equal(ours.support_images, theirs.support_images)
+    assert torch.equal(ours.query_images, theirs.query_images)
 
     empty = TaskMemory()
     save_file(empty.state_dict(), tmp_path / "empty.safetensors")
@@ -211,11 +218,11 @@ def test_bad_images_keys_and_states_are_refused() -> None:
     ):
         with pytest.raises(InputError):
             memory.load_state_dict(state)
-    assert len(memory) == 100  # nothing refused left a trace
+    assert len(memory) == 100  # what was refused has left nothing
 
 
 def test_tasks_over_data_sets_of_different_shapes(seed: int, tmp_path: Path) -> None:
-    """Bring each class from the shape of its data set to the task's, and store it unchanged."""
+    """Bring the images of a class to the shape of the tasks, but store them unchanged."""
     memory = TaskMemory(image_shape=(3, 6, 8))
     of_class = {}
     for data_set, shape in (("small", (1, 4, 4)), ("large", (3, 12, 16)), ("as it is", (3, 6, 8))):

@@ -18,17 +18,14 @@ from bidfmkd_fast.meta import InnerLoop, MetaModel, adapt_parameters
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.seeds import seeded
 
-# A central difference with step 1e-6 in float64 leaves 1e-16/1e-6 = 1e-10 of rounding and 1e-12 of
-# truncation, relative to values near 1; the gradients compared are near 0.1.
+# A central difference with step 1e-6 in float64 has a rounding error of 1e-16 / 1e-6 = 1e-10 and a
+# truncation error of 1e-12, for values near 1. The gradients that are compared are near 0.1.
 FINITE_DIFFERENCE = (1e-6, 1e-8)
 N_CLASSES = 3
 
 
 def smooth_network(seed: int) -> nn.Module:
-    """Make a network of convolution, batch norm and tanh.
-
-    All have second derivatives, as finite differences need.
-    """
+    """Make a network of convolution, batch norm and tanh, which all have second derivatives."""
     with seeded(seed, "network"):
         module = nn.Sequential(
             nn.Conv2d(1, 4, 3, padding=1),
@@ -107,7 +104,7 @@ def test_second_order_gradient_is_the_finite_difference_of_the_whole_unrolled_lo
 def softmax_regression_outer_loss(
     weight: Tensor, data: tuple[Tensor, ...], steps: int, rate: float
 ) -> Tensor:
-    """Compute the same loss for logits `x W^T`.
+    """Compute the outer loss for logits `x W^T`.
 
     The inner gradient `(softmax - onehot)^T x / N` is written out by hand.
     """
@@ -146,7 +143,7 @@ def test_first_order_gradient_is_the_query_gradient_at_the_adapted_parameters(se
     second = torch.autograd.grad(
         outer_loss(module, parameters, data, inner), list(parameters.values())
     )
-    # By definition: adapt a copy with plain SGD, then differentiate the query loss there.
+    # The definition: adapt with plain SGD, then differentiate the query loss at the result.
     module.zero_grad()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
     support, support_labels, query, query_labels = data
@@ -160,9 +157,8 @@ def test_first_order_gradient_is_the_query_gradient_at_the_adapted_parameters(se
         allow_unused=True,
     )
     for actual, wanted in zip(first, expected, strict=True):
-        torch.testing.assert_close(
-            actual, wanted, rtol=1e-10, atol=1e-12
-        )  # float64 rounding through three steps
+        # The tolerance allows for float64 rounding through three steps.
+        torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
     assert max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True)) > 1e-3
 
 
@@ -254,9 +250,8 @@ def test_adapt_is_plain_gradient_descent_and_its_classifier_is_independent(seed:
         optimizer.step()
     rtol, atol = TOLERANCES["float32"]
     torch.testing.assert_close(scores, module(query), rtol=rtol, atol=atol)
-    assert torch.equal(
-        classifier.scores(query), scores
-    )  # though the meta-model's module has moved on
+    # The classifier has a copy of the module, which the optimiser has changed in the meantime.
+    assert torch.equal(classifier.scores(query), scores)
 
 
 def test_without_transduction_each_image_is_classified_by_itself(seed: int) -> None:
@@ -273,14 +268,14 @@ def test_without_transduction_each_image_is_classified_by_itself(seed: int) -> N
     meta_model = MetaModel(module)
     rtol, atol = TOLERANCES["float32"]
     alone = meta_model.adapt(support, labels, transductive=False)
-    one_by_one = torch.cat([alone.scores(image[None]) for image in query])
-    torch.testing.assert_close(one_by_one, alone.scores(query), rtol=rtol, atol=atol)
+    singly = torch.cat([alone.scores(image[None]) for image in query])
+    torch.testing.assert_close(singly, alone.scores(query), rtol=rtol, atol=atol)
     together = meta_model.adapt(support, labels)
     assert not torch.allclose(
         together.scores(query[:1]), together.scores(query)[:1], rtol=rtol, atol=atol
     )
-    # In the support set itself both use the same mean; the variances are apart by the factor
-    # n/(n-1), 4 % at most here.
+    # On the support set both use the same mean. Their variances differ by the factor n / (n - 1),
+    # here by at most 4 %.
     torch.testing.assert_close(alone.scores(support), together.scores(support), rtol=0.1, atol=0.1)
 
 
@@ -380,9 +375,8 @@ def test_images_in_another_range_are_refused_with_the_likely_causes(
     _, labels, _, _ = task(seed, 16, torch.float32)
     images = torch.linspace(0, 1, len(labels) * 256).view(-1, 1, 16, 16)
     meta_model = MetaModel(conv4(seed))
-    classifier = meta_model.adapt(
-        images * 1.9 - 0.45, labels
-    )  # a little outside, as augmented ones are
+    # Values a little outside of the unit range, as augmented images have them, are accepted.
+    classifier = meta_model.adapt(images * 1.9 - 0.45, labels)
     wrong = change(images)
     for operation, call in (
         ("adapt", lambda: meta_model.adapt(wrong, labels)),
@@ -393,21 +387,21 @@ def test_images_in_another_range_are_refused_with_the_likely_causes(
             f"^{operation}: .*images must be in unit range, 0 to 1; {came}; "
             "divide by 255 .* normalised"
         )
-        with pytest.raises(InputError, match=message) as told:
+        with pytest.raises(InputError, match=message) as caught:
             call()
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 20, 20), (1, 15, 16)])
-def test_any_module_that_cannot_take_the_images_is_told_in_our_words(
+def test_a_module_that_cannot_take_the_images_is_reported_in_our_words(
     shape: tuple[int, int, int], seed: int
 ) -> None:
     _, labels, _, _ = task(seed, 16, torch.float32)
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 14 * 14, N_CLASSES))
     meta_model = MetaModel(module)
-    with pytest.raises(InputError, match=r"^adapt: the module fails on images \[") as told:
+    with pytest.raises(InputError, match=r"^adapt: the module fails on images \[") as caught:
         meta_model.adapt(torch.rand(len(labels), *shape), labels)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     classifier = meta_model.adapt(torch.rand(len(labels), 1, 16, 16), labels)
     with pytest.raises(InputError, match=r"^scores: the module fails on images \[2, "):
         classifier.predict(torch.rand(2, *shape))

@@ -22,7 +22,7 @@ INNER = InnerLoop(2, 0.1)
 
 def make_memory(seed: int) -> TaskMemory:
     memory, generator = TaskMemory(), torch.Generator().manual_seed(seed)
-    for _ in range(2):  # classes in no order, and not all of one size
+    for _ in range(2):  # classes are unsorted and differ in size
         keys = [
             ("set", f"class {i}") for i in torch.randint(0, 6, (60,), generator=generator).tolist()
         ]
@@ -52,21 +52,21 @@ def test_the_same_steps(seed: int, rotations: int) -> None:
         make_replay(module, memory, rotations=rotations),
         torch.optim.Adam(twin.parameters(), lr=1e-2),
     )
-    told: list[dict[str, float]] = []
+    records: list[dict[str, float]] = []
     expected: list[dict[str, float]] = []
     for step in range(4):
         replay.step(seed, step * N_TASKS)
         if step in (2, 3):
-            told += replay.records()
+            records += replay.records()
         tasks = range(step * N_TASKS, (step + 1) * N_TASKS)
         episodes = [
             memory.sample_episode(N_WAY, N_SHOT, N_QUERY, seed=seed, index=i, rotations=rotations)
             for i in tasks
         ]
         expected.append(outer_replay_step(twin, optimizer, episodes, INNER))
-    assert len(told) == 4
-    for one, wanted in zip(told, expected):
-        assert one == pytest.approx(wanted, rel=1e-6)
+    assert len(records) == 4
+    for record, wanted in zip(records, expected):
+        assert record == pytest.approx(wanted, rel=1e-6)
     for value, wanted in zip(module.parameters(), twin.parameters()):
         assert torch.equal(value, wanted)
 
@@ -90,7 +90,7 @@ def test_images_of_different_shapes_are_fitted(seed: int) -> None:
         assert torch.equal(value, wanted)
 
 
-def test_what_is_no_number_is_told(seed: int) -> None:
+def test_a_loss_that_is_not_finite_is_reported(seed: int) -> None:
     replay = make_replay(make_module(), make_memory(seed), learning_rate=1e30)
     for step in range(3):
         replay.step(seed, step * N_TASKS)
@@ -102,6 +102,7 @@ def test_what_is_no_number_is_told(seed: int) -> None:
 def test_no_step_looks_at_a_value(seed: int, rotations: int) -> None:
     replay = make_replay(make_module(), make_memory(seed), rotations=rotations)
     replay.step(seed, 0)
-    replay._optimizer.step = lambda: None  # type: ignore[assignment,method-assign]  # that looks, though not on a GPU
+    # The optimiser reads values on the CPU, but not on a GPU.
+    replay._optimizer.step = lambda: None  # type: ignore[assignment,method-assign]
     with NoLooks():
         replay._step()

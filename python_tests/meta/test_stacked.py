@@ -45,7 +45,7 @@ def test_replay_equals_the_loop(
 ) -> None:
     module = kind(3, 4, (16, 20) if kind is Conv4 else (17, 16), 4, batch_statistics=True).double()
     module.load_state_dict(conv4(seed).state_dict())
-    episodes = [episode(seed, i, 2 + i // 3) for i in range(5)]  # two shapes: two stacks
+    episodes = [episode(seed, i, 2 + i // 3) for i in range(5)]  # two shapes make two stacks
     metrics, stacked = gradients(module, episodes, first_order)
     for room in (maml, inner_loop):
         monkeypatch.setattr(room, "can_stack", lambda *_: False)
@@ -82,14 +82,14 @@ def test_evaluation_equals_the_loop(
     for room in (sys.modules[evaluate_function.__module__], inner_loop):
         monkeypatch.setattr(room, "can_stack", lambda *_: False)
     looped = evaluate(meta_model, dataset, **keywords)
-    # A prediction may tip on a rounding: one of 19 * 15, in steps of 1 / 15.
+    # Rounding may change one of the 19 * 15 predictions, which are counted in steps of 1 / 15.
     assert (stacked.per_episode - looped.per_episode).abs().sum() <= 1.5 / 15
 
 
-def test_what_stacks(seed: int) -> None:
+def test_which_modules_and_episodes_stack(seed: int) -> None:
     assert can_stack(conv4(seed), 4)
     assert not can_stack(conv4(seed), 5)
-    assert not can_stack(Conv4(3, 4, (16, 16)), 4)  # running statistics
+    assert not can_stack(Conv4(3, 4, (16, 16)), 4)  # it keeps running statistics
     assert not can_stack(torch.nn.Flatten(), 4)
     sizes = [len(stack) for stack in stacks_of(conv4(seed), [episode(seed, i) for i in range(11)])]
     assert sizes == [8, 3]

@@ -1,3 +1,5 @@
+"""Check the Conv4 for any image size, and `fit_images`."""
+
 from __future__ import annotations
 
 import pytest

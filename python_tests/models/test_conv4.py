@@ -1,3 +1,5 @@
+"""Check Conv4 against its definition in float64."""
+
 from __future__ import annotations
 
 import pytest
@@ -66,7 +68,7 @@ def test_batch_statistics_keeps_no_state_and_works_under_vmap_in_training() -> N
     )
     stacked = {key: torch.stack([first[key], second[key]]) for key in first}
     images = torch.rand(2, 10, 1, 28, 28)
-    together = vmap(lambda parameters, its: functional_call(model, parameters, (its,)))(
+    together = vmap(lambda parameters, images: functional_call(model, parameters, (images,)))(
         stacked, images
     )
     for i, parameters in enumerate((first, second)):

@@ -1,3 +1,5 @@
+"""Check the ResNets against their definition in float64."""
+
 from __future__ import annotations
 
 import pytest
@@ -86,7 +88,7 @@ def test_batch_statistics_keeps_no_state_and_works_under_vmap(name: str, seed: i
     assert list(module.buffers()) == []
     stacked = {key: torch.stack([value, 0.5 * value]) for key, value in module.named_parameters()}
     images = torch.rand(2, 6, 1, 12, 12)
-    together = vmap(lambda parameters, its: functional_call(module, parameters, (its,)))(
+    together = vmap(lambda parameters, images: functional_call(module, parameters, (images,)))(
         stacked, images
     )
     for i in range(2):
