@@ -50,7 +50,7 @@ _context.set_forkserver_preload(["bidfmkd_fast.cli.main", "bidfmkd_fast.pools", 
 
 
 def process(target: Callable[..., None], *arguments: Any) -> Any:
-    """A process that was started with `target(*arguments)`."""
+    """Start a process that calls `target(*arguments)`."""
     _start_server()
     made = _context.Process(target=target, args=arguments)  # type: ignore[attr-defined]
     made.start()
@@ -60,8 +60,8 @@ def process(target: Callable[..., None], *arguments: Any) -> Any:
 def _start_server() -> None:
     """Start the process that the others are forked from, in a folder that holds no package.
 
-    It looks for modules in its folder first, and would find the source tree here, without the
-    native module, in the place of the installed package.
+    It looks for modules in its own folder first. In the folder of the tests it would find the
+    source tree, without the native module, in the place of the installed package.
     """
     here = Path.cwd()
     os.chdir("/")
@@ -95,7 +95,10 @@ def spec_of(number: int) -> APISpec:
 
 
 def answers_of(number: int) -> Callable[[Tensor], Tensor]:
-    """In double and without a matrix product: the same in batches of any size."""
+    """Return a linear classifier whose answers do not depend on the size of the batch.
+
+    It computes in float64 and without a matrix product.
+    """
     weight = (
         torch.randn(N_CLASSES, 256, generator=torch.Generator().manual_seed(number)).double() / 4
     )
@@ -103,8 +106,9 @@ def answers_of(number: int) -> Callable[[Tensor], Tensor]:
 
 
 class Watched(torch.nn.Module):
-    """An API that notes each call in `log`, and kills its process in call `kill_at` of all, from
-    1.
+    """An API that notes each call in `log`.
+
+    Calls of all these APIs are counted from 1; call number `kill_at` kills the process.
     """
 
     calls = 0
@@ -125,23 +129,26 @@ class Watched(torch.nn.Module):
 
 
 def note(log: Path, number: int, images: Tensor) -> None:
+    """Write API, images (their digest) and number of images of a call to `log`."""
     digest = hashlib.blake2b(images.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
     with log.open("a") as file:
         file.write(f"{number} {digest} {len(images)}\n")
 
 
 def asked(log: Path) -> Counter[str]:
-    """How often each call was made."""
+    """Count how often each call was made."""
     return Counter(log.read_text().splitlines())
 
 
 def queries(log: Path) -> int:
+    """Return the number of images in all calls."""
     return sum(int(line.split()[2]) * times for line, times in asked(log).items())
 
 
 def local(log: Path, kill_at: int | None) -> list[BlackBox]:
-    """A function and a torch module."""
-    kept = log.read_text() if log.exists() else ""  # a module is asked a little when it is made
+    """Make two local APIs, a function and a torch module."""
+    # A black box asks its module when it is made; these calls are taken out of the log.
+    kept = log.read_text() if log.exists() else ""
     watched = [Watched(number, log, None) for number in range(2)]
     apis = [
         FunctionBlackBox(watched[0], spec_of(0)),
@@ -149,16 +156,18 @@ def local(log: Path, kill_at: int | None) -> list[BlackBox]:
     ]
     log.write_text(kept)
     Watched.calls = 0
-    for one in watched:
-        one.kill_at = kill_at
+    for module in watched:
+        module.kill_at = kill_at
     return apis
 
 
 def fit_local(
     folder: Path, log: Path, moment: tuple[str, int] | None, max_queries: int | None = None
 ) -> None:
-    """A run on local APIs that is killed in call number n, half way through record n, or before
-    snapshot n is named.
+    """Run on local APIs, and die at `moment`, a kind and a number n.
+
+    The kinds are "call" (in call n), "record" (half way through writing record n) and "snapshot"
+    (before snapshot n gets its name).
     """
     _begin()
     what, number = moment or ("", 0)
@@ -174,6 +183,7 @@ def fit_local(
 
 
 def fit_remote(folder: Path, url: str) -> None:
+    """Run on three services of the server at `url`."""
     _begin()
     apis = [RemoteBlackBox(url, f"api_{number}", spec_of(number)) for number in range(3)]
     assert BiDfMKD(apis, config=CONFIG).fit(folder, progress=False).complete
@@ -193,11 +203,14 @@ def command(arguments: list[str], kill_at: int | None, log: Path) -> None:
 
 
 def _begin() -> None:
+    """Use one thread, and make snapshots due at every third step."""
     torch.set_num_threads(1)
     journal.SNAPSHOT_STEPS, journal.SNAPSHOT_SECONDS = 3, 0.0  # type: ignore[misc]
 
 
 def _dying_file(number: int) -> type[FileIO]:
+    """Return a class of files that die half way through write number `number`."""
+
     class Dying(FileIO):
         written = 0
 
@@ -212,6 +225,7 @@ def _dying_file(number: int) -> type[FileIO]:
 
 
 def _die_in_snapshot(number: int) -> None:
+    """Die before snapshot number `number` gets its name."""
     replace, seen = os.replace, iter(range(1, 10**6))
 
     def replacing(source: Any, target: Any) -> None:

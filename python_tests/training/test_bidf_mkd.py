@@ -70,6 +70,7 @@ def api(number: int, **spec: Any) -> BlackBox:
 
 
 def linear() -> nn.Module:
+    """Make a linear meta-model."""
     return nn.Sequential(nn.Flatten(), nn.Linear(SHAPE[1] * SHAPE[2], N_CLASSES))
 
 
@@ -78,25 +79,27 @@ def pool(n: int = 3) -> list[BlackBox]:
 
 
 def parameters_of(run: Run) -> list[torch.Tensor]:
+    """Return the parameters of the meta-model."""
     return [value.detach() for value in run.meta_model.module.state_dict().values()]
 
 
 def same(a: Run, b: Run) -> bool:
+    """Return True if the meta-models of two runs are equal bit for bit."""
     pairs = zip(parameters_of(a), parameters_of(b), strict=True)
-    return all(torch.equal(one, other) for one, other in pairs)
+    return all(torch.equal(left, right) for left, right in pairs)
 
 
 def test_two_runs_of_a_seed_are_equal_bit_for_bit_and_another_seed_differs(seed: int) -> None:
     config = replace(TINY, seed=seed)
     first = BiDfMKD(pool(), config=config).fit()
-    torch.rand(3)  # the global generator plays no part
+    torch.rand(3)  # torch's global generator must have no influence
     second = BiDfMKD(pool(), config=config).fit()
     assert same(first, second)
-    for one, other in zip(first.recovered, second.recovered, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.recovered.scores, other.recovered.scores)
-    for one_record, other_record in zip(first.history, second.history, strict=True):
-        assert one_record | {"seconds": 0} == other_record | {"seconds": 0}
+    for ours, theirs in zip(first.recovered, second.recovered, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.recovered.scores, theirs.recovered.scores)
+    for record, again in zip(first.history, second.history, strict=True):
+        assert record | {"seconds": 0} == again | {"seconds": 0}
     assert not same(first, BiDfMKD(pool(), config=replace(TINY, seed=seed + 1)).fit())
 
 
@@ -117,14 +120,14 @@ def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
     module = copy.deepcopy(BiDfMKD(apis, config=config)._module)
     start = {name: value.detach().clone() for name, value in module.named_parameters()}
     memory, tasks, sets = TaskMemory(), [], []
-    for index, one in enumerate(apis):
+    for index, black_box in enumerate(apis):
         keys = [
-            ("made up", one.spec.names[label])
+            ("made up", black_box.spec.names[label])
             for label in range(N_CLASSES)
             for _ in range(N_PER_CLASS)
         ]
         seeds = [derive_seed(config.seed, "api", index, part) for part in ("support", "query")]
-        support = recover(one, N_PER_CLASS, None, config.recovery, seed=seeds[0])
+        support = recover(black_box, N_PER_CLASS, None, config.recovery, seed=seeds[0])
         adapted = adapt_to_api(
             module,
             {name: value.clone().requires_grad_() for name, value in start.items()},
@@ -140,7 +143,7 @@ def by_hand(config: TrainConfig) -> tuple[list[torch.Tensor], list[Recovered]]:
             return forward(module, task_model, (images + 1) / 2)
 
         asked = student if config.boundary_start == 0 else None
-        query = recover(one, N_PER_CLASS, asked, config.recovery, seed=seeds[1])
+        query = recover(black_box, N_PER_CLASS, asked, config.recovery, seed=seeds[1])
         memory.add((support.images + 1) / 2, keys)
         memory.add((query.images + 1) / 2, keys)
         sets += [support, query]
@@ -177,12 +180,12 @@ def test_a_round_is_its_steps_taken_one_by_one(seed: int, boundary_start: int) -
     config = replace(TINY, seed=seed, boundary_start=boundary_start)
     parameters, sets = by_hand(config)
     run = BiDfMKD([api(number, input_range=(-1, 1)) for number in range(2)], config=config).fit()
-    assert [(one.api_index, one.part) for one in run.recovered] == [
+    assert [(found.api_index, found.part) for found in run.recovered] == [
         (0, "support"), (0, "query"), (1, "support"), (1, "query"),
     ]  # fmt: skip
-    for one, other in zip(run.recovered, sets, strict=True):
-        assert torch.equal(one.images, (other.images + 1) / 2)
-        assert torch.equal(one.recovered.labels, other.labels)
+    for ours, theirs in zip(run.recovered, sets, strict=True):
+        assert torch.equal(ours.images, (theirs.images + 1) / 2)
+        assert torch.equal(ours.recovered.labels, theirs.labels)
     for value, wanted in zip(parameters_of(run), parameters, strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)
     assert any(
@@ -191,18 +194,20 @@ def test_a_round_is_its_steps_taken_one_by_one(seed: int, boundary_start: int) -
 
 
 def initial(run: Run) -> list[torch.Tensor]:
+    """Return the parameters before training."""
     return [value.detach() for value in run.initial_model.module.state_dict().values()]
 
 
 def test_the_boundary_term_starts_at_its_outer_step() -> None:
-    """Run two rounds of one API each: the second API's query set has a student only if the
-    boundary term has started.
+    """Compare two starts of the boundary term in two rounds of one API each.
+
+    The second API's query set has a student only if the boundary term has started.
     """
     config = replace(TINY, meta_batch_size=1)
     early, late = (
         [
-            one.images
-            for one in BiDfMKD(pool(2), config=replace(config, boundary_start=start))
+            found.images
+            for found in BiDfMKD(pool(2), config=replace(config, boundary_start=start))
             .fit()
             .recovered
         ]
@@ -215,12 +220,12 @@ def test_the_boundary_term_starts_at_its_outer_step() -> None:
 
 def test_queries_requests_and_the_plan() -> None:
     apis = pool()
-    apis[0](torch.zeros(5, *SHAPE))  # what was asked before is no part of the run
+    apis[0](torch.zeros(5, *SHAPE))  # queries asked before the run are not counted
     learner = BiDfMKD(apis, config=TINY)
     run = learner.fit()
     assert run.queries == learner.planned_queries() == 3 * 2 * 2 * STEP
-    assert run.queries + 5 == sum(one.ledger.queries for one in apis)
-    assert run.requests + 1 == sum(one.ledger.requests for one in apis)
+    assert run.queries + 5 == sum(box.ledger.queries for box in apis)
+    assert run.requests + 1 == sum(box.ledger.requests for box in apis)
     assert run.complete
     assert set(run.seconds) == {"recovery", "distillation", "replay"}
     assert all(seconds > 0 for seconds in run.seconds.values())
@@ -241,12 +246,12 @@ def test_the_memory_joins_classes_of_one_name_and_keeps_nameless_ones_apart() ->
 
 def test_memory_and_recovered_images_are_in_unit_range_whatever_the_api_takes() -> None:
     run = BiDfMKD([api(0, input_range=(-3.0, 5.0))], config=TINY).fit()
-    for one in run.recovered:
-        assert one.images.min() >= 0
-        assert one.images.max() <= 1
+    for found in run.recovered:
+        assert found.images.min() >= 0
+        assert found.images.max() <= 1
     held = run.memory._images["made up", "class 0"]._chunks
     assert [chunk.data_ptr() for chunk in held] == [
-        one.images.data_ptr() for one in run.recovered
+        found.images.data_ptr() for found in run.recovered
     ], "the memory must hold the sets' images, not copies"
     assert torch.equal(
         run.memory.images_of(("made up", "class 0"))[:N_PER_CLASS],
@@ -261,7 +266,7 @@ def test_a_module_of_ones_own_is_trained_as_a_copy() -> None:
     before = copy.deepcopy(module.state_dict())
     runs = [BiDfMKD(pool(2), module, config=TINY).fit() for _ in range(2)]
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
-    assert same(*runs)  # with dropout in it
+    assert same(*runs)  # although the module has dropout
     assert not torch.equal(runs[0].meta_model.module.state_dict()["1.weight"], before["1.weight"])
     labels = torch.arange(N_CLASSES)
     classifier = runs[0].meta_model.adapt(torch.rand(N_CLASSES, *SHAPE), labels)
@@ -316,12 +321,12 @@ def test_bad_arguments(make: Callable[[], BiDfMKD], message: str) -> None:
 
 
 def test_an_api_given_twice_or_under_two_budgets() -> None:
-    one = api(0)
+    box = api(0)
     with pytest.raises(InputError, match="the same black box twice"):
-        BiDfMKD([one, one])
-    one.budget = Budget(max_queries=1)
+        BiDfMKD([box, box])
+    box.budget = Budget(max_queries=1)
     with pytest.raises(InputError, match="a budget of its own"):
-        BiDfMKD([one], budget=Budget(max_queries=1))
+        BiDfMKD([box], budget=Budget(max_queries=1))
     with pytest.raises(InputTypeError, match="generator must be"):
         BiDfMKD([api(0)], generator="mine", config=TINY).fit()  # type: ignore[arg-type]
 
@@ -348,8 +353,8 @@ def test_the_parts_left_out_do_nothing_and_nothing_else_changes() -> None:
     assert {record["stage"] for record in no_replay.history} == {"recovery", "distillation"}
     full = BiDfMKD(pool(2), config=TINY).fit()
     for run in (neither, no_distillation, no_replay):
-        for one, other in zip(run.recovered, full.recovered, strict=True):
-            assert torch.equal(one.images, other.images)
+        for ours, theirs in zip(run.recovered, full.recovered, strict=True):
+            assert torch.equal(ours.images, theirs.images)
 
 
 def test_paper_compat_reaches_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,14 +389,16 @@ def test_apis_of_different_image_shapes(tmp_path: Path) -> None:
     module = run.meta_model.module
     assert isinstance(module, AnySizeConv4)
     assert (module.in_channels, module.image_size) == (3, (20, 20))
-    assert [one.images.shape[1:] for one in run.recovered] == [(1, 16, 16)] * 2 + [(3, 20, 20)] * 2
+    assert [found.images.shape[1:] for found in run.recovered] == [(1, 16, 16)] * 2 + [
+        (3, 20, 20)
+    ] * 2
     assert len(run.memory.classes) == 6
     assert run.memory.images_of(("made up", "class 0")).shape[1:] == (1, 16, 16)
     restored = RunFolder(tmp_path / "run").memory()
     assert restored.sample_episode(3, 1, 2, seed=0, index=0).query_images.shape == (6, 3, 20, 20)
     loaded = RunFolder(tmp_path / "run").meta_model()
     labels = torch.arange(N_CLASSES)
-    for shape in (SHAPE, (3, 20, 20), (1, 40, 30)):  # a size that no API takes, too
+    for shape in (SHAPE, (3, 20, 20), (1, 40, 30)):  # the last is a size of no API
         images = torch.rand(N_CLASSES, *shape)
         wanted = run.meta_model.adapt(images, labels).scores(images)
         assert torch.equal(loaded.adapt(images, labels).scores(images), wanted)

@@ -38,7 +38,7 @@ def test_a_budget_that_ends_midway(queries: int, n_sets: int, spent: int, tmp_pa
     assert run.history[-1]["stage"] == "replay"
     assert not all(map(torch.equal, parameters_of(run), initial(run)))
     assert len(list((tmp_path / "run" / "recovered").iterdir())) == n_sets
-    assert all(one.budget is None for one in apis)  # as they came
+    assert all(box.budget is None for box in apis), "`fit` must leave the APIs as they were"
 
 
 def test_a_budget_that_is_just_enough() -> None:
@@ -51,13 +51,13 @@ def test_a_budget_too_small_for_one_step_asks_nothing_and_leaves_nothing(tmp_pat
     apis = pool()
     with pytest.raises(BudgetExhausted, match="one step"):
         BiDfMKD(apis, config=TINY, budget=Budget(max_queries=STEP - 1)).fit(tmp_path / "run")
-    assert sum(one.ledger.queries for one in apis) == 0
+    assert sum(box.ledger.queries for box in apis) == 0
     assert not (tmp_path / "run").exists()
     with pytest.raises(BudgetExhausted, match="the control and one recovery step"):
         fit_with_control(
             apis, tmp_path / "run", TINY, budget=Budget(max_queries=3 * 2 * B + STEP - 1)
         )
-    assert sum(one.ledger.queries for one in apis) == 0
+    assert sum(box.ledger.queries for box in apis) == 0
     assert not (tmp_path / "run").exists()
 
 
@@ -66,5 +66,5 @@ def test_a_budget_of_one_api_stops_that_api_only() -> None:
     apis[1].budget = Budget(max_queries=0)
     run = BiDfMKD(apis, config=TINY).fit()
     assert not run.complete
-    assert {one.api_index for one in run.recovered} == {0, 2}
+    assert {found.api_index for found in run.recovered} == {0, 2}
     assert apis[1].ledger.queries == 0

@@ -30,17 +30,17 @@ def comparison() -> Comparison:
 
 
 def test_accuracies_and_paired_differences() -> None:
-    told = comparison()
-    # by hand: sd of (0.1, 0.3) is 0.1414, of (0.2, 0.5) 0.2121, of the differences (0.1, 0.2)
-    # 0.0707
-    assert told.accuracies == [
+    compared = comparison()
+    # Computed by hand: the standard deviation of (0.1, 0.3) is 0.1414, that of (0.2, 0.5) is
+    # 0.2121, and that of the differences (0.1, 0.2) is 0.0707.
+    assert compared.accuracies == [
         ["model", "1-shot", "5-shot"],
         ["plain", "20.00 ± 19.60", "50.00 ± 0.00"],
         ["ours", "35.00 ± 29.40", "50.00 ± 19.60"],
     ]
-    assert told.differences[1:] == [["ours less plain", "+15.00 ± 9.80", "+0.00 ± 19.60"]]
-    assert "5-way accuracy on 2 episodes" in told.title
-    assert "made up meta_test" in told.title
+    assert compared.differences[1:] == [["ours less plain", "+15.00 ± 9.80", "+0.00 ± 19.60"]]
+    assert "5-way accuracy on 2 episodes" in compared.title
+    assert "made up meta_test" in compared.title
 
 
 def test_one_model_alone_has_no_differences() -> None:
@@ -49,7 +49,7 @@ def test_one_model_alone_has_no_differences() -> None:
     assert "less" not in str(alone)
 
 
-def test_compare_judges_every_model_on_the_same_episodes() -> None:
+def test_compare_evaluates_every_model_on_the_same_episodes() -> None:
     dataset = make_glyphs(size=16, n_per_class=4)
     torch.manual_seed(0)
     arguments = {
@@ -63,11 +63,11 @@ def test_compare_judges_every_model_on_the_same_episodes() -> None:
         name: MetaModel(build_model("conv4", **arguments), adapt_steps=1) for name in ("one", "two")
     }  # type: ignore[arg-type]
     models["one again"] = models["one"]
-    told = compare(models, dataset, n_shots=[1, 2], n_query=2, n_episodes=3)
-    assert list(told.evaluations["one"]) == [1, 2]
+    compared = compare(models, dataset, n_shots=[1, 2], n_query=2, n_episodes=3)
+    assert list(compared.evaluations["one"]) == [1, 2]
     assert torch.equal(
-        told.evaluations["one"][2].per_episode, told.evaluations["one again"][2].per_episode
+        compared.evaluations["one"][2].per_episode, compared.evaluations["one again"][2].per_episode
     )
-    assert told.differences[1][1] == "+0.00 ± 0.00"
+    assert compared.differences[1][1] == "+0.00 ± 0.00"
     with pytest.raises(InputError, match="at least one model"):
         compare({}, dataset)

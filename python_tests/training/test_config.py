@@ -43,7 +43,7 @@ def test_what_is_not_given_is_the_default(tmp_path: Path) -> None:
 
 def test_numbers_that_yaml_reads_as_text() -> None:
     values = yaml.safe_load("recovery: {mu: 1e-2}\nadapt_lr: 5e-2")
-    assert values["adapt_lr"] == "5e-2"  # the reason for this test
+    assert values["adapt_lr"] == "5e-2"  # YAML 1.1 reads it as text, which this test is about
     config = TrainConfig.from_dict(values)
     assert config.recovery.mu == 0.01
     assert config.adapt_lr == 0.05
@@ -131,9 +131,9 @@ def test_the_control_differs_in_the_recovery_steps_only() -> None:
     assert config.control() == control
     assert control.recovery.steps == 0
     changed = [
-        one.name
-        for one in fields(config)
-        if getattr(config, one.name) != getattr(config.control(), one.name)
+        field.name
+        for field in fields(config)
+        if getattr(config, field.name) != getattr(config.control(), field.name)
     ]
     assert changed == ["recovery"]
     assert replace(config.control().recovery, steps=5) == config.recovery
@@ -166,6 +166,6 @@ def test_the_preset_has_the_settings_of_the_paper() -> None:
     assert not config.paper_compat
     compat = paper(compat=True)
     assert compat.paper_compat
-    # The authors' loss is also a mean over the 5 classes: 0.01 of theirs is 0.002 of ours.
+    # The authors' loss also divides by the 5 classes, so their rate of 0.01 is 0.002 here.
     assert (compat.distillation.inner_lr, config.distillation.inner_lr) == (0.01, 0.002)
     assert replace(compat, paper_compat=False, distillation=config.distillation) == config

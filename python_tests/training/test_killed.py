@@ -37,7 +37,7 @@ from bidfmkd_fast.training import BiDfMKD, Run
 from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, METRICS
 
 KILLED = -signal.SIGKILL
-# In a call to an API, half way through writing its answer, and before a snapshot gets its name.
+# Kills in a call to an API, half way through writing a record, and before a snapshot gets its name.
 MOMENTS = [
     ("call", 1), ("call", 2), ("call", 6), ("record", 2), ("snapshot", 1),
     ("call", 1), ("record", 5), ("call", 7), ("snapshot", 2), ("call", 3),
@@ -45,6 +45,7 @@ MOMENTS = [
 
 
 def assert_same_sets(folder: Path, other: Path) -> None:
+    """Check that two folders hold files of the same names and tensors."""
     names = sorted(file.name for file in other.iterdir())
     assert names == sorted(file.name for file in folder.iterdir())
     for name in names:
@@ -54,6 +55,7 @@ def assert_same_sets(folder: Path, other: Path) -> None:
 
 
 def spent(folder: Path) -> int:
+    """Return the queries that the ledger of a run has counted."""
     ledger = LedgerFile(folder / LEDGER)
     try:
         return sum(row.queries for row in ledger.rows())
@@ -69,18 +71,17 @@ def test_ten_kills_in_the_middle_of_sets(tmp_path: Path) -> None:
     for number, moment in enumerate(MOMENTS, start=1):
         assert exit_code(fit_local, folder, log, moment) == KILLED, moment
         again = asked(log)
-        assert (
-            sum(again.values()) - len(again) <= number - 1
-        )  # the call of this kill has not been repeated yet
-        assert spent(folder) == queries(log)  # to the last one
-    # A budget that pays exactly for what is left, and for the one call that the last kill cut off.
+        # The call that this kill cut off has not been repeated yet.
+        assert sum(again.values()) - len(again) <= number - 1
+        assert spent(folder) == queries(log)
+    # The budget pays exactly for what is left and for the call that the last kill cut off.
     left = sum(times for call, times in (once - again).items()) * (1 + DIRECTIONS) * B
     last = (1 + DIRECTIONS) * B
     assert exit_code(fit_local, folder, log, None, queries(log) + left + last) == 0
     again = asked(log)
     assert again.keys() == once.keys()
     assert sum(again.values()) - len(again) <= len(MOMENTS)
-    # Not byte by byte: safetensors writes the keys of the metadata in any order.
+    # Tensors are compared, not bytes, since safetensors writes the metadata's keys in any order.
     learned, wanted = load_file(folder / META_MODEL), load_file(whole / META_MODEL)
     assert learned.keys() == wanted.keys()
     assert all(torch.equal(learned[name], wanted[name]) for name in wanted)
@@ -117,9 +118,9 @@ def test_a_task_model_that_draws_goes_on_with_the_draws_of_its_step(
         run(STEPS + 5, tmp_path / "run")
     assert (tmp_path / "run" / "recovered" / "api_000_query.journal" / "snapshot").is_file()
     resumed = run(None, tmp_path / "run")
-    for one, other in zip(resumed.recovered, wanted.recovered, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert one.recovered.history == other.recovered.history
+    for ours, theirs in zip(resumed.recovered, wanted.recovered, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert ours.recovered.history == theirs.recovered.history
     assert resumed.queries == wanted.queries + (1 + DIRECTIONS) * B
 
 
@@ -156,10 +157,10 @@ def test_services_asked_side_by_side_and_killed(tmp_path: Path, seed: int) -> No
     )
     with running(service) as url:
         for killed in range(len(kills) + 1):
-            one = process(fit_remote, folder, url)
-            victim.append(one.pid)
-            one.join(120)
-            assert one.exitcode == (KILLED if killed < 5 else 0)
+            worker = process(fit_remote, folder, url)
+            victim.append(worker.pid)
+            worker.join(120)
+            assert worker.exitcode == (KILLED if killed < 5 else 0)
     wanted = BiDfMKD(
         [FunctionBlackBox(answers_of(n), spec_of(n)) for n in range(3)], config=CONFIG
     ).fit(progress=False)
@@ -168,9 +169,8 @@ def test_services_asked_side_by_side_and_killed(tmp_path: Path, seed: int) -> No
         assert torch.equal(state[name] if name in state else state[f"module.{name}"], value), name
     for images in seen:
         assert len(images) == 2 * SET
-        assert (
-            images.total() - 2 * SET <= 5 * (1 + DIRECTIONS) * B
-        )  # of each service one step per kill
+        # At each of the 5 kills a service had at most one step under way.
+        assert images.total() - 2 * SET <= 5 * (1 + DIRECTIONS) * B
 
 
 def test_recover_goes_on_in_the_same_folder(tmp_path: Path) -> None:
@@ -197,12 +197,12 @@ def test_recover_goes_on_in_the_same_folder(tmp_path: Path) -> None:
     for kill_at in (5, 1, 3):  # the first call measures mu
         assert exit_code(command, arguments("out"), kill_at, log) == KILLED
     assert (tmp_path / "out" / "api_000_support.journal").is_dir()
-    assert (
-        exit_code(command, arguments("out", "--config.learning_rate=1"), None, log) == 2
-    )  # other settings
-    one = queries(other) - queries(log)  # three of the calls were made for nothing
+    other_settings = arguments("out", "--config.learning_rate=1")
+    assert exit_code(command, other_settings, None, log) == 2
+    # `log` holds three calls that were killed, which are made again: a step for each.
+    rest = queries(other) - queries(log)
     step = (1 + DIRECTIONS) * B
-    budget = str(queries(log) + one + 3 * step)
+    budget = str(queries(log) + rest + 3 * step)
     assert exit_code(command, arguments("out", "--max-queries", budget), None, log) == 0
     assert queries(log) == int(budget)
     ours, whole = ({file.name for file in (tmp_path / name).iterdir()} for name in ("out", "whole"))
@@ -221,9 +221,8 @@ def test_recover_counts_what_it_was_answered_where_the_ledger_was_lost(
     arguments += [f"--config.{name}" for name in settings]
     log = tmp_path / "log"
     assert exit_code(command, arguments, 4, log) == KILLED
-    answered = (
-        queries(log) - (1 + DIRECTIONS) * B
-    )  # the last call was killed before it was answered
+    # The last call was killed before it was answered.
+    answered = queries(log) - (1 + DIRECTIONS) * B
     ledger = tmp_path / "out" / "api_000_support.journal" / LEDGER
     for file in ledger.parent.glob(f"{LEDGER}*"):
         file.unlink()
@@ -235,6 +234,5 @@ def test_recover_counts_what_it_was_answered_where_the_ledger_was_lost(
         )
         == 0
     )
-    assert (
-        queries(log) == answered + 2 * (1 + DIRECTIONS) * B
-    )  # one step more, and the one that was killed
+    # The budget pays one step more; the step that was killed is in the log as well.
+    assert queries(log) == answered + 2 * (1 + DIRECTIONS) * B

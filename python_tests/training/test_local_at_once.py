@@ -21,14 +21,14 @@ from bidfmkd_fast.training.run_folder import RunFolder
 def test_sets_of_a_group_made_at_once(
     seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Force the path of a GPU: it makes the same sets and the same model, also when cut off."""
+    """Recover at once, as on a GPU: sets and model are the same, also after an interrupt."""
     config = replace(TINY, seed=seed)
     expected = BiDfMKD(pool(4), config=config).fit()
     monkeypatch.setattr(local_at_once, "on_one_gpu", lambda run: True)
     save, left = RunFolder.save_recovered, [5]
 
-    def cut_off(self: RunFolder, one: Any) -> None:
-        save(self, one)
+    def cut_off(self: RunFolder, recovered_set: Any) -> None:
+        save(self, recovered_set)
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
@@ -43,9 +43,9 @@ def test_sets_of_a_group_made_at_once(
     ):
         assert run.complete
         assert run.queries == expected.queries
-        for one, wanted in zip(run.recovered, expected.recovered, strict=True):
-            assert (one.api_index, one.part) == (wanted.api_index, wanted.part)
-            assert torch.equal(one.images, wanted.images)
+        for found, wanted in zip(run.recovered, expected.recovered, strict=True):
+            assert (found.api_index, found.part) == (wanted.api_index, wanted.part)
+            assert torch.equal(found.images, wanted.images)
         for value, wanted_value in zip(
             run.meta_model.module.parameters(), expected.meta_model.module.parameters()
         ):

@@ -11,7 +11,7 @@ from training.test_bidf_mkd import TINY, pool
 from bidfmkd_fast.black_box import BlackBox, FunctionBlackBox
 from bidfmkd_fast.training import BiDfMKD, loop
 
-MOST_CALLS = 6  # between `fit` and the black box
+MOST_CALLS = 6  # calls between `fit` and the black box
 MOST_LINES = 150
 
 

@@ -54,6 +54,7 @@ def top_k(number: int) -> BlackBox:
 
 
 def opened(number: int) -> BlackBox:
+    """Make the same API as an open box."""
     linear = nn.Linear(256, N_CLASSES, bias=False)
     linear.weight.data = weight(number).T.contiguous()
     return OpenBox(nn.Sequential(nn.Flatten(), linear), spec(number))
@@ -95,9 +96,8 @@ def test_a_budget_must_reach_from_the_control_into_the_run(
     make: Any, first_step: int, tmp_path: Path
 ) -> None:
     recovery = replace(TINY.recovery, num_directions=12)
-    config = replace(
-        TINY, recovery=recovery, paper_compat=True
-    )  # 10 of the 12 directions are drawn
+    # With paper_compat 10 of the 12 directions are drawn.
+    config = replace(TINY, recovery=recovery, paper_compat=True)
     for left_over in (-1, 0):
         apis = [make(number) for number in range(2)]
         budget = Budget(max_queries=2 * 2 * 9 + first_step + left_over)

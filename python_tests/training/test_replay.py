@@ -48,8 +48,8 @@ def test_patience_where_metrics_are_read_late(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_replay_between_rounds_ends_early_when_patience_runs_out() -> None:
-    # 2 tasks x 3 classes x 2 query images: accuracy can improve at most 12 times in a row, so
-    # patience 1 ends by then.
+    # A step has 2 tasks x 3 classes x 2 query images, so its accuracy has 13 values and can improve
+    # at most 12 times in a row. A patience of 1 therefore ends the replay soon after.
     config = replace(
         TINY, meta_batch_size=1, replay=replace(TINY.replay, steps_per_round=40, patience=1)
     )

@@ -21,9 +21,9 @@ def folder_of(tmp_path: Path, n_apis: int, complete: bool = True) -> tuple[Run, 
     memory, sets = TaskMemory(), []
     for index in range(n_apis):
         for part in ("support", "query"):
-            one = recovered_set(torch.rand(2, 1, 8, 8), [0, 1], [0, 0], part)
-            sets.append(RecoveredSet(index, one.api_name, one.class_names, part, one.recovered))
-            memory.add(one.images, [("", "a"), ("", "b")])
+            made = recovered_set(torch.rand(2, 1, 8, 8), [0, 1], [0, 0], part)
+            sets.append(RecoveredSet(index, made.api_name, made.class_names, part, made.recovered))
+            memory.add(made.images, [("", "a"), ("", "b")])
     seconds = {"recovery": 1.25, "distillation": 0.5, "replay": 2.0}
     model = MetaModel(module)
     run = Run(model, model, memory, sets, [], 12345, 7, seconds, complete, TrainConfig())

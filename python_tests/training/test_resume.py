@@ -68,6 +68,7 @@ def asked(log: Path) -> list[int]:
 
 
 def run_in_process(folder: Path, log: Path, kill_at: int, control: bool = False) -> None:
+    """Fit in a process of its own, which call number `kill_at` kills; 0 kills at no call."""
     fit = (
         "fit_with_control(pool(log, at), folder, TINY)"
         if control
@@ -84,7 +85,7 @@ def run_in_process(folder: Path, log: Path, kill_at: int, control: bool = False)
     assert done.returncode == (-signal.SIGKILL if kill_at else 0), done.stderr
 
 
-# Every set takes two calls of STEP images: call 11 is the first of the third API's query set.
+# Every set takes two calls of STEP images, so call 11 is the first of the third API's query set.
 @pytest.mark.parametrize(("kill_at", "n_kept"), [(1, 0), (11, 5)])
 def test_killed_in_the_middle_and_started_again(tmp_path: Path, kill_at: int, n_kept: int) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
@@ -92,9 +93,8 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path, kill_at: int, n_
     assert len(list((folder / "recovered").glob("*.safetensors"))) == n_kept
     before = asked(log)
     ledger = LedgerFile(folder / LEDGER)
-    assert sum(row.queries for row in ledger.rows()) == sum(
-        before
-    )  # the call that was killed included
+    # The ledger has counted the call that was killed, too.
+    assert sum(row.queries for row in ledger.rows()) == sum(before)
     ledger.close()
 
     budget = Budget(max_queries=10**6)
@@ -103,7 +103,9 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path, kill_at: int, n_
     assert run.complete and len(run.recovered) == 8
     assert run.queries == budget.queries == sum(asked(log))
     assert sum(row.cost for row in run.ledger) == pytest.approx(sum(asked(log)) * 2 / 1000)
-    assert all((one.recovered.mu, one.recovered.complete) == (0.025, True) for one in run.recovered)
+    assert all(
+        (found.recovered.mu, found.recovered.complete) == (0.025, True) for found in run.recovered
+    )
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
@@ -127,14 +129,13 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
 
 def test_the_control_is_not_asked_for_again_either(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    run_in_process(
-        folder, log, 8 + 5, control=True
-    )  # 8 calls of the control, then in the second API's support set
+    # The control takes 8 calls; the fifth call after them is in the second API's support set.
+    run_in_process(folder, log, 8 + 5, control=True)
     before = len(asked(log))
     budget = Budget(max_queries=sum(asked(log)) + 12 * STEP)
     run, control = fit_with_control(pool(log), folder, TINY, budget=budget)
     assert len(asked(log)) - before == 16 - 4 and run.complete and control.complete
-    assert budget.remaining_queries == 0  # what was spent before counts, exactly
+    assert budget.remaining_queries == 0  # what was spent before counts exactly
     with pytest.raises(InputError, match="holds a run already"):
         fit_with_control(pool(log), folder, TINY)
 
@@ -145,7 +146,7 @@ def test_what_was_spent_before_counts_against_the_budget(tmp_path: Path) -> None
     before = len(asked(log))
     run = BiDfMKD(pool(log), config=TINY, budget=Budget(max_queries=12 * STEP)).fit(folder)
     assert len(asked(log)) == before + 1 and run.budget_ended
-    assert len(run.recovered) == 6  # five from before and what one step more gave
+    assert len(run.recovered) == 6  # five from before, and the set of one step more
 
 
 def interrupted(tmp_path: Path) -> tuple[Path, Path]:
@@ -163,7 +164,7 @@ def interrupted(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_what_this_very_process_spent_before_counts_as_well(tmp_path: Path) -> None:
-    """A new budget, as in a notebook cell that is run again, counts what was spent before."""
+    """Count what was spent before in a new budget, as in a notebook cell that is run again."""
     folder, log = interrupted(tmp_path)
     before = LedgerFile(folder / LEDGER)
     spent = sum(row.queries for row in before.rows())
@@ -184,7 +185,7 @@ def test_what_this_very_process_spent_before_counts_as_well(tmp_path: Path) -> N
 
 
 def test_the_control_asks_nothing_that_the_run_has_spent(tmp_path: Path) -> None:
-    """The control asks a service again only with what the run has left of the budget."""
+    """Let the control ask a service again only with what the run has left of the budget."""
     log, down = tmp_path / "log", True
     out_of_disk = 0  # queries after which the run is cut off
 
@@ -232,7 +233,7 @@ def test_other_settings_or_another_pool_are_refused(tmp_path: Path) -> None:
     assert len(asked(log)) == n_asked + 12
 
 
-def test_damaged_and_foreign_sets_are_told(tmp_path: Path) -> None:
+def test_damaged_and_foreign_sets_are_named(tmp_path: Path) -> None:
     folder, log = interrupted(tmp_path)
     file = folder / "recovered" / "api_000_support.safetensors"
     whole = file.read_bytes()

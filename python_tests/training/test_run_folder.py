@@ -67,7 +67,7 @@ def test_models_memory_and_settings_come_back(finished: tuple[Run, Path]) -> Non
     )
 
 
-def test_summary_and_metrics_tell_what_the_run_tells(finished: tuple[Run, Path]) -> None:
+def test_summary_and_metrics_hold_the_numbers_of_the_run(finished: tuple[Run, Path]) -> None:
     run, path = finished
     summary = RunFolder.open(path).summary()
     assert summary["queries"] == run.queries == 2 * 2 * 6
@@ -97,12 +97,12 @@ def test_summary_and_metrics_tell_what_the_run_tells(finished: tuple[Run, Path])
 
 def test_recovered_sets_are_on_disk(finished: tuple[Run, Path]) -> None:
     run, path = finished
-    for one, name in zip(run.recovered, ("support", "query"), strict=True):
+    for kept, name in zip(run.recovered, ("support", "query"), strict=True):
         file = path / "recovered" / f"api_000_{name}.safetensors"
         stored = load_file(file)
-        assert torch.equal(stored["images"], one.images)
-        assert torch.equal(stored["scores"], one.recovered.scores)
-        assert torch.equal(stored["labels"], one.recovered.labels)
+        assert torch.equal(stored["images"], kept.images)
+        assert torch.equal(stored["scores"], kept.recovered.scores)
+        assert torch.equal(stored["labels"], kept.recovered.labels)
         with safe_open(file, framework="pt") as opened:
             about = opened.metadata()
             assert len(about.pop("checksum")) == 32

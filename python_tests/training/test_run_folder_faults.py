@@ -90,6 +90,7 @@ def test_a_second_process_is_refused_and_the_lock_dies_with_the_first(tmp_path: 
 
 
 def lost_ledger(folder: Path, how: str) -> None:
+    """Remove the ledger, or replace it by one that is empty or has no rows."""
     if how == "missing":
         (folder / LEDGER).unlink()
     elif how == "empty":
@@ -102,7 +103,7 @@ def lost_ledger(folder: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["missing", "empty", "without rows"])
 def test_a_lost_ledger_is_rebuilt_from_the_sets(tmp_path: Path, how: str) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    run_in_process(folder, log, 11)  # five sets are there
+    run_in_process(folder, log, 11)  # five sets are finished
     before = sum(asked(log))
     lost_ledger(folder, how)
     budget = Budget(max_queries=10**6)
@@ -110,7 +111,7 @@ def test_a_lost_ledger_is_rebuilt_from_the_sets(tmp_path: Path, how: str) -> Non
         UserWarning, match="ledger.sqlite or the end of it was lost, .*; 270 queries were added"
     ):
         run = BiDfMKD(pool(log), config=TINY, budget=budget).fit(folder)
-    # The call that was killed is in no set: all others are counted.
+    # All calls are counted but the killed one, which is in no set.
     assert run.queries == budget.queries == sum(asked(log)) - STEP == before - STEP + 3 * SET
     assert sum(row.cost for row in run.ledger) == pytest.approx(run.queries * 2 / 1000)
 
@@ -183,11 +184,9 @@ def test_a_finished_control_is_read_and_not_trained_again(
         and again.complete
         and again.config == control.config
     )
-    for one, other in zip(again.recovered, control.recovered):
-        assert torch.equal(one.images, other.images) and (one.api_name, one.part) == (
-            other.api_name,
-            other.part,
-        )
+    for read, made_before in zip(again.recovered, control.recovered):
+        assert torch.equal(read.images, made_before.images)
+        assert (read.api_name, read.part) == (made_before.api_name, made_before.part)
     ours, theirs = again.meta_model.module.state_dict(), control.meta_model.module.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -209,12 +208,14 @@ def spoilt(file: Path, **changes: torch.Tensor) -> None:
 
 
 def flip(file: Path) -> None:
+    """Flip a bit in the middle of a file."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-def in_its_place(file: Path) -> None:
+def folder_in_its_place(file: Path) -> None:
+    """Put a folder in the place of a file."""
     file.unlink()
     file.mkdir()
 
@@ -224,7 +225,7 @@ def in_its_place(file: Path) -> None:
     [
         (flip, "it is damaged: its content does not match its checksum"),
         (lambda file: file.write_bytes(file.read_bytes()[:-7]), "is not readable"),
-        (in_its_place, "it is a folder"),
+        (folder_in_its_place, "it is a folder"),
         (
             lambda file: spoilt(file, images=torch.full((9, 1, 16, 16), torch.nan)),
             "its images must be finite",
@@ -312,7 +313,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path, name: str) -> None:
     (folder / f"{name}.partial").symlink_to("/dev/full")
     if "recovered" in name:
         (folder / "recovered").rename(folder / "before")
-        (folder / "recovered").symlink_to("/proc/self/fd")  # where no file can be made
+        (folder / "recovered").symlink_to("/proc/self/fd")  # no file can be made there
     with pytest.raises(InputError, match="cannot write to "):
         BiDfMKD(pool(log), config=TINY).fit(folder)
     assert asked(log) == []
@@ -328,7 +329,7 @@ def test_a_folder_that_is_removed_midway_stops_the_run_before_the_next_request(
         InputError, match=r"ledger.sqlite was removed or replaced during the run"
     ) as caught:
         BiDfMKD(apis, config=TINY).fit(folder)
-    # Both sets of the first API, and the call during which the folder was removed.
+    # There were 4 calls for both sets of the first API, and the call that removed the folder.
     assert "\n" not in str(caught.value) and len(asked(log)) == 5 and not folder.exists()
 
 

@@ -54,9 +54,8 @@ TINY = TrainConfig(
 
 def answers_of(number: int) -> Callable[[torch.Tensor], torch.Tensor]:
     weight = torch.randn(256, N_CLASSES, generator=torch.Generator().manual_seed(number)).double()
-    return lambda images: (
-        images.flatten(1).double() @ weight
-    ).float()  # in double: the same in batches of any size
+    # In float64, so that the answers do not depend on the size of the batch.
+    return lambda images: (images.flatten(1).double() @ weight).float()
 
 
 def spec_of(number: int, **fields: Any) -> APISpec:
@@ -71,8 +70,9 @@ def local(number: int) -> BlackBox:
 
 
 class Scripted(ServiceBlackBox):
-    """A service in this process; `before` is called with the number of each request and may raise
-    or wait.
+    """A service in this process.
+
+    `before` is called with the number of each request; it may raise or wait.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ def answering(status: int, headers: dict[str, str], body: str) -> Iterator[str]:
 
 
 def same(a: Run, b: Run) -> bool:
+    """Return True if the meta-models of two runs are equal bit for bit."""
     states = a.meta_model.module.state_dict(), b.meta_model.module.state_dict()
     return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
@@ -128,8 +129,8 @@ def test_services_recovered_at_once_give_what_local_apis_give_one_by_one() -> No
         mixed = [Scripted(number) if number != 1 else local(number) for number in range(5)]
         run = BiDfMKD(mixed, config=config).fit()
         assert same(run, wanted)
-        assert [(one.api_index, one.part) for one in run.recovered] == [
-            (one.api_index, one.part) for one in wanted.recovered
+        assert [(found.api_index, found.part) for found in run.recovered] == [
+            (found.api_index, found.part) for found in wanted.recovered
         ]
 
 
@@ -142,6 +143,8 @@ def test_services_of_a_group_are_asked_at_the_same_time() -> None:
 
 
 def fails_until(call_number: int) -> Callable[[int], None]:
+    """Return a `before` that fails in all calls up to number `call_number`."""
+
     def before(call: int) -> None:
         if call <= call_number:
             raise APIUnavailable(f"no answer to call {call}")
@@ -157,9 +160,10 @@ def test_a_service_that_is_back_later_is_recovered_at_the_end(tmp_path: Path) ->
     ):
         run = BiDfMKD(apis, config=TINY).fit(tmp_path / "run")
     assert run.complete and not run.skipped
-    assert [one.api_index for one in run.recovered] == [0, 0, 2, 2, 3, 3, 1, 1]
+    assert [found.api_index for found in run.recovered] == [0, 0, 2, 2, 3, 3, 1, 1]
     row = run.ledger[1]
-    assert (row.queries, row.answered_queries) == (5 * STEP, 4 * STEP)  # the failed call counts
+    # The failed call counts, too.
+    assert (row.queries, row.answered_queries) == (5 * STEP, 4 * STEP)
     assert run.queries == 17 * STEP
 
 
@@ -173,7 +177,7 @@ def test_a_set_that_was_recovered_before_the_failure_is_not_asked_for_again() ->
     api = Scripted(1, before)
     with pytest.warns(ServiceWarning, match="down"):
         run = BiDfMKD([local(0), api], config=TINY).fit()
-    assert [(one.api_index, one.part) for one in run.recovered] == [
+    assert [(found.api_index, found.part) for found in run.recovered] == [
         (0, "support"), (0, "query"), (1, "support"), (1, "query"),
     ]  # fmt: skip
     assert api.calls == 5 and run.complete
@@ -199,9 +203,10 @@ def test_a_set_that_failed_midway_is_not_asked_for_from_the_start(
         )
     assert run.complete and api.calls == 6 + 1
     assert all(
-        [record["step"] for record in one.recovered.history] == [0, 1, 2] for one in run.recovered
+        [record["step"] for record in found.recovered.history] == [0, 1, 2]
+        for found in run.recovered
     )
-    if failing == 2:  # no task model had its say before
+    if failing == 2:  # no boundary query set was under way yet
         assert torch.equal(
             run.recovered[-2].images,
             BiDfMKD([local(0), local(1)], config=config).fit().recovered[2].images,
@@ -222,9 +227,9 @@ def test_a_service_that_never_answers_is_left_out_and_named(
     def before(call: int) -> None:
         raise error
 
-    with pytest.warns(ServiceWarning) as told:
+    with pytest.warns(ServiceWarning) as caught:
         run = BiDfMKD([local(0), Scripted(1, before), local(2)], config=TINY).fit(tmp_path / "run")
-    assert [str(one.message).split(": ")[1] for one in told] == [
+    assert [str(warning.message).split(": ")[1] for warning in caught] == [
         "it is skipped and asked again at the end", "it is left out",
     ]  # fmt: skip
     assert not run.complete and not run.budget_ended
@@ -246,7 +251,7 @@ def test_a_service_that_answers_nonsense_is_skipped(body: str, message: str) -> 
         apis = [local(0), JSONBlackBox(url, spec_of(1), "tf_serving"), local(2)]
         run = BiDfMKD(apis, config=TINY).fit()
     assert list(run.skipped) == ["api_1"] and message in run.skipped["api_1"]
-    assert {one.api_index for one in run.recovered} == {0, 2}
+    assert {found.api_index for found in run.recovered} == {0, 2}
 
 
 @pytest.mark.parametrize("wait", ["Fri, 01 Jan 2099 00:00:00 GMT", "1e300"])
@@ -286,14 +291,15 @@ def test_no_service_answers(tmp_path: Path) -> None:
     apis = [Scripted(number, fails_until(10**9)) for number in range(2)]
     with pytest.warns(ServiceWarning), pytest.raises(APIUnavailable, match="no answer"):
         BiDfMKD(apis, config=TINY).fit(tmp_path / "run")
-    assert (tmp_path / "run" / LEDGER).exists()  # something was spent
+    assert (tmp_path / "run" / LEDGER).exists()  # it holds the queries that failed
     again = BiDfMKD([Scripted(number) for number in range(2)], config=TINY).fit(tmp_path / "run")
     assert again.complete and again.queries == 8 * STEP + 2 * 2 * STEP
 
 
 def test_a_slow_service_does_not_hold_up_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the first API wait until the last, in a later group, is asked: a run that waited for the
-    first would never end.
+    """Let the first API wait until the last one, in a later group, is asked.
+
+    A run that waited for the first API would never end.
     """
     monkeypatch.setattr(services, "_PATIENCE", 0.0)
     monkeypatch.setattr(services, "_LEAST_SECONDS", 0.01)
@@ -304,7 +310,7 @@ def test_a_slow_service_does_not_hold_up_the_rest(monkeypatch: pytest.MonkeyPatc
     apis = [slow, Scripted(1), local(2), local(3), Scripted(4, lambda call: last.set())]
     run = BiDfMKD(apis, config=TINY).fit()
     assert run.complete
-    order = list(dict.fromkeys(one.api_index for one in run.recovered))
+    order = list(dict.fromkeys(found.api_index for found in run.recovered))
     assert sorted(order) == [0, 1, 2, 3, 4] and order.index(0) > order.index(3)
 
 
@@ -330,7 +336,7 @@ def test_a_budget_of_money_ends_a_run_and_keeps_what_there_is(tmp_path: Path) ->
     config, budget = replace(TINY, meta_batch_size=1), Budget(max_cost=5 * STEP)
     run = BiDfMKD(apis, config=config, budget=budget).fit(tmp_path / "run")
     assert run.budget_ended and not run.complete and not run.skipped
-    assert [one.api_index for one in run.recovered] == [0, 0, 1]
+    assert [found.api_index for found in run.recovered] == [0, 0, 1]
     assert sum(row.cost for row in run.ledger) == run.queries == 5 * STEP
     report = write_report(RunFolder.open(tmp_path / "run")).read_text()
     assert "budget ended" in report and "135" in report
@@ -342,8 +348,9 @@ def test_no_budget_for_a_single_step() -> None:
 
 
 def test_eight_services_under_faults(tmp_path: Path, seed: int) -> None:
-    """Lose and miscount nothing through status 5xx and 429, dropped connections, a dead server and
-    a server that answers NaN.
+    """Lose and miscount nothing, whatever fails.
+
+    The faults are status 5xx and 429, dropped connections, a dead server and answers of NaN.
     """
     pytest.importorskip("uvicorn")
     from bidfmkd_fast.serving.behaviour import Behaviour
@@ -368,24 +375,22 @@ def test_eight_services_under_faults(tmp_path: Path, seed: int) -> None:
             )
             for number, name in enumerate(names)
         ]
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ServiceWarning)
             run = BiDfMKD(apis, config=replace(TINY, meta_batch_size=4)).fit(tmp_path / "run")
-        received = {one["name"]: one for one in service.statistics()["model_stats"]}
+        received = {counts["name"]: counts for counts in service.statistics()["model_stats"]}
     assert list(run.skipped) == ["api_6", "api_7"]
     assert "no answer in 3 attempts" in run.skipped["api_6"] and "NaN" in run.skipped["api_7"]
-    assert {str(one.message).split(":")[0] for one in told} == {"api_6", "api_7"}
-    assert {one.api_index for one in run.recovered} == set(range(6))
+    assert {str(warning.message).split(":")[0] for warning in caught} == {"api_6", "api_7"}
+    assert {found.api_index for found in run.recovered} == set(range(6))
     for row in run.ledger:
         if row.name == "api_6":
             continue
         got = received[row.name]
         assert row.requests >= got["received"]["requests"] >= row.answered_requests
-        if row.name not in names[:4]:  # no dropped connections: all equal
+        if row.name not in names[:4]:  # without dropped connections the counts agree
             assert row.requests == got["received"]["requests"]
         if row.name != "api_7":
             assert row.answered_queries == 4 * STEP == got["inference_count"]
             assert row.answered_requests == got["execution_count"]
-    assert (
-        sum(row.requests - row.answered_requests for row in run.ledger[:6]) > 0
-    )  # there were faults
+    assert sum(row.requests - row.answered_requests for row in run.ledger[:6]) > 0, "no faults"

@@ -34,10 +34,8 @@ TINY = TrainConfig(
     distillation=DistillationConfig(inner_steps=1),
     replay=ReplayConfig(final_steps=1, n_query=2, inner_steps=1),
 )
-CONTROL, RUN = (
-    Cost(18, 2, 0.036),
-    Cost(108, 4, 0.216),
-)  # of one API: 2 sets of 9 images, and 2 steps of 1 + 2 rows
+# The costs for one API: 2 sets of 9 images, without steps and with 2 steps of 1 + 2 rows.
+CONTROL, RUN = Cost(18, 2, 0.036), Cost(108, 4, 0.216)
 
 
 def api(number: int = 0) -> BlackBox:
@@ -47,17 +45,19 @@ def api(number: int = 0) -> BlackBox:
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of change of every file below a folder."""
     return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in folder.rglob("*")}
 
 
 def numbers(rows: list[list[str]]) -> dict[str, list[str]]:
+    """Return the cells of a spending table by the first cell of their row."""
     return {row[0]: row[1:] for row in rows[1:]}
 
 
-def test_a_plan_tells_what_the_run_then_spends(tmp_path: Path) -> None:
-    told = numbers(plan([api()], TINY).spending.rows())
-    assert told["control, planned"] == ["18", "2", "0.036"]
-    assert told["run, planned"] == ["108", "4", "0.22"]
+def test_a_plan_has_the_numbers_that_the_run_then_spends(tmp_path: Path) -> None:
+    planned = numbers(plan([api()], TINY).spending.rows())
+    assert planned["control, planned"] == ["18", "2", "0.036"]
+    assert planned["run, planned"] == ["108", "4", "0.22"]
     fit_with_control(
         [api()],
         tmp_path / "run",
@@ -96,10 +96,10 @@ def test_an_api_that_cannot_be_used_has_no_plan() -> None:
 
 
 def test_the_cap_of_several_apis() -> None:
-    one, other = Budget(max_queries=5, max_cost=1.5), Budget(max_queries=7)
-    assert Cap.of([one, one]) == Cap(5, None, 1.5)
-    assert Cap.of([one, other]) == Cap(12, None, None)
-    assert Cap.of([one, None]) == Cap.of([None]) == Cap.of([]) == Cap()
+    first, second = Budget(max_queries=5, max_cost=1.5), Budget(max_queries=7)
+    assert Cap.of([first, first]) == Cap(5, None, 1.5)
+    assert Cap.of([first, second]) == Cap(12, None, None)
+    assert Cap.of([first, None]) == Cap.of([None]) == Cap.of([]) == Cap()
 
 
 def test_a_service_is_not_contacted_to_be_counted() -> None:
@@ -154,9 +154,9 @@ def test_status_of_a_run_that_is_finished_cut_off_or_under_way(tmp_path: Path) -
     folder = tmp_path / "run"
     fit_with_control([api(0), api(1)], folder, TINY, progress=False)
     before = files(tmp_path)
-    told = status_text(folder)
-    assert told.startswith(f"{folder}: finished\n")
-    lines = {line.split()[0]: line.split()[1:] for line in told.splitlines()[2:] if line}
+    text = status_text(folder)
+    assert text.startswith(f"{folder}: finished\n")
+    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines()[2:] if line}
     assert lines["control"][0] == "36" and lines["run"][0] == "216"
     assert lines["all"] == lines["planned"] == ["252", "12", "0.5"]
     assert files(tmp_path) == before
@@ -164,7 +164,7 @@ def test_status_of_a_run_that_is_finished_cut_off_or_under_way(tmp_path: Path) -
     (folder / "recovered" / "api_001_query.safetensors").unlink()
     (folder / "summary.json").unlink()
     assert status_text(folder).startswith(f"{folder}: cut off, 3 of 4 sets recovered\n")
-    assert "run           216" in status_text(folder)  # from the ledger
+    assert "run           216" in status_text(folder)  # read from the ledger
     (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
     assert (
         f"under way (process {os.getpid()} on {socket.gethostname()}), 3 of 4 sets"
@@ -174,7 +174,7 @@ def test_status_of_a_run_that_is_finished_cut_off_or_under_way(tmp_path: Path) -
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     )
     (folder / LOCK).write_text(f"process {gone.stdout.strip()} on {socket.gethostname()}")
-    assert "cut off, 3 of 4 sets" in status_text(folder)  # a lock that its process left behind
+    assert "cut off, 3 of 4 sets" in status_text(folder)  # the process of the lock is gone
 
 
 def test_status_while_a_run_is_under_way(tmp_path: Path) -> None:
@@ -190,27 +190,26 @@ def test_status_while_a_run_is_under_way(tmp_path: Path) -> None:
     spec = APISpec(3, (1, 16, 16), name="api 0")
     fit_with_control([FunctionBlackBox(scores, spec)], tmp_path / "run", TINY, progress=False)
     asked = [
-        next(line.split()[1] for line in told.splitlines() if line.startswith("run "))
-        for told in seen
+        next(line.split()[1] for line in text.splitlines() if line.startswith("run "))
+        for text in seen
     ]
-    assert asked == ["27", "54", "81", "108"]  # counted before it is asked
+    assert asked == ["27", "54", "81", "108"]  # queries are counted before they are asked
     assert "0 of 2 sets" in seen[0] and "1 of 2 sets" in seen[-1]
-    assert all("planned" in told for told in seen)
+    assert all("planned" in text for text in seen)
 
 
 def test_status_of_a_folder_of_several_runs(tmp_path: Path) -> None:
     for name in ("one", "two.partial"):
         at = tmp_path / "cells" / name
         fit_with_control([api()], at, TINY, progress=False)
-    average = (
-        tmp_path / "cells" / "average"
-    )  # a method that uses another's sets, and has asked nothing by itself
+    # A method that uses the sets of another method and has asked nothing itself.
+    average = tmp_path / "cells" / "average"
     average.mkdir()
     (average / "summary.json").write_text(json.dumps({"queries": 108, "seconds": {}, "ledger": []}))
     (average / "meta_model.safetensors").touch()
-    told = status_text(tmp_path)
-    assert "cells/one/control" in told and "cells/two " in told
-    assert next(line.split()[1] for line in told.splitlines() if line.startswith("all ")) == "252"
+    text = status_text(tmp_path)
+    assert "cells/one/control" in text and "cells/two " in text
+    assert next(line.split()[1] for line in text.splitlines() if line.startswith("all ")) == "252"
 
 
 @pytest.mark.parametrize(
@@ -263,7 +262,7 @@ def test_what_holds_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no folder .*nowhere"):
         status_text(tmp_path / "nowhere")
     fit_with_control([api()], tmp_path / "old", TINY, progress=False)
-    for file in tmp_path.rglob("plan.json"):  # as folders of older versions are
+    for file in tmp_path.rglob("plan.json"):  # folders of older versions have none
         file.unlink()
     assert "planned" not in status_text(tmp_path / "old")
     (tmp_path / "old" / "plan.json").write_text("[")
