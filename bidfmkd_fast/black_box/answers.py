@@ -1,4 +1,4 @@
-"""Prepare answers that are rounded or partial for the losses, and make a local API answer so."""
+"""Prepare rounded or partial answers for the losses; round and cut the answers of local APIs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bidfmkd_fast.ops.scores import log_probabilities_of
 def usable(answer: Tensor, spec: APISpec) -> Tensor:
     """Convert an API's scores `[N, n_classes]` to scores of `spec.returned_kind` for the losses.
 
-    - Top-k: a class that is missing from the answer is 0. The probability that is missing to a sum
-      of 1 is spread evenly over these classes.
-    - Rounded probabilities: each is raised to at least half a unit of the last decimal, the most
-      that a 0 may have been before rounding. Otherwise a loss `-log p` would jump at the rounding
-      edge, from the logarithm of one unit to that of the lowest probability that the losses allow,
-      by far more than any step changes it.
+    - Top-k: the classes that the answer leaves out are 0 in it. They share evenly what the other
+      probabilities lack to a sum of 1.
+    - Rounded probabilities: a 0 may have been up to half a unit of the last decimal before
+      rounding, so each probability is raised to at least that much. Otherwise a loss `-log p` would
+      jump where p is rounded down to 0: from minus the logarithm of one unit to minus that of the
+      lowest probability that the losses allow. No step changes the loss by nearly as much.
     """
     if spec.scores_kind == "top_k":
         answer = spread_missing_mass(answer)
@@ -34,7 +34,10 @@ def spread_missing_mass(given: Tensor) -> Tensor:
 
 
 def place(scores: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """Put scores `[N, k]` at the classes `labels` int64 `[N, k]` of `[N, n_classes]`, else 0."""
+    """Return scores `[N, n_classes]`: `scores` `[N, k]` at the classes `labels` `[N, k]`, else 0.
+
+    `labels` are int64.
+    """
     return torch.zeros(len(scores), n_classes, dtype=scores.dtype).scatter(1, labels, scores)
 
 

@@ -202,7 +202,7 @@ class BlackBox(ABC):
     def reserve(self, n_images: int, n_requests: int) -> None:
         """Take `n_images` queries in `n_requests` requests from the budget, if there is a budget.
 
-        `__call__` does this by itself; only code that calls `score` has to.
+        `__call__` does this by itself. Only code that calls `score` directly has to call `reserve`.
 
         Raises:
             BudgetExhausted: the budget does not cover them; nothing was taken.
@@ -281,7 +281,8 @@ class BlackBox(ABC):
 def _all_finite(tensor: Tensor) -> bool:
     """Return True if no element is NaN or infinite.
 
-    The sum is tried first: any NaN or infinity makes it NaN or infinite, and it needs no mask.
-    Finite values may overflow it, so an infinite sum is followed by a look at each element.
+    The sum is computed first, which needs no mask: a NaN or infinite element makes the sum NaN or
+    infinite. The sum of finite elements may overflow, too, so after such a sum each element is
+    checked.
     """
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -107,15 +107,15 @@ class Budget:
             self._spend(queries, requests, cost)
 
     def restore(self, queries: int, requests: int, cost: float = 0.0) -> None:
-        """Count what an earlier run has spent, even beyond a cap, since it cannot be undone."""
+        """Count what an earlier run has spent, even if that exceeds a cap."""
         _check_amounts("Budget.restore", queries, requests, cost)
         with self._lock:
             self._spend(queries, requests, cost)
 
     def restore_from(self, file: LedgerFile, number: int) -> None:
-        """Count what `file` shows for API `number`, less the sessions this budget has paid for.
+        """Count what `file` shows for API `number`, except sessions that this budget has paid for.
 
-        It pays for what is counted in `file` from now on.
+        What is counted in `file` from now on is taken from this budget as well.
         """
         earlier = file.sessions(number)
         with self._lock:

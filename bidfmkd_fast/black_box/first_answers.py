@@ -24,9 +24,9 @@ from bidfmkd_fast.errors import BadAnswer, PrecisionWarning, ServiceWarning
 Suspicion = tuple[type[UserWarning], str]
 
 LEAST_IMAGES = 4  # answers to fewer images say too little
-# Steps of a recovery after which the user is warned that all images get the same class. At the
-# first images even good APIs do so (4 of 6 Conv4 on glyphs); these had a second class after 1 to 7
-# steps.
+# Steps of a recovery after which the user is warned if all images still get the same class. A good
+# API may give one class to all of the first images, too: 4 of 6 Conv4 on glyphs did, and had a
+# second class after 1 to 7 steps.
 WATCHED_STEPS = 20
 # How far rounding may carry a single probability or log-probability out of its range.
 _BEYOND = 1e-2
@@ -38,10 +38,11 @@ _CELLS = 8
 # Contrast from which images differ visibly: the standard deviation between images, root mean square
 # over the cells, in unit range.
 _DIFFERENT = 0.02
-# Change of the log-probabilities by change of the cells from which the scores follow the images.
-# Measured on pools of Conv4 and ResNets (glyphs, CIFAR-FS), at images of untrained generators and
-# of the probe: 1.5 to 24, and 0.08 to 0.35 after four epochs of training. Most of the same models
-# reach 0.001 to 0.06 (one 0.13) when they get 1/255 of the pixel values that they want.
+# The scores follow the images if the log-probabilities change by at least this many times the
+# change of the cells. Measured on pools of Conv4 and ResNets (glyphs, CIFAR-FS), at images of
+# untrained generators and of the probe: 1.5 to 24 times, and 0.08 to 0.35 after only four epochs of
+# training. Most of the same models reach 0.001 to 0.06 (a single one 0.13) when they get 1/255 of
+# the pixel values that they want.
 _MOVES = 0.06
 
 ONE_HOT = (
@@ -100,7 +101,7 @@ class FirstAnswers:
         return found
 
     def warn(self, images: Tensor, answer: Tensor, stacklevel: int) -> None:
-        """Warn of what looks wrong, of each thing once."""
+        """Warn once about each thing that looks wrong."""
         for category, text in self.look(images, answer):
             self.warned.append(text)
             if not self._silent:

@@ -78,7 +78,7 @@ class Ledger:
 
     @contextmanager
     def written_to(self, file: LedgerFile, number: int, name: str) -> Iterator[None]:
-        """Write every count inside the block to row `number` of `file` too, before it is sent."""
+        """Write every count of the block to row `number` of `file` too, before the request goes."""
         file.begin(number, name)
         with self._lock:
             self._files.append((file, number))

@@ -89,7 +89,7 @@ class LedgerFile:
 
     @property
     def session(self) -> str:
-        """The name under which this object counts; a forked process has another one."""
+        """Return the name under which this object counts; a forked process has another name."""
         return f"{self._opened}-{os.getpid()}"
 
     def begin(self, number: int, name: str) -> None:
@@ -108,7 +108,7 @@ class LedgerFile:
                     f"ledger: API {number} of {self.path} is {names[0][0]!r}; got {name!r}; "
                     "is this another pool?"
                 )
-            # A row only for an API without any: who reads a finished ledger leaves it as it is.
+            # Add a row only to an API that has none: opening a finished ledger must not change it.
             connection.execute(
                 "INSERT INTO apis (number, session, name) SELECT ?, ?, ? "
                 "WHERE NOT EXISTS (SELECT 1 FROM apis WHERE number = ?)",
@@ -128,13 +128,13 @@ class LedgerFile:
         """Add to the counts of API `number`.
 
         Raises:
-            InputError: they cannot be written; the request must not be sent then.
+            InputError: the counts cannot be written; the request must not be sent then.
         """
         with self._used() as connection:
             connection.execute(
                 f"INSERT INTO apis (number, session, name, {_COUNTS}) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (number, session) DO UPDATE SET "
-                + ", ".join(f"{one} = {one} + excluded.{one}" for one in _COUNTS.split(", ")),
+                + ", ".join(f"{name} = {name} + excluded.{name}" for name in _COUNTS.split(", ")),
                 (
                     *(number, self.session, self._names[number]),
                     *(queries, requests, answered_queries, answered_requests, cost),

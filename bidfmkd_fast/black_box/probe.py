@@ -34,13 +34,13 @@ class ProbeReport:
             "labels".
         stated_kind: the kind that the spec states.
         n_classes: number of scores per image.
-        decimals: to which the scores are rounded; None if they are not.
+        decimals: number of decimals to which the scores are rounded; None if they are not.
         deterministic: whether an image got the same scores twice, alone and in a batch.
         input_bits: 8, or 32 for anything finer; None if the scores are too coarse to show it.
         latency: seconds for one image.
         images_per_second: by the number of images in a call.
         steps: which step lengths are usable; None if they were not measured.
-        notes: what looks wrong in the answers of an API that can be used, and may still be right.
+        notes: what looks wrong in the answers although the API can be used; it may be right.
         queries, requests: what the probe cost.
     """
 
@@ -99,15 +99,16 @@ def probe(api: BlackBox, *, seed: int = 0) -> ProbeReport:
     """Ask an API a few images and report what its answers can be used for.
 
     Raises:
-        BudgetExhausted: the API's budget does not cover the probe. Nothing was asked then, unless
-            it is the cap on requests that was reached.
+        BudgetExhausted: the API's budget does not cover the probe. Nothing was asked, except if the
+            cap on requests was reached.
         InputError: the spec does not fit the API.
     """
     if api.budget is not None and not api.budget.affords(
         PROBE_QUERIES, 0, api.price_of(PROBE_QUERIES)
     ):
         raise BudgetExhausted(
-            f"probe: it asks {api.name} {PROBE_QUERIES} queries, more than is left of {api.budget}"
+            f"probe: {api.name} would be asked {PROBE_QUERIES} queries, more than is left of "
+            f"{api.budget}; raise the budget"
         )
     queries, requests = api.ledger.queries, api.ledger.requests
     found: dict[str, object] = {}

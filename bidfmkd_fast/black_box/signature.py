@@ -18,8 +18,8 @@ _MOST_DECIMALS = 6  # float32 holds no more of a probability
 def kind_of(scores: Tensor) -> str:
     """Return the kind that scores `[N, n_classes]` look like.
 
-    The kinds are "labels" (one 1, else 0), "probabilities", "log_probabilities" and "logits", which
-    is the kind of whatever is none of the others.
+    The kinds are "labels" (a single 1 per image, all other scores 0), "probabilities",
+    "log_probabilities" and, for all other scores, "logits".
     """
     zero_or_one = ((scores == 0) | (scores == 1)).all() and bool((scores.sum(1) == 1).all())
     if zero_or_one:

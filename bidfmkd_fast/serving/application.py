@@ -161,7 +161,7 @@ class _Model:
         self._fates: Counter[str] = Counter()
 
     def metadata(self) -> dict[str, Any]:
-        """Return the metadata of the model, as the protocol has them."""
+        """Return the metadata of the model, in the form of the protocol."""
         return {
             "name": self._api.name,
             "versions": ["1"],
@@ -171,7 +171,7 @@ class _Model:
         }
 
     def config(self) -> dict[str, Any]:
-        """Return the configuration of the model, as in Triton's extension."""
+        """Return the configuration of the model, in the form of Triton's extension."""
         most = self._behaviour.max_batch or 0
         return {
             "name": self._api.name,
@@ -236,7 +236,7 @@ class _Model:
             outputs = await to_thread.run_sync(self._answer, request, number, limiter=turn)
         except InputError as error:  # images that are not finite
             raise Refused(400, str(error)) from None
-        except Exception as error:  # for instance a remote API behind this one does not answer
+        except Exception as error:  # for instance, the API is itself remote and does not answer
             return "broken", _error(500, str(error))
         self._scored_images += len(request.images)
         self._scored_requests += 1

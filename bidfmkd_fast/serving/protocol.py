@@ -62,7 +62,7 @@ class Request:
 
     Attributes:
         id: id of the request; None without one.
-        images: its only input.
+        images: the only input of the request.
         outputs: the outputs that it wants, and whether each is sent as raw bytes.
     """
 
@@ -82,7 +82,7 @@ def read_request(
     header, raw = _split(body, header_length)
     inputs = header.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise Refused(400, f"exactly one input wanted, {wanted.name!r}")
+        raise Refused(400, f"the model takes exactly one input, {wanted.name!r}")
     tensor = inputs[0]
     for key, value in (("name", wanted.name), ("datatype", wanted.datatype)):
         if tensor.get(key) != value:
@@ -164,7 +164,7 @@ def _tensor(tensor: dict[str, Any], raw: bytes, shape: tuple[int, ...]) -> np.nd
         if size != len(raw) or size != math.prod(shape) * dtype.itemsize:
             wanted = f"{math.prod(shape) * dtype.itemsize} for the shape {list(shape)}"
             raise Refused(
-                400, f"binary_data_size must be {wanted}; got {size!r} with {len(raw)} bytes of it"
+                400, f"binary_data_size must be {wanted}; got {size!r}, but {len(raw)} bytes follow"
             )
         return np.frombuffer(raw, dtype).reshape(shape)
     try:

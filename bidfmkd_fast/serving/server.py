@@ -42,7 +42,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         super().handle_exit(sig, frame)
         self.force_exit = True
-        # Else uvicorn logs each request that is cut.
+        # Without this uvicorn would log each request that is cut.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 

@@ -123,7 +123,7 @@ def test_a_budget_stops_a_probe() -> None:
     box = api()
     box.budget = Budget(max_queries=20)
     with pytest.raises(
-        BudgetExhausted, match="probe: it asks probed 178 queries, more than is left"
+        BudgetExhausted, match="probe: probed would be asked 178 queries, more than is left"
     ):
         probe(box)
     assert box.ledger.queries == 0

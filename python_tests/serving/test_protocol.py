@@ -97,7 +97,7 @@ def test_which_outputs_in_which_form() -> None:
         (message(data=[[1.0], [1.0, 2.0]]), "data must be numbers"),
         (message(data=None), "data must be"),
         (message(parameters={"binary_data_size": 32}), "either data or binary_data_size"),
-        (message(data=None, parameters={"binary_data_size": 32}), "got 32 with 0 bytes of it"),
+        (message(data=None, parameters={"binary_data_size": 32}), "got 32, but 0 bytes follow"),
         (message(parameters=[]), "parameters must be an object"),
         (
             {**message(), "outputs": [{"name": "logits"}]},

@@ -1,6 +1,6 @@
 """Fuse convolution, bias and ReLU into one cuDNN call.
 
-Without it torch adds the bias on a GPU in another pass over the result of the convolution.
+On a GPU torch would otherwise add the bias in another pass over the result of the convolution.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from bidfmkd_fast.seeds import seeded
 # The largest activation of a micro-batch on the CPU, in bytes per thread: small enough for the
 # last-level cache, large enough to keep the convolutions busy.
 _CPU_ACTIVATION_BYTES = 8 << 20
-# On a GPU the largest activation takes at most this fraction (one in so many) of the memory. Large
-# batches run faster there, but several APIs run side by side.
+# On a GPU the largest activation takes at most 1/32 of the memory. Large batches run faster there,
+# but several APIs run side by side.
 _GPU_ACTIVATION_SHARE = 32
 # Folding and memory format change scores by rounding (1e-6 of the largest score, in deep networks
 # 1e-5). A wrong fold changes them by far more than this limit.
@@ -105,7 +105,8 @@ def fastest_equal(
             candidate = _form(plain, fold, fuse, device, memory_format)
             deviation = (scores_of(candidate, memory_format) - wanted).abs().max()
         except Exception:
-            # For instance `view` on channels-last memory. Try the next form, at last `plain`.
+            # `view`, for instance, fails on channels-last memory. Try the next form; the last
+            # resort is `plain`.
             continue
         if deviation > _SAME_SCORES * wanted.abs().max():
             continue

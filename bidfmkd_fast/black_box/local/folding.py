@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 class Part(NamedTuple):
     """A submodule that could be traced, and its graph.
 
-    `alone` says of a layer's name whether the layer is called once, without hooks, and not shared.
+    `alone(name)` is True if the layer of that name is called once, has no hooks and is not shared.
     """
 
     module: nn.Module
@@ -27,12 +27,12 @@ class Part(NamedTuple):
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Fold, in place, each 2-d batch norm into the convolution whose output only it uses.
+    """Fold, in place, each 2-d batch norm into the convolution before it.
 
-    The module must be in evaluation mode. A trace shows which layer feeds which. The module's own
-    `forward` stays, with an identity in place of the batch norm, so anything else that it does is
-    kept. A layer that is shared, called more than once, hooked, parametrised or without running
-    statistics stays as it is.
+    No other layer may use the output of that convolution. The module must be in evaluation mode. A
+    trace shows which layer feeds which. The module's own `forward` stays, with an identity in place
+    of the batch norm, so anything else that it does is kept. A layer that is shared, called more
+    than once, hooked, parametrised or without running statistics stays as it is.
     """
     for part, graph, alone in traced_parts(module):
         layers = dict(part.named_modules())

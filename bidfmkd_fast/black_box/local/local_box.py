@@ -47,7 +47,7 @@ def refuse_wire_fields(spec: APISpec) -> None:
 def refuse_split(module: nn.Module, name: str, **sizes: int | None) -> None:
     """Raise InputError if a batch size of `sizes` is set and splitting a batch changes the scores.
 
-    It does where batch norms of the module use the statistics of the whole batch.
+    Splitting changes the scores if batch norms of the module use the statistics of the whole batch.
     """
     for argument, size in sizes.items():
         if size is not None and uses_batch_statistics(module):

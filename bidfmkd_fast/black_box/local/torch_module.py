@@ -79,9 +79,10 @@ class TorchBlackBox(LocalBlackBox):
 def _serve(
     module: nn.Module, spec: APISpec, device: torch.device | str | None, micro_batch: int | None
 ) -> tuple[Callable[[Tensor], Tensor], torch.device]:
-    """Return a function from images to scores that hides a fast copy of the module, and its device.
+    """Return a function from images to scores, and the device on which it computes them.
 
-    Without a `device` the module runs where its parameters are.
+    The function holds a fast copy of the module, which nothing else can reach. Without a `device`
+    the module runs where its parameters are.
     """
     if device is None:
         device = next(

@@ -59,7 +59,7 @@ def split_url(name: str, url: object, schemes: Collection[str], wanted: str) -> 
         wanted: how a URL must look, for the error.
 
     Raises:
-        InputError: it is no such URL, or holds a user or a password.
+        InputError: `url` does not look as wanted, or holds a user or a password.
     """
     try:
         parts = urlsplit(url) if isinstance(url, str) else None
@@ -93,7 +93,8 @@ def checked_headers(name: str, headers: object) -> dict[str, str]:
     for header, value in headers.items():
         if not isinstance(header, str) or not _HEADER_NAME.fullmatch(header):
             raise InputError(
-                f"{name}: headers must have names of letters, digits and -; one has not"
+                f"{name}: headers must have names of letters, digits and -; "
+                "one name has another character"
             )
         if not isinstance(value, str) or not _SENDABLE.fullmatch(value):
             raise InputError(

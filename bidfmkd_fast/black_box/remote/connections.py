@@ -76,11 +76,11 @@ class _Cuttable:
 
 
 class HTTPConnection(_Cuttable, connection.HTTPConnection):
-    """The HTTP connection of urllib3, but one that can be cut. Errors show the class's name."""
+    """The HTTP connection of urllib3, made cuttable. Errors show the name, so it is urllib3's."""
 
 
 class HTTPSConnection(_Cuttable, connection.HTTPSConnection):
-    """The HTTPS connection of urllib3, but one that can be cut. Errors show the class's name."""
+    """The HTTPS connection of urllib3, made cuttable. Errors show the name, so it is urllib3's."""
 
 
 class _HTTPPool(HTTPConnectionPool):

@@ -110,8 +110,8 @@ class HTTPClient:
             most_bytes: most bytes of an answer.
 
         Raises:
-            APIUnavailable: no answer came, or the last attempt too had a status that asks to
-                repeat it.
+            APIUnavailable: no answer came, or even the last answer had a status after which a
+                request is repeated.
             BadAnswer: the answer is larger than `most_bytes`, or cannot be decompressed.
         """
         return self._send("POST", path, body, headers, attempt, final, most_bytes)

@@ -15,7 +15,7 @@ from bidfmkd_fast.runtime.interrupt import pause
 class RateLimit:
     """Lets requests through at a given pace.
 
-    What was not used in the last second may be used at once.
+    Images and requests that were not used in the last second may be sent all at once.
 
     Args:
         images_per_second, requests_per_second: the pace; None for no limit.
@@ -55,7 +55,8 @@ class RateLimit:
         """
         with self._lock:
             now = self._clock()
-            # Requests of other threads may be waiting for a time that lies ahead.
+            # The last request may have been promised a later time than now, for which its thread
+            # is still waiting. This request comes after it.
             start = max(now, self._filled)
             owed = 0.0
             for i, rate in enumerate(self._rates):

@@ -88,4 +88,4 @@ def short(text: str, most: int = 200) -> str:
     if len(text) > _MOST_LOOKED_AT and len(words) > 1:
         del words[-1]  # it may be the first half of a secret
     shown = scrub(" ".join(words))[:most]
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in shown)
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)

@@ -60,7 +60,7 @@ def seconds_asked(retry_after: str) -> float | None:
 
 
 def retry_policy(name: str, retries: int, backoff: float, longest_wait: float) -> PatientRetry:
-    """Return the policy of the same options of `ConnectionOptions`.
+    """Return the policy for these options, which `ConnectionOptions` describes.
 
     Raises:
         InputError: a number is out of its range.

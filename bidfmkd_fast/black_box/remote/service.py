@@ -22,7 +22,7 @@ Attempt = Callable[[], None]
 # Images per request if no limit is known: enough that scoring takes longer than sending.
 _BATCH = 256
 _MOST_IN_FLIGHT = 1024  # each request takes a thread and a connection
-_BYTES_PER_SCORE = 256  # that an answer may have, the name of the class included
+_BYTES_PER_SCORE = 256  # most bytes that an answer may take for a score and the name of its class
 
 
 class BatchTooLarge(APIUnavailable):
@@ -95,7 +95,7 @@ class ServiceBlackBox(BlackBox):
         return -(-n_images // self._batch())
 
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
-        # As many batches as requests are paid for, of nearly equal size.
+        # Make as many batches as requests are paid for, of nearly equal size.
         batches = images.cpu().tensor_split(n_requests)
         stop = Stop(current())
         requests: list[Future[Tensor]] = []
@@ -131,7 +131,7 @@ class ServiceBlackBox(BlackBox):
             self._budget.release(n_images, n_requests, self.price_of(n_images))
 
     def _send(self, images: Tensor, paid: bool) -> Tensor:
-        """Send one request. `paid`: its first attempt is reserved in the budget already."""
+        """Send one request. `paid`: whether the budget has reserved its first attempt already."""
         n_images = len(images)
 
         def attempt() -> None:

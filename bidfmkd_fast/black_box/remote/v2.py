@@ -107,9 +107,9 @@ def check_fields(name: str, known: object) -> None:
 
 
 def place_labels(name: str, spec: APISpec, scores: Tensor, labels: Any) -> Tensor:
-    """Put scores `[N, k]` at their labels `[N, k]`, class numbers or names, of `[N, n_classes]`.
+    """Return scores `[N, n_classes]`: `scores` `[N, k]` at the classes `labels` `[N, k]`, else 0.
 
-    Classes without a label are 0.
+    Labels are class numbers or class names.
 
     Raises:
         BadAnswer: shapes differ, k is wrong, a label is not in the spec, or a label comes twice.

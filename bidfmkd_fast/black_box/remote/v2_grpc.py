@@ -144,7 +144,7 @@ class GrpcBlackBox(V2BlackBox):
             )
 
         answer = self._call(infer, attempt, limit_known=model.max_batch is not None)
-        with reading(self.name, "the server's answer is none of the v2 protocol"):
+        with reading(self.name, "the server's answer does not follow the v2 protocol"):
             arrays = {name: answer.as_numpy(name) for name in outputs}
             found = {name: _text(array) for name, array in arrays.items() if array is not None}
         return self._scores(found, outputs)

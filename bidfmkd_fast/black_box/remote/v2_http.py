@@ -28,7 +28,7 @@ _NO_BINARY = (400, 415, 422, 500, 501)
 
 
 class _Refused(APIUnavailable):
-    """The server refused a request that it may have misread, without the binary extension."""
+    """The server refused binary tensors, perhaps since it does not have the binary extension."""
 
 
 class RemoteBlackBox(V2BlackBox):

@@ -197,9 +197,9 @@ def infer_response(
     The HTTP header of the answer says where its binary part begins, if it has a binary part.
 
     Raises:
-        BadAnswer: it is no answer of the protocol, or it answers another request.
+        BadAnswer: the answer does not follow the protocol, or belongs to another request.
     """
-    with reading(name, "the server's answer is none of the v2 protocol", body):
+    with reading(name, "the server's answer does not follow the v2 protocol", body):
         length = int(headers.get(HEADER_LENGTH, len(body)))
         if not 0 <= length <= len(body):
             raise ValueError(f"{HEADER_LENGTH} is {length} of {len(body)} bytes")

@@ -238,7 +238,7 @@ def test_a_listed_extension_means_binary_whatever_happens_first(server: Any, see
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda sent: (200, {}, b"<html>"), "none of the v2 protocol: JSONDecodeError"),
+        (lambda sent: (200, {}, b"<html>"), "does not follow the v2 protocol: JSONDecodeError"),
         (lambda sent: (200, {}, b'{"outputs": []}'), "the answer must hold y; it holds"),
         (lambda sent: (200, {}, b'{"id": "5", "outputs": []}'), "answered request '5'"),
         (
@@ -267,7 +267,7 @@ def test_a_listed_extension_means_binary_whatever_happens_first(server: Any, see
                 {"Inference-Header-Content-Length": "9"},
                 b'{"outputs": [{"name": "y"}]}',
             ),
-            "none of the v2 protocol",
+            "does not follow the v2 protocol",
         ),
     ],
 )
