@@ -1,6 +1,7 @@
 """Derive seeds by name.
 
-No two parts of a run then share random numbers, and none depends on the order of the work.
+Two parts of a run then never share random numbers, and no part's random numbers depend on the order
+of the work.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
     """Seed torch's global CPU generator with `derive_seed(seed, *names)` inside the block.
 
     After the block the generator is as it was before. Use this for code that can draw from the
-    global generator only, such as the initialisation of `torch.nn` layers. There is one such
-    generator, so threads take turns. The generators of CUDA devices in use are seeded too, but not
-    restored. While a CUDA graph is captured they are left alone, and the replays of the graph
-    continue from the last seed.
+    global generator only, such as the initialisation of `torch.nn` layers. The process has only one
+    global generator, so threads take turns. The generators of CUDA devices in use are seeded too,
+    but not restored. While a CUDA graph is captured, the generators of CUDA devices are left alone:
+    the replays of the graph continue from the last seed.
     """
     own = derive_seed(seed, *names)
     with _turn, torch.random.fork_rng(devices=[]):

@@ -23,9 +23,9 @@ LOCK = "run.lock"
 class FolderLock:
     """The right to write in a folder, held until `release` or the end of the process.
 
-    It belongs to a run and not to a process: two runs of one process exclude each other (`flock` on
-    two open files), and several processes of a run share the lock that one of them holds. Missing
-    folders are made; `release` removes them again if they are still empty.
+    The lock belongs to a run and not to a process: two runs of one process exclude each other
+    (`flock` on two open files), and several processes of a run share the lock that one of them
+    holds. Missing folders are made; `release` removes them again if they are still empty.
 
     Raises:
         InputError: another run holds the folder (the message names its process), or the folder
@@ -46,7 +46,7 @@ class FolderLock:
         if self._file is None:
             return
         path = self.folder / LOCK
-        with suppress(OSError):  # the folder may be gone, or moved with another run's in its place
+        with suppress(OSError):  # the folder may be gone, or replaced by that of another run
             if _is(path, self._file):
                 # Remove the file while it is locked: another process that has just opened it finds
                 # after locking that the path has changed, and starts again.

@@ -133,7 +133,8 @@ def read_yaml(path: str | Path, reader: str) -> Any:
         raise InputError(f"{reader}: cannot read {path}: {error.strerror}") from None
     if len(content) > _MOST_BYTES:
         raise InputError(
-            f"{reader}: {path} holds more than {_MOST_BYTES:,} bytes; no file of settings does"
+            f"{reader}: {path} holds more than {_MOST_BYTES:,} bytes; "
+            "a file of settings is far smaller"
         )
     return parse_yaml(content, f"{reader}: {path}")
 

@@ -100,7 +100,7 @@ def zo_kd_gradient(
 def _teacher_probabilities(scores: Tensor, scores_kind: str, temperature: float) -> Tensor:
     """Return the teacher's probabilities at temperature T: softmax(logits / T).
 
-    For probabilities p this is p^(1/T), normalised, which equals it.
+    From probabilities p the same numbers are computed as p^(1/T), normalised to a sum of 1.
     """
     if scores_kind == "logits":
         return (scores / temperature).softmax(-1)
@@ -189,7 +189,8 @@ def kd_loss_double_backward(
 def norm_pool(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return `relu(max_pool2d(batch_norm(images), 2))`, with the statistics of this batch.
 
-    Torch differentiates it, so that the twins of the kernels' derivatives are its `autograd.grad`.
+    Torch can differentiate this function. `autograd.grad` of it is therefore the specification of
+    the derivatives that the kernels compute.
     """
     normed = functional.batch_norm(images, None, None, weight, bias, training=True, eps=eps)
     return functional.relu(functional.max_pool2d(normed, 2))

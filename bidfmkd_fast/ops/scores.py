@@ -17,7 +17,7 @@ LOWEST_PROBABILITY = 1e-7  # an API may round a probability down to 0; -log of i
 def log_probabilities_of(scores: Tensor, scores_kind: str) -> Tensor:
     """Return log-probabilities along the last dimension.
 
-    Probabilities below `LOWEST_PROBABILITY` count as that.
+    Probabilities below `LOWEST_PROBABILITY` count as `LOWEST_PROBABILITY`.
     """
     if scores_kind == "logits":
         return scores.log_softmax(-1)

@@ -2,9 +2,9 @@
 
 On the CPU a fresh block of 100 MB costs more time in page faults than the kernel that fills it,
 since the C allocator returns large blocks to the system. A block made here goes back to a short
-list when the last tensor that uses it dies. So callers get memory that is mapped already, and none
-of them can see the values of another change. On other devices torch's own caching allocator does
-this.
+list when the last tensor that uses it dies. The next caller gets this memory, which is mapped
+already. A block is never handed out while a tensor still uses it, so no caller sees its values
+change. On other devices torch's own caching allocator does this.
 
 State of the process: the list of free blocks, and whether glibc was told to keep freed memory.
 """

@@ -23,9 +23,9 @@ _local = threading.local()
 
 
 class Interrupted(KeyboardInterrupt):
-    """The wait was ended from outside: by `interrupt_all`, or since its result is not needed.
+    """The wait was ended from outside: by `interrupt_all`, or since nobody needs its result.
 
-    It is a KeyboardInterrupt, so that no handler of ordinary errors mistakes it for a failure of
+    This is a KeyboardInterrupt, so that no handler of ordinary errors mistakes it for a failure of
     the service.
     """
 

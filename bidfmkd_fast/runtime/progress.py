@@ -1,6 +1,6 @@
 """Show the progress of long work.
 
-In a terminal or a notebook it is a bar, anywhere else one plain line per minute on stderr.
+A terminal or a notebook shows a bar. Anywhere else a plain line is written to stderr once a minute.
 
 State of the process: the list of open bars, and the times of the last line and of the last end of a
 bar.
@@ -22,7 +22,7 @@ T = TypeVar("T")
 EVERY = 60.0  # seconds between two lines
 _REFRESH = 1.0  # seconds after which a bar is drawn again, even if nothing has advanced
 _COLUMNS, _ROWS = 80, 24  # assumed size of a terminal that reports no size
-_PAUSE = 5.0  # seconds without any bar, after which the minute begins anew
+_PAUSE = 5.0  # after this many seconds without a bar, the next line comes `EVERY` seconds later
 # Open bars, outer to inner. Where lines are written in place of bars, the outermost bar writes one
 # line for all of them.
 _open: list[Bar] = []

@@ -1,6 +1,6 @@
 """End a command on Ctrl-C or SIGTERM within two seconds, with one line.
 
-The time holds whatever its threads are waiting for.
+The command ends within this time whatever its threads are waiting for.
 
 State of the process: the handlers of both signals and Python's wake-up pipe, replaced inside the
 block of `ended_by_signals`.
@@ -34,7 +34,7 @@ _DOUBLE = 0.2
 class Terminated(KeyboardInterrupt):
     """SIGTERM asked the process to end.
 
-    It is a KeyboardInterrupt, so that no handler of ordinary errors catches it.
+    This is a KeyboardInterrupt, so that no handler of ordinary errors catches it.
     """
 
 

@@ -57,7 +57,7 @@ class Output:
     def failure(self) -> tuple[int, str] | None:
         """Return the exit code and the reason if output was lost, else None.
 
-        The code is 141 for a pipe without a reader, as the shell has it, and 1 otherwise.
+        The code is 141 (128 + SIGPIPE) for a pipe without a reader, as in a shell, and 1 otherwise.
         """
         self.flush()
         if self.error is None or not self._written:
@@ -111,7 +111,8 @@ def say(line: str) -> None:
 def open_missing() -> None:
     """Open `/dev/null` for every standard stream that is closed.
 
-    Otherwise the next file to be opened would take its number, and get its output.
+    Otherwise the next file to be opened would take the number of that stream, and what is written
+    to the stream would land in the file.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass

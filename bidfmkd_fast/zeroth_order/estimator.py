@@ -110,8 +110,8 @@ class ZerothOrder:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue from the position of the estimator that returned `state`.
 
-        The next ask draws the directions that its next ask would have drawn. A pending ask of this
-        thread is dropped.
+        The next ask draws the directions that the next ask of that estimator would have drawn. A
+        pending ask of this thread is dropped.
 
         Raises:
             InputError: `state` is not a dict as `state_dict` returns it.
@@ -218,7 +218,8 @@ class ZerothOrder:
     def tell(self, losses: Tensor) -> Tensor:
         """Return `mean(losses[0])` for the losses `[1 + q, B]` of the points.
 
-        Its backward pass sends the estimated gradient of this mean into the graph of x.
+        The backward pass of the result sends the estimated gradient of this mean into the graph of
+        x.
         """
         x, state = self._pending("tell")
         wanted = [1 + self.num_directions, x.shape[0]]
@@ -243,8 +244,8 @@ class ZerothOrder:
     ) -> Tensor:
         """Return the mean recovery objective for the scores `[1 + q, B, n_classes]` of the points.
 
-        Its backward pass sends the estimated gradient into the graph of x. `ops.zo_kd_gradient`
-        defines the objective and explains the other arguments.
+        The backward pass of the result sends the estimated gradient into the graph of x.
+        `ops.zo_kd_gradient` defines the objective and explains the other arguments.
         """
         x, state = self._pending("tell_scores")
         if scores.dim() != 3 or scores.shape[0] != 1 + self.num_directions:

@@ -68,8 +68,8 @@ class DifferentiableBlackBox(nn.Module):
     def gradient(self, x: Tensor, scores: Tensor, grad: Tensor) -> Tensor:
         """Return an estimate of `grad` times the Jacobian of the black box A.
 
-        It is `s / (q mu) * sum_k <grad, A(x + mu u_k) - A(x)> u_k`, where `s` is the dimension of
-        the space that the q directions `u_k` span, and mu the step length.
+        The estimate is `s / (q mu) * sum_k <grad, A(x + mu u_k) - A(x)> u_k`, where `s` is the
+        dimension of the space that the q directions `u_k` span, and mu the step length.
         """
         zo = self.estimator
         state = zo.draw(x.device)
@@ -90,7 +90,7 @@ class DifferentiableBlackBox(nn.Module):
     def get_extra_state(self) -> Tensor:
         """Return the position of the estimator, int64 `[seed, step]`.
 
-        It is a tensor, since every checkpoint format can hold tensors.
+        The position is a tensor, since every checkpoint format can hold tensors.
         """
         position = self.estimator.state_dict()
         return torch.tensor([position["seed"], position["step"]], dtype=torch.int64)
