@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 
 def recover(options: Any) -> None:
-    """Recover one set of images from one API of a pool; the same --out goes on after a kill."""
+    """Recover one set of images from one API of a pool; a second call with the same --out continues
+    a set that was cut off.
+    """
     api = _api_of_pool(options)
     out = out_folder(options, "recover")
     file = out / f"api_{options.api:03d}_support.safetensors"

@@ -12,7 +12,7 @@ from bidfmkd_fast.black_box.ledger import asked_by_this_process
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
 
-_RESUMED = ("train", "compare", "sweep", "recover")  # commands that go on in the same folder
+_RESUMED = ("train", "compare", "sweep", "recover")  # commands that continue in the same folder
 
 
 def last_line(command: str, arguments: Sequence[str], options: Any, number: int) -> str:
@@ -25,7 +25,7 @@ def last_line(command: str, arguments: Sequence[str], options: Any, number: int)
     name = f"bidfmkd {command}".strip()
     out = getattr(options, "out", None)
     folder = Path(out) if out is not None else None
-    if command in ("", "serve"):  # which keep nothing and cannot go on
+    if command in ("", "serve"):  # these keep nothing and cannot continue
         return f"{name}: ended by {by}"
     parts = [
         f"{name}: ended by {by}",
@@ -41,7 +41,7 @@ def _kept(command: str, folder: Path | None) -> str:
         return "nothing to keep"
     if command == "pool":
         n_trained = len(list(folder.glob("api_*.safetensors")))
-        return f"kept in {folder}: {n_trained} trained APIs, which are no whole pool"
+        return f"kept in {folder}: {n_trained} trained APIs, which are not a complete pool"
     if command == "bench":
         files = [file.name for file in folder.glob("*.json")]
         return f"kept in {folder}: {', '.join(files)}" if files else "nothing to keep"

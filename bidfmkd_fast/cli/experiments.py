@@ -28,10 +28,10 @@ def demo(options: Any) -> None:
     if options.seed is not None:
         config = with_seed(config, options.seed)
     out = out_folder(options, "demo")
-    told = run_demo(out, config)
+    text = run_demo(out, config)
     images = {"name": "glyphs", "inverted": False}
     write_source(out, {"pool": str((out / "pool").resolve()), "data_sets": [images]})
-    print(told)
+    print(text)
 
 
 def _add_demo_options(parser: ArgumentParser, _: Sequence[str]) -> None:
@@ -65,13 +65,13 @@ def _add_compare_options(parser: ArgumentParser, _: Sequence[str]) -> None:
         type=str,
         nargs="+",
         default=list(METHODS),
-        help=f"methods, out of {', '.join(METHODS)}; the control is always one",
+        help=f"methods, out of {', '.join(METHODS)}; the control is always among them",
     )
 
 
 def sweep(options: Any) -> None:
-    """Run BiDf-MKD over a grid of settings; a sweep that was cut off goes on, cell by cell, in the
-    same --out.
+    """Run BiDf-MKD over a grid of settings; a second call with the same --out continues a sweep
+    that was cut off.
     """
     out = out_folder(options, "sweep")
     print(run_sweep(options.file, out, seeds=options.seeds, device=options.device))

@@ -1,7 +1,7 @@
 """Compose the last line of a finished command: the next command, which runs as it is printed.
 
-A command therefore never suggests what would fail. To know that, runs and pools keep in
-`source.yaml` which images they came from.
+A command never suggests another one that would fail. So that this can be checked, runs and pools
+keep in `source.yaml` which images they came from.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _evaluation(folder: Path, datasets: Sequence[Dataset]) -> list[str]:
             )
         counts = [len(dataset.rows_of(index)) for index in dataset.classes("meta_test")]
         if len(counts) < 2 or min(counts) < 2:
-            raise InputError(f"meta_test of {dataset.name} has not two classes of two images each")
+            raise InputError(f"meta_test of {dataset.name} lacks two classes of two images each")
         unseen.append(counts)
     n_way = min(known["n_classes"], *map(len, unseen))
     fewest = min(map(min, unseen))

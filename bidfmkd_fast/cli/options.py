@@ -26,8 +26,9 @@ class Command:
         add_options: adds the options to the command's parser. The second argument is the whole
             command line, because some options, such as `--preset`, change the defaults of others.
         example: a command line that `--help` shows.
-        settings: the class whose fields are the keys under `--config`; None for a command without.
-        positional: the name of the argument that is typed without one; "" for a command without.
+        settings: the class whose fields are the keys under `--config`; None if the command has no
+            `--config`.
+        positional: the argument that is typed without a name before it; "" if there is none.
     """
 
     run: Callable[[Any], None]
@@ -117,7 +118,7 @@ def budget_of(options: Any) -> Budget | None:
 
 
 def train_config(options: Any) -> TrainConfig:
-    """Return the settings of a run under `--config`, with `--seed` in the place of theirs."""
+    """Return the settings of a run under `--config`, with the seed of `--seed` if it was given."""
     config = TrainConfig.from_dict(options.config)
     return config if options.seed is None else replace(config, seed=options.seed)
 

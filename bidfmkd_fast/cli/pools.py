@@ -133,7 +133,9 @@ def _add_serve_options(parser: ArgumentParser, _: Sequence[str]) -> None:
         "--port", type=int, default=8000, help="port of 127.0.0.1; no other address is served"
     )
     parser.add_argument(
-        "--per-model", type=str, help="YAML file of what differs: `api_003: {nan: 1.0}`"
+        "--per-model",
+        type=str,
+        help="YAML file with settings of single models: `api_003: {nan: 1.0}`",
     )
     parser.add_class_arguments(
         Behaviour, "config", help="what every model answers, and what goes wrong with it"

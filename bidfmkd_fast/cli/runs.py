@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 
 def train(options: Any) -> None:
-    """Meta-learn from a pool of APIs, with the no-recovery control beside it; the same --out goes
-    on after a kill.
+    """Meta-learn from a pool of APIs, with the no-recovery control beside it; a second call with
+    the same --out continues a run that was cut off.
     """
     config = train_config(options)
     out, budget = out_folder(options, "train"), budget_of(options)
@@ -61,7 +61,7 @@ def train(options: Any) -> None:
     write_grids(run, folder)
     report = write_report(folder, control=RunFolder(out / "control"))
     if run.budget_ended:
-        print("a budget ended before every API was recovered in full; what there is was used\n")
+        print("a budget ended before every API was recovered in full; the sets so far were used\n")
     if run.skipped:
         print(f"left out: {', '.join(run.skipped)}; the report says why\n")
     print(f"{text_table(read_spending(out).rows())}\n")
@@ -94,14 +94,14 @@ def _add_train_options(parser: ArgumentParser, arguments: Sequence[str]) -> None
         if f"--preset={name}" in arguments or ("--preset", name) in itertools.pairwise(arguments):
             parser.set_defaults({"config": settings.to_dict()})
     parser.add_argument(
-        "--dry-run", action="store_true", help="only probe the APIs and tell the cost"
+        "--dry-run", action="store_true", help="only probe the APIs and show what a run would cost"
     )
     add_caps(parser)
     add_pool_and_device(parser)
 
 
 def status(options: Any) -> None:
-    """Tell how far a run is and what it has spent, while it works or afterwards; also for a
+    """Show how far a run is and what it has spent, while it works or afterwards; also for a
     comparison or a sweep.
     """
     print(status_text(options.run))
@@ -119,7 +119,7 @@ def evaluate(options: Any) -> None:
     """
     folder = RunFolder.open(options.run)
     check_writable(folder.path / REPORT)
-    folder.summary()  # the report needs it, after all episodes: damage is found now
+    folder.summary()  # the report needs it; damage is found now and not after all episodes
     datasets = _datasets_to_evaluate(options, folder)
     control = RunFolder(folder.path / "control")
     has_control = (control.path / META_MODEL).is_file()
@@ -153,17 +153,19 @@ def evaluate(options: Any) -> None:
 
 
 def _datasets_to_evaluate(options: Any, folder: RunFolder) -> list[Dataset]:
-    """Load the data sets of `--dataset`; by default those that the run's pool learned from."""
+    """Load the data sets of `--dataset`, or by default those that the run's pool learned from."""
     if options.dataset:
         return load_datasets(options.dataset, options.invert or [False])
     if options.invert:
         raise InputError(
-            "--invert goes with --dataset; without both, the run's own data sets are taken "
-            "as its pool did"
+            "--invert goes with --dataset; without both, the data sets are those that the run's "
+            "pool learned from, inverted as they were there"
         )
     datasets = datasets_of(source_of(folder.path))
     if not datasets:
-        raise InputError(f"{folder.path} does not tell its data set; give --dataset")
+        raise InputError(
+            f"{folder.path} does not say which data set its APIs learned from; give --dataset"
+        )
     return datasets
 
 

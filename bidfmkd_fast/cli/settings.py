@@ -42,7 +42,7 @@ def take_settings(
         if text is None:
             if not waiting or waiting[0].startswith("--"):
                 raise InputError(
-                    f"{argument} needs a value: a file of settings, or what the setting is to be"
+                    f"{argument} needs a value: a file of settings, or the value of the setting"
                 )
             text = waiting.pop(0)
         merge(taken, _values(kind, found["option"], found["keys"].split(".")[1:], text))
@@ -68,7 +68,7 @@ def _values(kind: type[Any], option: str, keys: Sequence[str], text: str) -> dic
     if not is_dataclass(hint):
         value = _single(text) if hint is not str else text
         if hint is not None and not fits(value, hint) and fits(text, hint):
-            value = text  # such as auto:1, a mapping to YAML, where a number or text is wanted
+            value = text  # YAML reads auto:1, for instance, as a mapping, and here text is wanted
     elif text.lstrip().startswith("{") or ": " in text:
         value = parse_yaml(text, option)
     else:

@@ -49,7 +49,7 @@ def _add_convert_options(parser: ArgumentParser, _: Sequence[str]) -> None:
         "--layout",
         choices=LAYOUTS,
         default="auto",
-        help="what the source is; auto tells by names",
+        help="what the source is; auto recognises it by file names",
     )
     parser.add_argument(
         "--split",

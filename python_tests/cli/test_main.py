@@ -513,7 +513,7 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
             "probe --url http://127.0.0.1:9 --model m --config.recovery.step 3",
             "did you mean 'config.recovery.steps'",
         ),
-        ("probe --pool POOL --max-queries 5", "probe: it asks api_000"),
+        ("probe --pool POOL --max-queries 5", "probe: api_000 would be asked"),
         ("recover --pool POOL --config.step 5", "did you mean 'config.steps'"),
         ("evaluate --run nowhere", "bidfmkd evaluate: run folder: nowhere holds no run"),
         ("evaluate --run . --n-shot", "expected at least one argument"),

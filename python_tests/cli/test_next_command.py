@@ -141,7 +141,7 @@ def test_why_the_images_of_a_run_cannot_judge_it(capsys: pytest.CaptureFixture[s
     )
     told, command = run(["train", "--pool", "pool", "--out", "out", *RUN], capsys)
     assert command == ["status", "out"]
-    assert "(meta_test of one has not two classes of two images each)" in told
+    assert "(meta_test of one lacks two classes of two images each)" in told
 
 
 @pytest.mark.parametrize(
