@@ -113,10 +113,10 @@ def convert_dataset(
         )
     rows = _rows(listing, set(kept))
     index = {name: number for number, name in enumerate(kept)}
-    with _as_ours():
+    with _errors_named():
         check_writable(path)
     images = _images(listing, rows, size, upright, progress)
-    with _as_ours(), written_whole(path) as file:
+    with _errors_named(), written_whole(path) as file:
         np.savez_compressed(
             file,
             images=images,
@@ -132,7 +132,7 @@ def convert_dataset(
 
 
 @contextmanager
-def _as_ours() -> Iterator[None]:
+def _errors_named() -> Iterator[None]:
     """Put "convert_dataset" in front of an error about the file to write."""
     try:
         yield

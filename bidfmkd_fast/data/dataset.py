@@ -86,7 +86,7 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """The shape of an image, (C, H, W)."""
+        """Return the shape of an image, (C, H, W)."""
         _, channels, height, width = self.images.shape
         return channels, height, width
 
@@ -138,7 +138,7 @@ def load_dataset(name_or_path: str | Path, *, invert: bool = False) -> Dataset:
 
     The file holds `images` uint8 `[N, H, W]` or `[N, H, W, 3]`, `labels` integers `[N]`,
     `class_names` and `split_of_class`; further keys are ignored. `invert` replaces each pixel by
-    255 minus the pixel: Omniglot is black on white, and networks learn better from ink as 1 on 0.
+    255 minus the pixel: Omniglot is black on white, and networks learn better from white on black.
 
     Raises:
         InputError: the file is missing, damaged, or no such data set.

@@ -41,12 +41,12 @@ class Episode:
 class EpisodeSampler:
     """Draws episodes of `n_way` classes of one split.
 
-    Each class has `n_shot` support and `n_query` query images. With `rotations` 2, each class also
-    counts turned by 180 degrees, as a class of its own; with 4, turned by 90, 180 and 270 degrees.
+    Each class has `n_shot` support and `n_query` query images. With `rotations` 2, a class turned
+    by 180 degrees is a further class; with 4, so is a class turned by 90, 180 or 270 degrees.
 
     Raises:
         InputError: a number is below 1, the split has too few classes, or a class has too few
-            images. It is raised here, before an episode is drawn.
+            images. The constructor finds this, before an episode is drawn.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class EpisodeSampler:
         )
 
     def episode(self, index: int) -> Episode:
-        """Return episode number `index`, which depends only on it and the sampler's arguments."""
+        """Return episode number `index`, which depends only on `index` and on this sampler."""
         generator = torch_generator(self.seed, "episode", self.split, index)
         chosen = draw_classes(self._classes, self.n_way, self.rotations, generator)
         support, query = [], []

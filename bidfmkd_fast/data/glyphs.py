@@ -12,7 +12,8 @@ from bidfmkd_fast.data.dataset import SPLITS, Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.seeds import torch_generator
 
-# Characters that differ even when size and position vary: of c/C, o/O/0, s/S, l/I only one each.
+# Characters that differ even when size and position vary. Of characters that would not, such as c
+# and C, only one is here; the same holds for o/O/0, s/S and l/I.
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789abdefghjmnqrty#$%&()*+<=>?@[]{}~"
 CLASSES_PER_SPLIT = (40, 8, 19)
 _CANVAS = 64

@@ -1,4 +1,4 @@
-"""Procedural pictures: what the APIs are asked about when nobody has a picture."""
+"""Draw procedural pictures, to ask APIs about where no real picture is at hand."""
 
 from bidfmkd_fast.priors.library import KINDS, draw_pictures, procedural_images
 

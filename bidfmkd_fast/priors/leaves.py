@@ -50,7 +50,7 @@ def draw(draws: Draws, member: Draws, jitter: Jitter, shape: tuple[int, int, int
     colour = palette.gather(1, colour[..., None].expand(-1, -1, channels))
     colour = (colour + 0.16 * (leaf[..., 8:9] - 0.5)).clamp(0.0, 1.0)
 
-    # Pictures with many leaves first: leaf k is drawn on the first n_with[k] of them.
+    # Sort the pictures by falling number of leaves, so that leaf k is drawn on the first n_with[k].
     order = n_leaves.argsort(descending=True, stable=True)
     n_with = (n_leaves[None] > torch.arange(MOST_LEAVES, device=order.device)[:, None]).sum(1)
     x, y = axis(width, order.device), axis(height, order.device)[:, None]

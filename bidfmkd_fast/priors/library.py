@@ -1,4 +1,4 @@
-"""Draw procedural pictures: one library for all data sets, for nobody knows what APIs know."""
+"""Draw procedural pictures: one library for all APIs, since nothing is known of their data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
     "grating": Kind(0.04, waves.draw_grating, waves.N_GRATING_DRAWS),
     "blobs": Kind(0.04, shapes.draw_blobs, shapes.N_BLOB_DRAWS),
     "fractal": Kind(0.04, shapes.draw_fractal, shapes.N_FRACTAL_DRAWS),
-    "mixture": Kind(0.1, None, 0),  # type: ignore[arg-type]  # two others, see `_mixture`
+    "mixture": Kind(0.1, None, 0),  # type: ignore[arg-type]  # of two others, see `_mixture`
 }
 _PLAIN = [name for name in KINDS if name != "mixture"]
 
@@ -51,7 +51,7 @@ def procedural_images(
     """Draw pictures `first`, ..., `first + n - 1` of the library.
 
     Picture i depends on (seed, first + i) and `image_shape` alone: on every machine its values are
-    equal to within 1/255. No picture and no data set is behind it.
+    equal to within 1/255. The library uses no real picture and no data set.
 
     Args:
         n: number of pictures, at least 0.
@@ -96,7 +96,7 @@ def draw_pictures(
     pictures = torch.empty(len(scenes), *shape, device=scenes.device)
     kind = torch.bucketize(
         uniforms(seed, "kind", scenes, 1)[:, 0],
-        torch.tensor([one.share for one in KINDS.values()], device=scenes.device).cumsum(0)[:-1],
+        torch.tensor([each.share for each in KINDS.values()], device=scenes.device).cumsum(0)[:-1],
         right=True,
     )
     for number, name in enumerate(KINDS):

@@ -32,7 +32,8 @@ def draw_fractal(
 ) -> Tensor:
     """Draw n Julia sets, coloured by how far a point has come after a few steps: `[n, C, H, W]`.
 
-    Few enough steps of z <- z^2 + c that a rounding cannot grow to a visible difference.
+    Each point takes only `_ITERATIONS` steps of z <- z^2 + c. After more steps the rounding of one
+    machine could grow into a visible difference to another machine.
     """
     channels, height, width = shape
     c = draws.uniform(-0.9, 0.5, 2)[..., None, None]

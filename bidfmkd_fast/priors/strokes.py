@@ -17,13 +17,13 @@ def draw(draws: Draws, member: Draws, jitter: Jitter, shape: tuple[int, int, int
 
     A curve is a row of Gaussian dots, whose sum over all dots is one matrix product of their
     profiles along x and y. With dots of weight ds / (s sqrt(2 pi)), ds apart, the sum has the
-    profile exp(-r^2 / 2 s^2) across the curve whatever the spacing; where it exceeds 1/2 is ink.
+    profile exp(-r^2 / 2 s^2) across the curve whatever the spacing. Ink is where it exceeds 1/2.
     """
     channels, height, width = shape
     pixel = 1 / min(height, width)
     n_curves = draws.integer(1, MOST_CURVES)
     control = draws.uniform(-0.36, 0.36, 6 * MOST_CURVES).unflatten(1, (MOST_CURVES, 3, 2))
-    # Half of the time a curve begins where the one before ends.
+    # Half of the time a curve begins where the previous curve ends.
     joined = draws.uniform(0, 1, MOST_CURVES)
     for k in range(1, MOST_CURVES):
         joins = joined[:, k, None] < 0.5
@@ -48,7 +48,7 @@ def draw(draws: Draws, member: Draws, jitter: Jitter, shape: tuple[int, int, int
     # At 1/2 the profile falls by 0.59 / sigma a side: this slope makes the edge one pixel wide.
     ink = ((profile - 0.5) * (sigma[:, :, None] / (0.59 * pixel)) + 0.5).clamp(0.0, 1.0)[:, None]
     pair = colours(draws, 2, channels)
-    # A plain pair of white and black half of the time, in either order.
+    # In six of ten pictures the two colours are white and black, in either order.
     plain, order = draws.uniform(0, 1)[:, :, None], draws.integer(0, 1)[:, None, None]
     ends = torch.tensor([0.0, 1.0], device=ink.device)[None, :, None].expand(len(ink), 2, channels)
     ends = torch.where(order == 1, ends, 1 - ends)

@@ -18,9 +18,9 @@ N_DRAWS, N_GRATING_DRAWS = N_TEXTURE_DRAWS + 16, 24
 def texture(draws: Draws, jitter: Jitter, size: tuple[int, int], low: float, high: float) -> Tensor:
     """Draw n fields with mean 0 and variance about 1, `[n, H, W]`.
 
-    The amplitude of frequency f falls as 1/f^a, with a drawn from [low, high). Frequencies are
-    log-uniform up to the Nyquist frequency, so a wave stands for a band as wide as f, and its
-    amplitude is f^(1-a).
+    The amplitude of frequency f falls as 1/f^a, where the exponent a is drawn from [low, high).
+    Frequencies are log-uniform up to the Nyquist frequency. A wave therefore stands for a band as
+    wide as f, and gets the amplitude f^(1-a).
     """
     height, width = size
     exponent = draws.uniform(low, high)

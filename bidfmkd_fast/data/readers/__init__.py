@@ -16,8 +16,8 @@ READERS: dict[str, Callable[[Tree, Split | None], Listing]] = {
     "cub": cub.read,
     "omniglot": omniglot.read,
 }
-# Recognised by the names of their files alone, and split as published unless the caller has split
-# lists.
+# These layouts are recognised by file names alone. Their classes are split as published, unless the
+# caller gives split lists.
 PUBLISHED: dict[str, Callable[[Tree], bool]] = {
     "cifar100": cifar100.matches,
     "cub": cub.matches,

@@ -58,6 +58,6 @@ def read(tree: Tree, split: Split | None) -> Listing:
 def size_by_names(classes: list[str]) -> int | None:
     """Return the size for classes named by WordNet numbers; None if a class is named otherwise.
 
-    It is 84, as for miniImageNet and tieredImageNet, whose classes are named so.
+    The size is 84, as for miniImageNet and tieredImageNet, which name their classes in this way.
     """
     return 84 if all(re.fullmatch(r"n\d{8}", name) for name in classes) else None

@@ -44,10 +44,11 @@ def read(tree: Tree, split: Split | None) -> Listing:
 
 
 def _find(listed: str, by_file: dict[str, list[tuple[str, ...]]], where: str, tree: Tree) -> str:
-    """Return the file that a list means: the one whose path shares the longest end with the listed.
+    """Return the file whose path shares the longest end with the path `listed`.
 
-    The end must include the folder, if both paths have one. Paths cannot be compared whole, because
-    published lists hold paths of their authors' machines; miniImageNet's hold bare file names.
+    If both paths have a folder, the shared end must include it. Paths cannot be compared whole,
+    because published lists hold paths of their authors' machines, and those of miniImageNet hold
+    bare file names.
     """
     wanted = [part for part in listed.replace("\\", "/").split("/") if part not in ("", ".")]
     candidates = {

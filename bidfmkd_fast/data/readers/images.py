@@ -55,8 +55,8 @@ _EXIF_DAMAGED = (
 class Wanted(NamedTuple):
     """The form in which images are decoded.
 
-    `size` is their height and width; None keeps their own. `mode` is "L" (grey), "RGB", or None for
-    the mode of each file. `upright` turns an image as the orientation mark of its camera (EXIF)
+    `size` is height and width; None keeps those of each image. `mode` is "L" (grey), "RGB", or None
+    for the mode of each file. `upright` turns an image as the orientation mark of its camera (EXIF)
     says.
     """
 
@@ -85,12 +85,12 @@ def is_image_name(name: str) -> bool:
 def decode(content: bytes, where: str, wanted: Wanted) -> np.ndarray:
     """Decode one image to uint8 `[H, W]` (grey) or `[H, W, 3]` (RGB).
 
-    It is turned upright and resized, without regard to its proportions. Grey images of 16 bits are
-    scaled to 8; transparency is ignored. `where` names the file in errors.
+    The image is turned upright and resized, without regard to its proportions. Grey images of 16
+    bits are scaled to 8; transparency is ignored. `where` names the file in errors.
 
     Raises:
-        InputError: Pillow cannot read it as a common image; it holds floats or 32-bit integers; or
-            it is so large that it may be an attack (a decompression bomb).
+        InputError: Pillow cannot read the file as a common image; the image holds floats or 32-bit
+            integers; or it is so large that it may be an attack (a decompression bomb).
     """
     formats = (*FORMATS, "HEIF") if _reads_heif() else FORMATS
     try:
@@ -154,7 +154,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # of any kind: Pillow on damaged EXIF data; the pixels are readable still
+    except Exception:  # damaged EXIF data make Pillow raise nearly anything; the pixels are whole
         warnings.warn(_EXIF_DAMAGED, UserWarning, stacklevel=1)
         return image
     return image if turn is None else image.transpose(turn)

@@ -30,7 +30,10 @@ class Row(NamedTuple):
 
 
 def parse_list(where: str, name: str, content: bytes, split: str | None) -> Iterator[Row]:
-    """Yield the rows of one file; `split` is given by its name, or None if its content gives it."""
+    """Yield the rows of one file.
+
+    `split` is the split that the name of the file states; None if the content states it.
+    """
     try:
         text = content.decode("utf-8-sig")
         if name.lower().endswith(".csv"):

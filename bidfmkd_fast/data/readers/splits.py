@@ -111,7 +111,7 @@ def read_split(path: Path) -> Split:
     """Read split lists: a folder with one for each split, or one CSV or JSON file for all.
 
     Raises:
-        InputError: `path` is nothing of these, or a list is damaged or contradicts another.
+        InputError: `path` is none of these, or a list is damaged or contradicts another.
     """
     if path.is_dir():
         files = [file.name for file in path.iterdir() if file.is_file()]
@@ -131,7 +131,7 @@ def read_split(path: Path) -> Split:
 def published_split(name: str) -> Split:
     """Return a split that comes with the package.
 
-    They are "cifar_fs" (Bertinetto et al., 2019) and "omniglot" (Vinyals et al., 2016).
+    `name` is "cifar_fs" (Bertinetto et al., 2019) or "omniglot" (Vinyals et al., 2016).
     """
     return replace(read_split(PUBLISHED_LISTS / name), where=f"the published split of {name}")
 
@@ -207,8 +207,8 @@ def _content(path: Path) -> bytes:
         ) from error
 
 
-def _in_two(where: str, class_name: str, one: str, other: str) -> InputError:
+def _in_two(where: str, class_name: str, first: str, second: str) -> InputError:
     return InputError(
-        f"convert_dataset: {where}: class {class_name!r} is in {one} and in {other}; "
+        f"convert_dataset: {where}: class {class_name!r} is in {first} and in {second}; "
         "no class may be in two splits"
     )

@@ -52,7 +52,7 @@ class Tree(ABC):
 
     @property
     def name(self) -> str:
-        """The name of the folder, or of the archive without its ending."""
+        """Return the name of the folder, or of the archive without its ending."""
         name = self.path.resolve().name
         return (
             name if self.path.is_dir() else name.removesuffix(self.path.suffix).removesuffix(".tar")
@@ -86,7 +86,7 @@ def open_tree(path: Path) -> Tree:
     """Return the tree of a folder, a zip or a tar archive.
 
     Raises:
-        InputError: `path` is nothing of these or damaged, or a path leads out of the archive.
+        InputError: `path` is none of these or damaged, or a path leads out of the archive.
     """
     if path.is_dir():
         return _Folder(path)
@@ -99,7 +99,7 @@ def open_tree(path: Path) -> Tree:
             return _Zip(path)
     raise InputError(
         f"convert_dataset: {path} is neither a folder nor a whole zip or tar archive; "
-        "if it should be, it is cut off"
+        "if it was an archive, it is damaged or cut off"
     )
 
 
@@ -153,7 +153,7 @@ class _Member(tarfile.TarInfo):
 
 
 class _Tar(Tree):
-    """A tar archive, read front to back: to rewind a compressed one means to read it all again."""
+    """A tar archive, read front to back: going back in a compressed one would read it all again."""
 
     def __init__(self, path: Path) -> None:
         names = []
@@ -189,7 +189,7 @@ class _Tar(Tree):
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Turn an error of a damaged file into an InputError that names it."""
+    """Turn an error about a damaged file into an InputError that names the file."""
     try:
         yield
     except _DAMAGE as error:
