@@ -34,9 +34,10 @@ def run_comparison(
 ) -> str:
     """Train and meta-test every method under every seed, and return the tables.
 
-    Everything is kept in the folder `out`, the tables in `comparison.md`. A comparison that was cut
-    off goes on in it: no API, method or meta-test that is finished is made twice. The control is
-    always among the methods. With other methods or seeds the same folder grows.
+    Everything is kept in the folder `out`, the tables in `comparison.md`. A second call with the
+    same folder continues a comparison that was cut off: no API, method or meta-test that is
+    finished is made twice. A second call may also name other methods or seeds, whose results are
+    added. The control is always among the methods.
 
     Raises:
         InputError: a method is unknown; the data sets have too few classes or images for the

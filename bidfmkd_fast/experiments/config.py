@@ -122,8 +122,8 @@ class ExperimentConfig:
 
     Args:
         pool: the APIs.
-        train: BiDf-MKD; its seed is set by the command.
-        baselines: what it is compared with.
+        train: settings of BiDf-MKD; the command sets the seed.
+        baselines: settings of the baselines that BiDf-MKD is compared with.
         evaluation: the meta-test of all methods.
     """
 

@@ -1,6 +1,6 @@
 """Keep the folder of an experiment: its settings, its pools, and results that are made only once.
 
-A command that was cut off finds there what is finished and goes on after it.
+A command that was cut off finds there what is finished and continues from it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def made_once(folder: Path, make: Callable[[Path], object], last: str, goes_on: 
     """Return `folder`; if it is not there, call `make` with an unfinished folder and rename that.
 
     `last` is the file that `make` writes last, so an unfinished folder that holds it is complete
-    and only has to be renamed. An incomplete one, left by a command that was cut off, is removed
-    first, unless it holds the file `goes_on`: then `make` is called with it and goes on in it.
+    and only has to be renamed. An incomplete folder, left by a command that was cut off, is removed
+    first. If it holds the file `goes_on`, it stays, and `make` continues in it.
     """
     if folder.exists():
         return folder

@@ -1,6 +1,6 @@
-"""Train BiDf-MKD and what it is compared with, each as a function of the same experiment.
+"""Train BiDf-MKD and the methods it is compared with, each a function of the same experiment.
 
-The others do without recovery, without meta-learning, with the APIs' gradients, or with real data.
+The other methods leave out recovery or meta-learning, or use the APIs' true gradients or real data.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Experiment:
 
     @property
     def train(self) -> TrainConfig:
-        """The settings of the run; all methods take their seed from them."""
+        """Return the settings of the run, from which all methods take their seed."""
         return self.config.train
 
     def fresh(self) -> nn.Module:
@@ -92,8 +92,8 @@ def best_api_distilled(experiment: Experiment, folder: Path) -> None:
 
     The method may spend what the whole run spends: as many sets are recovered from this one API as
     the run recovers from all. The classifier is then set to zero, because its classes mean nothing
-    in another task. Measured, that adapts better than to keep it (Omniglot, 10 steps, 1-shot: 72 %
-    against 67 %).
+    in another task. A classifier of zeros was measured to adapt better than the distilled one
+    (Omniglot, 10 steps, 1-shot: 72 % against 67 %).
     """
     started = time.perf_counter()
     entries, config = experiment.pool.trained, experiment.train
@@ -272,8 +272,8 @@ def _finish(
 ) -> None:
     """Write the folder of a finished method that is no run.
 
-    `queries` is what the method needs; they may have been asked by another method. `ledger` has
-    only what this method asked itself.
+    `queries` is the number of queries that the method needs, even if another method has asked them.
+    `ledger` has only the queries that this method asked itself.
     """
     config = experiment.train
     rows = [asdict(row) for row in ledger]

@@ -34,8 +34,8 @@ def run_sweep(
     """Train and meta-test every cell under every seed, and return the table.
 
     Everything is kept in the folder `out`, the table in `sweep.md` beside the plot `sweep.png`. A
-    sweep that was cut off goes on with the cell it was in. If the file has grown, what is done is
-    kept.
+    second call with the same folder continues a sweep that was cut off, in the cell that was under
+    way. Finished cells are kept, also if the file has more cells than before.
 
     Raises:
         InputError: the file is wrong (see `read_sweep`), found before anything is trained; or `out`

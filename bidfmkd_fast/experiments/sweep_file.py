@@ -29,7 +29,7 @@ class Cell:
         variant: the name of the variant; empty if the file has none.
         point: the dotted keys of the grid with their values here.
         changes: all dotted keys that differ from the experiment, those of the variant included.
-        config: the settings that follow.
+        config: the settings of the experiment with these changes.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Cell:
 
     @property
     def folder_name(self) -> str:
-        """The name as far as a file system takes it, and a digest of `changes`."""
+        """Return the name in characters that any file system takes, and a digest of `changes`."""
         digest = hashlib.blake2b(
             repr(sorted(self.changes.items())).encode(), digest_size=4
         ).hexdigest()
@@ -141,9 +141,10 @@ def _cell(
 
 
 def _dotted(changes: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested settings with dotted keys.
+    """Yield nested settings as pairs of dotted key and value.
 
-    So each changes what it names and leaves what is beside it in the experiment's file.
+    A dotted key changes the setting that it names. A nested mapping would replace all settings
+    beside it in the experiment's file, too.
     """
     for key, value in changes.items():
         if isinstance(value, dict):

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from bidfmkd_fast.experiments.sweep_file import Cell
 
 
-_LABEL = 0.12  # of a panel's width, which a label of four digits or so takes
+_LABEL = 0.12  # share of a panel's width that a label of about four digits takes
 
 
 def need_matplotlib() -> None:
-    """Raise InputError if matplotlib is missing, so that it is found before hours of computing."""
+    """Raise InputError if matplotlib is missing, before the hours of computing for the plot."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -41,12 +41,11 @@ def plot_sweep(
 def draw_sweep(
     cells: Sequence[Cell], evaluations: Sequence[Mapping[str, Sequence[Evaluation]]]
 ) -> Figure:
-    """Draw a panel per data set and number of shots; `evaluations` has, for each cell, the ones by
-    data set.
+    """Draw a panel per data set and number of shots.
 
-    If the sweep varies one number, that number is the horizontal axis: its ticks are the values
-    that were tried, and it is logarithmic where `is_logarithmic` says so. Otherwise each cell is a
-    row.
+    `evaluations` holds, for each cell, the evaluations by data set. If the sweep varies a single
+    number, that number is the horizontal axis: the ticks are the values that were tried, and the
+    axis is logarithmic if `is_logarithmic` says so. Otherwise each cell is a row.
     """
     from matplotlib.figure import Figure
 
@@ -88,7 +87,7 @@ def draw_sweep(
         panel.set_ylabel("accuracy, %")
     if axis is not None and any(cell.variant for cell in cells):
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)  # over no data
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)  # covers no data
     return figure
 
 

@@ -16,8 +16,8 @@ def comparison_tables(results: Results, seeds: Sequence[int]) -> Iterator[Titled
     """Yield three tables for each data set.
 
     The first has the accuracies and the differences to the control. The second has BiDf-MKD less
-    each other method, if there is another one beside the control. The third has the differences to
-    the control under each seed, if there are several.
+    each other method; it is left out if the control is the only other method. The third has the
+    differences to the control under each seed; it is left out if there is a single seed.
     """
     for data_set, positions in _positions(next(iter(results.values()))[0]).items():
         evaluations = {
@@ -102,7 +102,7 @@ def _row(
     evaluations: Sequence[Evaluation],
     reference: Sequence[Evaluation] | None,
 ) -> list[str]:
-    """Return a row of a main table; `reference` is None for the row that the others are less."""
+    """Return a row of a main table, with its differences to the row `reference`, if any."""
     if reference is None:
         differences = [""] * len(evaluations)
     else:

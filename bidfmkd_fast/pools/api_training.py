@@ -60,8 +60,8 @@ def train_pool(
     kept back to measure the accuracy. The APIs take images in [0, 1] and answer logits. API number
     i depends only on the arguments, the seed and i.
 
-    On a CPU as many APIs train at once as torch has threads, each on one thread. Measured, training
-    several APIs in one grouped network is no faster there.
+    On a CPU as many APIs train at once as torch has threads, each on one thread. Training several
+    APIs in one grouped network was measured to be no faster there.
 
     Raises:
         InputError: a number is out of range, the scenario does not go with the data sets, a split
@@ -88,7 +88,7 @@ def train_pool(
             # An image size that an architecture refuses fails here, before anything is written.
             entry.build()
     with FolderLock(folder):
-        _refuse_trained(folder)  # another process may have trained one since
+        _refuse_trained(folder)  # another process may have trained a pool here since the last check
         check_writable(folder / LIST)
         return _train_all(planned, datasets, folder, seed, holdout, epochs, device, progress)
 

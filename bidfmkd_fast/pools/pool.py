@@ -54,12 +54,12 @@ class PoolEntry:
 
     @property
     def name(self) -> str:
-        """The name of the API in reports: the name of its file."""
+        """Return the name of the API in reports, which is the name of its file."""
         return Path(self.file).stem
 
     @property
     def spec(self) -> APISpec:
-        """The public description of the API. Raises InputError if a field does not fit."""
+        """Return the public description of the API. Raises InputError if a field does not fit."""
         return APISpec(
             n_classes=len(self.class_names),
             image_shape=self.image_shape,
@@ -71,7 +71,7 @@ class PoolEntry:
         )
 
     def build(self) -> nn.Module:
-        """Return a module of its architecture with fresh weights."""
+        """Return a module of this architecture with fresh weights."""
         return build_model(
             self.architecture,
             in_channels=self.image_shape[0],
@@ -90,17 +90,17 @@ class Pool:
 
     @property
     def trained(self) -> tuple[PoolEntry, ...]:
-        """The entries that are classifiers trained for the pool, not files or services."""
+        """Return the entries that are classifiers trained for the pool, not files or services."""
         return tuple(entry for entry in self.entries if isinstance(entry, PoolEntry))
 
     @property
     def accuracies(self) -> list[float]:
-        """Held-out accuracy of the `trained` APIs, in [0, 1]."""
+        """Return the accuracy of each of the `trained` APIs on held-out images, in [0, 1]."""
         return [entry.accuracy for entry in self.trained]
 
     @property
     def accuracy(self) -> float:
-        """The mean of `accuracies`; NaN if there are none."""
+        """Return the mean of `accuracies`; NaN if there are none."""
         return sum(self.accuracies) / len(self.accuracies) if self.accuracies else math.nan
 
 
@@ -135,7 +135,7 @@ def read_pool(path: str | Path) -> Pool:
             raise InputError(
                 f"load_pool: {file}: APIs {first} and {i} are both called {entry.name!r}; "
                 "give one of them another name in its spec, because reports and recovered sets "
-                "go by names"
+                "tell APIs apart by name"
             )
     return Pool(file.parent, entries)
 
@@ -164,8 +164,8 @@ def load_pool(path: str | Path) -> list[BlackBox]:
 
     Raises:
         InputError: as in `read_pool`; or a file or setting is missing, damaged or does not fit.
-        APIUnavailable: a service does not answer whose `n_classes` and `image_shape` the list
-            leaves out, so that they must be asked for.
+        APIUnavailable: the list leaves out `n_classes` or `image_shape` of a service, and the
+            service does not answer when it is asked for them.
     """
     from bidfmkd_fast.black_box.local.torch_module import TorchBlackBox
 

@@ -41,17 +41,17 @@ class SourceEntry:
 
     @property
     def name(self) -> str:
-        """The name of the API in reports."""
+        """Return the name of the API in reports."""
         return str(self.spec["name"])
 
     @property
     def data_set(self) -> str:
-        """The name of the data set that its classes are from; empty if unknown."""
+        """Return the name of the data set that the classes are from; empty if unknown."""
         return str(self.spec.get("data_set", ""))
 
     @property
     def is_described(self) -> bool:
-        """True if `spec` is complete, so that nothing must be asked before the API is used."""
+        """Return True if `spec` is complete: nothing must be asked before the API can be used."""
         return {"n_classes", "image_shape"} <= set(self.spec)
 
     def build(self, folder: Path) -> BlackBox:
@@ -59,7 +59,7 @@ class SourceEntry:
 
         Raises:
             InputError: the options or the spec do not fit.
-            APIUnavailable: a service does not answer that must be asked for its spec.
+            APIUnavailable: a service must be asked for its spec and does not answer.
         """
         from bidfmkd_fast import black_box
 
@@ -164,7 +164,7 @@ def _options_of(kind: str) -> dict[str, Any]:
 
 
 def build_source(entry: SourceEntry, folder: Path, where: str) -> BlackBox:
-    """Return `entry.build(folder)`; its errors get `where`, the place in the list, in front."""
+    """Return `entry.build(folder)`; put `where`, the place in the list, in front of its errors."""
     try:
         return entry.build(folder)
     except InputError as error:
