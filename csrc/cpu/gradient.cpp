@@ -1,5 +1,5 @@
-// Computes gradient[b] = s / (q mu) * sum_k differences[k, b] u_kb. The directions are drawn again
-// instead of being read back: that would cost q B d floats of memory traffic.
+// Computes gradient[b] = s / (q mu) * sum_k differences[k, b] u_kb. The directions are drawn again,
+// since reading them back would cost q B d floats of memory traffic.
 #include <cmath>
 #include <vector>
 

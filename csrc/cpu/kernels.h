@@ -38,7 +38,8 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 #endif
 
-// These are compiled once, for every instruction set: they are small beside the black box.
+// These serve every instruction set and are compiled only once: the black box takes so much more
+// time that vectors would gain nothing.
 void objective_differences(const float* scores, const std::int64_t* labels, const float* student,
                            std::int64_t n_images, std::int64_t num_directions,
                            const ObjectiveSettings& settings, float* differences, float* loss,

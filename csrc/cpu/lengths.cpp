@@ -11,7 +11,7 @@ namespace {
 constexpr std::size_t kMostCalls = 64;
 constexpr std::size_t kMostLengths = std::size_t{1} << 20;  // 8 MB of doubles
 
-// What one call of perturb has measured, and which directions and images these are.
+// The lengths that one call of perturb has measured, with the directions and images they belong to.
 struct Kept {
   std::int64_t seed, step, n_elements, first_direction, num_directions, first_image, n_images;
   std::vector<double> lengths;

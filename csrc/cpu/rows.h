@@ -18,8 +18,8 @@ inline std::size_t whole_batches(std::int64_t n) {
   return static_cast<std::size_t>((n + kNormalBatch - 1) / kNormalBatch * kNormalBatch);
 }
 
-// Sphere and gaussian: the row's elements are the normals themselves. It is kept as 16-bit
-// integers, half as many bytes to move through the cache as floats.
+// Sphere and gaussian: the row's elements are the normals themselves. The row is kept as 16-bit
+// integers, so that half as many bytes move through the cache as with floats.
 class NormalRow {
  public:
   explicit NormalRow(const Drawing& drawing)
@@ -51,8 +51,8 @@ class NormalRow {
   std::vector<std::int16_t> row_;
 };
 
-// Lowres: the row is interpolated from a field of normals. The member functions mean the same as
-// above.
+// Lowres: the row is interpolated from a field of normals. The member functions do what those of
+// NormalRow do.
 class FieldRow {
  public:
   explicit FieldRow(const Drawing& drawing)

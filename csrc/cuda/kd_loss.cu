@@ -1,6 +1,6 @@
 // Evaluates the per-sample losses over whole batches, in double and from the same source as on the
-// CPU. They are small beside the black box: one thread per image, one block wherever values are
-// added or subtracted.
+// CPU. The black box takes so much more time that a simple layout is fast enough: a thread computes
+// one loss, and values that are added or subtracted belong to one block.
 #include "block_sum.cuh"
 #include "normals.cuh"
 
@@ -113,7 +113,7 @@ std::string problem(int device) {
     const DeviceGuard guard("problem", device);
     cudaFuncAttributes attributes;
     status = cudaFuncGetAttributes(
-        &attributes, reinterpret_cast<const void*>(gradients));  // compiled for it, or not
+        &attributes, reinterpret_cast<const void*>(gradients));  // fails if not compiled for it
     if (status != cudaSuccess) advice = "; rebuild with CUDAARCHS=native";
   }
   if (status == cudaSuccess)

@@ -9,7 +9,7 @@
 namespace bidfmkd {
 namespace cuda {
 
-// The size of a normal, indexed by the 15 low bits of a half word; bit 16 is the sign.
+// The size of a normal, indexed by the low 15 bits of a half word; the top bit is the sign.
 struct alignas(16) Sizes {
   std::uint16_t of[1 << 15];
 };

@@ -2,15 +2,15 @@
 // eight numbers at a time.
 //
 // Glossary of the CUDA kernels in this folder:
-//   octet     eight neighbouring elements of a row; one Philox call yields exactly eight normals.
-//   row       all d elements of one direction k for one image b.
-//   point     one of the 1 + q images that perturb writes for each input image; point 0 is x
-//   itself. piece     a part of a row that one block handles at once: one octet per thread. tile
-//   the number of a piece within its row. share     the consecutive (image, piece, point) triples
-//   that one block works through. measured  the block sees the whole row, so it can compute the
-//   row's length itself; longer rows
-//             need a separate kernel for their lengths first (lengths.cu).
-//   field     the grid x grid normals per channel that a lowres direction is interpolated from.
+// - octet: eight neighbouring elements of a row. One Philox call yields exactly eight normals.
+// - row: all d elements of one direction k for one image b.
+// - point: one of the 1 + q images that perturb writes for each input image. Point 0 is x itself.
+// - piece: the part of a row that one block handles at once, with one octet per thread.
+// - tile: the number of a piece within its row.
+// - share: the consecutive (image, piece, point) triples that one block works through.
+// - measured: the block sees the whole row, so it can compute the row's length itself. The lengths
+//   of longer rows are computed by a separate kernel first (lengths.cu).
+// - field: the grid x grid normals per channel that a lowres direction is interpolated from.
 //
 // A block produces many rows. Row::prepare fills the shared memory that all of its rows have in
 // common; the constructor then fills what one row needs there.

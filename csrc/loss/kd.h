@@ -19,7 +19,7 @@ struct KDSettings {
 struct SoftRow {
   const float* scores;
   double inverse_temperature;
-  bool take_log;  // of probabilities first
+  bool take_log;  // the scores are probabilities, whose logarithm is taken first
   double log_normaliser;
 
   BIDFMKD_BOTH double tempered(std::int64_t c) const {

@@ -59,7 +59,7 @@ BIDFMKD_BOTH double gaussian_length(std::int64_t n_elements) {
   return kNormalUnit * std::sqrt(static_cast<double>(n_elements));
 }
 
-// Return which two of `grid` points output position `i` of `size` interpolates between (bilinear,
+// Says between which two of `grid` points output position `i` of `size` is interpolated (bilinear,
 // align_corners = false).
 struct LinearTap {
   std::int32_t low, high;

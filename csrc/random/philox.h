@@ -46,8 +46,8 @@ struct Product {
   std::uint32_t low, high;
 };
 
-// Return the 64-bit product of two words as two words. On a GPU this is one instruction, which has
-// to be named: the compiler makes two more additions out of 64-bit arithmetic.
+// Return the 64-bit product of two words as two words. On a GPU this is one instruction. It is
+// written as assembly, since the compiler makes two additions more out of 64-bit arithmetic.
 BIDFMKD_BOTH Product product(std::uint32_t a, std::uint32_t b) {
 #if defined(__CUDA_ARCH__)
   Product p;
