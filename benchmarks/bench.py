@@ -24,8 +24,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
-    # At the end of the path: the installed package comes first, because it has the native module;
-    # only `benchmarks` is to be found here.
+    # The tree goes to the end of the path, so that the installed package, which has the native
+    # module, comes first; only `benchmarks` is to be found in the tree.
     sys.path.append(str(ROOT))
 
 REGRESSION = 1.25  # a slowdown by more than this is flagged
@@ -101,7 +101,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def write(rows: list[Any], out: Path, runs: int) -> Path:
-    """Write JSON and CSV files named after the device, and return the first.
+    """Write a JSON and a CSV file named after the device, and return the JSON file.
 
     Cases that were not run now stay in the files as they are.
     """

@@ -38,7 +38,7 @@ from bidfmkd_fast.recovery.side_by_side import run_side_by_side
 from bidfmkd_fast.recovery.step import RecoveryStep
 from bidfmkd_fast.runtime.full_float32 import full_float32
 
-STAGE_CASE = "fit/one of "  # before the name of a stage: an API, a round or a step of it
+STAGE_CASE = "fit/one of "  # then the name of a stage: the time of one API, round or step of it
 
 
 def _api(seed: int = 0) -> tuple[nn.Module, bf.TorchBlackBox]:

@@ -40,7 +40,7 @@ def prepare_perturb(kind: str, size: str) -> Prepared:
     """Prepare `perturb` alone, against plain stores of the same bytes."""
     b, shape, q = SIZES[size]
     x, state = torch.randn(b, *shape), torch.tensor([1, 2])
-    out = torch.zeros(1 + q, b, *shape)  # a write, so that its pages exist
+    out = torch.zeros(1 + q, b, *shape)  # writing the zeros makes its pages exist
 
     def check() -> None:
         small = x[:2]
@@ -62,14 +62,14 @@ def prepare_perturb(kind: str, size: str) -> Prepared:
 
 
 def prepare_estimate(kind: str, size: str) -> Prepared:
-    """Prepare `perturb` and `zo_kd_gradient` against the same in torch.
+    """Prepare `perturb` and `zo_kd_gradient` against the same estimate in torch.
 
-    In torch it is: draw, perturb, loss of given scores, weighted sum.
+    The estimate in torch is: draw, perturb, loss of given scores, weighted sum.
     """
     b, shape, q = SIZES[size]
     x, state = torch.randn(b, *shape), torch.tensor([1, 2])
     scores, labels = torch.randn(1 + q, b, N_CLASSES), torch.randint(0, N_CLASSES, (b,))
-    out = torch.zeros(1 + q, b, *shape)  # a write, so that its pages exist
+    out = torch.zeros(1 + q, b, *shape)  # writing the zeros makes its pages exist
     best = BestEager(x, q, kind)
     torch.compiler.reset()  # torch.compile gives up after eight sizes otherwise
     compiled = torch.compile(functional)

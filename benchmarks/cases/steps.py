@@ -50,7 +50,7 @@ def prepare_recovery(settings: bf.RecoveryConfig, plain_settings: bf.RecoveryCon
     """Prepare steps of recovering 150 images of 32 x 32 x 3 from a Conv4 API.
 
     A step is: generator, points, API, gradient, Adam. Ours is a whole call of `recover`, which also
-    makes the generator, the latents and the optimiser; for the plain one they are made before.
+    makes the generator, the latents and the optimiser. The plain version makes them beforehand.
     """
     module = build_model(
         "conv4", in_channels=3, n_classes=N_CLASSES, image_size=SHAPE[1:], width=32
@@ -172,7 +172,7 @@ def plain_adapt(
 def prepare_replay_step() -> Prepared:
     """Prepare an outer step of replay with a Conv4 at 32 x 32 x 3.
 
-    It has 4 tasks, 5-way 1-shot with 15 queries, and 5 second-order inner steps.
+    The step has 4 tasks, 5-way 1-shot with 15 queries, and 5 second-order inner steps.
     """
     module = Conv4(3, 5, (32, 32), batch_statistics=True)
     plain_module = PlainConv4(module)
@@ -198,9 +198,10 @@ def prepare_replay_step() -> Prepared:
 
     def check() -> None:
         assert math.isclose(ours()["loss"], plain(), rel_tol=1e-4)
-        # Rounding changes a gradient by about 1e-5 of its length; if it changes which element wins
-        # in a max pool, in plain torch as in ours, by up to 3e-2. A first-order gradient would be
-        # 0.3 off. So each draw must be within 0.1 of float64, and at least one within rounding.
+        # Rounding changes a gradient by about 1e-5 of its length. Where rounding changes which
+        # element wins in a max pool, in plain torch as in ours, the change is up to 3e-2. A
+        # first-order gradient would be 0.3 off. So each draw must be within 0.1 of float64, and at
+        # least one draw within rounding.
         distances: list[float] = []
         while min(distances, default=math.inf) > 1e-4:
             assert len(distances) < 8, distances

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--max-batch", type=int, default=256, help="images per request")
     options = parser.parse_args()
 
-    # Triton's Python process is linked against libpython, which lies there.
+    # Triton's Python process is linked against libpython, which lies in LIBDIR.
     libraries = [sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH", "")]
     os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
     config = TritonConfig(
