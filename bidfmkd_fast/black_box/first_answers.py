@@ -95,9 +95,10 @@ class FirstAnswers:
             found = [] if looked else suspicions(answer, self._spec)
             if found and found[0][1] == ONE_HOT:
                 self._moves = True  # one-hot answers explain why the scores do not move
-            if not self._moves and (said := hardly_moves(images, answer, self._spec)) is not True:
-                self._moves = True
-                found += [(ServiceWarning, said)] if isinstance(said, str) else []
+            if not self._moves:
+                verdict = hardly_moves(images, answer, self._spec)
+                self._moves = verdict is not True
+                found += [(ServiceWarning, verdict)] if isinstance(verdict, str) else []
         return found
 
     def warn(self, images: Tensor, answer: Tensor, stacklevel: int) -> None:

@@ -31,7 +31,7 @@ from bidfmkd_fast.black_box.remote.connection_options import (
 )
 from bidfmkd_fast.black_box.remote.connections import Line, connection_pools
 from bidfmkd_fast.black_box.remote.proxies import proxy_of
-from bidfmkd_fast.black_box.remote.reading import parse_json, said, short
+from bidfmkd_fast.black_box.remote.reading import parse_json, short, words_of
 from bidfmkd_fast.black_box.remote.retries import retry_policy
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer
 from bidfmkd_fast.runtime.interrupt import DeadlinePassed, wait_for
@@ -136,7 +136,7 @@ class HTTPClient:
             if 300 <= answer.status < 400 and (target := answer.headers.get("Location")):
                 shown = secrets.shown_url(short(target))
                 message += f" and names {shown!r} instead; redirects are not followed"
-            raise APIUnavailable(f"{message}: {said(answer.data)}")
+            raise APIUnavailable(f"{message}: {words_of(answer.data)}")
 
     def _send(
         self,
@@ -162,7 +162,7 @@ class HTTPClient:
                 failure: HTTPError = ProtocolError(str(answer.status))
                 message = (
                     f"the service answered {answer.status} to the last of {tried} attempts: "
-                    f"{said(answer.data)}"
+                    f"{words_of(answer.data)}"
                 )
             except _PASSING as error:
                 failure, message = error, f"no answer in {tried} attempts: {short(str(error))}"

@@ -18,7 +18,13 @@ from torch import Tensor
 from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.remote.connection_options import ConnectionOptions
 from bidfmkd_fast.black_box.remote.http_client import HTTPClient
-from bidfmkd_fast.black_box.remote.reading import float32_array, parse_json, reading, said, shown
+from bidfmkd_fast.black_box.remote.reading import (
+    float32_array,
+    parse_json,
+    reading,
+    shown,
+    words_of,
+)
 from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge, ServiceBlackBox
 from bidfmkd_fast.black_box.remote.v2 import place_labels
 from bidfmkd_fast.black_box.spec import APISpec
@@ -183,7 +189,7 @@ class JSONBlackBox(ServiceBlackBox):
         )
         if response.status in (400, 413):
             raise BatchTooLarge(
-                f"{self.name}: the service answered {response.status}: {said(response.data)}"
+                f"{self.name}: the service answered {response.status}: {words_of(response.data)}"
             )
         client.check_status(response)
         answer = parse_json(self.name, response.data)

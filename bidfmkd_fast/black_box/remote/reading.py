@@ -43,7 +43,7 @@ def reading(name: str, what: str, data: bytes | None = None) -> Iterator[None]:
         raise
     except _UNREADABLE as error:
         reason = short(f"{type(error).__name__}: {error}")
-        words = "" if data is None else f"; it answered {said(data)}"
+        words = "" if data is None else f"; it answered {words_of(data)}"
         raise BadAnswer(f"{name}: {what}: {reason}{words}") from None
 
 
@@ -52,7 +52,9 @@ def parse_json(name: str, data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
-        raise BadAnswer(f"{name}: the service must answer JSON; it answered {said(data)}") from None
+        raise BadAnswer(
+            f"{name}: the service must answer JSON; it answered {words_of(data)}"
+        ) from None
 
 
 def float32_array(values: Any) -> np.ndarray[Any, Any]:
@@ -64,7 +66,7 @@ def float32_array(values: Any) -> np.ndarray[Any, Any]:
         return np.array(values, dtype=np.float32)
 
 
-def said(data: bytes, most: int = 200) -> str:
+def words_of(data: bytes, most: int = 200) -> str:
     """Return the words of a service in one short line."""
     text = data[: 4 * _MOST_LOOKED_AT].decode("utf-8", "replace")
     return repr(short(text, most)) if text.strip() else "nothing more"

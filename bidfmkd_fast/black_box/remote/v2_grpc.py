@@ -162,11 +162,11 @@ class GrpcBlackBox(V2BlackBox):
             try:
                 return wait_for(partial(call, options), self._timeout + _GRACE)
             except DeadlinePassed:
-                status, said = "DEADLINE_EXCEEDED", f"no whole answer within {self._timeout:g} s"
+                status, words = "DEADLINE_EXCEEDED", f"no whole answer within {self._timeout:g} s"
             except self._triton.InferenceServerException as error:
                 status = str(error.status()).removeprefix("StatusCode.")
-                said = short(str(error.message()))
-            message = f"{self._label}: the server answered {status}: {said}"
+                words = short(str(error.message()))
+            message = f"{self._label}: the server answered {status}: {words}"
             if status == "UNIMPLEMENTED":
                 raise _Unimplemented(message)
             if status == "INVALID_ARGUMENT" and not limit_known:

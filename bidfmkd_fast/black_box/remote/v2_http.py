@@ -14,7 +14,7 @@ from torch import Tensor
 from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.remote.connection_options import ConnectionOptions
 from bidfmkd_fast.black_box.remote.http_client import HTTPClient
-from bidfmkd_fast.black_box.remote.reading import said
+from bidfmkd_fast.black_box.remote.reading import words_of
 from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge
 from bidfmkd_fast.black_box.remote.v2 import V2BlackBox
 from bidfmkd_fast.black_box.remote.v2_messages import V2Model, infer_request, infer_response
@@ -157,13 +157,13 @@ class RemoteBlackBox(V2BlackBox):
             most_bytes=self._most_bytes(len(images)),
         )
         if response.status in final:
-            message = said(response.data)
+            message = words_of(response.data)
             raise _Refused(
                 f"{self.name}: the server answered {response.status} to binary tensors: {message}"
             )
         if response.status in (400, 413) and model.max_batch is None:
             # The server may have a batch limit that it does not state.
-            message = said(response.data)
+            message = words_of(response.data)
             raise BatchTooLarge(f"{self.name}: the server answered {response.status}: {message}")
         self._client.check_status(response)
         return self._scores(
