@@ -68,7 +68,7 @@ CPU_LEVELS = ("avx512", "avx2", "portable")
 def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test with each instruction set of the kernels in turn.
 
-    It fails without the native kernels, and skips a set that this CPU lacks.
+    The fixture fails without the native kernels, and skips an instruction set that this CPU lacks.
     """
     info = backend.build_info()
     assert info is not None, (

@@ -105,7 +105,7 @@ def test_a_run_that_is_cut_off_keeps_and_shows_what_it_has(
 
 @pytest.mark.parametrize("kind", ["rademacher", "sphere"])
 def test_baselines_estimate_a_gradient(kind: str, seed: int) -> None:
-    """The implementations that benchmarks compare with do the same work as ours."""
+    """Check that the implementations that benchmarks compare with do the same work as ours."""
     torch.manual_seed(seed)
     x, slope = torch.randn(4, 3, 4, 4), torch.randn(48)
 
@@ -150,7 +150,7 @@ def test_a_gpu_has_a_section_of_its_own(tmp_path: Path) -> None:
     ("page", "make"), [("docs/performance.md", report.tables), ("README.md", report.highlights)]
 )
 def test_pages_show_the_committed_results(page: str, make) -> None:  # type: ignore[no-untyped-def]
-    """`python benchmarks/report.py` was run after the results changed."""
+    """Check that `python benchmarks/report.py` was run after the results changed."""
     document = (ROOT / page).read_text(encoding="utf-8")
     assert report.rendered(document, make(ROOT / "benchmarks" / "results")) == document
 

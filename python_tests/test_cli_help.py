@@ -23,19 +23,19 @@ def help_of(
     return capsys.readouterr().out
 
 
-def texts(told: str) -> dict[str, str]:
+def texts(help_text: str) -> dict[str, str]:
     """Return the text of each option, without type and default: `--config.recovery.mu` -> text."""
-    said: dict[str, str] = {}
+    explained: dict[str, str] = {}
     option = ""
-    for line in told.splitlines():
+    for line in help_text.splitlines():
         if match := re.match(r"  (-\S+)( \S+)*?(  +(?P<text>\S.*))?$", line):
             option = match[1].rstrip(",")
-            said[option] = match["text"] or ""
+            explained[option] = match["text"] or ""
         elif option and line.startswith(" " * 24):
-            said[option] += " " + line.strip()
+            explained[option] += " " + line.strip()
         else:
             option = ""
-    return {option: _NOTES.sub("", text.strip()).strip() for option, text in said.items()}
+    return {option: _NOTES.sub("", text.strip()).strip() for option, text in explained.items()}
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -49,15 +49,15 @@ def test_no_help_shows_what_only_python_reads(
 def test_every_option_has_a_text(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = texts(help_of(command, monkeypatch, capsys))
-    assert "-h" in said
-    assert [option for option, text in said.items() if len(text) < 8] == []
+    explained = texts(help_of(command, monkeypatch, capsys))
+    assert "-h" in explained
+    assert [option for option, text in explained.items() if len(text) < 8] == []
 
 
 def test_the_texts_of_settings_are_those_of_the_docstrings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = texts(help_of("train", monkeypatch, capsys))
-    assert said["--config.recovery.steps"].startswith("optimisation steps; 0 keeps the images")
-    assert said["--config.replay.n_shot"] == "support images per class of a task."
-    assert f"for {QUERIES} queries more per set" in said["--config.recovery.mu"]
+    explained = texts(help_of("train", monkeypatch, capsys))
+    assert explained["--config.recovery.steps"].startswith("optimisation steps; 0 keeps the images")
+    assert explained["--config.replay.n_shot"] == "support images per class of a task."
+    assert f"for {QUERIES} queries more per set" in explained["--config.recovery.mu"]

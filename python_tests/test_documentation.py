@@ -18,7 +18,7 @@ FOLDERS = ("", "bidfmkd_fast", "bidfmkd_fast/black_box", "bidfmkd_fast/black_box
 def anchors(page: Path) -> set[str]:
     """Return the anchors that a page's headings get: lower case, hyphens, no punctuation."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", one).lower().replace(" ", "-") for one in headings}
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -36,7 +36,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_source_files_exist(page: Path) -> None:
-    """NAME stands for a file that a contributor is to write."""
+    """Check that named files exist; NAME stands for a file that a contributor is to write."""
     named = set(re.findall(r"`([\w/.]+\.(?:py|cpp|cu|cuh|h))`", page.read_text(encoding="utf-8")))
     missing = [
         name

@@ -39,7 +39,7 @@ def test_the_extras_are_those_of_the_project() -> None:
 
 
 def test_no_advice_names_what_pip_cannot_find() -> None:
-    """No text advises `bidfmkd-fast[...]`, which pip finds on no index."""
+    """Check that no text advises `bidfmkd-fast[...]`, which pip finds on no index."""
     texts = [
         *ROOT.glob("bidfmkd_fast/**/*.py"),
         *ROOT.glob("docs/*.md"),

@@ -73,7 +73,7 @@ def test_every_object_tells_itself_in_one_line() -> None:
     sampler = bf.EpisodeSampler(dataset, "meta_test", n_way=2, n_shot=1, n_query=1, seed=0)
     classifier = run.meta_model.adapt(torch.rand(2, 1, 16, 16), torch.tensor([0, 1]))
     own = bf.MetaModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)))
-    told = {
+    objects = {
         "Run": run,
         "RecoveredSet": run.recovered[0],
         "Recovered": run.recovered[0].recovered,
@@ -94,7 +94,7 @@ def test_every_object_tells_itself_in_one_line() -> None:
             0.5, 0.1, torch.rand(600), "glyphs", "meta_test", 5, 1, 15, 0, 10
         ),
     }
-    for kind, value in told.items():
+    for kind, value in objects.items():
         text = repr(value)
         assert (
             text.startswith(kind) and "\n" not in text and len(text) < 300 and "0x" not in text
@@ -126,16 +126,16 @@ def test_importing_it_brings_in_neither_the_command_line_nor_pictures() -> None:
 def test_diagnostics_tell_versions_and_who_serves_what(capsys: pytest.CaptureFixture[str]) -> None:
     diagnostics.main()
     lines = capsys.readouterr().out.splitlines()
-    told = {line.split("  ")[0]: line for line in lines}
-    assert f" {bf.__version__}" in told["bidfmkd_fast"]
-    assert {"python", "torch", "numpy", "native module", "cpu"} <= set(told)
-    assert ("native kernels" in told["cpu"]) == (
+    by_name = {line.split("  ")[0]: line for line in lines}
+    assert f" {bf.__version__}" in by_name["bidfmkd_fast"]
+    assert {"python", "torch", "numpy", "native module", "cpu"} <= set(by_name)
+    assert ("native kernels" in by_name["cpu"]) == (
         backend.device_problem(torch.device("cpu")) is None
     )
     info = backend.build_info()
     if info is not None:
         assert [line for line in lines if line.lstrip().startswith("CUDA: ")], (
-            "which GPUs it was built for is not told"
+            "the GPUs that it was built for are not shown"
         )
     value_columns = {len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines}
     assert len(value_columns) == 1, "the values are not aligned"

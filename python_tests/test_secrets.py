@@ -54,7 +54,7 @@ def spellings(secret: str) -> list[str]:
 
 
 def coded(secret: str) -> list[str]:
-    """A secret is found in base64, alone and inside other text, in both alphabets."""
+    """Return the secret in base64, alone and inside other text, in both alphabets."""
     texts = [
         f"{before}{secret}{after}"
         for before in ("", "u", "me:", "user:", "Bearer ")
@@ -179,9 +179,9 @@ def test_errors_warnings_logs_and_files(tmp_path: Path, caplog: pytest.LogCaptur
         error = getattr(errors, name)("it said s3cret-token")
         assert str(error) == "it said <secret>" and "s3cret" not in repr(error)
     for warning in (errors.ServiceWarning, errors.PrecisionWarning):
-        with pytest.warns(warning) as told:
+        with pytest.warns(warning) as warned:
             warnings.warn("it said s3cret-token", warning, stacklevel=1)
-        assert str(told[0].message) == "it said <secret>"
+        assert str(warned[0].message) == "it said <secret>"
     try:
         raise KeyError("s3cret-token")
     except KeyError:
@@ -193,7 +193,7 @@ def test_errors_warnings_logs_and_files(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_a_long_text_takes_no_long_time() -> None:
-    """Scrubbing takes linear time, since a service may answer with any text."""
+    """Check that scrubbing takes linear time, since a service may answer with any text."""
     secrets.register("a" * 40)
     secrets.register("s3cret-token")
     text = ("a" * 39 + "b") * 2000 + "%25" * 10000 + "\\" * 10000

@@ -16,13 +16,13 @@ SHAPE = (1, 2, 2)
 
 
 def test_missing_mass_is_spread_evenly() -> None:
-    told = torch.tensor([[0.6, 0.0, 0.3, 0.0], [0.5, 0.5, 0.0, 0.0], [0.0, 0.7, 0.4, 0.0]])
+    answer = torch.tensor([[0.6, 0.0, 0.3, 0.0], [0.5, 0.5, 0.0, 0.0], [0.0, 0.7, 0.4, 0.0]])
     wanted = [
         [0.6, 0.05, 0.3, 0.05],
         [0.5, 0.5, 0.0, 0.0],
         [0.0, 0.7, 0.4, 0.0],
     ]  # the last sums to more than 1
-    torch.testing.assert_close(spread_missing_mass(told), torch.tensor(wanted))
+    torch.testing.assert_close(spread_missing_mass(answer), torch.tensor(wanted))
 
 
 def test_placed_by_label() -> None:
@@ -57,9 +57,9 @@ def test_a_rounded_zero_is_at_most_half_a_unit(decimals: int) -> None:
 
 def test_the_loss_of_a_top_k_answer_is_minus_log_of_the_spread_probability() -> None:
     """Compare with 0.1 / 3 for each of three classes that an answer of 0.7 and 0.2 leaves out."""
-    told = torch.tensor([0.7, 0.2, 0.0, 0.0, 0.0])
+    answer = torch.tensor([0.7, 0.2, 0.0, 0.0, 0.0])
     spec = APISpec(5, SHAPE, scores_kind="top_k", top_k=2)
-    api = FunctionBlackBox(lambda images: told.expand(len(images), 5), spec)
+    api = FunctionBlackBox(lambda images: answer.expand(len(images), 5), spec)
     scores = api(torch.rand(2, *SHAPE))
     state, labels = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 4])
     points = scores.expand(3, 2, 5)
@@ -82,5 +82,5 @@ def test_logits_declared_as_probabilities_are_a_bad_answer() -> None:
 
 def test_the_highest_are_chosen_before_rounding() -> None:
     spec = APISpec(4, SHAPE, scores_kind="top_k", decimals=1, top_k=2)
-    told = as_answered(torch.tensor([[0.21, 0.22, 0.24, 0.33], [0.24, 0.22, 0.21, 0.33]]), spec)
-    torch.testing.assert_close(told, torch.tensor([[0.0, 0.0, 0.2, 0.3], [0.2, 0.0, 0.0, 0.3]]))
+    answer = as_answered(torch.tensor([[0.21, 0.22, 0.24, 0.33], [0.24, 0.22, 0.21, 0.33]]), spec)
+    torch.testing.assert_close(answer, torch.tensor([[0.0, 0.0, 0.2, 0.3], [0.2, 0.0, 0.0, 0.3]]))

@@ -57,9 +57,9 @@ def caught() -> Iterator[list[warnings.WarningMessage]]:
 
 def texts(caught: list[warnings.WarningMessage]) -> list[str]:
     return [
-        str(one.message)
-        for one in caught
-        if issubclass(one.category, (ServiceWarning, PrecisionWarning))
+        str(warning.message)
+        for warning in caught
+        if issubclass(warning.category, (ServiceWarning, PrecisionWarning))
     ]
 
 
@@ -219,7 +219,7 @@ def test_suspicious_scores_are_warned_of_once_at_no_query(
 ) -> None:
     api = box(function, **fields)
     given = api(images_of(20, seed))
-    (warned,) = [one for one in caught if issubclass(one.category, category)]
+    (warned,) = [warning for warning in caught if issubclass(warning.category, category)]
     assert "asked: " in str(warned.message) and len(texts(caught)) == 1
     assert warned.filename == __file__
     assert re.search(message, str(warned.message))
@@ -301,7 +301,7 @@ def test_images_far_outside_the_range_are_warned_of_once(
         api(outside)
     (text,) = texts(caught)
     assert "far outside of its input_range, 0 to 1; are they 0 to 255, or normalised?" in text
-    assert [one.filename for one in caught] == [__file__]
+    assert [warning.filename for warning in caught] == [__file__]
     normalised = TorchBlackBox(torch.nn.Flatten(), APISpec(256, SHAPE, (-1.0, 1.0), name="wide"))
     normalised(images * 3.9 - 1.95)
     assert len(texts(caught)) == 1

@@ -213,7 +213,7 @@ def test_the_file_holds_every_count_before_it_is_needed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="API 3 of .* is 'cats'; got 'dogs'; is this another pool"):
         again.begin(3, "dogs")
     again.close()
-    assert [one.name for one in tmp_path.iterdir()] == ["ledger.sqlite"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ledger.sqlite"]
 
 
 def test_the_file_loses_nothing_under_threads(tmp_path: Path) -> None:

@@ -141,14 +141,14 @@ WHATEVER = settings(
 def test_any_value_in_a_tensor_or_a_list(
     server: Any, form: str, value: Any, data: Any, field: str
 ) -> None:
-    one: Any = {"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [0.0] * 6}
-    one[field] = data if field == "data" else value
+    tensor: Any = {"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [0.0] * 6}
+    tensor[field] = data if field == "data" else value
     predictions = [data[:3], data[3:]] if isinstance(data, list) else data
     api = box(form, server)
     server.post = lambda sent: (
         200,
         {},
-        json.dumps({"outputs": [one], "predictions": predictions}).encode(),
+        json.dumps({"outputs": [tensor], "predictions": predictions}).encode(),
     )
     outcome(api)
 
@@ -179,16 +179,16 @@ def test_any_value_as_the_answer(
 def test_any_metadata(server: Any, value: Any, limit: Any, field: str) -> None:
     """Change the metadata, which may happen while a run is under way."""
     api = box("v2 json", server)
-    told = server.get["/v2/models/m"]
+    metadata = server.get["/v2/models/m"]
     if field in ("name", "datatype", "shape"):
-        for tensors in (told["inputs"], told["outputs"]):
+        for tensors in (metadata["inputs"], metadata["outputs"]):
             tensors[0][field] = value
     elif field == "input":
-        told["inputs"] = [value]
+        metadata["inputs"] = [value]
     elif field == "all":
         server.get["/v2/models/m"] = value
     else:
-        told[field] = value
+        metadata[field] = value
     server.get["/v2/models/m/config"] = {"max_batch_size": limit}
     server.post = lambda sent: (200, {}, b"")
     assert isinstance(outcome(api), str)
@@ -213,8 +213,8 @@ def test_odd_retry_after_is_no_obstacle(server: Any, retry_after: str) -> None:
 )
 def test_a_far_retry_after_ends_the_request(server: Any, retry_after: str) -> None:
     server.post = lambda sent: (429, {"Retry-After": retry_after}, b"")
-    told = outcome(box("json", server))
-    assert isinstance(told, str) and "longer than 60 s" in told and len(server.posts) == 1
+    result = outcome(box("json", server))
+    assert isinstance(result, str) and "longer than 60 s" in result and len(server.posts) == 1
 
 
 def test_seconds_asked() -> None:
@@ -358,8 +358,8 @@ def test_a_large_answer_of_many_scores_is_read(server: Any) -> None:
 def test_the_services_own_words_are_shown(server: Any, form: str, words: bytes) -> None:
     api = box(form, server)
     server.post = lambda sent: (200, {}, words)
-    told = outcome(api)
-    assert isinstance(told, str) and "quota used up" in told
+    result = outcome(api)
+    assert isinstance(result, str) and "quota used up" in result
 
 
 def test_words_that_no_terminal_and_no_file_takes(tmp_path: Path) -> None:
@@ -372,9 +372,9 @@ def test_words_that_no_terminal_and_no_file_takes(tmp_path: Path) -> None:
 def test_a_redirect_names_its_target_without_secrets(server: Any) -> None:
     target = "https://me:PASSWORD@elsewhere/score?key=KEY1234"
     server.post = lambda sent: (308, {"Location": target}, b"")
-    told = outcome(box("json", server))
-    assert isinstance(told, str)
-    assert "answered 308 and names 'https://<secret>@elsewhere/score?<secret>'" in told
+    result = outcome(box("json", server))
+    assert isinstance(result, str)
+    assert "answered 308 and names 'https://<secret>@elsewhere/score?<secret>'" in result
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -383,13 +383,17 @@ def test_scores_with_axes_of_one(server: Any, seed: int, binary: bool) -> None:
     wanted = np.random.default_rng(seed).normal(size=(2, N)).astype(np.float32)
 
     def post(sent: Any) -> Any:
-        one: dict[str, Any] = {"name": "y", "datatype": "FP32", "shape": [2, N, 1, 1]}
+        tensor: dict[str, Any] = {"name": "y", "datatype": "FP32", "shape": [2, N, 1, 1]}
         if binary:
             head = json.dumps(
-                {"outputs": [one | {"parameters": {"binary_data_size": wanted.nbytes}}]}
+                {"outputs": [tensor | {"parameters": {"binary_data_size": wanted.nbytes}}]}
             ).encode()
             return 200, {v2.HEADER_LENGTH: str(len(head))}, head + wanted.tobytes()
-        return 200, {}, json.dumps({"outputs": [one | {"data": wanted.ravel().tolist()}]}).encode()
+        return (
+            200,
+            {},
+            json.dumps({"outputs": [tensor | {"data": wanted.ravel().tolist()}]}).encode(),
+        )
 
     server.serve_v2(lambda images: images, list(SHAPE), N)
     server.get["/v2/models/m"]["outputs"][0]["shape"] = [-1, N, 1, 1]
@@ -404,13 +408,13 @@ def test_bf16_scores(server: Any) -> None:
     raw_bytes = wanted.view(torch.int16).numpy().astype("<i2").tobytes()
 
     def post(sent: Any) -> Any:
-        one = {
+        tensor = {
             "name": "y",
             "datatype": "BF16",
             "shape": [2, N],
             "parameters": {"binary_data_size": len(raw_bytes)},
         }
-        head = json.dumps({"outputs": [one]}).encode()
+        head = json.dumps({"outputs": [tensor]}).encode()
         return 200, {v2.HEADER_LENGTH: str(len(head))}, head + raw_bytes
 
     server.serve_v2(lambda images: images, list(SHAPE), N)

@@ -51,11 +51,11 @@ def test_a_clean_api(seed: int) -> None:
         and report.steps.smallest is not None
         and report.steps.smallest < 0.01
     )
-    told = dict(report.rows())
+    rows = dict(report.rows())
     assert (
-        told["usable"] == "yes"
-        and told["input"] == "finer than 8 bits"
-        and "images/s, 32 a call" in told
+        rows["usable"] == "yes"
+        and rows["input"] == "finer than 8 bits"
+        and "images/s, 32 a call" in rows
     )
 
 

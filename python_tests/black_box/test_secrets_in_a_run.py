@@ -141,7 +141,7 @@ def test_no_secret_in_the_run_folder_or_on_the_terminal(server: Any, tmp_path: P
 
     files = [file for file in out.rglob("*") if file.is_file()]
     assert {"summary.json", "report.md", "metrics.jsonl", "ledger.sqlite", "source.yaml"} <= {
-        one.name for one in files
+        path.name for path in files
     }
     texts = {str(file): file.read_bytes() for file in files} | {"terminal": terminal.encode()}
     for where, content in texts.items():

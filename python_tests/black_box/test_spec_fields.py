@@ -48,12 +48,12 @@ def scores_of(numbers: Array, spec: APISpec, kind: str | None = None) -> Array:
     return np.asarray(give[kind](logits).float().numpy())
 
 
-def as_a_service_tells(scores: Array, spec: APISpec) -> Array:
+def as_a_service_answers(scores: Array, spec: APISpec) -> Array:
     """Round scores and cut them to the top k, as a service does."""
-    told = scores if spec.decimals is None else np.round(scores, spec.decimals)
+    answered = scores if spec.decimals is None else np.round(scores, spec.decimals)
     if spec.top_k is not None:
-        told = np.where(scores >= np.sort(scores, axis=1)[:, [-spec.top_k]], told, 0)
-    return told
+        answered = np.where(scores >= np.sort(scores, axis=1)[:, [-spec.top_k]], answered, 0)
+    return answered
 
 
 class Means(nn.Module):
@@ -86,7 +86,7 @@ class Made:
             self.batches.append(len(numbers))
             assert list(numbers.shape[1:]) == wire_shape(spec)
             assert numbers.dtype == (np.uint8 if spec.is_8_bit else np.float32)
-            return as_a_service_tells(scores_of(numbers, spec, api_kind), spec)
+            return as_a_service_answers(scores_of(numbers, spec, api_kind), spec)
 
         if self.kind == "function":
             module = Means(spec, api_kind, self.batches)

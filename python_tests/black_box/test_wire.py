@@ -54,9 +54,9 @@ def test_channels_and_size_are_the_services(seed: int) -> None:
     three = wire_array(grey, APISpec(2, (1, 4, 4), server_shape=(3, 4, 4)))
     assert all(np.array_equal(three[:, channel], grey[:, 0].numpy()) for channel in range(3))
     colour = images_of(seed, 2, 3, 4, 4)
-    one = wire_array(colour, APISpec(2, (3, 4, 4), server_shape=(1, 4, 4)))
+    luma = wire_array(colour, APISpec(2, (3, 4, 4), server_shape=(1, 4, 4)))
     weights = np.array([0.299, 0.587, 0.114]).reshape(3, 1, 1)
-    np.testing.assert_allclose(one[:, 0], (colour.double().numpy() * weights).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(luma[:, 0], (colour.double().numpy() * weights).sum(1), rtol=1e-5)
     # A linear ramp stays one under bilinear resampling, away from the border.
     ramp = torch.arange(16.0).expand(1, 1, 16, 16)
     double = wire_array(ramp, APISpec(2, (1, 16, 16), (0.0, 15.0), server_shape=(1, 32, 32)))

@@ -62,9 +62,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_train_evaluate_and_the_run_folder(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--pool", str(pool), "--seed", "5", *RUN]) == 0
-    told = capsys.readouterr().out
-    assert "next: bidfmkd evaluate --run runs/train --n-way 3\n" in told
-    assert "report with pictures: runs/train/report.md" in told
+    output = capsys.readouterr().out
+    assert "next: bidfmkd evaluate --run runs/train --n-way 3\n" in output
+    assert "report with pictures: runs/train/report.md" in output
     folder = Path("runs/train")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["seed"] == 5
@@ -80,7 +80,7 @@ def test_train_evaluate_and_the_run_folder(pool: Path, capsys: pytest.CaptureFix
 
     arguments = "evaluate --run runs/train --n-way 3 --n-episodes 2 --n-shot 1 2 --n-query 3"
     assert run(arguments) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for wanted in (
         "3-way accuracy on 2 episodes",
         "glyphs meta_test",
@@ -90,7 +90,7 @@ def test_train_evaluate_and_the_run_folder(pool: Path, capsys: pytest.CaptureFix
         "no-recovery control",
         "BiDf-MKD less no-recovery control",
     ):
-        assert wanted in told
+        assert wanted in output
     assert "BiDf-MKD less no-recovery control" in (folder / "report.md").read_text()
 
     assert main(["train", "--pool", str(pool), *RUN]) == 0  # the next free name
@@ -169,7 +169,7 @@ def test_a_budget_that_ends_midway_is_said(pool: Path, capsys: pytest.CaptureFix
 
 def test_probe_and_dry_run(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "--pool", str(pool), "--api", "1", *RUN]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for wanted in (
         "api_001",
         "usable",
@@ -178,15 +178,15 @@ def test_probe_and_dry_run(pool: Path, capsys: pytest.CaptureFixture[str]) -> No
         "suggested mu",
         "queries",
     ):
-        assert wanted in told
-    assert str(2 * 2 * 9 + 2 * 9) in told  # a run of one step, and its control
+        assert wanted in output
+    assert str(2 * 2 * 9 + 2 * 9) in output  # a run of one step, and its control
     assert main(["train", "--dry-run", "--pool", str(pool), *RUN]) == 0
-    told = capsys.readouterr().out
-    assert [line.split()[0] for line in told.splitlines()[2:5]] == ["api_000", "api_001", "all"]
+    output = capsys.readouterr().out
+    assert [line.split()[0] for line in output.splitlines()[2:5]] == ["api_000", "api_001", "all"]
     assert (
-        "api_001: its scores hardly change" in told
+        "api_001: its scores hardly change" in output
     )  # learned for one epoch, in which it learns nothing
-    assert str(2 * (2 * 2 * 9 + 2 * 9)) in told
+    assert str(2 * (2 * 2 * 9 + 2 * 9)) in output
     assert not Path("runs").exists()
 
 
@@ -246,7 +246,7 @@ def test_warnings_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     before = warnings.formatwarning
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = lambda *told: print(warnings.formatwarning(*told[:4]), end="")
+        warnings.showwarning = lambda *parts: print(warnings.formatwarning(*parts[:4]), end="")
         with _one_line_warnings("bidfmkd train"):
             warnings.warn("dead: it is left out", ServiceWarning, stacklevel=1)
     assert capsys.readouterr().out == "bidfmkd train: warning: dead: it is left out\n"
@@ -293,9 +293,11 @@ def test_a_second_command_on_a_folder_is_refused_before_it_asks(
             assert main([*command, "--out", "busy"]) == 2
             # pool draws the glyphs before it opens the folder
             assert time.monotonic() - started < 1 or command[0] == "pool"
-            told = capsys.readouterr()
-            assert f"bidfmkd {command[0]}: busy is in use by process {os.getpid()} on " in told.err
-            assert told.err.count("\n") == 1 and told.out == ""
+            captured = capsys.readouterr()
+            assert (
+                f"bidfmkd {command[0]}: busy is in use by process {os.getpid()} on " in captured.err
+            )
+            assert captured.err.count("\n") == 1 and captured.out == ""
         assert [file.name for file in Path("busy").iterdir()] == ["run.lock"]
 
 
@@ -351,15 +353,17 @@ def test_what_cannot_be_written_is_told_before_anything_is_asked_or_computed(
     monkeypatch.setattr("bidfmkd_fast.training.comparison.evaluate", never)
     arguments = command.replace("POOL", str(pool)).split()
     assert main([*arguments, *(RUN if "train" in command else [])]) == 2
-    told = capsys.readouterr()
-    assert "cannot write to " in told.err and told.err.count("\n") == 1 and told.out == ""
+    captured = capsys.readouterr()
+    assert (
+        "cannot write to " in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+    )
 
 
 def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["n_apis=2", "n_way=3", "api_width=2", "api_epochs=1", "n_episodes=2"]
     options = [f"--config.{setting}" for setting in small] + dotted("--config.train.", RUN)
     assert main(["demo", "--seed", "3", *options]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for wanted in (
         "3-way accuracy on 2 episodes",
         "1-shot",
@@ -370,10 +374,10 @@ def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
         "seconds, recovery",
         "runs/demo/report.md",
     ):
-        assert wanted in told
+        assert wanted in output
     assert yaml.safe_load(Path("runs/demo/config.yaml").read_text())["seed"] == 3
     assert list(Path("runs/demo/grids").glob("*.png"))
-    # It knows its images, as every run of `train` does.
+    # The run of the demo knows its images, as every run of `train` does.
     assert run("evaluate --run runs/demo --n-way 3 --n-shot 1 --n-episodes 2") == 0
 
 
@@ -382,12 +386,12 @@ def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
         Path("animals", name).mkdir(parents=True)
         Image.new("RGB", (9, 7), (number, 0, 0)).save(Path("animals", name, "1.png"))
     assert main(["convert", "animals", "--size", "8"]) == 0
-    told = capsys.readouterr().out
-    assert "3 images 3x8x8, 3 classes: meta_train 2, meta_val 0, meta_test 1" in told
-    assert "read as class_folders, split: the folders of animals" in told
+    output = capsys.readouterr().out
+    assert "3 images 3x8x8, 3 classes: meta_train 2, meta_val 0, meta_test 1" in output
+    assert "read as class_folders, split: the folders of animals" in output
     assert (
-        "no pool can be trained on images of 8 x 8: convert again with --size" in told
-        and "next:" not in told
+        "no pool can be trained on images of 8 x 8: convert again with --size" in output
+        and "next:" not in output
     )
     assert load_dataset("animals.npz").class_names == ("cat", "dog", "ox")
     Path("split.json").write_text('{"meta_train": ["ox"], "meta_test": ["dog"]}')
@@ -435,9 +439,9 @@ def test_sweep(capsys: pytest.CaptureFixture[str]) -> None:
         )
     )
     assert main(["sweep", "--file", "sweep.yaml", "--out", "out"]) == 0
-    told = capsys.readouterr().out
-    assert "cell 2 of 2: boundary_recovery=False, seed 0" in told
-    assert "1-shot less the first" in told and "plot: out/sweep.png" in told
+    output = capsys.readouterr().out
+    assert "cell 2 of 2: boundary_recovery=False, seed 0" in output
+    assert "1-shot less the first" in output and "plot: out/sweep.png" in output
 
 
 def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
@@ -458,8 +462,8 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
     sizes = "--n-apis 4 --n-way 3 --width 2 --resnet-width 1 --epochs 1"
     data = "--dataset glyphs ink.npz --invert false true"
     assert run(f"pool --scenario mh {data} {sizes} --out mixed") == 0
-    told = capsys.readouterr().out
-    assert "4 APIs in mixed" in told and "resnet10" in told
+    output = capsys.readouterr().out
+    assert "4 APIs in mixed" in output and "resnet10" in output
     assert main(["train", "--pool", "mixed", "--out", "run", *RUN]) == 0
     source = yaml.safe_load(Path("run/source.yaml").read_text())
     ink = {"name": "ink", "inverted": True, "file": str(Path("ink.npz").resolve())}
@@ -467,8 +471,8 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
     capsys.readouterr()
     evaluate = "evaluate --run run --n-way 3 --n-episodes 2 --n-shot 1 --n-query 2"
     assert run(f"{evaluate} {data} --adapt-lr 0.2") == 0
-    told = capsys.readouterr().out
-    assert "(glyphs meta_test)" in told and "(ink meta_test)" in told
+    output = capsys.readouterr().out
+    assert "(glyphs meta_test)" in output and "(ink meta_test)" in output
     assert "(ink meta_test)" in Path("run/report.md").read_text()
     assert run(f"{evaluate} --invert true") == 2
     assert "--invert goes with --dataset" in capsys.readouterr().err
@@ -557,10 +561,10 @@ def test_bad_input_is_one_line_and_code_2(
     Path("unknown.yaml").write_text("sed: 3\n")
     before = sorted(pool.rglob("*"))
     assert main(command.replace("POOL", str(pool)).split()) == 2
-    told = capsys.readouterr()
-    assert message in told.err
-    assert told.err.count("\n") == 1
-    assert told.out == ""
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
     assert sorted(pool.rglob("*")) == before
     assert not Path("runs").exists()
 
@@ -576,11 +580,11 @@ def test_help_has_an_example_that_the_parser_takes(
 
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert stop.value.code == 0
-    assert "--seed" in told or command == "status"  # which draws nothing
+    assert "--seed" in output or command == "status"  # which draws nothing
     example = COMMANDS[command].example
-    assert f"example: {example}" in told
+    assert f"example: {example}" in output
     arguments = shlex.split(example)[1:]
     assert build_parser(arguments, COMMANDS).parse_args(arguments).subcommand == command
 

@@ -1,4 +1,4 @@
-"""Every command's last line names a command that runs as it is printed."""
+"""Check that every command's last line names a command that runs as it is printed."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str] | None]:
-    """What a command prints, and the command after its "next:", if it names one."""
+    """Return what a command prints, and the command after "next:", if it names one."""
     assert main(arguments) == 0, capsys.readouterr().err
-    told = capsys.readouterr().out
-    lines = [line for line in told.splitlines() if "next:" in line]
+    output = capsys.readouterr().out
+    lines = [line for line in output.splitlines() if "next:" in line]
     assert len(lines) <= 1
     if not lines:
-        return told, None
-    assert lines[0].startswith("next: ") and told.rstrip().endswith(lines[0])
+        return output, None
+    assert lines[0].startswith("next: ") and output.rstrip().endswith(lines[0])
     command = shlex.split(lines[0].removeprefix("next: "))
     assert command[0] == "bidfmkd"
-    return told, command[1:]
+    return output, command[1:]
 
 
 def pictures(folder: Path, classes: dict[str, int], side: int = 16) -> None:
-    """A class folder each, of so many pictures of noise."""
+    """Write a folder for each class, with as many pictures of noise as `classes` says."""
     draws = np.random.default_rng(0)
     for name, count in classes.items():
         (folder / name).mkdir(parents=True)
@@ -64,13 +64,13 @@ def test_from_pictures_to_an_evaluation_by_what_is_printed(
     )
     _, command = run(["convert", "my animals"], capsys)
     assert command == ["pool", "--dataset", "my animals.npz", "--n-way", "3"]
-    told, command = run(
+    output, command = run(
         [*command, "--n-apis", "2", "--width", "2", "--epochs", "1", "--out", "a pool"], capsys
     )
     assert command == ["train", "--pool", "a pool", "--dry-run"]
-    told, nothing = run(command, capsys)
-    assert nothing is None and "control, planned" in told
-    told, command = run(["train", "--pool", "a pool", "--out", "a run", *RUN], capsys)
+    output, nothing = run(command, capsys)
+    assert nothing is None and "control, planned" in output
+    output, command = run(["train", "--pool", "a pool", "--out", "a run", *RUN], capsys)
     assert command == [
         "evaluate",
         "--run",
@@ -82,11 +82,11 @@ def test_from_pictures_to_an_evaluation_by_what_is_printed(
         "--n-query",
         "4",
     ]
-    told, nothing = run(command, capsys)
+    output, nothing = run(command, capsys)
     assert (
         nothing is None
-        and "2-way accuracy on 600 episodes" in told
-        and "my animals meta_test" in told
+        and "2-way accuracy on 600 episodes" in output
+        and "my animals meta_test" in output
     )
 
 
@@ -94,26 +94,26 @@ def test_from_pictures_to_an_evaluation_by_what_is_printed(
 def test_after_training_on_services_that_name_no_data_set(
     data_set: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A name is of no use either where there are no images of that name."""
+    """Check that a name does not help either if there are no images of that name."""
     small = ["--n-apis", "2", "--n-way", "3", "--width", "2", "--epochs", "1"]
     run(["pool", *small, "--out", "pool"], capsys)
     listed = yaml.safe_load(Path("pool/pool.yaml").read_text())
     for entry in listed["apis"]:
         entry["data_set"] = data_set
     Path("pool/pool.yaml").write_text(yaml.safe_dump(listed))
-    told, command = run(["train", "--pool", "pool", "--out", "out", *RUN], capsys)
+    output, command = run(["train", "--pool", "pool", "--out", "out", *RUN], capsys)
     assert re.search(
-        r"to meta-test the run, .*: bidfmkd evaluate --run out --dataset FILE\.npz", told
+        r"to meta-test the run, .*: bidfmkd evaluate --run out --dataset FILE\.npz", output
     )
     assert command == ["status", "out"]
-    told, _ = run(command, capsys)
-    assert told.startswith("out: finished\n") and "cap" in told
+    output, _ = run(command, capsys)
+    assert output.startswith("out: finished\n") and "cap" in output
 
 
 def test_images_that_the_run_cannot_take_are_not_proposed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Services may take another size than the images of their data set have."""
+    """Train on services that take another size than the images of their data set have."""
     run(
         ["pool", "--n-apis", "2", "--n-way", "3", "--width", "2", "--epochs", "1", "--out", "pool"],
         capsys,
@@ -126,9 +126,9 @@ def test_images_that_the_run_cannot_take_are_not_proposed(
     Path("pool/source.yaml").write_text(
         yaml.safe_dump({"files": {"glyphs": str(Path("glyphs_16.npz").resolve())}})
     )
-    told, command = run(["train", "--pool", "pool", "--out", "out", *RUN], capsys)
+    output, command = run(["train", "--pool", "pool", "--out", "out", *RUN], capsys)
     assert command == ["status", "out"]
-    assert "(those of glyphs_16 have another size or colour than the model takes)" in told
+    assert "(those of glyphs_16 have another size or colour than the model takes)" in output
 
 
 def test_why_the_images_of_a_run_cannot_judge_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,9 +139,9 @@ def test_why_the_images_of_a_run_cannot_judge_it(capsys: pytest.CaptureFixture[s
         [*command, "--n-apis", "2", "--width", "2", "--epochs", "1", "--out", "pool"],
         capsys,
     )
-    told, command = run(["train", "--pool", "pool", "--out", "out", *RUN], capsys)
+    output, command = run(["train", "--pool", "pool", "--out", "out", *RUN], capsys)
     assert command == ["status", "out"]
-    assert "(meta_test of one lacks two classes of two images each)" in told
+    assert "(meta_test of one lacks two classes of two images each)" in output
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_a_data_set_that_no_pool_can_be_trained_on(
     classes: dict[str, int], side: int, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures(Path("few"), classes, side)
-    told, command = run(["convert", "few"], capsys)
-    assert command is None and "no pool can be trained on" in told and says in told
+    output, command = run(["convert", "few"], capsys)
+    assert command is None and "no pool can be trained on" in output and says in output
 
 
 def test_no_other_command_names_a_next_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,8 +76,8 @@ def test_a_file_that_does_not_fit_is_one_line_and_code_2(
 ) -> None:
     Path("run.yaml").write_text(content)
     assert main(["train", "--pool", "x", "--config", "run.yaml"]) == 2
-    told = capsys.readouterr().err
-    assert says in told and told.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert says in errors and errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tests on a CUDA device: they skip, saying so, where there is none."""
+"""Provide the CUDA device of the tests in this folder; without a device they are skipped."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from bidfmkd_fast.ops import backend
 
 @pytest.fixture
 def device() -> Iterator[torch.device]:
-    """A CUDA device with the native kernels; a device that they do not serve is a failure, not a
-    skip.
-    """
+    """Yield a CUDA device; fail, and do not skip, if the native kernels do not serve it."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device that torch can use")
     device = torch.device("cuda", torch.cuda.current_device())

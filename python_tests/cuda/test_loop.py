@@ -34,9 +34,7 @@ RTOL, ATOL = TOLERANCES["half"]  # several steps of optimisation grow a rounding
 
 @pytest.fixture(autouse=True)
 def strict(device: torch.device) -> Iterator[None]:
-    """A warning that something runs without its graph fails; convolutions give the same bits every
-    time.
-    """
+    """Turn warnings of a step without its graph into failures, and make convolutions repeatable."""
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     with warnings.catch_warnings():
@@ -68,7 +66,7 @@ def make_recovery(
 
 
 def test_scores_are_full_float32(device: torch.device, seed: int) -> None:
-    """Whatever the process allows: TF32 would be off by 1e-3."""
+    """Compare scores under any setting of the process; with TF32 they would be off by 1e-3."""
     images = 2 * torch.rand(300, *SHAPE, generator=torch.Generator().manual_seed(seed)) - 1
     wanted = make_module(seed).double()(images.double()).detach()
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -117,8 +115,9 @@ def test_recovery_from_a_graph(
 def test_a_set_that_is_looked_at_goes_on_from_its_journal(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
 ) -> None:
-    """Cut off in its last step, after a snapshot; a recovery that stays on the device keeps
-    nothing.
+    """Cut a recovery off in the last step, after a snapshot.
+
+    A recovery that stays on the device keeps nothing.
     """
     monkeypatch.setattr(journal, "SNAPSHOT_STEPS", 2)
     monkeypatch.setattr(journal, "SNAPSHOT_SECONDS", 0.0)
@@ -150,15 +149,15 @@ def test_a_set_that_is_looked_at_goes_on_from_its_journal(
 
 
 def test_no_step_waits(device: torch.device, seed: int) -> None:
-    one = make_recovery(seed, device)
+    recovery = make_recovery(seed, device)
     for _ in range(4):  # the capture itself synchronises
-        one.step()
+        recovery.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        one.step()
+        recovery.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert one.api.ledger.queries == 5 * 9 * N_CLASSES * N_PER_CLASS
+    assert recovery.api.ledger.queries == 5 * 9 * N_CLASSES * N_PER_CLASS
 
 
 def test_side_by_side_changes_nothing(device: torch.device, seed: int) -> None:
@@ -166,20 +165,23 @@ def test_side_by_side_changes_nothing(device: torch.device, seed: int) -> None:
     together = run_side_by_side(
         [make_recovery(seed + i, device, api=api) for i, api in enumerate(apis)]
     )
-    for i, (api, one) in enumerate(zip(apis, together)):
+    for i, (api, result) in enumerate(zip(apis, together)):
         alone = make_recovery(seed + i, device, api=api).run()
-        torch.testing.assert_close(one.losses, alone.losses, rtol=RTOL, atol=ATOL)
-        torch.testing.assert_close(api(one.images), one.scores, rtol=RTOL, atol=ATOL)
+        torch.testing.assert_close(result.losses, alone.losses, rtol=RTOL, atol=ATOL)
+        torch.testing.assert_close(api(result.images), result.scores, rtol=RTOL, atol=ATOL)
 
 
 def test_a_graph_ends_with_its_recovery(device: torch.device, seed: int) -> None:
-    """By reference counts alone: a collection during another capture would cut that one off."""
+    """Check that reference counts alone free a graph.
+
+    A garbage collection during the capture of another graph would cut that capture off.
+    """
     gc.disable()
     try:
-        one = make_recovery(seed, device)
-        one.run()
-        graph = weakref.ref(one._repeated)
-        del one
+        recovery = make_recovery(seed, device)
+        recovery.run()
+        graph = weakref.ref(recovery._repeated)
+        del recovery
         assert graph() is None
     finally:
         gc.enable()
@@ -192,14 +194,14 @@ def test_a_step_that_cannot_be_captured_runs_plainly(device: torch.device) -> No
         counter.add_(1)
         counter.item()  # waits, which no capture can hold
 
-    one = repeated.RepeatedStep(device)
+    runner = repeated.RepeatedStep(device)
     for _ in range(2):
-        one(step)
+        runner(step)
     with pytest.warns(RuntimeWarning, match="runs without a CUDA graph: .* makes the host wait"):
-        one(step)
-    one(step)
+        runner(step)
+    runner(step)
     assert counter.item() == 4
-    assert one._graph is None
+    assert runner._graph is None
 
 
 def test_replay_from_a_graph(device: torch.device, seed: int) -> None:

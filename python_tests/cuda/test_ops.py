@@ -45,8 +45,10 @@ def make_scores(kind: str, *shape: int, seed: int) -> torch.Tensor:
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, terms: float = 0.0) -> None:
-    """The absolute tolerance is in units of the largest value, or of what a sum adds up: its error
-    scales with that.
+    """Assert that two tensors agree.
+
+    The absolute tolerance is in units of the largest value, or of the size of the `terms` of a sum,
+    with which the error of the sum grows.
     """
     largest = max(terms, float(expected.abs().max())) if expected.numel() else 1.0
     actual, expected = actual.cpu().double(), expected.cpu().double()
@@ -56,7 +58,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor, terms: float = 0.0) -> N
 def size_of_terms(
     differences: torch.Tensor, shape: tuple[int, ...], kind: str, grid: int, mu: float
 ) -> float:
-    """About how large the elements of an estimate are when its terms do not cancel."""
+    """Return about how large the elements of an estimate are when the terms do not cancel."""
     d, span = math.prod(shape[1:]), span_dimension(shape, kind, grid)
     return (
         span / (max(len(differences), 1) * mu) * float(differences.square().sum()) ** 0.5 / d**0.5
@@ -90,7 +92,7 @@ def test_perturb_and_estimate(
 
 @pytest.mark.parametrize(("kind", "grid"), KINDS)
 def test_out_of_line_and_strided(device: torch.device, kind: str, grid: int, seed: int) -> None:
-    """Addresses that 16-byte accesses must leave alone, and an output that is not contiguous."""
+    """Use addresses that 16-byte accesses must not touch, and an output that is not contiguous."""
     shape, q, state = (2, 3, 8, 8), 9, torch.tensor([seed, 0], device=device)
     base = normals(1 + 2 * 192, seed=seed).to(device)
     x = base[1:].view(shape)
@@ -145,13 +147,14 @@ def test_scores_to_gradient(
         actual = ops.zo_kd_gradient(scores.to(device), labels.to(device), state.to(device), *moved)
         with ops.use_backend("reference"):
             expected = ops.zo_kd_gradient(scores.double(), labels, state, *arguments)
-        for one, other in zip(actual, expected):
-            close(one, other)
+        for tensor, other in zip(actual, expected):
+            close(tensor, other)
 
 
 def test_a_label_out_of_range_is_seen(device: torch.device) -> None:
-    """No one can check labels on a device without waiting for it; the image's loss is then no
-    number.
+    """Check that a label out of range gives a NaN loss for its image.
+
+    Labels on a device cannot be checked without waiting for the device.
     """
     labels, state = torch.tensor([0, 5], device=device), torch.tensor([0, 0], device=device)
     _, loss = ops.zo_kd_gradient(torch.zeros(4, 2, 5, device=device), labels, state, (2, 3), 0.1)
@@ -207,15 +210,19 @@ def pooled(
     upstream: torch.Tensor,
     along: list[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """norm_pool, and its first and second derivatives along given vectors."""
+    """Return the output of norm_pool, and its first and second derivatives along given vectors."""
     images, weight, bias, upstream = (
-        one.clone().requires_grad_() for one in (images, weight, bias, upstream)
+        tensor.clone().requires_grad_() for tensor in (images, weight, bias, upstream)
     )
     output = norm_pool(images, weight, bias)
     first = torch.autograd.grad(output, (images, weight, bias), upstream, create_graph=True)
     return [
-        one.detach()
-        for one in (output, *first, *torch.autograd.grad(first, (upstream, images, weight), along))
+        tensor.detach()
+        for tensor in (
+            output,
+            *first,
+            *torch.autograd.grad(first, (upstream, images, weight), along),
+        )
     ]
 
 
@@ -226,7 +233,7 @@ def pooled(
 def test_norm_pool(
     device: torch.device, shape: tuple[int, ...], channels_last: bool, seed: int
 ) -> None:
-    """Against torch in float64, on images where no winner is nearly a tie."""
+    """Compare with torch in float64, on images where no winner is nearly a tie."""
     n, c, h, w = shape
     # Values on a grid of 2^-10, different within a cell: no cell is near a tie.
     images = torch.stack(
@@ -236,14 +243,14 @@ def test_norm_pool(
     weight, bias = 1 + normals(c, seed=seed).abs(), 1e-3 * normals(c, seed=seed + 1)
     upstream = normals(n, c, h // 2, w // 2, seed=seed + 2)
     along = [normals(*shape, seed=seed + 3), normals(c, seed=seed + 4), normals(c, seed=seed + 5)]
-    arguments = [one.to(device) for one in (images, weight, bias, upstream)]
+    arguments = [tensor.to(device) for tensor in (images, weight, bias, upstream)]
     if channels_last:
         arguments[0] = arguments[0].contiguous(memory_format=torch.channels_last)
-    actual = pooled(*arguments, [one.to(device) for one in along])
+    actual = pooled(*arguments, [tensor.to(device) for tensor in along])
     with ops.use_backend("reference"):
         expected = pooled(
-            *(one.double() for one in (images, weight, bias, upstream)),
-            [one.double() for one in along],
+            *(tensor.double() for tensor in (images, weight, bias, upstream)),
+            [tensor.double() for tensor in along],
         )
     for value, wanted in zip(actual, expected):
         close(
@@ -270,9 +277,7 @@ def test_opcheck(device: torch.device, seed: int) -> None:
 def everything(
     x: torch.Tensor, state: torch.Tensor, labels: torch.Tensor, kind: str
 ) -> list[torch.Tensor]:
-    """One pass over all ops: points, scores that depend on them, gradient, distillation with its
-    derivative.
-    """
+    """Run all ops once: points, scores that depend on them, gradient, distillation, derivative."""
     points = ops.perturb(x, state, 40, 0.1, kind)
     scores = points.flatten(2)[..., :5]
     gradient, loss = ops.zo_kd_gradient(
@@ -320,7 +325,7 @@ def test_graph_replay_draws_anew(device: torch.device, kind: str, seed: int) -> 
 
 
 def test_torchs_current_stream(device: torch.device, seed: int) -> None:
-    """The kernels wait for what torch queued before them on a side stream, and for nothing else."""
+    """Check that kernels wait for earlier work of torch on a side stream, and for nothing else."""
     x, labels = normals(6, 3, 8, 8, seed=seed).to(device), torch.arange(6, device=device) % 5
     state = torch.tensor([seed, 0], device=device)
     expected = everything(x, state, labels, "sphere")
@@ -354,8 +359,8 @@ def test_another_device_than_the_current_one(device: torch.device, seed: int) ->
     other = torch.device("cuda", (device.index + 1) % torch.cuda.device_count())
     actual = everything(x.to(other), state.to(other), labels.to(other), "sphere")
     assert torch.cuda.current_device() == device.index
-    for one, wanted in zip(actual, expected):
-        assert torch.equal(one.cpu(), wanted.cpu())
+    for tensor, wanted in zip(actual, expected):
+        assert torch.equal(tensor.cpu(), wanted.cpu())
 
 
 def test_compile(device: torch.device, seed: int) -> None:
@@ -371,8 +376,9 @@ def test_compile(device: torch.device, seed: int) -> None:
 
 
 def test_every_kernel_small(device: torch.device, seed: int) -> None:
-    """Few launches of every kernel, at sizes that leave ends over: what `gpu_check.sh` runs under
-    compute-sanitizer.
+    """Launch every kernel a few times, at sizes that leave incomplete ends.
+
+    `gpu_check.sh` runs this test under compute-sanitizer.
     """
     for kind, grid, shape in (
         ("rademacher", 0, (2, 3, 7, 5)),
@@ -409,8 +415,8 @@ def test_every_kernel_small(device: torch.device, seed: int) -> None:
         normals(5, seed=seed),
         normals(3, 5, 3, 2, seed=seed),
     )
-    moved = [one.to(device) for one in (images, weight, weight, upstream)]
-    for value in pooled(*moved, [one.to(device) for one in (images, weight, weight)]):
+    moved = [tensor.to(device) for tensor in (images, weight, weight, upstream)]
+    for value in pooled(*moved, [tensor.to(device) for tensor in (images, weight, weight)]):
         assert value.isfinite().all()
     for dtype in (torch.float16, torch.bfloat16):
         scores = normals(4, 2, 5, seed=seed).to(device, dtype)

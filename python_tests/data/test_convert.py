@@ -142,8 +142,9 @@ def test_zip_and_tar_read_as_the_folder_does() -> None:
 
 
 def triangle(image: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear reduction with antialiasing in float64: a triangle as wide as two source pixels per
-    target pixel.
+    """Reduce an image bilinearly with antialiasing, in float64.
+
+    The filter is a triangle as wide as two source pixels per target pixel.
     """
     for axis in (0, 1):
         scale = image.shape[axis] / size
@@ -318,7 +319,7 @@ def test_files_that_are_no_images() -> None:
         ),
     ):
         write_tree(Path("animals"), ANIMALS | {"cat/new.png": content})
-        assert message in (told := refused("animals")) and "cat/new.png" in told
+        assert message in (error := refused("animals")) and "cat/new.png" in error
 
 
 def test_damaged_archives() -> None:
@@ -344,8 +345,8 @@ def test_damaged_archives() -> None:
     for offset in (*headers[1:], end):
         for inside in (0, 1, 100, 511):
             Path("cut.tar").write_bytes(whole[: offset + inside])
-            told = refused("cut.tar")
-            assert "cut.tar cannot be read" in told and "damaged or cut off" in told, (
+            error = refused("cut.tar")
+            assert "cut.tar cannot be read" in error and "damaged or cut off" in error, (
                 offset,
                 inside,
             )

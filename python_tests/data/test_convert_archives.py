@@ -1,4 +1,4 @@
-"""CUB-200-2011 and Omniglot in the layouts of their own archives."""
+"""Convert CUB-200-2011 and Omniglot in the layouts of their own archives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def cub(**changes: str) -> dict[str, bytes]:
-    """Two images of each of eight birds, the second one grey, as CUB_200_2011.tgz holds them."""
+    """Return two images of each of eight birds, the second grey, as CUB_200_2011.tgz holds them."""
     images = [
         f"{bird}/{bird[4:]}_{number:04}_{7 * number}.jpg" for bird in BIRDS for number in (12, 3)
     ]
@@ -81,8 +81,9 @@ def test_cub_from_its_archive_and_its_folder() -> None:
 
 
 def test_cub_with_few_shot_lists() -> None:
-    """The JSON lists of Chen et al., as their script writes them, with the paths of their
-    machine.
+    """Convert with the JSON lists of Chen et al., as their script writes them.
+
+    The lists hold the paths of the authors' machine.
     """
     for split, chosen in (("base", BIRDS[4:]), ("val", BIRDS[:2]), ("novel", BIRDS[2:4])):
         names = [name for name in cub() if name.endswith(".jpg") and name.split("/")[2] in chosen]
@@ -137,8 +138,9 @@ def test_wrong_cub() -> None:
 
 
 def omniglot(names: list[str]) -> dict[str, bytes]:
-    """One drawing of each character, 105 x 105 in black and white, as images_background.zip and
-    its twin hold them.
+    """Return one drawing of each character, 105 x 105 in black and white.
+
+    images_background.zip and images_evaluation.zip hold such drawings.
     """
     drawing = np.ones((105, 105), bool)
     drawing[20:24, 30:90] = False

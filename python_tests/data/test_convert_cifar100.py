@@ -109,8 +109,8 @@ def test_the_archive_and_its_folder_become_cifar_fs() -> None:
     for label in (0, 57, 99):
         chosen = [
             row
-            for one in (TRAIN, TEST)
-            for row in one["data"][np.array(one["fine_labels"]) == label]
+            for pickled in (TRAIN, TEST)
+            for row in pickled["data"][np.array(pickled["fine_labels"]) == label]
         ]
         for image, row in zip(got["images"][3 * label : 3 * label + 3], chosen):
             for channel in range(3):  # a row is all of red, then green, then blue, each by lines
@@ -179,9 +179,10 @@ def test_a_pickle_that_wants_to_run_code_runs_nothing(protocol: int) -> None:
         write_tree(
             Path("cifar"), {"train": content, "test": python_2(TEST), "meta": python_2(META)}
         )
-        told = refused("cifar")
+        error = refused("cifar")
         assert (
-            "cifar: train wants to run " in told and f".{function.__name__}, which no array" in told
+            "cifar: train wants to run " in error
+            and f".{function.__name__}, which no array" in error
         )
     assert not Path("ran").exists()
 

@@ -27,13 +27,13 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def mini_imagenet() -> dict[str, bytes]:
-    """As published: one flat folder of images, `<class><number>.jpg`, and three lists."""
+    """Return the files as published: a flat folder of `<class><number>.jpg`, and three lists."""
     files = {f"images/{name}{number:08}.jpg": b"" for name in CLASSES for number in (5, 17)}
     for row, name in enumerate(files):
         files[name] = encoded(np.full((60 + row, 90, 3), 20 * row, np.uint8), "JPEG")
     for split in ("train", "val", "test"):
-        its = [name for name in CLASSES if CLASSES[name] == split]
-        rows = [f"{name}{number:08}.jpg,{name}" for name in its for number in (17, 5)]
+        of_split = [name for name in CLASSES if CLASSES[name] == split]
+        rows = [f"{name}{number:08}.jpg,{name}" for name in of_split for number in (17, 5)]
         files[f"{split}.csv"] = "\n".join(["filename,label", *rows, ""]).encode()
     return files
 
@@ -99,7 +99,7 @@ def test_json_lists_with_the_paths_of_another_machine() -> None:
     write_tree(Path("birds"), contents)
     lists = {
         f"{split}.json": few_shot_json(
-            {file[11:]: its for file, its in images.items() if its == name},
+            {file[11:]: class_name for file, class_name in images.items() if class_name == name},
             names,
             "/home/someone/images/",
         )

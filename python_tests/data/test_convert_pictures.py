@@ -82,8 +82,8 @@ def test_damaged_exif_data_are_warned_of_with_the_file() -> None:
         warnings.simplefilter("always")
         converted = convert_dataset("camera")
     assert np.abs(stored(converted)["images"].astype(int) - 90).max() <= 1
-    (told,) = [str(one.message) for one in caught]
-    assert told.startswith(
+    (text,) = [str(warning.message) for warning in caught]
+    assert text.startswith(
         "convert_dataset: camera: cat/1.jpg, camera: cat/2.jpg: damaged EXIF data; "
     )
 
@@ -130,8 +130,8 @@ def test_damaged_heic_is_no_advice_to_install_what_is_there() -> None:
     pytest.importorskip("pillow_heif")
     heic = b"\0\0\0\x18ftypheic" + bytes(100)
     write_tree(Path("phone"), {"a/1.heic": heic, "b/1.png": encoded(pixels(1))})
-    told = refused("phone")
-    assert "a/1.heic is no image (wanted one of PNG" in told and "HEIF), or a damaged one" in told
+    text = refused("phone")
+    assert "a/1.heic is no image (wanted one of PNG" in text and "HEIF), or a damaged one" in text
 
 
 def test_heic_without_its_reader_is_named_and_counted(
@@ -148,14 +148,14 @@ def test_heic_without_its_reader_is_named_and_counted(
         }
         write_tree(Path("phone"), files)
         assert main(["convert", "phone"]) == 0
-        told = capsys.readouterr().out.splitlines()
+        text = capsys.readouterr().out.splitlines()
         hint = "(`pip install pillow-heif` reads them)"
         assert (
-            f"left out: 1 folders without an image that can be read: emu (9 .heic {hint})" in told
+            f"left out: 1 folders without an image that can be read: emu (9 .heic {hint})" in text
         )
         assert (
             f"left out: 11 files that are no image of a kind that is read: 10 .heic {hint}, 1 .txt"
-            in told
+            in text
         )
         write_tree(Path("only"), {"a/1.heic": heic, "b/1.heic": heic})
         assert f"only holds no images that can be read; it holds 2 .heic {hint}" in refused("only")
@@ -187,8 +187,8 @@ def test_what_systems_leave_in_folders_is_no_class_and_is_counted() -> None:
     write_tree(Path("nas"), files | dict.fromkeys(left, picture))
     converted = convert_dataset("nas")
     assert converted.dataset.class_names == ("cat", "dog") and len(converted.dataset.images) == 2
-    (told,) = converted.passed_over
-    assert told.startswith("9 hidden files or files of a system: ") and told.endswith(" and 4 more")
+    (text,) = converted.passed_over
+    assert text.startswith("9 hidden files or files of a system: ") and text.endswith(" and 4 more")
 
 
 def test_images_that_no_list_names_are_counted() -> None:

@@ -8,7 +8,7 @@ from bidfmkd_fast.errors import InputError
 
 
 def numbered(n_classes: int = 7, per_class: int = 6) -> Dataset:
-    """Every image is a constant: 10 * class + number within the class."""
+    """Return a data set whose images are constants: 10 * class + number within the class."""
     labels = torch.arange(n_classes).repeat(per_class)
     values = 10 * labels + torch.arange(per_class).repeat_interleave(n_classes)
     images = values.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
@@ -42,8 +42,8 @@ def test_episode_is_made_of_its_classes(seed: int) -> None:
 
 
 def test_episode_is_a_function_of_seed_and_index(seed: int) -> None:
-    def draw(its_seed: int, order: list[int]) -> dict[int, torch.Tensor]:
-        sampler = EpisodeSampler(numbered(), "meta_train", 5, 1, 5, seed=its_seed)
+    def draw(sampler_seed: int, order: list[int]) -> dict[int, torch.Tensor]:
+        sampler = EpisodeSampler(numbered(), "meta_train", 5, 1, 5, seed=sampler_seed)
         return {index: sampler.episode(index).query_images for index in order}
 
     forward, backward, other = (

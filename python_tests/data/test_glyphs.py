@@ -38,7 +38,7 @@ def test_a_function_of_its_arguments_and_the_split_is_fixed(seed: int) -> None:
 
 
 def test_the_mesh_is_turn_shear_scale_and_shift(seed: int) -> None:
-    """Each corner of the result, found again from where it comes from."""
+    """Find each corner of the result again from the point that it comes from."""
     numbers = np.random.default_rng(seed).uniform(-1, 1, 5)
     turn, shear, scale, right, down = numbers
     corners = _corners(*numbers)
@@ -65,10 +65,10 @@ def test_an_unmoved_mesh_changes_nothing() -> None:
 
 
 def test_classes_can_be_told_apart() -> None:
-    """A kernel classifier on raw pixels, with no notion of a shift, gets most held-out images;
-    chance is 1.5 %.
+    """Check that a kernel classifier on raw pixels classifies most held-out images correctly.
 
-    A small convolutional network, trained for half a minute, gets 96 %.
+    Chance is 1.5 %, and the classifier has no notion of a shift. A small convolutional network,
+    trained for half a minute, reaches 96 %.
     """
     glyphs = make_glyphs()
     images = glyphs.take(torch.arange(len(glyphs.images))).double().view(67, 40, -1)

@@ -1,4 +1,4 @@
-"""Every example runs as it stands, and is short enough to be read."""
+"""Check that every example runs as it stands, and is short enough to be read."""
 
 from __future__ import annotations
 

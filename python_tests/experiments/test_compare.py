@@ -39,9 +39,9 @@ def test_every_method_in_one_table_and_nothing_twice(
     tiny: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = counted(monkeypatch)
-    told = run_comparison(tiny, tmp_path / "out", progress=False)
+    tables = run_comparison(tiny, tmp_path / "out", progress=False)
     for label, _ in baselines.METHODS.values():
-        assert label in told
+        assert label in tables
     assert trained[-1] == "average 0" and len(trained) == 7  # after the run whose sets it uses
     report = (tmp_path / "out" / "comparison.md").read_text()
     for text in (
@@ -50,7 +50,7 @@ def test_every_method_in_one_table_and_nothing_twice(
         "| method | 1-shot | 2-shot | 1-shot less control",
     ):
         assert text in report
-    assert run_comparison(tiny, tmp_path / "out", progress=False) == told
+    assert run_comparison(tiny, tmp_path / "out", progress=False) == tables
     assert len(trained) == 7
     # The same folder grows with other methods and seeds.
     trained.clear()
@@ -81,33 +81,36 @@ def test_a_run_that_was_cut_off_keeps_its_sets(
 ) -> None:
     save, kept = RunFolder.save_recovered, []
 
-    def cut_off(self: RunFolder, one: RecoveredSet) -> None:
+    def cut_off(self: RunFolder, recovered: RecoveredSet) -> None:
         if len(kept) == 9:  # six of the control, three of the run
             raise KeyboardInterrupt
-        kept.append((self.path, one.api_index, one.part))
-        save(self, one)
+        kept.append((self.path, recovered.api_index, recovered.part))
+        save(self, recovered)
+
+    def note(self: RunFolder, recovered: RecoveredSet) -> None:
+        kept.append(recovered.part)
+        save(self, recovered)
 
     monkeypatch.setattr(RunFolder, "save_recovered", cut_off)
     with pytest.raises(KeyboardInterrupt):
         run_comparison(tiny, tmp_path / "out", methods=["bidf_mkd"], progress=False)
-    monkeypatch.setattr(
-        RunFolder, "save_recovered", lambda self, one: (kept.append(one.part), save(self, one))
-    )
+    monkeypatch.setattr(RunFolder, "save_recovered", note)
     run_comparison(tiny, tmp_path / "out", methods=["bidf_mkd"], progress=False)
     assert len(kept) == 12
     assert not list((tmp_path / "out").rglob("run.lock"))
-    # The same, bit for bit, as without a break.
+    # The result is the same, bit for bit, as without a break.
     monkeypatch.undo()
     run_comparison(tiny, tmp_path / "whole", methods=["bidf_mkd"], progress=False)
     for name in ("control", "bidf_mkd"):
         ours, theirs = (
-            load_file(tmp_path / one / "seed_0" / name / META_MODEL) for one in ("out", "whole")
+            load_file(tmp_path / folder / "seed_0" / name / META_MODEL)
+            for folder in ("out", "whole")
         )
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_several_data_sets(tiny: ExperimentConfig, tmp_path: Path) -> None:
-    """Each data set has a table; the second one here is the glyphs, larger and in colour."""
+    """Check that each data set has a table. The second data set is the glyphs in colour, larger."""
     import numpy as np
 
     from bidfmkd_fast.data import make_glyphs
@@ -135,9 +138,9 @@ def test_several_data_sets(tiny: ExperimentConfig, tmp_path: Path) -> None:
         evaluation=replace(tiny.evaluation, n_shots=(1,), n_episodes=2),
     )
     methods = ["bidf_mkd", "average", "white_box", "maml"]
-    told = run_comparison(config, tmp_path / "out", methods=methods, progress=False)
-    assert "(glyphs meta_test)" in told and "(colours meta_test)" in told
-    assert told.count("no-recovery control") == 4  # in two tables of each data set
+    tables = run_comparison(config, tmp_path / "out", methods=methods, progress=False)
+    assert "(glyphs meta_test)" in tables and "(colours meta_test)" in tables
+    assert tables.count("no-recovery control") == 4  # in two tables of each data set
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every method against its parts put together by hand."""
+"""Compare every method with its parts put together by hand."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def experiment(
 def learned(
     method: str, experiment: Experiment, folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The meta-model's parameters and the summary."""
+    """Return the meta-model's parameters and the summary."""
     METHODS[method][1](experiment, folder)
     meta_model = MetaModel.load(folder / META_MODEL)
     assert meta_model.adapt_steps == experiment.train.adapt_steps
@@ -92,7 +92,7 @@ def test_the_run_and_its_control_are_those_of_the_library(
 
 
 def distilled_by_hand(experiment: Experiment, index: int) -> dict[str, Tensor]:
-    """Adam on torch's own KL divergence of the sets of one API."""
+    """Return the parameters that Adam reaches on torch's own KL divergence of one API's sets."""
     module = initial_module([entry.spec for entry in experiment.pool.entries], experiment.train)
     images, scores = recovered_sets(experiment.bidf_mkd, index)
     optimizer = torch.optim.Adam(module.parameters(), lr=experiment.config.baselines.learning_rate)
@@ -112,10 +112,10 @@ def test_distill_avg_is_the_mean_of_every_apis_distillation(
     experiment: Experiment, tmp_path: Path
 ) -> None:
     parameters, summary = learned("average", experiment, tmp_path / "average")
-    each = [distilled_by_hand(experiment, index) for index in range(N_APIS)]
+    by_hand = [distilled_by_hand(experiment, index) for index in range(N_APIS)]
     rtol, atol = TOLERANCES["float32"]
     for name, value in parameters.items():
-        mean = torch.stack([one[name] for one in each]).mean(0)
+        mean = torch.stack([distilled[name] for distilled in by_hand]).mean(0)
         wanted = torch.zeros_like(mean) if name.startswith("classifier") else mean
         torch.testing.assert_close(
             value, wanted, rtol=10 * rtol, atol=10 * atol
@@ -177,7 +177,7 @@ def test_distillation_learns_what_the_api_says(experiment: Experiment) -> None:
 def test_white_box_recovery_asks_once_an_image_and_gets_further(
     experiment: Experiment, tmp_path: Path
 ) -> None:
-    """The same steps with true gradients end at a lower loss."""
+    """Check that the same steps with true gradients end at a lower loss."""
     longer = replace(experiment.train, recovery=replace(experiment.train.recovery, steps=25))
     experiment = replace(experiment, config=replace(experiment.config, train=longer))
     _, opened = learned("white_box", experiment, tmp_path / "open")
@@ -217,10 +217,9 @@ def test_maml_sees_the_real_meta_train_classes_as_often_as_the_replay_its_memory
     assert summary["queries"] == 0
     known, n_classes = set(datasets[0].classes("meta_train")), len(datasets[0].class_names)
     classes = [episode.classes for episodes in seen for episode in episodes]
-    assert all({one % n_classes for one in its} <= known for its in classes)
-    assert {one // n_classes for its in classes for one in its} == set(
-        range(4)
-    )  # turned, as the replay's are
+    indices = [index for of_episode in classes for index in of_episode]
+    assert {index % n_classes for index in indices} <= known
+    assert {index // n_classes for index in indices} == set(range(4))  # turned, as in the replay
     assert len(set(classes)) == len(classes) == 5 * 2
     sizes = {tuple(episode.support_images.shape) for episodes in seen for episode in episodes}
     assert sizes == {(N_WAY, 1, 28, 28)}

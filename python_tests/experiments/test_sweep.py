@@ -76,9 +76,9 @@ def test_a_sweep_goes_on_cell_by_cell(
     file = write(experiment_file.parent, grid=grid)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(file, tmp_path / "out", progress=False)
-    told = run_sweep(file, tmp_path / "out", progress=False)
+    text = run_sweep(file, tmp_path / "out", progress=False)
     assert trained == [1, 2, 2]
-    lines = told.splitlines()
+    lines = text.splitlines()
     assert [line.split("  ")[0] for line in lines[4:6]] == ["num_directions=1", "num_directions=2"]
     assert "216" in lines[4] and "324" in lines[5]  # queries: 3 APIs, 2 sets, 2 steps, (1 + q) x 9
     assert "1-shot less the first" in lines[2]
@@ -92,17 +92,18 @@ def test_a_sweep_goes_on_cell_by_cell(
 
 
 def test_variants_are_plotted_by_name(experiment_file: Path, tmp_path: Path) -> None:
-    """The first cell is the reference of the differences; with two seeds there are twice the
-    episodes.
+    """Check that the plot has the names, and that two seeds give twice the episodes.
+
+    The first cell is the reference of the differences.
     """
     variants = {"full": {}, "without replay": {"train.task_replay": False}}
-    told = run_sweep(
+    text = run_sweep(
         write(experiment_file.parent, variants=variants),
         tmp_path / "out",
         seeds=[0, 1],
         progress=False,
     )
-    assert "8 episodes" in told and "over 2 seeds" in told
+    assert "8 episodes" in text and "over 2 seeds" in text
     assert len(list((tmp_path / "out" / "pools").iterdir())) == 2  # one a seed, shared by the cells
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
 
@@ -136,8 +137,8 @@ def test_ticks_are_at_the_values_that_were_tried(
     experiment_file: Path, key: str, values: list[float], scale: str
 ) -> None:
     cells = read_sweep(write(experiment_file.parent, grid={key: values})).cells
-    one = Evaluation(0.5, 0.1, torch.rand(4), "made up", "meta_test", 5, 1, 15, 0, 10)
-    figure = draw_sweep(cells, [{"made up": [one]} for _ in cells])
+    evaluation = Evaluation(0.5, 0.1, torch.rand(4), "made up", "meta_test", 5, 1, 15, 0, 10)
+    figure = draw_sweep(cells, [{"made up": [evaluation]} for _ in cells])
     figure.draw_without_rendering()
     axis = figure.axes[0]
     assert axis.get_xscale() == scale
@@ -152,8 +153,8 @@ def test_labels_of_close_values_and_the_legend_cover_nothing(experiment_file: Pa
     grid = {"train.recovery.mu": [0.005, 0.025, 0.03, 0.5]}
     variants = {"plain": {}, "first order": {"train.replay.first_order": True}}
     cells = read_sweep(write(experiment_file.parent, grid=grid, variants=variants)).cells
-    one = Evaluation(0.5, 0.1, torch.rand(4), "made up", "meta_test", 5, 1, 15, 0, 10)
-    figure = draw_sweep(cells, [{"made up": [one]} for _ in cells])
+    evaluation = Evaluation(0.5, 0.1, torch.rand(4), "made up", "meta_test", 5, 1, 15, 0, 10)
+    figure = draw_sweep(cells, [{"made up": [evaluation]} for _ in cells])
     figure.draw_without_rendering()
     axis = figure.axes[0]
     boxes = [tick.get_window_extent() for tick in axis.get_xticklabels()]

@@ -98,7 +98,7 @@ for function in (files.write_text, files.reserve, files.check_writable):
 
 
 def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
-    """In a process of its own: the limit would also hold for the file of the test run."""
+    """Set the limit in a process of its own, since it would also hold for files of the test run."""
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, tmp_path / "file"],
         capture_output=True,
@@ -158,7 +158,10 @@ def test_tensors_come_back_and_old_files_still_open(tmp_path: Path) -> None:
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
-    """Two runs can be compared with sha256sum; a name outside of ASCII keeps its tensor."""
+    """Check that equal content has equal bytes, so that sha256sum can compare two runs.
+
+    A name outside of ASCII keeps its tensor.
+    """
     about = {name: f"value of {name}" for name in ("b", "a", "é", "c", "d")}
     written = set()
     for number in range(8):  # safetensors orders metadata anew each time

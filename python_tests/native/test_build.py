@@ -39,17 +39,17 @@ def configure(folder: Path, *options: str, **environment: str) -> tuple[int, str
 
 
 def test_the_environment_variable_turns_cuda_off_and_on(tmp_path: Path) -> None:
-    """The variable BIDFMKD_CUDA of the environment decides, as in `BIDFMKD_CUDA=OFF pip install .`.
+    """Set BIDFMKD_CUDA in the environment, as in `BIDFMKD_CUDA=OFF pip install .`.
 
-    It does so in a folder that was configured before, too; an explicit -D overrides it.
+    The variable decides also in a folder that was configured before; an explicit -D overrides it.
     """
     assert "none (BIDFMKD_CUDA=OFF)" in configure(tmp_path / "build", BIDFMKD_CUDA="OFF")[1]
-    status, told = configure(
+    status, output = configure(
         tmp_path / "build", BIDFMKD_CUDA="ON", CUDACXX="/nowhere/nvcc", PATH="/usr/bin:/bin"
     )
-    assert "BIDFMKD_CUDA=OFF)" not in told
+    assert "BIDFMKD_CUDA=OFF)" not in output
     if shutil.which("nvcc", path="/usr/bin:/bin") is None:
-        assert status != 0 and "BIDFMKD_CUDA=ON, but there is no nvcc" in told
+        assert status != 0 and "BIDFMKD_CUDA=ON, but there is no nvcc" in output
     assert (
         "none (BIDFMKD_CUDA=OFF)"
         in configure(tmp_path / "build", "-DBIDFMKD_CUDA=OFF", BIDFMKD_CUDA="ON")[1]
@@ -57,18 +57,18 @@ def test_the_environment_variable_turns_cuda_off_and_on(tmp_path: Path) -> None:
 
 
 def test_a_wrong_value_is_named(tmp_path: Path) -> None:
-    status, told = configure(tmp_path / "build", BIDFMKD_CUDA="maybe")
-    assert status != 0 and "BIDFMKD_CUDA must be AUTO, ON or OFF; got 'MAYBE'" in told
+    status, output = configure(tmp_path / "build", BIDFMKD_CUDA="maybe")
+    assert status != 0 and "BIDFMKD_CUDA must be AUTO, ON or OFF; got 'MAYBE'" in output
 
 
 def test_without_a_compiler_the_message_says_what_to_install(tmp_path: Path) -> None:
-    """Without a compiler on PATH, the error says how to install one."""
+    """Check that without a compiler on PATH the error says how to install a compiler."""
     for name in ("cmake", "make", "ninja", "uname"):
         if (found := shutil.which(name)) is not None:
             (tmp_path / name).symlink_to(found)
-    status, told = configure(tmp_path / "build", PATH=str(tmp_path), CXX="/nowhere/c++")
+    status, output = configure(tmp_path / "build", PATH=str(tmp_path), CXX="/nowhere/c++")
     assert status != 0
     assert (
         "the kernels need a C++17 compiler, and none was found. Install one (Debian, Ubuntu: "
-        "apt-get install g++" in told
+        "apt-get install g++" in output
     )

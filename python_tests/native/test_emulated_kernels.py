@@ -1,8 +1,8 @@
 """Run the CUDA sources on the CPU, under a small emulation of the device (`emulated/`).
 
-It emulates blocks, threads, barriers and shuffles. The sources are compiled unchanged, with address
-and undefined-behaviour checks, and compared with the CPU kernels at small shapes, so that indexing
-and reductions stay right on machines without a GPU. `python_tests/cuda` and
+The emulation has blocks, threads, barriers and shuffles. The sources are compiled unchanged, with
+address and undefined-behaviour checks, and compared with the CPU kernels at small shapes, so that
+indexing and reductions stay right on machines without a GPU. `python_tests/cuda` and
 `benchmarks/gpu_check.sh` test speed, and what only hardware does.
 """
 
@@ -79,7 +79,7 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_kernels_give_what_the_cpu_gives(program: Path, seed: int) -> None:
-    """All kernels agree with the CPU, at odd sizes and unaligned addresses.
+    """Check that all kernels agree with the CPU, at odd sizes and unaligned addresses.
 
     The threads of a block take turns in random order.
     """

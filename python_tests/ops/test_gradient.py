@@ -52,9 +52,10 @@ def test_estimate(
 
 
 def test_lengths_kept_by_perturb_change_nothing(cpu_level: str, seed: int) -> None:
-    """The gradient has the same bits wherever the lengths of the directions come from.
+    """Check that the gradient has the same bits wherever the lengths of directions come from.
 
-    `perturb` keeps them for the gradient, for all images or some; else they are computed again.
+    `perturb` keeps the lengths for the gradient, of all images or of some. Those that are not kept
+    are computed again.
     """
     seed += len(cpu_level)  # lengths kept by another instruction set would serve here too
     shape, q, generator = (4, 3, 9, 11), 40, torch.Generator().manual_seed(seed)
@@ -89,18 +90,18 @@ def test_threads_change_nothing_of_the_losses(seed: int, monkeypatch: pytest.Mon
         41, 50, 100, generator=generator
     )  # 205,000 of them: enough for three threads
     labels, state = torch.randint(0, 100, (50,), generator=generator), torch.tensor([seed, 0])
-    one = ops.zo_kd_gradient(scores, labels, state, (50, 1, 4, 4), 0.1)
+    single = ops.zo_kd_gradient(scores, labels, state, (50, 1, 4, 4), 0.1)
     for threads in (2, 3):
         torch.set_num_threads(threads)
         try:
             again = ops.zo_kd_gradient(scores, labels, state, (50, 1, 4, 4), 0.1)
         finally:
             torch.set_num_threads(1)
-        assert all(torch.equal(a, b) for a, b in zip(again, one, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(again, single, strict=True))
 
 
 def test_estimate_is_the_formula(seed: int) -> None:
-    """The reference agrees with its formula, written with the directions that `perturb` used."""
+    """Compare the reference with its formula, written with the directions that `perturb` used."""
     shape, q, mu = (2, 3, 6, 6), 12, 0.2
     state, generator = torch.tensor([seed, 0]), torch.Generator().manual_seed(seed)
     differences = torch.randn(q, 2, generator=generator, dtype=torch.float64)
@@ -117,7 +118,7 @@ def test_estimate_is_the_formula(seed: int) -> None:
 
 @pytest.mark.parametrize(("kind", "grid"), [*KINDS[:3], ("lowres", 2)])
 def test_truth_on_a_linear_function(cpu_level: str, kind: str, grid: int, seed: int) -> None:
-    """With d = 8 and q = 20000 the estimate has cosine > 0.99 and the right length within 5 %."""
+    """Check that with d = 8 and q = 20000 the cosine is above 0.99 and the length within 5 %."""
     shape = (1, 2, 2, 2)
     slope = torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed))
     state = torch.tensor([seed, 0])
@@ -234,9 +235,9 @@ def _with_holes(scores: torch.Tensor, kind: str, hole: float) -> torch.Tensor:
 def test_scores_that_are_not_finite(
     cpu_level: str, kind: str, divergence: str, hole: float, seed: int
 ) -> None:
-    """Both backends give the same numbers, NaN and infinities.
+    """Check that both backends give the same numbers, NaN and infinities.
 
-    They do so whether the API and the student agree on the class or not.
+    The cases are with and without agreement of API and student on the class.
     """
     labels, state, shape = torch.arange(6) % 2, torch.tensor([seed, 0]), (6, 1, 3, 3)
     scores = _with_holes(make_scores(kind, 4, 6, 5, seed=seed), kind, hole)
@@ -256,8 +257,9 @@ def test_scores_that_are_not_finite(
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_shut_gate_keeps_masked_classes_out(backend: str, divergence: str) -> None:
-    """Logits of -inf (a masked class): where API and student part, the objective is the cross
-    entropy alone.
+    """Mask a class with logits of -inf, and check the objective where API and student disagree.
+
+    The boundary term is off there, so the objective is the cross entropy alone.
     """
     api = torch.tensor([[3.0, 1.0, -math.inf]]).expand(3, 1, 3)
     student = torch.tensor([[0.0, 1.0, 0.5]])
@@ -279,7 +281,7 @@ def test_a_shut_gate_keeps_masked_classes_out(backend: str, divergence: str) -> 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_a_class_without_probability_adds_nothing_to_kl(backend: str) -> None:
-    """0 log 0 is 0: a class that both sides mask leaves the divergence that of the others."""
+    """Check that a class that both sides mask adds nothing to the divergence: 0 log 0 is 0."""
     api = torch.tensor([[3.0, 1.0, -math.inf]]).expand(3, 1, 3)
     student = torch.tensor([[2.0, 1.0, -math.inf]])
     arguments = (torch.tensor([0]), torch.tensor([0, 0]), (1, 4), 0.1)
@@ -293,7 +295,7 @@ def test_a_class_without_probability_adds_nothing_to_kl(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_scores(cpu_level: str, dtype: torch.dtype, seed: int) -> None:
-    """Rounded scores give exactly what the same numbers in float32 give."""
+    """Check that scores in 16 bits give exactly what the same numbers in float32 give."""
     scores = make_scores("logits", 5, 3, 4, seed=seed).to(dtype)
     arguments = (torch.tensor([0, 1, 2]), torch.tensor([seed, 0]), (3, 10), 0.1)
     for half, full in zip(
@@ -303,7 +305,7 @@ def test_half_scores(cpu_level: str, dtype: torch.dtype, seed: int) -> None:
 
 
 def test_pieces_add_up(cpu_level: str, seed: int) -> None:
-    """The estimate over q directions is the mean of the estimates over its parts."""
+    """Check that the estimate over q directions is the mean of the estimates over parts of them."""
     shape, q, state = (3, 1, 6, 6), 50, torch.tensor([seed, 0])
     differences = torch.randn(q, 3, generator=torch.Generator().manual_seed(seed))
     whole = ops.estimate_gradient(differences, state, shape, 0.1)

@@ -197,7 +197,7 @@ def test_bad_input(tensors: tuple, keywords: dict, message: str) -> None:  # typ
 @pytest.mark.parametrize("hole", [-math.inf, math.inf, math.nan])
 @pytest.mark.parametrize(("divergence", "kind"), CASES)
 def test_scores_that_are_not_finite(divergence: str, kind: str, hole: float, seed: int) -> None:
-    """Both backends give the same numbers, NaN and infinities.
+    """Check that both backends give the same numbers, NaN and infinities.
 
     A score that is not finite stands in the student's scores, the teacher's, or both.
     """

@@ -75,15 +75,17 @@ def test_threads_change_nothing(
         images((3, 3, 64, 64), seed),
         torch.tensor([seed, 0]),
     )  # 3.7 M elements: enough for three threads
-    one = ops.perturb(x, state, 100, 0.1, kind, grid)
+    single = ops.perturb(x, state, 100, 0.1, kind, grid)
     gradient = ops.estimate_gradient(
         x.flatten()[:300].view(100, 3), state, x.shape, 0.1, kind, grid
     )
     for threads in (2, 3):
         torch.set_num_threads(threads)
         try:
-            assert native.place(one, one.numel(), native.SUMMED_PER_THREAD[kind])[0] == threads
-            assert torch.equal(ops.perturb(x, state, 100, 0.1, kind, grid), one)
+            assert (
+                native.place(single, single.numel(), native.SUMMED_PER_THREAD[kind])[0] == threads
+            )
+            assert torch.equal(ops.perturb(x, state, 100, 0.1, kind, grid), single)
             again = ops.estimate_gradient(
                 x.flatten()[:300].view(100, 3), state, x.shape, 0.1, kind, grid
             )
@@ -94,9 +96,9 @@ def test_threads_change_nothing(
 
 @pytest.mark.parametrize("kind", ["sphere", "gaussian"])
 def test_normals_are_the_same_everywhere(kind: str, seed: int) -> None:
-    """Directions made of normals have the same bits on every instruction set.
+    """Check that directions made of normals have the same bits on every instruction set.
 
-    They are those of the reference, rounded to float32.
+    The bits are those of the reference, rounded to float32.
     """
     x, state = torch.zeros(2, 3, 25, 27), torch.tensor([seed, 0])
     assert backend._C is not None
@@ -122,7 +124,7 @@ def test_normals_are_the_same_everywhere(kind: str, seed: int) -> None:
     "shape", [(7, 3, 99, 101), (8, 3, 96, 96), (120, 1, 45, 45), (1000, 1, 9, 19)]
 )
 def test_streaming_output(cpu_level: str, kind: str, shape: tuple[int, ...], seed: int) -> None:
-    """Outputs beyond 16 MB are written past the cache and still hold the same values.
+    """Check that outputs beyond 16 MB, which are written past the cache, hold the same values.
 
     The cases have rows that start on a cache line and rows that do not, in any `out`.
     """
@@ -145,9 +147,9 @@ def test_streaming_output(cpu_level: str, kind: str, shape: tuple[int, ...], see
 
 
 def test_more_than_2_to_31_elements(seed: int) -> None:
-    """Offsets beyond 32 bits work, in the output and in the gradient's input.
+    """Use offsets beyond 32 bits, in the output and in the gradient's input.
 
-    It takes 9 GB of memory, so only one instruction set is tested.
+    The test takes 9 GB of memory, so only one instruction set is tested.
     """
     workspace.release()
     page = os.sysconf("SC_PAGE_SIZE")
@@ -186,7 +188,7 @@ def test_out_and_strides(cpu_level: str, seed: int) -> None:
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_out_over_the_images_is_refused(backend: str, seed: int) -> None:
-    """Images inside `out` are refused, since they would be overwritten while they are read.
+    """Refuse images inside `out`, since they would be overwritten while they are read.
 
     Nothing is written before the refusal.
     """

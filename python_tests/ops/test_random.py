@@ -33,9 +33,9 @@ def test_known_answers(rounds: int, counter: list[int], key: list[int], words: l
 
 
 def test_normals() -> None:
-    """All 2^16 normals of the kernels equal the reference's, and have a normal's moments.
+    """Compare all 2^16 normals of the kernels with the reference's, and check their moments.
 
-    They lie close to the exact quantiles.
+    The normals lie close to the exact quantiles.
     """
     halves = torch.arange(2**16)
     assert backend._C is not None

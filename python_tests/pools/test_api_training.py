@@ -87,7 +87,7 @@ def test_an_api_depends_on_seed_and_index_only(
 def test_every_class_name_survives_the_list(
     glyphs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ "1", "=", "~", "#" and "{" mean something in YAML."""
+    """Use class names such as "1", "=", "~", "#" and "{", which mean something in YAML."""
     monkeypatch.setattr(api_training, "fit_classifier", lambda module, *data, **rest: module.eval())
     pool = train_pool(glyphs, tmp_path / "pool", n_apis=1, n_way=40, width=1)
     assert read_pool(tmp_path / "pool") == pool
@@ -153,7 +153,7 @@ def test_train_never_overwrites(glyphs: Dataset, copied: Path) -> None:
 
 
 def tiny(name: str, shape: tuple[int, int, int], n_classes: int = 6) -> Dataset:
-    """Classes that differ in brightness."""
+    """Return a data set whose classes differ in brightness."""
     labels = torch.arange(n_classes).repeat_interleave(8)
     noise = torch.randint(
         0, 30, (len(labels), *shape), generator=torch.Generator().manual_seed(len(name))
@@ -198,7 +198,7 @@ def test_mixed_architectures(tmp_path: Path) -> None:
 
 
 def test_mixed_data_sets(tmp_path: Path) -> None:
-    """Every data set meets every architecture."""
+    """Check that every data set meets every architecture."""
     data = [tiny("grey", (1, 16, 16)), tiny("colours", (3, 20, 20))]
     pool = train_pool(
         data, tmp_path, scenario="mh", n_apis=6, n_way=2, width=2, resnet_width=1, epochs=1
@@ -231,9 +231,7 @@ def test_a_resnet_learns_its_classes(glyphs: Dataset, tmp_path: Path) -> None:
 def test_batch_norm_of_a_resnet_fits_its_finished_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first batch norm's statistics are those of the images learned from, under the weights
-    that were written.
-    """
+    """Check that the first batch norm has the statistics of the images under the final weights."""
     learned_from: list[torch.Tensor] = []
     fit = api_training.fit_classifier
 

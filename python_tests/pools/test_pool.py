@@ -49,8 +49,9 @@ def test_pool_on_disk_tells_what_was_trained(glyphs: Dataset, trained: Path) -> 
 
 
 def test_apis_know_their_classes(glyphs: Dataset, trained: Path) -> None:
-    """Accuracy over all images of the classes; three quarters were learned, so it is well above
-    the 1/4 of chance.
+    """Check the accuracy over all images of the classes.
+
+    Three quarters of the images were learned, so the accuracy is well above the 1/4 of chance.
     """
     index = {name: i for i, name in enumerate(glyphs.class_names)}
     for entry, module in zip(read_pool(trained).entries, load_modules(trained)):

@@ -1,4 +1,4 @@
-"""Pools that list local, ONNX and remote APIs side by side, and what their lists may not say."""
+"""Load pools that list local, ONNX and remote APIs, and check what their lists may not say."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pool_of(trained: Path, folder: Path, *more: dict[str, Any]) -> Path:
-    """A copy of the pool with more APIs in its list."""
+    """Return a copy of the pool with more APIs in its list."""
     folder.mkdir(exist_ok=True)
     for file in trained.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
@@ -221,7 +221,7 @@ def test_two_services_of_one_name_are_refused(trained: Path, tmp_path: Path) -> 
 def test_every_argument_of_a_black_box_is_an_option(
     trained: Path, tmp_path: Path, kind: str
 ) -> None:
-    """The documented ones at least are known to the list."""
+    """Check that at least the documented arguments are known options of the list."""
     if kind == "grpc":
         pytest.importorskip("tritonclient.grpc")
     url = "grpc://127.0.0.1:9" if kind == "grpc" else "http://127.0.0.1:9"

@@ -1,4 +1,4 @@
-"""The library of procedural pictures: pure functions of seed and number, in range, and varied."""
+"""Check that procedural pictures are pure functions of seed and number, in range, and varied."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_values_are_those_of_files(seed: int) -> None:
 
 
 def test_float32_draws_what_float64_draws(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Equal to 1/255, so rounding differs between machines by no more."""
+    """Check that both agree to 1/255, so that rounding differs between machines by no more."""
     scenes, members = torch.arange(400), torch.arange(400) % 3
     got = draw_pictures(scenes, members, (3, 32, 32), seed)
     drawn = numbers.uniforms
@@ -71,7 +71,7 @@ def test_shares_of_the_kinds() -> None:
 
 
 def test_known_pictures() -> None:
-    """Means of pictures 0 to 7, as drawn when the library was made: it never changes."""
+    """Compare the means of pictures 0 to 7 with those of the first release: they never change."""
     means = bf.procedural_images(8, (3, 32, 32)).mean((1, 2, 3))
     torch.testing.assert_close(means, torch.tensor(KNOWN), rtol=0, atol=0.3 * STEP)
 

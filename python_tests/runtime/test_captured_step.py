@@ -82,13 +82,13 @@ def test_every_call_is_one_step() -> None:
 
 def test_captured_once_then_replayed(cuda: list[object]) -> None:
     calls: list[int] = []
-    one = call(lambda: calls.append(1), WARM_UP_STEPS + 4)
+    first = call(lambda: calls.append(1), WARM_UP_STEPS + 4)
     other = call(lambda: calls.append(1), WARM_UP_STEPS + 1)
     assert len(calls) == 2 * (WARM_UP_STEPS + 1)  # plainly, and as each is recorded
-    assert one._graph is not None
-    assert one._graph.replays == 4  # type: ignore[attr-defined]
-    assert cuda == [one._stream, other._stream]
-    assert one._stream is not other._stream
+    assert first._graph is not None
+    assert first._graph.replays == 4  # type: ignore[attr-defined]
+    assert cuda == [first._stream, other._stream]
+    assert first._stream is not other._stream
 
 
 # The filter is for the warnings of the steps before the watched step.

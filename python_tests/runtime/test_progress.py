@@ -1,7 +1,7 @@
 """Test how progress is shown.
 
-It is a bar in terminals of any width and in notebooks, a line per minute in files, and nothing if
-unwanted.
+Terminals of any width and notebooks show a bar, files get a line per minute, and nothing is shown
+if that is unwanted.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def every_moment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait_for_text(capsys: pytest.CaptureFixture[str], text: str) -> str:
-    told, end = "", time.monotonic() + 60
-    while text not in told:
-        assert time.monotonic() < end, told
+    shown, end = "", time.monotonic() + 60
+    while text not in shown:
+        assert time.monotonic() < end, shown
         time.sleep(0.01)
-        told += capsys.readouterr().err
-    return told
+        shown += capsys.readouterr().err
+    return shown
 
 
 def test_a_file_gets_lines_with_rate_and_time_left(
@@ -46,8 +46,8 @@ def test_a_file_gets_lines_with_rate_and_time_left(
     with Bar("recover api_003", 1000, "queries", True) as bar:
         bar.advance(250)
         bar.show(loss=0.25)
-        told = wait_for_text(capsys, "loss 0.25")
-    line = next(line for line in told.splitlines() if "loss 0.25" in line)
+        shown = wait_for_text(capsys, "loss 0.25")
+    line = next(line for line in shown.splitlines() if "loss 0.25" in line)
     assert line.startswith("recover api_003: 250 of 1,000 queries after 0 s, ")
     assert "queries/s, " in line and " left, loss 0.25" in line
 
@@ -64,8 +64,8 @@ def test_the_outermost_speaks_for_all(
 ) -> None:
     with Bar("compare", 7, "methods", True) as outer, Bar("control: recover", 10, "queries", True):
         outer.advance()
-        told = wait_for_text(capsys, "; control: recover: 0 of 10")
-    assert all(line.startswith("compare: ") for line in told.splitlines())
+        shown = wait_for_text(capsys, "; control: recover: 0 of 10")
+    assert all(line.startswith("compare: ") for line in shown.splitlines())
 
 
 def test_a_minute_passes_over_short_pieces_of_work(
@@ -117,13 +117,13 @@ def test_a_terminal_of_any_width_gets_a_bar(columns: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env=environment)
     os.close(theirs)
-    told = b""
+    shown = b""
     with contextlib.suppress(OSError):  # how a terminal says that the other end is closed
         while part := os.read(ours, 4096):
-            told += part
+            shown += part
     os.close(ours)
     assert process.wait() == 0
-    assert b"control: recover:  75%|" in told and b"15.0k/20.0k" in told and b"loss=0.5" in told
+    assert b"control: recover:  75%|" in shown and b"15.0k/20.0k" in shown and b"loss=0.5" in shown
 
 
 def test_a_notebook_gets_its_own_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_notebook_gets_its_own_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm.auto", auto)
     with Bar("recover", 10, "queries", True) as bar:  # stderr is no terminal here
         bar.advance()
-    assert [one["desc"] for one in made] == ["recover"]
+    assert [widget["desc"] for widget in made] == ["recover"]
 
 
 def slow_api() -> bf.FunctionBlackBox:
@@ -192,9 +192,9 @@ def test_a_run_and_its_control_are_told_apart(
     from bidfmkd_fast.training import fit_with_control
 
     fit_with_control([slow_api()], tmp_path / "run", config)
-    told = capsys.readouterr().err
-    assert "control: recover: " in told and " of 18 queries" in told
-    assert "run: recover: " in told and " of 108 queries" in told
+    shown = capsys.readouterr().err
+    assert "control: recover: " in shown and " of 18 queries" in shown
+    assert "run: recover: " in shown and " of 108 queries" in shown
 
 
 def test_a_logger_tells_what_happens_and_is_quiet_by_itself(

@@ -39,7 +39,7 @@ class RealServer:
     grpc_url: str
 
     def apis(self, pool: Path) -> list[bf.BlackBox]:
-        """The served models as black boxes, with the specs of the pool's APIs."""
+        """Return the served models as black boxes, with the specs of the pool's APIs."""
         return [remote.RemoteBlackBox(self.url, api.name, api.spec) for api in bf.load_pool(pool)]
 
 
@@ -91,7 +91,7 @@ def server(
 
 
 def free_ports(n: int) -> list[int]:
-    """Ports that nobody has now; all are held at once, so that they differ."""
+    """Return ports that are free now; all are held at once, so that they differ."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:
@@ -170,7 +170,7 @@ def test_a_run_through_real_servers(
         assert sent == api.ledger.answered_queries == queries // 2
         if count is not None:
             assert scored(server, api.name) == count + sent
-    assert any("JSON" in str(one.message) for one in recwarn) == (server.kind == "mlserver")
+    assert any("JSON" in str(warning.message) for warning in recwarn) == (server.kind == "mlserver")
 
     local = bf.BiDfMKD(bf.load_pool(pool), config=config).fit(tmp_path / "local")
     for name, value in local.meta_model.module.state_dict().items():
@@ -180,6 +180,6 @@ def test_a_run_through_real_servers(
 
 
 def scored(server: RealServer, model: str) -> int | None:
-    """Images that the server says it has scored; None where it does not tell."""
+    """Return how many images the server says it has scored; None if it does not say."""
     response = HTTP.request("GET", f"{server.url}/v2/models/{model}/stats")
     return response.json()["model_stats"][0]["inference_count"] if response.status == 200 else None

@@ -50,9 +50,9 @@ def test_storms_come_at_the_end_of_each_cycle(seed: int) -> None:
 
 def test_well_behaved_tells_the_very_scores(seed: int) -> None:
     scores = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
-    told = Behaviour().outputs(scores, "logits", seed, "a", 7)
-    assert list(told) == ["scores"]
-    assert np.array_equal(told["scores"], scores.numpy())
+    answer = Behaviour().outputs(scores, "logits", seed, "a", 7)
+    assert list(answer) == ["scores"]
+    assert np.array_equal(answer["scores"], scores.numpy())
 
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities", "log_probabilities"])
@@ -64,23 +64,25 @@ def test_kinds_of_scores(kind: str, wanted: str, seed: int) -> None:
         "probabilities": logits.softmax(1),
         "log_probabilities": logits.log_softmax(1),
     }
-    told = Behaviour(scores_kind=wanted).outputs(exact[kind].float(), kind, seed, "a", 0)["scores"]
-    np.testing.assert_allclose(told, exact[wanted].numpy(), RTOL, ATOL)
+    answer = Behaviour(scores_kind=wanted).outputs(exact[kind].float(), kind, seed, "a", 0)[
+        "scores"
+    ]
+    np.testing.assert_allclose(answer, exact[wanted].numpy(), RTOL, ATOL)
 
 
 def test_rounded_and_top_k(seed: int) -> None:
     logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed))
-    told = Behaviour(top_k=3, decimals=2).outputs(logits, "logits", seed, "a", 0)
+    answer = Behaviour(top_k=3, decimals=2).outputs(logits, "logits", seed, "a", 0)
     probabilities = logits.double().softmax(1).numpy()
-    assert told["scores"].shape == told["labels"].shape == (6, 3)
-    assert told["labels"].dtype == np.int64
-    hundredths = told["scores"].astype(np.float64) * 100
+    assert answer["scores"].shape == answer["labels"].shape == (6, 3)
+    assert answer["labels"].dtype == np.int64
+    hundredths = answer["scores"].astype(np.float64) * 100
     np.testing.assert_allclose(hundredths, hundredths.round(), 0, 1e-4)
-    assert (np.diff(told["scores"], axis=1) <= 0).all()
-    of_labels = np.take_along_axis(probabilities, told["labels"], 1)
-    assert np.abs(of_labels - told["scores"]).max() <= 0.005 + 1e-6
+    assert (np.diff(answer["scores"], axis=1) <= 0).all()
+    of_labels = np.take_along_axis(probabilities, answer["labels"], 1)
+    assert np.abs(of_labels - answer["scores"]).max() <= 0.005 + 1e-6
     left_out = 1 - of_labels.sum(1)  # two classes, each at most the third told, up to the rounding
-    assert (left_out <= 2 * (told["scores"][:, 2] + 0.005 + 1e-6)).all()
+    assert (left_out <= 2 * (answer["scores"][:, 2] + 0.005 + 1e-6)).all()
 
 
 def test_drift_grows_with_the_requests_and_has_one_direction(seed: int) -> None:

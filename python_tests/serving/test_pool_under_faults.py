@@ -103,7 +103,7 @@ def test_killed_and_started_again(tmp_path: Path, seed: int) -> None:
     pool.mkdir()
 
     def counted() -> dict[str, Any]:
-        return {one["name"]: one for one in service.statistics()["model_stats"]}
+        return {model["name"]: model for model in service.statistics()["model_stats"]}
 
     with running(service) as url:
         spec = {"n_classes": N_CLASSES, "image_shape": list(SHAPE)}
@@ -150,12 +150,12 @@ def test_killed_and_started_again(tmp_path: Path, seed: int) -> None:
             )
 
         second = train(out)
-        told, _ = second.communicate(timeout=120)
-        assert second.returncode == 0, told
+        output, _ = second.communicate(timeout=120)
+        assert second.returncode == 0, output
         after, spent = counted(), ledgers(out)
 
-    print(told)
-    assert "left out: nan, dead" in told and "NaN" in told and "dead: no answer" in told
+    print(output)
+    assert "left out: nan, dead" in output and "NaN" in output and "dead: no answer" in output
     for number, name in enumerate(HEALTHY):
         control, run = kept[number]
         scored = after[name]["inference_count"] - before[name]["inference_count"]

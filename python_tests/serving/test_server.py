@@ -91,21 +91,21 @@ def test_a_top_k_api_is_served_as_the_probabilities_it_is_completed_to(
     spec = APISpec(5, SHAPE, scores_kind="top_k", top_k=2, name="a")
     box = FunctionBlackBox(lambda asked: inside(asked).softmax(1), spec)
     with running(Service([box], {"a": Behaviour(scores_kind="logits")}, seed)) as url:
-        told = torch.tensor(scores_of(ask(url, images.numpy())))
+        scores = torch.tensor(scores_of(ask(url, images.numpy())))
     rtol, atol = TOLERANCES["float32"]
-    torch.testing.assert_close(told.softmax(1), box(images), rtol=rtol, atol=atol)
+    torch.testing.assert_close(scores.softmax(1), box(images), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_scores_are_the_local_ones(binary: bool, images: Tensor, seed: int) -> None:
     with served(seed) as (url, service):
         for model, number in (("a", seed), ("b", seed + 9)):
-            told = scores_of(ask(url, images.numpy(), model=model, binary=binary))
-            assert np.array_equal(told, api("local", number)(images).numpy())
-    one = service.statistics("a")["model_stats"][0]
-    assert one["inference_count"] == 6
-    assert one["execution_count"] == 1
-    assert one["inference_stats"] == {"success": {"count": 1}, "fail": {"count": 0}}
+            scores = scores_of(ask(url, images.numpy(), model=model, binary=binary))
+            assert np.array_equal(scores, api("local", number)(images).numpy())
+    stats = service.statistics("a")["model_stats"][0]
+    assert stats["inference_count"] == 6
+    assert stats["execution_count"] == 1
+    assert stats["inference_stats"] == {"success": {"count": 1}, "fail": {"count": 0}}
 
 
 def test_uint8_images_span_the_input_range(seed: int) -> None:
@@ -114,10 +114,10 @@ def test_uint8_images_span_the_input_range(seed: int) -> None:
     )
     box = api("a", seed, (-1.0, 1.0))
     with running(Service([box], {"a": Behaviour(dtype="uint8")})) as url:
-        told = scores_of(ask(url, pixels.numpy()))
+        scores = scores_of(ask(url, pixels.numpy()))
         assert "datatype must be 'UINT8'" in error_of(ask(url, pixels.float().numpy()))
     wanted = api("local", seed, (-1.0, 1.0))(pixels.double().div(255).mul(2).sub(1).float())
-    np.testing.assert_allclose(told, wanted.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_health_metadata_and_configuration(seed: int) -> None:
@@ -152,7 +152,7 @@ def test_health_metadata_and_configuration(seed: int) -> None:
             get("/v2/models/b/config")["max_batch_size"] == 0
         )  # Triton's word for no batch dimension of its own
         assert get("/v2/models/b/config")["input"][0]["dims"] == [-1, *SHAPE]
-        assert [one["name"] for one in get("/v2/models/stats")["model_stats"]] == ["a", "b"]
+        assert [stats["name"] for stats in get("/v2/models/stats")["model_stats"]] == ["a", "b"]
         for path in (
             "/v2/models/c",
             "/v2/models/c/ready",
@@ -174,10 +174,10 @@ def test_what_is_refused_is_said_and_not_scored(images: Tensor, seed: int) -> No
         assert response.status == 400
         assert "must be finite" in error_of(response)
         assert ask(url, images[:5].numpy()).status == 200
-        one = service.statistics("a")["model_stats"][0]
-    assert one["fates"] == {"refused": 2, "served": 1}
-    assert one["inference_count"] == 5
-    assert one["received"] == {"requests": 3, "images": 6}
+        stats = service.statistics("a")["model_stats"][0]
+    assert stats["fates"] == {"refused": 2, "served": 1}
+    assert stats["inference_count"] == 5
+    assert stats["received"] == {"requests": 3, "images": 6}
 
 
 def test_too_many_requests(images: Tensor, seed: int) -> None:
@@ -207,17 +207,17 @@ def test_dropped_connections(fate: str, scored: int, images: Tensor, seed: int) 
             with pytest.raises(ProtocolError):
                 ask(url, images.numpy())
         assert ask(url, images.numpy(), model="b").status == 200
-        one = service.statistics("a")["model_stats"][0]
-    assert one["inference_count"] == 2 * scored
-    assert one["received"] == {"requests": 2, "images": 12}
-    assert one["inference_stats"] == {"success": {"count": 0}, "fail": {"count": 2}}
+        stats = service.statistics("a")["model_stats"][0]
+    assert stats["inference_count"] == 2 * scored
+    assert stats["received"] == {"requests": 2, "images": 12}
+    assert stats["inference_stats"] == {"success": {"count": 0}, "fail": {"count": 2}}
 
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_bad_answers(binary: bool, images: Tensor, seed: int) -> None:
     with served(seed, Behaviour(nan=1.0)) as (url, _):
-        told = scores_of(ask(url, images.numpy(), binary=binary))
-        assert np.argwhere(np.isnan(told)).tolist() == [[0, 0]]
+        scores = scores_of(ask(url, images.numpy(), binary=binary))
+        assert np.argwhere(np.isnan(scores)).tolist() == [[0, 0]]
     with served(seed, Behaviour(wrong_shape=1.0)) as (url, _):
         assert scores_of(ask(url, images.numpy(), binary=binary)).shape == (6, 4)
 
@@ -293,8 +293,8 @@ def test_the_command_serves_a_pool_until_interrupted(tmp_path: Path) -> None:
         assert announced.startswith("2 models at http://127.0.0.1:")
         url = announced.split()[3].removesuffix("/v2:")
         images = torch.rand(2, 1, 28, 28)
-        told = scores_of(ask(url, images.numpy(), model="api_000"))
-        np.testing.assert_allclose(told, load_pool(pool)[0](images).numpy(), rtol=0, atol=6e-4)
+        scores = scores_of(ask(url, images.numpy(), model="api_000"))
+        np.testing.assert_allclose(scores, load_pool(pool)[0](images).numpy(), rtol=0, atol=6e-4)
         assert ask(url, images.numpy(), model="api_001").status >= 500
         process.send_signal(signal.SIGINT)
         table = process.stdout.read()

@@ -82,10 +82,10 @@ def test_rounded_top_k_of_8_bit_images(seed: int) -> None:
     spec = APISpec(5, SHAPE, name="a", scores_kind="top_k", top_k=3, decimals=2, dtype="uint8")
     images = images_for(N_IMAGES, seed)
     with running(Service([api(seed)], {"a": behaviour}, seed)) as url:
-        told = remote.RemoteBlackBox(url, "a", spec)(images).double().numpy()
+        scores = remote.RemoteBlackBox(url, "a", spec)(images).double().numpy()
     exact = api(seed)(images.mul(255).round().div(255)).double().softmax(1).numpy()
     best = np.argsort(-exact, axis=1)[:, :3]
-    difference = np.abs(np.take_along_axis(told, best, 1) - np.take_along_axis(exact, best, 1))
+    difference = np.abs(np.take_along_axis(scores, best, 1) - np.take_along_axis(exact, best, 1))
     assert difference.max() <= 0.005 + 1e-5  # half a unit of the last place
-    assert (told > 0).all()
-    assert np.abs(told.sum(1) - 1).max() < 0.05
+    assert (scores > 0).all()
+    assert np.abs(scores.sum(1) - 1).max() < 0.05

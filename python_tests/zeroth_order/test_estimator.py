@@ -28,7 +28,7 @@ def leaf(*shape: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize(("kind", "grid"), KINDS)
 def test_truth(kind: str, grid: int, seed: int) -> None:
-    """On a linear function with d = 8 and q = 20000, ask and tell give the true gradient.
+    """Check that ask and tell give the true gradient of a linear function (d = 8, q = 20000).
 
     The cosine is above 0.99 and the length within 5 %.
     """
@@ -41,7 +41,7 @@ def test_truth(kind: str, grid: int, seed: int) -> None:
 
 
 def test_the_estimate_flows_into_the_graph(seed: int) -> None:
-    """The loss is mean(losses[0]); its gradient in x is estimate / B times the upstream one."""
+    """Check that the gradient of mean(losses[0]) in x is estimate / B times the upstream one."""
     weight, q, b = leaf(3, 3, seed=seed), 6, 4
     inputs = leaf(b, 3, seed=seed + 1)
     x = inputs @ weight
@@ -87,12 +87,12 @@ def draws(zo: bf.ZerothOrder, x: Tensor, n: int) -> list[Tensor]:
 
 def test_every_ask_draws_anew_and_a_seed_repeats(seed: int) -> None:
     x = leaf(2, 3, 8, 8, seed=seed)
-    one, other = bf.ZerothOrder(4, 0.1, seed=seed), bf.ZerothOrder(4, 0.1, seed=seed)
-    first, second = draws(one, x, 2)
+    estimator, other = bf.ZerothOrder(4, 0.1, seed=seed), bf.ZerothOrder(4, 0.1, seed=seed)
+    first, second = draws(estimator, x, 2)
     assert not torch.equal(first, second)
     for mine, wanted in zip(draws(other, x, 2), (first, second)):
         assert torch.equal(mine, wanted)
-    assert torch.equal(one.state, torch.tensor([seed, 1]))
+    assert torch.equal(estimator.state, torch.tensor([seed, 1]))
     assert torch.equal(first, bf.ops.perturb(x.detach(), torch.tensor([seed, 0]), 4, 0.1))
     assert not torch.equal(first, bf.ZerothOrder(4, 0.1, seed=seed + 1).ask(x))
 
@@ -131,9 +131,9 @@ def test_the_boundary_term_needs_a_weight_and_scores(seed: int) -> None:
 
 
 def test_a_second_ask_before_tell_is_refused(seed: int) -> None:
-    """A second ask before tell is refused; `reset` allows it after a query that failed.
+    """Refuse a second ask before tell; `reset` allows it after a query that failed.
 
-    The losses of the first ask would be attributed to the directions of the second.
+    Otherwise the losses of the first ask would be attributed to the directions of the second.
     """
     x = leaf(2, 3, seed=seed)
     zo, wanted = bf.ZerothOrder(4, 0.1, seed=seed), bf.ZerothOrder(4, 0.1, seed=seed)
@@ -157,7 +157,7 @@ def test_a_second_ask_before_tell_is_refused(seed: int) -> None:
 
 
 def test_threads_share_an_estimator(seed: int) -> None:
-    """No two asks of any threads draw the same directions, and each thread tells its own ask."""
+    """Check that no two asks of any threads share directions, and each thread tells its own ask."""
     n_threads, n_asks = 4, 40
     zo = bf.ZerothOrder(2, 0.1, seed=seed)
     start, seen, wrong = threading.Barrier(n_threads), [], []
@@ -204,11 +204,11 @@ def test_an_ask_belongs_to_its_thread(seed: int) -> None:
 
 def test_without_a_seed_torch_gives_one() -> None:
     torch.manual_seed(5)
-    one, other = bf.ZerothOrder(), bf.ZerothOrder()
+    estimator, other = bf.ZerothOrder(), bf.ZerothOrder()
     behind = torch.rand(())
-    assert one.seed != other.seed
+    assert estimator.seed != other.seed
     torch.manual_seed(5)
-    assert [bf.ZerothOrder().seed, bf.ZerothOrder().seed] == [one.seed, other.seed]
+    assert [bf.ZerothOrder().seed, bf.ZerothOrder().seed] == [estimator.seed, other.seed]
     assert torch.equal(torch.rand(()), behind)
     before = torch.get_rng_state()
     assert bf.ZerothOrder(seed=7).seed == 7
@@ -217,12 +217,12 @@ def test_without_a_seed_torch_gives_one() -> None:
 
 def test_state_dict_keeps_the_position(seed: int) -> None:
     x = leaf(2, 3, seed=seed)
-    one = bf.ZerothOrder(4, 0.1, seed=seed)
-    assert one.state_dict() == {"seed": seed, "step": 0}
-    draws(one, x, 3)
-    saved = one.state_dict()
+    estimator = bf.ZerothOrder(4, 0.1, seed=seed)
+    assert estimator.state_dict() == {"seed": seed, "step": 0}
+    draws(estimator, x, 3)
+    saved = estimator.state_dict()
     assert saved == {"seed": seed, "step": 3}
-    wanted = draws(one, x, 2)
+    wanted = draws(estimator, x, 2)
     other = bf.ZerothOrder(4, 0.1, seed=seed + 1)
     other.ask(x)
     other.load_state_dict(saved)
@@ -244,12 +244,12 @@ def test_state_dict_keeps_the_position(seed: int) -> None:
 
 def test_a_copy_goes_on_by_itself(seed: int) -> None:
     x = leaf(2, 3, seed=seed)
-    one = bf.ZerothOrder(4, 0.1, seed=seed)
-    one.ask(x)
-    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+    estimator = bf.ZerothOrder(4, 0.1, seed=seed)
+    estimator.ask(x)
+    for other in (copy.deepcopy(estimator), pickle.loads(pickle.dumps(estimator))):
         points = other.ask(x)  # nothing is pending in it
         assert torch.equal(points, bf.ops.perturb(x.detach(), torch.tensor([seed, 1]), 4, 0.1))
-    assert one.state_dict()["step"] == 1
+    assert estimator.state_dict()["step"] == 1
 
 
 def test_inference_mode_leaves_it_usable(seed: int) -> None:

@@ -17,7 +17,7 @@ from bidfmkd_fast.errors import InputError
 
 
 def test_gradient_of_any_loss(seed: int) -> None:
-    """With a linear box and many directions the gradient is the true one, for any loss."""
+    """Check that with a linear box and many directions the gradient is exact, for any loss."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(8, 5, generator=generator)
     x = torch.randn(2, 8, generator=generator).requires_grad_()
@@ -52,7 +52,7 @@ def test_queries_are_spent_only_when_wanted(seed: int) -> None:
 
 
 def test_trains_a_generator_through_a_black_box(seed: int) -> None:
-    """Used in a plain training loop, the module lowers the cross entropy of the box."""
+    """Train through the module in a plain loop, which lowers the cross entropy of the box."""
     torch.manual_seed(seed)
     secret = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     spec = bf.APISpec(n_classes=3, image_shape=(1, 4, 4))
@@ -91,9 +91,9 @@ def test_bad_answer() -> None:
 
 
 def test_a_module_that_is_asked_stays_outside(seed: int) -> None:
-    """Training through the module changes neither parameters nor batch norms of the teacher.
+    """Check that training through the module changes nothing of the teacher.
 
-    Its mode (train or eval) stays too.
+    Its parameters, its batch norms and its mode (train or eval) stay.
     """
     torch.manual_seed(seed)
     victim = nn.Sequential(
@@ -167,7 +167,7 @@ def test_copies_and_seeds(seed: int) -> None:
     teacher = bf.as_differentiable(victim, num_directions=4, mu=0.1, seed=seed)
     x = torch.randn(2, 4, requires_grad=True)
     for other in (copy.deepcopy(teacher), pickle.loads(pickle.dumps(teacher))):
-        pair = [torch.autograd.grad(one(x).sum(), x)[0] for one in (teacher, other)]
+        pair = [torch.autograd.grad(box(x).sum(), x)[0] for box in (teacher, other)]
         assert torch.equal(*pair)
         teacher.load_state_dict({}, strict=True)
         teacher.set_extra_state(torch.tensor([seed, 0]))

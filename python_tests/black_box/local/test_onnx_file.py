@@ -265,10 +265,11 @@ def test_a_file_that_does_not_run_is_refused_when_it_is_opened(
 ) -> None:
     with pytest.raises(
         InputError, match="broken.onnx does not run: broken: onnxruntime failed on 1 images"
-    ) as told:
+    ) as caught:
         OnnxBlackBox(save_reading_a_table(tmp_path / "broken.onnx", 3))
     assert not any(
-        part in str(told.value) for part in ("\n", "\x1b", "onnxruntime_src", "[ONNXRuntimeError]")
+        part in str(caught.value)
+        for part in ("\n", "\x1b", "onnxruntime_src", "[ONNXRuntimeError]")
     )
     with pytest.raises(InputError, match=r"must answer scores \[1, 5\]; it answered \[1, 4\]"):
         OnnxBlackBox(save_baked(tmp_path / "free.onnx", [-1, 192]), APISpec(5, (3, 8, 8)))
@@ -281,9 +282,9 @@ def test_an_error_of_onnxruntime_is_ours(
     api = OnnxBlackBox(save_reading_a_table(tmp_path / "fails.onnx", 8))
     dark = images_of(3, seed) * 0.7
     torch.testing.assert_close(api(dark), wanted(dark), rtol=1e-4, atol=1e-5)
-    with pytest.raises(BadAnswer, match="^fails: onnxruntime failed on 3 images: ") as told:
+    with pytest.raises(BadAnswer, match="^fails: onnxruntime failed on 3 images: ") as caught:
         api(torch.full((3, 3, 8, 8), 0.95))
-    assert "\n" not in str(told.value) and "\x1b" not in str(told.value)
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
     assert (api.ledger.queries, api.ledger.answered_queries) == (6, 3)
     assert capfd.readouterr() == ("", "")
 

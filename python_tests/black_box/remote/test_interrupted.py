@@ -134,7 +134,7 @@ def test_a_rate_limit_without_a_service() -> None:
 
 
 def test_ctrl_c_in_the_thread_that_asks(silent: tuple[str, socket.socket]) -> None:
-    """Ctrl-C works without a call of `interrupt_all`, as in a notebook."""
+    """Press Ctrl-C without a call of `interrupt_all`, as in a notebook."""
     api = JSONBlackBox(f"http://{silent[0]}", SPEC, "tf_serving", timeout=300)
     timer = threading.Timer(
         0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]

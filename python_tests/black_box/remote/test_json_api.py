@@ -45,7 +45,7 @@ def test_tf_serving(server: Any, seed: int) -> None:
             200,
             {},
             json.dumps(
-                {"predictions": [probabilities(np.array(one)) for one in instances]}
+                {"predictions": [probabilities(np.array(entry)) for entry in instances]}
             ).encode(),
         )
 
@@ -69,7 +69,7 @@ def test_tf_serving_with_files(server: Any, seed: int) -> None:
             200,
             {},
             json.dumps(
-                {"predictions": [probabilities(opened(one["b64"])) for one in instances]}
+                {"predictions": [probabilities(opened(entry["b64"])) for entry in instances]}
             ).encode(),
         )
 
@@ -92,8 +92,12 @@ def test_hugging_face(server: Any, seed: int, top_k: int | None) -> None:
 
     def post(sent: Any) -> Any:
         scores = probabilities(opened(json.loads(sent.body)["inputs"]))
-        told = [{"label": name, "score": p} for name, p in zip(SPEC.class_names, scores)]
-        return 200, {}, json.dumps(sorted(told, key=lambda one: -one["score"])[:top_k]).encode()
+        labelled = [{"label": name, "score": p} for name, p in zip(SPEC.class_names, scores)]
+        return (
+            200,
+            {},
+            json.dumps(sorted(labelled, key=lambda entry: -entry["score"])[:top_k]).encode(),
+        )
 
     server.post = post
     spec = APISpec(
@@ -106,7 +110,7 @@ def test_hugging_face(server: Any, seed: int, top_k: int | None) -> None:
     )
     api = JSONBlackBox(server.url, spec, "huggingface", **QUICK)
     images = images_of(3, seed)
-    # Two of three told: what is missing is the third.
+    # Two of three classes are answered. The probability that is missing belongs to the third.
     torch.testing.assert_close(
         api(images), wanted((images * 255).round() / 255), atol=1e-5, rtol=1e-4
     )
@@ -118,8 +122,8 @@ def test_a_mapping_of_ones_own(server: Any, seed: int) -> None:
         body = json.loads(sent.body)
         assert body["model"] == "zoo-1" and body["options"] == {"all": True}
         answers = [
-            {"out": [{"v": p} for p in probabilities(np.moveaxis(np.array(one["px"]), 0, 2))]}
-            for one in body["batch"]
+            {"out": [{"v": p} for p in probabilities(np.moveaxis(np.array(entry["px"]), 0, 2))]}
+            for entry in body["batch"]
         ]
         return 200, {}, json.dumps({"result": [{"meta": 1}, answers]}).encode()
 
