@@ -13,9 +13,12 @@ from bidfmkd_fast.priors.numbers import Draws
 N_JITTER = 16  # random numbers of one member's jitter
 
 
-def axis(size: int, device: torch.device) -> Tensor:
-    """Return the positions of `size` pixels on an axis that runs from -1/2 to 1/2, `[size]`."""
-    return (torch.arange(size, device=device) + 0.5) / size - 0.5
+def axis(size: int, like: Tensor) -> Tensor:
+    """Return the positions of `size` pixels on an axis that runs from -1/2 to 1/2, `[size]`.
+
+    Device and dtype are those of `like`, never torch's default dtype, which a caller may have set.
+    """
+    return (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) / size - 0.5
 
 
 @dataclass(frozen=True)

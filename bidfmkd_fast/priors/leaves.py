@@ -53,7 +53,7 @@ def draw(draws: Draws, member: Draws, jitter: Jitter, shape: tuple[int, int, int
     # Sort the pictures by falling number of leaves, so that leaf k is drawn on the first n_with[k].
     order = n_leaves.argsort(descending=True, stable=True)
     n_with = (n_leaves[None] > torch.arange(MOST_LEAVES, device=order.device)[:, None]).sum(1)
-    x, y = axis(width, order.device), axis(height, order.device)[:, None]
+    x, y = axis(width, radius), axis(height, radius)[:, None]
     rx, ry = radius[..., 0], radius[..., 1]
     edge = torch.minimum(rx, ry) * min(height, width) / softness
     # u = |c (x - cx) + s (y - cy)| / rx and v = |-s (x - cx) + c (y - cy)| / ry

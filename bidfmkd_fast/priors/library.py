@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.priors import leaves, shapes, strokes, waves
 from bidfmkd_fast.priors.canvas import N_JITTER, Jitter
 from bidfmkd_fast.priors.numbers import Draws, uniforms
+from bidfmkd_fast.runtime.full_float32 import full_float32
 
 Drawing = Callable[[Draws, Draws, Jitter, tuple[int, int, int]], Tensor]
 
@@ -87,24 +88,29 @@ def draw_pictures(
     Raises:
         InputError: an image shape that is not (1 or 3, H, W) with sides of at least 4.
     """
-    shape = tuple(image_shape)
+    shape: Any = tuple(image_shape)
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < 4:
         raise InputError(
             "draw_pictures: image_shape must be (C, H, W) with C 1 or 3 and sides of at least 4; "
             f"got {list(shape)}"
         )
-    pictures = torch.empty(len(scenes), *shape, device=scenes.device)
-    kind = torch.bucketize(
-        uniforms(seed, "kind", scenes, 1)[:, 0],
-        torch.tensor([each.share for each in KINDS.values()], device=scenes.device).cumsum(0)[:-1],
-        right=True,
-    )
-    for number, name in enumerate(KINDS):
-        rows = (kind == number).nonzero()[:, 0]
-        for part in rows.split(_CHUNK):
-            drawn = _drawn(name, scenes[part], members[part], (shape[0], shape[1], shape[2]), seed)
-            pictures[part] = (255 * drawn.clamp(0.0, 1.0)).round_() / 255
+    pictures = torch.empty(len(scenes), *shape, dtype=torch.float32, device=scenes.device)
+    kind = kinds_of(scenes, seed)
+    # A matrix product in TF32 or bfloat16 would be off by more than a step of 1/255.
+    with torch.autocast(scenes.device.type, enabled=False), full_float32():
+        for number, name in enumerate(KINDS):
+            rows = (kind == number).nonzero()[:, 0]
+            for part in rows.split(_CHUNK):
+                drawn = _drawn(name, scenes[part], members[part], shape, seed)
+                pictures[part] = ((255 * drawn.clamp(0.0, 1.0)).round_() / 255).float()
     return pictures
+
+
+def kinds_of(scenes: Tensor, seed: int = 0) -> Tensor:
+    """Return the kind of each scene, its position in `KINDS`: int64 `[n]`."""
+    shares = [kind.share for kind in KINDS.values()]
+    bounds = torch.tensor(shares, dtype=torch.float32, device=scenes.device).cumsum(0)[:-1]
+    return torch.bucketize(uniforms(seed, "kind", scenes, 1)[:, 0], bounds, right=True)
 
 
 def _drawn(
@@ -132,7 +138,7 @@ def _mixture(scenes: Tensor, members: Tensor, shape: tuple[int, int, int], seed:
     mask = torch.where(even < 0.5, weight, (0.5 + field).clamp(0.0, 1.0))[:, None]
     layers = []
     for which in (first, second):
-        layer = torch.empty(len(scenes), *shape, device=scenes.device)
+        layer = torch.empty(len(scenes), *shape, dtype=mask.dtype, device=mask.device)
         for number, name in enumerate(_PLAIN):
             rows = (which == number).nonzero()[:, 0]
             if len(rows):

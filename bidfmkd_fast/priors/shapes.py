@@ -19,8 +19,8 @@ def draw_blobs(draws: Draws, member: Draws, jitter: Jitter, shape: tuple[int, in
     centre = jitter.moved(draws.uniform(-0.45, 0.45, 2 * _BLOBS).unflatten(1, (_BLOBS, 2)))
     sigma = (draws.uniform(0.04, 0.2, _BLOBS) * jitter.scale[:, None])[..., None]
     present = (torch.arange(_BLOBS, device=count.device) < count[:, None])[..., None]
-    columns = (-0.5 * ((axis(width, count.device) - centre[..., :1]) / sigma) ** 2).exp()
-    lines = (-0.5 * ((axis(height, count.device) - centre[..., 1:]) / sigma) ** 2).exp() * present
+    columns = (-0.5 * ((axis(width, centre) - centre[..., :1]) / sigma) ** 2).exp()
+    lines = (-0.5 * ((axis(height, centre) - centre[..., 1:]) / sigma) ** 2).exp() * present
     ground = colours(draws, 1, channels)[:, 0, :, None, None]
     tint = 1.6 * colours(draws, _BLOBS // 2, channels).repeat(1, 2, 1) - 0.8
     weighted = lines[:, None] * tint.transpose(1, 2)[..., None]  # [n, C, blobs, H]
@@ -39,8 +39,8 @@ def draw_fractal(
     c = draws.uniform(-0.9, 0.5, 2)[..., None, None]
     zoom, centre = draws.uniform(1.2, 3.2)[..., None], draws.uniform(-0.4, 0.4, 2)
     inverse = torch.linalg.inv(jitter.matrix) * zoom
-    x = axis(width, c.device) - jitter.shift[:, :1, None]
-    y = axis(height, c.device)[:, None] - jitter.shift[:, 1:, None]
+    x = axis(width, c) - jitter.shift[:, :1, None]
+    y = axis(height, c)[:, None] - jitter.shift[:, 1:, None]
     a = inverse[:, 0, 0, None, None] * x + inverse[:, 0, 1, None, None] * y + centre[:, :1, None]
     b = inverse[:, 1, 0, None, None] * x + inverse[:, 1, 1, None, None] * y + centre[:, 1:, None]
     for _ in range(_ITERATIONS):

@@ -31,7 +31,8 @@ def draw(draws: Draws, member: Draws, jitter: Jitter, shape: tuple[int, int, int
     moves = member.uniform(-1, 1, 6 * MOST_CURVES).unflatten(1, (MOST_CURVES, 3, 2))
     control = jitter.moved((control + moves * jitter.points[:, :, None, None]).flatten(1, 2))
     control = control.unflatten(1, (MOST_CURVES, 3))
-    t = ((torch.arange(_SAMPLES, device=control.device) + 0.5) / _SAMPLES)[:, None]
+    t = torch.arange(_SAMPLES, dtype=control.dtype, device=control.device)[:, None]
+    t = (t + 0.5) / _SAMPLES
     start, middle, end = (control[:, :, None, i] for i in range(3))
     dots = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end  # [n, curves, samples, 2]
     speed = (2 * (1 - t) * (middle - start) + 2 * t * (end - middle)).norm(dim=-1)
@@ -40,17 +41,15 @@ def draw(draws: Draws, member: Draws, jitter: Jitter, shape: tuple[int, int, int
     weight = speed / _SAMPLES / (2.5066 * sigma[:, :, None]) * drawn[:, :, None]
     x, y = (dots[..., i].flatten(1) for i in range(2))
     scale = -0.5 / sigma[:, :, None] ** 2
-    columns = (scale * (axis(width, x.device) - x[:, :, None]) ** 2).exp()
-    lines = (scale * (axis(height, y.device) - y[:, :, None]) ** 2).exp() * weight.flatten(1)[
-        ..., None
-    ]
+    columns = (scale * (axis(width, x) - x[:, :, None]) ** 2).exp()
+    lines = (scale * (axis(height, y) - y[:, :, None]) ** 2).exp() * weight.flatten(1)[..., None]
     profile = lines.transpose(1, 2) @ columns  # [n, H, W]
     # At 1/2 the profile falls by 0.59 / sigma a side: this slope makes the edge one pixel wide.
     ink = ((profile - 0.5) * (sigma[:, :, None] / (0.59 * pixel)) + 0.5).clamp(0.0, 1.0)[:, None]
     pair = colours(draws, 2, channels)
     # In six of ten pictures the two colours are white and black, in either order.
     plain, order = draws.uniform(0, 1)[:, :, None], draws.integer(0, 1)[:, None, None]
-    ends = torch.tensor([0.0, 1.0], device=ink.device)[None, :, None].expand(len(ink), 2, channels)
+    ends = ink.new_tensor([0.0, 1.0])[None, :, None].expand(len(ink), 2, channels)
     ends = torch.where(order == 1, ends, 1 - ends)
     pair = torch.where(plain < 0.6, ends, pair)[..., None, None]
     return torch.lerp(pair[:, 0], pair[:, 1], ink)

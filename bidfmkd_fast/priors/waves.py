@@ -45,8 +45,8 @@ def _sum_of_waves(
     inverse = torch.linalg.inv(jitter.matrix)
     vector = torch.einsum("nji,nkj->nki", inverse, vector)
     phase = phase - 2 * math.pi * (vector * jitter.shift[:, None]).sum(2)
-    across = 2 * math.pi * vector[:, :, :1] * axis(size[1], vector.device)
-    down = 2 * math.pi * vector[:, :, 1:] * axis(size[0], vector.device) + phase[:, :, None]
+    across = 2 * math.pi * vector[:, :, :1] * axis(size[1], vector)
+    down = 2 * math.pi * vector[:, :, 1:] * axis(size[0], vector) + phase[:, :, None]
     lines = torch.cat([down.cos(), -down.sin()], 1) * amplitude.repeat(1, 2)[..., None]
     return lines.transpose(1, 2) @ torch.cat([across.cos(), across.sin()], 1)
 
