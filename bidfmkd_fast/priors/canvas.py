@@ -30,6 +30,7 @@ class Jitter:
 
     Attributes:
         matrix: `[n, 2, 2]`, acting on (x, y).
+        inverse: `[n, 2, 2]`, the inverse of `matrix`, in float64 for those who need it so exactly.
         shift: `[n, 2]`, in sides of the picture.
         angle, scale: `[n]`, the turn in radians and the mean factor of `matrix`.
         contrast: `[n]`.
@@ -38,6 +39,7 @@ class Jitter:
     """
 
     matrix: Tensor
+    inverse: Tensor
     shift: Tensor
     angle: Tensor
     scale: Tensor
@@ -52,13 +54,17 @@ class Jitter:
         stretch = 1 + draws.uniform(-0.18, 0.18, 2) * size[:, None]
         shear = draws.uniform(-0.15, 0.15)[:, 0] * size
         shift = draws.uniform(-0.07, 0.07, 2) * size[:, None]
-        cos, sin = angle.cos(), angle.sin()
+        cos, sin = angle.double().cos(), angle.double().sin()
         x, y = stretch[:, 0], stretch[:, 1]
-        rows = [x * cos, y * (shear * cos - sin), x * sin, y * (shear * sin + cos)]
+        # [[a, b], [c, d]] is a rotation times [[x, y shear], [0, y]]: its determinant is x y.
+        a, b, c, d = x * cos, y * (shear * cos - sin), x * sin, y * (shear * sin + cos)
+        matrix = torch.stack([a, b, c, d], 1).view(-1, 2, 2)
+        inverse = (torch.stack([d, -b, -c, a], 1) / (x * y)[:, None]).view(-1, 2, 2)
         contrast = 1 + draws.uniform(-0.2, 0.2)[:, 0] * size
         brightness = draws.uniform(-0.1, 0.1, 3) * size[:, None]
         return cls(
-            torch.stack(rows, 1).view(-1, 2, 2),
+            matrix.to(angle.dtype),
+            inverse,
             shift,
             angle,
             (x * y).sqrt(),

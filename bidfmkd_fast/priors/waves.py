@@ -42,8 +42,7 @@ def _sum_of_waves(
     The jitter moves a point p to M p + s, so a wave cos(2 pi k p) becomes one with the vector
     M^-T k and the phase less 2 pi M^-T k s.
     """
-    inverse = torch.linalg.inv(jitter.matrix)
-    vector = torch.einsum("nji,nkj->nki", inverse, vector)
+    vector = torch.einsum("nji,nkj->nki", jitter.inverse.to(vector.dtype), vector)
     phase = phase - 2 * math.pi * (vector * jitter.shift[:, None]).sum(2)
     across = 2 * math.pi * vector[:, :, :1] * axis(size[1], vector)
     down = 2 * math.pi * vector[:, :, 1:] * axis(size[0], vector) + phase[:, :, None]
