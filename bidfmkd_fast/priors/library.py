@@ -124,8 +124,11 @@ def _visible(pictures: Tensor) -> Tensor:
 
 def kinds_of(scenes: Tensor, seed: int = 0) -> Tensor:
     """Return the kind of each scene, its position in `KINDS`: int64 `[n]`."""
-    shares = [kind.share for kind in KINDS.values()]
-    bounds = torch.tensor(shares, dtype=torch.float32, device=scenes.device).cumsum(0)[:-1]
+    # Summed on the CPU, so that the bounds are the same bits wherever the scenes are.
+    shares = torch.tensor(
+        [kind.share for kind in KINDS.values()], dtype=torch.float32, device="cpu"
+    )
+    bounds = shares.cumsum(0)[:-1].to(scenes.device)
     return torch.bucketize(uniforms(seed, "kind", scenes, 1)[:, 0], bounds, right=True)
 
 
