@@ -7,15 +7,17 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are in the source tree only", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from benchmarks import bench, harness, report, scaling  # noqa: E402
+from benchmarks import bench, gallery, harness, report, scaling  # noqa: E402
 from benchmarks.baselines import BestEager, functional, paper_order  # noqa: E402
 from benchmarks.harness import OURS, Case, Prepared, Row, run_case  # noqa: E402
 
@@ -177,3 +179,16 @@ def test_the_scaling_picture_says_what_its_letters_are_and_keeps_its_data_free()
         box = legend.get_window_extent()
         assert not any(box.overlaps(axis.bbox) for axis in figure.axes)
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+
+
+def test_the_gallery_shows_the_pictures_as_they_are_drawn() -> None:
+    """`python benchmarks/gallery.py --out docs/images` was run after the library changed."""
+    file = ROOT / "docs/images/pictures.png"
+    assert file.stat().st_size < 300_000
+    with Image.open(file) as image:
+        size, shown = image.size, image.convert("RGB").reduce(gallery.ZOOM)
+    wanted = gallery.canvas()
+    assert size == (gallery.ZOOM * wanted.shape[2], gallery.ZOOM * wanted.shape[1])
+    found = torch.from_numpy(np.array(shown)).permute(2, 0, 1) / 255
+    pictures = (slice(None), slice(gallery.TOP, None), slice(gallery.LEFT, None))  # no labels there
+    assert (found[pictures] - wanted[pictures]).abs().max() < 1.01 / 255
