@@ -19,7 +19,10 @@ sys.path.append(str(ROOT))
 
 from benchmarks import bench, gallery, harness, report, scaling  # noqa: E402
 from benchmarks.baselines import BestEager, functional, paper_order  # noqa: E402
+from benchmarks.cases import pictures  # noqa: E402
 from benchmarks.harness import OURS, Case, Prepared, Row, run_case  # noqa: E402
+from bidfmkd_fast.priors import KINDS, draw_pictures  # noqa: E402
+from bidfmkd_fast.priors.library import kinds_of  # noqa: E402
 
 
 def prepared(check: bool = True) -> Prepared:
@@ -122,6 +125,19 @@ def test_baselines_estimate_a_gradient(kind: str, seed: int) -> None:
         # The relative error of the estimate has variance (d - 1) / q = 0.012.
         error = (estimate.flatten(1) - slope).norm(dim=1) / slope.norm()
         assert float(error.max()) < 0.25
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 7), (3, 32, 32)])
+def test_the_plain_loop_draws_the_pictures_of_the_library(
+    shape: tuple[int, int, int], seed: int
+) -> None:
+    """From the same random numbers; so it is timed at the same work, and checks every kind."""
+    kind = kinds_of(torch.arange(1000), seed)
+    for number in range(len(KINDS)):
+        scenes = (kind == number).nonzero()[:6, 0]
+        wanted = [pictures.plainly_drawn(scene, shape, seed) for scene in scenes.split(1)]
+        got = draw_pictures(scenes, torch.zeros_like(scenes), shape, seed)
+        assert (got - torch.stack(wanted)).abs().max() < 1.01 / 255
 
 
 def test_a_gpu_has_a_section_of_its_own(tmp_path: Path) -> None:

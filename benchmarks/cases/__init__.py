@@ -1,5 +1,5 @@
 """Register the benchmark cases: importing this package is enough."""
 
-from benchmarks.cases import api, ops, steps
+from benchmarks.cases import api, ops, pictures, steps
 
-__all__ = ["api", "ops", "steps"]
+__all__ = ["api", "ops", "pictures", "steps"]
