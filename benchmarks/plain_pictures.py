@@ -40,10 +40,12 @@ class Numbers:
 
 
 def axis(size: int) -> Array:
+    """Return the positions of pixels on an axis that runs from -1/2 to 1/2, `[size]`."""
     return (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
 
 
 def colours(numbers: Numbers, count: int, channels: int) -> Array:
+    """Draw a palette, `[count, channels]`."""
     grey = numbers.uniform(0, 1, count)[:, None]
     chroma = numbers.uniform(-0.5, 0.5, 3 * count).reshape(count, 3)[:, :channels]
     strength = min(max(2 * numbers.number(0, 1) - 0.6, 0), 1)
@@ -83,6 +85,7 @@ def strokes(numbers: Numbers, shape: Shape) -> Array:
 def sum_of_waves(
     frequency: Array, angle: Array, phase: Array, amplitude: Array, size: tuple[int, int]
 ) -> Array:
+    """Add up plane waves, `[H, W]`: cos(A + B) = cos A cos B - sin A sin B."""
     across = 2 * math.pi * (frequency * np.cos(angle))[:, None] * axis(size[1])
     down = 2 * math.pi * (frequency * np.sin(angle))[:, None] * axis(size[0]) + phase[:, None]
     return (np.cos(down) * amplitude[:, None]).T @ np.cos(across) - (
@@ -91,6 +94,7 @@ def sum_of_waves(
 
 
 def field(numbers: Numbers, size: tuple[int, int], low: float, high: float) -> Array:
+    """Draw a texture whose amplitude falls as 1/f^a, a from `low` to `high`: `[H, W]`."""
     exponent = numbers.number(low, high)
     frequency = np.exp(numbers.uniform(0, 1, 40) * math.log(min(size) / 2.2))
     angle, phase = numbers.uniform(0, math.pi, 40), numbers.uniform(0, 2 * math.pi, 40)
@@ -192,8 +196,8 @@ def picture(kind: str, shape: Shape, numbers_of: Callable[[str], Numbers]) -> Ar
         first, step = numbers.integer(0, 5), numbers.integer(1, 5)
         even, weight = numbers.number(0, 1), numbers.number(0.3, 0.7)
         mask = field(numbers, shape[1:], 1.0, 2.0)
-        one, other = (PLAIN[number % 6] for number in (first, first + step))
-        low, high = (DRAWINGS[name](numbers_of(name), shape) for name in (one, other))
+        names = PLAIN[first], PLAIN[(first + step) % 6]
+        low, high = (DRAWINGS[name](numbers_of(name), shape) for name in names)
         drawn = low + (weight if even < 0.5 else np.clip(0.5 + mask, 0, 1)) * (high - low)
     else:
         drawn = DRAWINGS[kind](numbers_of(kind), shape)
