@@ -115,7 +115,7 @@ class FirstAnswers:
             matched: per step of a recovery, the share of images that got their wanted class. As
                 many images are wanted of each of the n classes, so a single class for all of them
                 makes a share of exactly 1/n.
-            stacklevel: of the warning, as for `warnings.warn`.
+            stacklevel: stack level of the warning, as for `warnings.warn`.
         """
         if self._varies or len(matched) < WATCHED_STEPS:
             return
@@ -217,7 +217,7 @@ def suspicions(answer: Tensor, spec: APISpec) -> list[Suspicion]:
                     "they are finer; leave decimals out, or the digits beyond are lost",
                 )
             )
-    # Of a top-k answer only k scores carry information; the others are all 0.
+    # In a top-k answer only k scores carry information; the others are all 0.
     n_given = min(spec.n_classes, spec.top_k or spec.n_classes)
     if n_given >= _SORTED_CLASSES and are_sorted(answer):
         found.append((ServiceWarning, SORTED))

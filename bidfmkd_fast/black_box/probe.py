@@ -38,9 +38,10 @@ class ProbeReport:
         deterministic: whether an image got the same scores twice, alone and in a batch.
         input_bits: 8, or 32 for anything finer; None if the scores are too coarse to show it.
         latency: seconds for one image.
-        images_per_second: by the number of images in a call.
+        images_per_second: measured speed, by the number of images in a call.
         steps: which step lengths are usable; None if they were not measured.
-        notes: what looks wrong in the answers although the API can be used; it may be right.
+        notes: what looks wrong in the answers of an API that can be used; each note may turn out to
+            be unfounded.
         queries, requests: what the probe cost.
     """
 

@@ -40,7 +40,7 @@ class APISpec:
         class_names: names of the classes in the order of the scores, all different; empty if
             unknown.
         data_set: name of the data set that the classes are from; empty if unknown.
-        name: what errors and reports call the API.
+        name: name of the API in errors and reports.
         server_shape: `(C, H, W)` that the service wants, if that is not `image_shape`. The client
             then resamples (bilinear, antialiased) and repeats a grey channel or takes the luma of
             three. None for `image_shape`.

@@ -44,7 +44,7 @@ def recover(options: Any) -> None:
     out = out_folder(options, "recover")
     file = out / f"api_{options.api:03d}_support.safetensors"
     if file.exists():
-        raise InputError(f"{file} is there already; give another --out")
+        raise InputError(f"{file} exists already; give another --out")
     config = RecoveryConfig(**options.config)
     api.budget = budget_of(options)
     size = bytes_of_set(api.spec, options.n_per_class, config.steps)

@@ -1,7 +1,7 @@
 """Compose the last line of a finished command: the next command, which runs as it is printed.
 
-A command never suggests another one that would fail. So that this can be checked, runs and pools
-keep in `source.yaml` which images they came from.
+A command never suggests a command that would fail. So that this can be checked, runs and pools keep
+in `source.yaml` which images they came from.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Converted:
         split: where the split comes from, in words.
         left_out: the number of classes that are in no split.
         passed_over: a line for each kind of file that was not read, and for folders without an
-            image. Empty for the archives of publishers, which hold much that is no image.
+            image. Empty for the archives of publishers, which hold much besides images.
     """
 
     dataset: Dataset
@@ -73,7 +73,7 @@ def convert_dataset(
             else a random split.
         size: makes images `size` x `size`. None takes the size that the papers use for the data
             set, else the size that all images have.
-        seed: of a random split.
+        seed: seed of a random split.
         upright: turns pictures as the orientation mark of their camera (EXIF) says.
         progress: shows a progress bar.
 
@@ -125,7 +125,7 @@ def convert_dataset(
             split_of_class=np.array([split_of_class[name] for name in kept]),
         )
     dataset = load_dataset(path)
-    # Archives of publishers hold much that is no image; only a user's own files are worth a line.
+    # Archives of publishers hold much besides images; only what a user may miss is worth a line.
     users_own = layout in ("class_folders", "image_lists")
     passed_over = left_out_lines(tree, listing.files or ()) if users_own else ()
     return Converted(dataset, path, layout, rule.where, len(names) - len(kept), passed_over)
@@ -144,7 +144,7 @@ def _refuse_out(path: Path) -> None:
     if path.suffix != ".npz":
         raise InputError(f"convert_dataset: the file to write must end in .npz; got {path}")
     if path.exists():
-        raise InputError(f"convert_dataset: {path} is there already; give another --out")
+        raise InputError(f"convert_dataset: {path} exists already; give another --out")
 
 
 def _rows(listing: Listing, kept: set[str]) -> list[int]:

@@ -178,7 +178,7 @@ def _find(name_or_path: str) -> Path:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in root.glob("*.npz"))) or "no .npz file"
         is_path = "; a path must end in .npz" if "/" in name_or_path else ""
-        holds = f"holds {there}" if root.is_dir() else "is no folder"
+        holds = f"holds {there}" if root.is_dir() else "is not a folder"
         raise InputError(
             f"load_dataset: there is no file {path} ({DATA_VARIABLE}={folder} {holds}){is_path}"
         )
@@ -207,7 +207,7 @@ def _read(path: Path) -> Dataset:
         zlib.error,
     ) as error:
         raise InputError(
-            f"load_dataset: {path} is no readable .npz of plain arrays: {error}"
+            f"load_dataset: {path} is not a readable .npz of plain arrays: {error}"
         ) from None
     if images.dtype != np.uint8 or labels.dtype.kind not in "iu":
         came = f"{images.dtype} and {labels.dtype}"

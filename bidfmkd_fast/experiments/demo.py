@@ -51,14 +51,14 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool =
     All files are written to the new folder `out`. Every random draw comes from `config.train.seed`.
 
     Raises:
-        InputError: `out` is there already, or a setting does not fit.
+        InputError: `out` exists already, or a setting does not fit.
     """
     config = demo_config() if config is None else config
     out, seed = Path(out), config.train.seed
     if config.n_episodes < 1:
         raise InputError(f"demo: n_episodes must be at least 1; got {config.n_episodes}")
     if out.exists():
-        raise InputError(f"demo: {out} is there already; give another folder or remove it")
+        raise InputError(f"demo: {out} exists already; give another folder or remove it")
     dataset = load_dataset("glyphs")
     seconds = {}
     started = time.perf_counter()

@@ -39,7 +39,7 @@ def open_folder(out: str | Path, config: ExperimentConfig) -> Path:
                 f"give another --out, or its {file.name}"
             )
     elif folder.exists() and not _is_empty_folder(folder):
-        raise InputError(f"{folder} is there already, and is no experiment; give another --out")
+        raise InputError(f"{folder} exists already and is not an experiment; give another --out")
     else:
         write_exact(file, text)
     return folder

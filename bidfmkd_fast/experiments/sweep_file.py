@@ -25,7 +25,7 @@ class Cell:
     """One cell of a sweep: a variant at one point of the grid.
 
     Args:
-        name: what tables call it.
+        name: name of the cell in tables.
         variant: the name of the variant; empty if the file has none.
         point: the dotted keys of the grid with their values here.
         changes: all dotted keys that differ from the experiment, those of the variant included.

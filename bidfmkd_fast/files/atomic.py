@@ -210,7 +210,7 @@ def _in_order(content: bytes) -> bytes:
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
     """Return a digest of the metadata and of names, types, shapes and values of the tensors.
 
-    It does not depend on their order in the file.
+    The digest does not depend on the order of the tensors in the file.
     """
     digest = hashlib.blake2b(json.dumps(sorted(about.items())).encode(), digest_size=16)
     for name, value in sorted(tensors.items()):

@@ -52,7 +52,7 @@ _CORE: tuple[tuple[str, re.Pattern[str], list[str], Callable[[str], Any]], ...] 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the types of the core schema.
 
-    It refuses repeated keys, and aliases that expand to too many values.
+    The loader refuses repeated keys, and aliases that expand to too many values.
     """
 
     # These two names are PyYAML's. They start without the rules of YAML 1.1: no dates, sets, bytes.

@@ -129,7 +129,7 @@ def _normals(
 def span_dimension(shape: Sequence[int], directions: str, grid: int) -> int:
     """Return `s`, the dimension of the space that the directions span.
 
-    It is C * grid^2 for `lowres` and d = C * H * W for all others.
+    The dimension is C * grid^2 for `lowres` and d = C * H * W for all others.
     """
     return shape[1] * grid * grid if directions == "lowres" else math.prod(shape[1:])
 

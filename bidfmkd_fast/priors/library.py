@@ -57,7 +57,7 @@ def procedural_images(
     Args:
         n: number of pictures, at least 0.
         image_shape: (C, H, W), C 1 or 3, H and W at least 4.
-        seed: of the whole library, an integer.
+        seed: seed of the whole library, an integer.
         first: number of the first picture, at least 0.
         device: where the pictures are drawn.
 

@@ -63,7 +63,7 @@ _EVERYTHING = Stop()
 def interrupt_all() -> None:
     """End every wait for a service in this process, now and until `reset`.
 
-    It may be called inside a signal handler.
+    This function may be called inside a signal handler.
     """
     _EVERYTHING.set()
 

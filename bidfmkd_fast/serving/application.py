@@ -42,7 +42,7 @@ class Service:
     Args:
         apis: the models, served under their names.
         behaviours: how each model behaves, by name; a model without an entry behaves well.
-        seed: of the faults and of the drift.
+        seed: seed of the faults and of the drift.
 
     Raises:
         InputError: two APIs have the same name, or a behaviour names no API or does not fit it.

@@ -306,9 +306,9 @@ def test_files_that_are_no_images() -> None:
     deep = encoded(np.zeros((4, 4), np.int32), "TIFF")
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\nshowpage\n"
     for content, message in (
-        (b"a cat", "is no image (wanted one of PNG"),
-        (script, "is no image (wanted one of PNG"),
-        (b"", "is no image"),
+        (b"a cat", "is not an image (wanted one of PNG"),
+        (script, "is not an image (wanted one of PNG"),
+        (b"", "is not an image"),
         (whole[: len(whole) // 2], "cannot be read as an image"),
         (bytes(bombs[0]), "exceeds limit"),
         (bytes(bombs[1]), "exceeds limit"),
@@ -389,7 +389,7 @@ def test_links_and_giants_in_an_archive() -> None:
 def test_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
     write_tree(Path("animals"), ANIMALS)
     assert convert_dataset("animals", "new/folder/x.npz").dataset.name == "x"
-    assert "new/folder/x.npz is there already" in refused("animals", "new/folder/x.npz")
+    assert "new/folder/x.npz exists already" in refused("animals", "new/folder/x.npz")
     assert "must end in .npz; got x.zip" in refused("animals", "x.zip")
     assert "size must be in 1..1024; got 0" in refused("animals", size=0)
     assert "layout must be one of auto, class_folders" in refused("animals", layout="folders")

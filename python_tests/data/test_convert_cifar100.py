@@ -191,9 +191,9 @@ def test_wrong_files() -> None:
     whole = python_2(TRAIN)
     data = TRAIN["data"]
     for name, content, message in (
-        ("train", whole[: len(whole) // 2], "train is no whole pickle"),
-        ("train", b"", "train is no whole pickle"),
-        ("train", b"not a pickle", "train is no whole pickle"),
+        ("train", whole[: len(whole) // 2], "train is not a complete pickle"),
+        ("train", b"", "train is not a complete pickle"),
+        ("train", b"not a pickle", "train is not a complete pickle"),
         ("train", python_2([1]), "train: wanted a pickled dict; got list"),
         (
             "train",

@@ -131,7 +131,9 @@ def test_damaged_heic_is_no_advice_to_install_what_is_there() -> None:
     heic = b"\0\0\0\x18ftypheic" + bytes(100)
     write_tree(Path("phone"), {"a/1.heic": heic, "b/1.png": encoded(pixels(1))})
     text = refused("phone")
-    assert "a/1.heic is no image (wanted one of PNG" in text and "HEIF), or a damaged one" in text
+    assert (
+        "a/1.heic is not an image (wanted one of PNG" in text and "HEIF), or a damaged one" in text
+    )
 
 
 def test_heic_without_its_reader_is_named_and_counted(

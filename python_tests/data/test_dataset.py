@@ -64,7 +64,7 @@ def test_name_is_looked_up_in_the_folder_of_the_variable(
     ):
         load_dataset("more/plants")
     monkeypatch.setenv("BIDFMKD_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="nowhere is no folder"):
+    with pytest.raises(InputError, match="nowhere is not a folder"):
         load_dataset("plants")
     monkeypatch.delenv("BIDFMKD_DATA")
     with pytest.raises(InputError, match="set BIDFMKD_DATA"):
@@ -90,7 +90,7 @@ def test_name_is_looked_up_in_the_folder_of_the_variable(
         ({"class_names": np.array(["cat", "dog"])}, "3 for 2 class names"),
         ({"split_of_class": np.array(["meta_train", "test", "meta_val"])}, "'dog'.*'test'"),
         ({"labels": np.array([2, 0, 0, 0, 2, 0, 2, 2, 0])}, "class 'dog' has no images"),
-        ({"class_names": np.array(["cat", "dog", {}], dtype=object)}, "no readable .npz"),
+        ({"class_names": np.array(["cat", "dog", {}], dtype=object)}, "not a readable .npz"),
     ],
 )
 def test_refuses_a_file_that_is_no_data_set(tmp_path: Path, changes: dict, says: str) -> None:
@@ -113,7 +113,7 @@ def test_refuses_damaged_and_missing_files(tmp_path: Path) -> None:
     for name, content in damaged.items():
         path = tmp_path / f"{name}.npz"
         path.write_bytes(content)
-        with pytest.raises(InputError, match=f"{name}.npz is no readable"):
+        with pytest.raises(InputError, match=f"{name}.npz is not a readable"):
             load_dataset(path)
     with pytest.raises(InputError, match=r"no file .*nowhere\.npz"):
         load_dataset(tmp_path / "nowhere.npz")

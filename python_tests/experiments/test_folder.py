@@ -54,7 +54,7 @@ def test_a_folder_holds_one_experiment(tmp_path: Path) -> None:
         open_folder(tmp_path / "a", other)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine").touch()
-    with pytest.raises(InputError, match="is no experiment"):
+    with pytest.raises(InputError, match="is not an experiment"):
         open_folder(tmp_path / "b", config)
     with pytest.raises(InputError, match="cannot write"):
         open_folder(tmp_path / "b" / "mine" / "c", config)

@@ -20,7 +20,7 @@ from bidfmkd_fast.black_box.spec import APISpec
 class OpenBox(BlackBox):
     """A local module that answers with a graph, so that `recover` uses its true gradient.
 
-    It is for comparisons only. A call counts the queries of its images; the gradient is free. The
+    Use it for comparisons only. A call counts the queries of its images; the gradient is free. The
     module is copied, put in evaluation mode, and answers exactly: `dtype`, `encoding`, `decimals`
     and `top_k`, which say what a service loses, have no effect.
 

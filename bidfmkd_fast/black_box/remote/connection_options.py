@@ -53,10 +53,10 @@ def split_url(name: str, url: object, schemes: Collection[str], wanted: str) -> 
     """Split a URL into its parts, after checks of its scheme, host and port.
 
     Args:
-        name: what errors call the API.
+        name: name of the API in errors.
         url: the URL to split.
         schemes: the schemes allowed.
-        wanted: how a URL must look, for the error.
+        wanted: form of an allowed URL, as the error shows it.
 
     Raises:
         InputError: `url` does not look as wanted, or holds a user or a password.

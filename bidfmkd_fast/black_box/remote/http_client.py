@@ -54,7 +54,7 @@ class HTTPClient:
     """A client of one service over HTTP. Safe under threads.
 
     Args:
-        name: what errors call the API.
+        name: name of the API in errors.
         url: `http://` or `https://`, without user and password. TLS certificates are verified.
         connections: most connections at once.
         options: token, headers, time-out, repetitions and certificates; the defaults if None.
@@ -104,7 +104,7 @@ class HTTPClient:
         Args:
             path: appended to the client's URL.
             body: what to send.
-            headers: of this request, beside those of the client.
+            headers: headers of this request, beside those of the client.
             attempt: called right before every attempt.
             final: statuses after which the request is not repeated.
             most_bytes: most bytes of an answer.

@@ -143,5 +143,5 @@ def place_labels(name: str, spec: APISpec, scores: Tensor, labels: Any) -> Tenso
             f"got {numbers.min()} to {numbers.max()}"
         )
     if (np.diff(np.sort(numbers, axis=1), axis=1) == 0).any():
-        raise BadAnswer(f"{name}: an image's labels must all differ; one came twice")
+        raise BadAnswer(f"{name}: an image's labels must all differ; a label came twice")
     return place(scores, torch.from_numpy(numbers), spec.n_classes)

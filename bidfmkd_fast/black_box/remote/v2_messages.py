@@ -43,7 +43,7 @@ class V2Model:
     """The metadata of a model: its only input, its outputs, its batch limit.
 
     Attributes:
-        input_name, datatype, shape: of the input.
+        input_name, datatype, shape: name, datatype and shape of the only input.
         outputs: `(name, datatype, shape)` of each output.
         max_batch: most images per request; None if the server states none.
     """

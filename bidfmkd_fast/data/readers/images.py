@@ -105,7 +105,7 @@ def decode(content: bytes, where: str, wanted: Wanted) -> np.ndarray:
                 f"convert_dataset: {where} is HEIC; `pip install pillow-heif` makes it readable"
             ) from error
         raise InputError(
-            f"convert_dataset: {where} is no image (wanted one of {', '.join(formats)}), or a "
+            f"convert_dataset: {where} is not an image (wanted one of {', '.join(formats)}), or a "
             "damaged one"
         ) from error
     except InputError:

@@ -28,7 +28,8 @@ def load_arrays(content: bytes, where: str) -> dict[str, Any]:
         raise InputError(f"convert_dataset: {where} {error}") from None
     except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
         raise InputError(
-            f"convert_dataset: {where} is no whole pickle: {error}; it may be damaged or cut off"
+            f"convert_dataset: {where} is not a complete pickle: {error}; "
+            "it may be damaged or cut off"
         ) from error
     if not isinstance(value, dict):
         raise InputError(

@@ -112,7 +112,7 @@ class _Folder(Tree):
             file = self.path / name
             with _damage_named(file):
                 if not file.is_file():  # a pipe would never end
-                    raise InputError(f"convert_dataset: {file} is no regular file")
+                    raise InputError(f"convert_dataset: {file} is not a regular file")
                 _refuse_huge(self.path, name, file.stat().st_size)
                 content = file.read_bytes()
             yield name, content

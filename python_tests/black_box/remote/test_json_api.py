@@ -180,7 +180,7 @@ def test_a_mapping_of_ones_own(server: Any, seed: int) -> None:
             "huggingface",
             b'[{"label": "cat", "score": 1}, {"label": "dog", "score": 0}, '
             b'{"label": "dog", "score": 0}]',
-            "one came twice",
+            "a label came twice",
         ),
         ("huggingface", b'[{"label": "cat"}]', r"there is no '\*.score'"),
     ],
