@@ -15,7 +15,7 @@ def check_number(op: str, name: str, value: object) -> float:
 
 
 def check_integer(op: str, name: str, value: object, low: int, high: int | None = None) -> int:
-    """Return `value` as an int; refuse what is no integer with `low <= value < high`.
+    """Return `value` as an int; refuse what is no integer with `low <= value <= high`.
 
     Integers of numpy are accepted, a bool is not.
     """
@@ -24,6 +24,6 @@ def check_integer(op: str, name: str, value: object, low: int, high: int | None 
     number = int(value)
     if number < low:
         raise InputError(f"{op}: {name} must be at least {low}; got {number}")
-    if high is not None and number >= high:
-        raise InputError(f"{op}: {name} must be below {high}; got {number}")
+    if high is not None and number > high:
+        raise InputError(f"{op}: {name} must be at most {high}; got {number}")
     return number

@@ -124,7 +124,7 @@ class ZerothOrder:
             )
         seed, step = (
             _checked_seed(op, state["seed"]),
-            check_integer(op, "step", state["step"], 0, 2**63),
+            check_integer(op, "step", state["step"], 0, 2**63 - 1),
         )
         with self._lock, torch.inference_mode(False):
             self.seed = seed
@@ -288,4 +288,4 @@ def _drawn_seed() -> int:
 
 def _checked_seed(op: str, seed: object) -> int:
     """Return `seed` as an int; refuse what an int64 tensor cannot hold."""
-    return check_integer(op, "seed", seed, -(2**63), 2**63)
+    return check_integer(op, "seed", seed, -(2**63), 2**63 - 1)

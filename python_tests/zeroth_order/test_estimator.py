@@ -276,7 +276,7 @@ def test_bad_input() -> None:
         ({"num_directions": 2.0}, "num_directions must be an integer; got 2.0"),
         ({"seed": 1.5}, "seed must be an integer; got 1.5"),
         ({"seed": True}, "seed must be an integer; got True"),
-        ({"seed": 2**63}, "seed must be below 9223372036854775808; got 9223372036854775808"),
+        ({"seed": 2**63}, "seed must be at most 9223372036854775807; got 9223372036854775808"),
         (
             {"seed": -(2**63) - 1},
             "seed must be at least -9223372036854775808; got -9223372036854775809",

@@ -32,7 +32,7 @@ class ConnectionOptions:
         timeout: seconds from the start of the connection to the end of the answer. Connecting may
             take at most 10 of them.
         retries: how often a request is repeated after 408, 425, 429, 5xx, a dropped connection or a
-            time-out.
+            time-out; from 0 to 100.
         backoff: seconds before the second repetition. They double with each further repetition, up
             to 30, and a random time of up to `backoff` seconds is added.
         longest_wait: the longest `Retry-After` that is waited for, in seconds; if a service asks

@@ -10,10 +10,14 @@ from typing import Any
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
+from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.errors import APIUnavailable, InputError
 from bidfmkd_fast.runtime.interrupt import pause
 
 DAY = 86_400  # seconds; sockets and sleeps refuse some of the larger numbers that YAML can hold
+# With the default backoff, 100 repetitions wait for about an hour. A service that fails for longer
+# is better asked again by a later run; without a bound the run would hang and pay without end.
+MOST_RETRIES = 100
 
 
 class PatientRetry(Retry):
@@ -70,10 +74,8 @@ def retry_policy(name: str, retries: int, backoff: float, longest_wait: float) -
             raise InputError(
                 f"{name}: {what} must be a number of seconds from 0 to {DAY:,}; got {value!r}"
             )
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise InputError(f"{name}: retries must be an integer of at least 0; got {retries!r}")
     policy = PatientRetry(
-        total=retries,
+        total=check_integer(name, "retries", retries, 0, MOST_RETRIES),
         # Repeat POST requests too: asking twice for scores changes only the bill, which is counted.
         allowed_methods=None,
         backoff_factor=backoff,
