@@ -49,7 +49,7 @@ class APISpec:
         encoding: `"raw"` arrays, or each image as a `"png"` or `"jpeg"` file. Files hold 8 bits per
             channel.
         mean, std: per channel of the service, in units of `input_range`: the client sends
-            `(x - mean) / std`. Empty if the service normalises by itself.
+            `(x - mean) / std`. Both or neither; empty if the service normalises by itself.
         decimals: decimals to which the API rounds its scores; None if it does not.
         top_k: number of classes in an answer with `scores_kind="top_k"`, from 2 to `n_classes`;
             None with all other kinds.
@@ -229,6 +229,16 @@ class APISpec:
             raise InputError(
                 "APISpec: mean and std need raw float32 images; 8-bit ones are normalised by the "
                 "service"
+            )
+        if not (self.mean and self.std):
+            given, value, advice = (
+                ("mean", self.mean, "std too, or 1.0 per channel if the service divides by nothing")
+                if self.mean
+                else ("std", self.std, "mean too, or 0.0 per channel if the service subtracts none")
+            )
+            raise InputError(
+                "APISpec: mean and std go together, since the client sends (x - mean) / std; got "
+                f"{given}={value!r} alone; give {advice}"
             )
         n_channels = self.wire_shape[0]
         for field, least, above in (("mean", -math.inf, ""), ("std", 0.0, " above 0")):

@@ -119,7 +119,16 @@ def test_maps_are_affine_inverse_and_never_clamp(low: float, high: float) -> Non
             InputError,
             "8-bit ones are normalised by the service",
         ),
-        ({"mean": (0.5,)}, InputError, "std must be 1 finite numbers above 0, one per channel"),
+        (
+            {"mean": (0.5,)},
+            InputError,
+            r"go together.*; got mean=\(0.5,\) alone; give std too, or 1.0 per channel",
+        ),
+        (
+            {"std": (0.2,)},
+            InputError,
+            r"go together.*; got std=\(0.2,\) alone; give mean too, or 0.0 per channel",
+        ),
         ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, InputError, "mean must be 1 finite numbers"),
         ({"mean": (0.5,), "std": (0.0,)}, InputError, "std must be 1 finite numbers above 0"),
         (

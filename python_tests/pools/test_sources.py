@@ -157,6 +157,10 @@ REMOTE = {"kind": "remote", "url": "http://127.0.0.1:9", "model": "m", "spec": S
             {**REMOTE, "in_flight": 10**6},
             "API 2: m: in_flight must be an integer of at least 1, at most 1024",
         ),
+        (
+            {**REMOTE, "spec": {**SPEC, "std": [0.5]}},
+            r"API 2: APISpec: mean and std go together.*; got std=\(0.5,\) alone; give mean",
+        ),
         ({**REMOTE, "retries": 10**9}, "API 2: m: retries must be at most 100; got 1000000000"),
         (
             {**REMOTE, "images_per_second": float("inf")},
