@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import urllib.request
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -13,15 +14,18 @@ from bidfmkd_fast.errors import InputError
 
 
 def is_loopback(host: str | None) -> bool:
-    """Return True if the host is this machine."""
+    """Return True if the host, as a URL spells it, is this machine. No name is looked up.
+
+    The unspecified addresses, 0.0.0.0 and ::, count too, because a connection to them reaches this
+    machine.
+    """
     if host is None:
         return False
-    if host == "localhost" or host.endswith(".localhost"):
+    name = host.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
         return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _address(host)
+    return address is not None and (address.is_loopback or address.is_unspecified)
 
 
 def proxy_of(name: str, url: SplitResult) -> tuple[str, dict[str, str]] | None:
@@ -61,11 +65,29 @@ def proxy_of(name: str, url: SplitResult) -> tuple[str, dict[str, str]] | None:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", headers
 
 
-def _in_network(host: str, no_proxy: str) -> bool:
-    """Return True if `NO_PROXY` lists a network, as 10.0.0.0/8, that holds the host's address."""
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a host spells in numbers; None for a name.
+
+    A connection accepts 127.1, 0x7f.1 and 2130706433 for 127.0.0.1, which `ipaddress` does not
+    read, so `inet_aton` reads them. An IPv4 address inside an IPv6 address is returned as IPv4.
+    """
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
+        # inet_aton ignores whatever follows white space.
+        if not host.isascii() or any(map(str.isspace, host)):
+            return None
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _in_network(host: str, no_proxy: str) -> bool:
+    """Return True if `NO_PROXY` lists a network, as 10.0.0.0/8, that holds the host's address."""
+    address = _address(host)
+    if address is None:
         return False
     for entry in no_proxy.split(","):
         try:

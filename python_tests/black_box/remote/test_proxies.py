@@ -130,7 +130,7 @@ def test_this_machine_is_asked_directly(server: Any, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there
     server.post = lambda sent: (200, {}, b'{"predictions": [[1, 2, 3]]}')
     port = urlsplit(server.url).port
-    for host in ("127.0.0.1", "localhost"):
+    for host in ("127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.0.0.1", "0"):
         assert JSONBlackBox(f"http://{host}:{port}", SPEC, "tf_serving", **QUICK)(
             IMAGES
         ).tolist() == [[1, 2, 3]]
@@ -151,6 +151,13 @@ def test_this_machine_is_asked_directly(server: Any, monkeypatch: pytest.MonkeyP
         ("", "127.9.9.9", True),
         ("", "[::1]", True),
         ("", "me.localhost", True),
+        ("", "127.1", True),
+        ("", "2130706433", True),
+        ("", "LocalHost.", True),
+        ("", "[::ffff:127.0.0.1]", True),
+        ("", "10.1", False),
+        ("10.0.0.0/8", "10.1", True),
+        ("10.0.0.0/8", "[::ffff:10.0.0.1]", True),
     ],
 )
 def test_no_proxy(monkeypatch: pytest.MonkeyPatch, no_proxy: str, host: str, direct: bool) -> None:
@@ -172,8 +179,28 @@ def test_a_proxy_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, proxy_url:
     assert "PASSWORD" not in str(raised.value)
 
 
-def test_loopback() -> None:
-    assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost")
-    assert (
-        not is_loopback("localhost.test") and not is_loopback("128.0.0.1") and not is_loopback(None)
-    )
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.0.0.2", "127.1", "127.0.1", "0x7f.1", "0177.0.0.1", "2130706433"),
+        *("::1", "0:0:0:0:0:0:0:1", "::1%lo", "::ffff:127.0.0.1", "::ffff:7f00:1"),
+        *("localhost", "LOCALHOST", "localhost.", "me.localhost", "me.localhost."),
+        *("0.0.0.0", "0", "::"),
+    ],
+)
+def test_loopback_in_every_spelling(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("128.0.0.1", "128.1", "127", "1", "21307064330", "fe80::1", "::ffff:10.0.0.1", "::2"),
+        *("localhost.test", "notlocalhost", "127.0.0.1.test", "127.0.0.1 scores.test"),
+        *("scores.test", "", None),
+    ],
+)
+def test_other_hosts_are_no_loopback(host: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for lookup in ("getaddrinfo", "gethostbyname"):
+        monkeypatch.setattr(socket, lookup, lambda *_: pytest.fail("a name was looked up"))
+    assert not is_loopback(host)
