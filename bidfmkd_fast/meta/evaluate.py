@@ -12,7 +12,7 @@ from bidfmkd_fast.data.dataset import Dataset
 from bidfmkd_fast.data.episodes import Episode, EpisodeSampler
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.checks import check_images
-from bidfmkd_fast.meta.inner_loop import adapt_parameters
+from bidfmkd_fast.meta.inner_loop import adapt_parameters, labels_predicted
 from bidfmkd_fast.meta.model import MetaModel
 from bidfmkd_fast.meta.stacked import (
     can_stack,
@@ -100,7 +100,7 @@ def evaluate(
     Args:
         meta_model: the model to evaluate.
         dataset: where the episodes come from.
-        n_way: classes of an episode.
+        n_way: classes of an episode. A module with more outputs predicts among the first `n_way`.
         n_shot: support images per class.
         n_query: query images per class.
         n_episodes: number of episodes.
@@ -189,7 +189,8 @@ def _stacked_accuracies(
             module, adapted, torch.stack([episode.query_images for episode in episodes]).to(device)
         )
     query_labels = torch.stack([episode.query_labels for episode in episodes])
-    return (logits.argmax(2).cpu() == query_labels).double().mean(1)
+    predicted = labels_predicted(logits, len(episodes[0].classes))
+    return (predicted.cpu() == query_labels).double().mean(1)
 
 
 def paired_difference(a: Evaluation, b: Evaluation) -> PairedDifference:

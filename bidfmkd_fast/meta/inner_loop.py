@@ -172,3 +172,12 @@ def cross_entropy_with(labels: Tensor) -> Callable[[Tensor], Tensor]:
         return functional.cross_entropy(logits, labels)
 
     return loss
+
+
+def labels_predicted(logits: Tensor, n_way: int) -> Tensor:
+    """Return the label with the highest logit, int64 `[...]`, from logits `[..., n_classes]`.
+
+    The labels of an episode are 0 to n_way - 1. Outputs of the module beyond them belong to no
+    class of the task, so they are left out.
+    """
+    return logits[..., :n_way].argmax(-1)

@@ -17,6 +17,7 @@ from bidfmkd_fast.meta.inner_loop import (
     adapt_parameters,
     cross_entropy_with,
     forward,
+    labels_predicted,
     outer_step,
 )
 from bidfmkd_fast.meta.stacked import (
@@ -52,7 +53,8 @@ def maml_loss(
     )
     labels = episode.query_labels.to(device)
     logits = forward(module, adapted, episode.query_images.to(device))
-    return functional.cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).float().mean()
+    predicted = labels_predicted(logits, len(episode.classes))
+    return functional.cross_entropy(logits, labels), (predicted == labels).float().mean()
 
 
 def outer_replay_step(
@@ -102,8 +104,9 @@ def stacked_maml_loss(
         torch.stack([getattr(episode, name) for episode in episodes]).to(device)
         for name in ("support_images", "support_labels", "query_images", "query_labels")
     )
+    n_way = len(episodes[0].classes)
     return loss_of_stack(
-        module, parameters, support_images, support_labels, query_images, query_labels, inner
+        module, parameters, support_images, support_labels, query_images, query_labels, inner, n_way
     )
 
 
@@ -115,10 +118,11 @@ def loss_of_stack(
     query_images: Tensor,
     query_labels: Tensor,
     inner: InnerLoop,
+    n_way: int,
 ) -> tuple[Tensor, Tensor]:
     """Compute loss and accuracy of stacked images `[E, N, C, H, W]` and labels `[E, N]`.
 
-    All are on the module's device. Both results are `[E]`.
+    The labels are 0 to `n_way` - 1. All are on the module's device. Both results are `[E]`.
     """
     adapted = adapt_parameters(
         module,
@@ -130,4 +134,5 @@ def loss_of_stack(
     )
     forward_queries = stacked_forward if query_images.is_cuda else forward_in_turn
     logits = forward_queries(module, adapted, query_images)
-    return task_losses(logits, query_labels), (logits.argmax(2) == query_labels).float().mean(1)
+    predicted = labels_predicted(logits, n_way)
+    return task_losses(logits, query_labels), (predicted == query_labels).float().mean(1)

@@ -23,10 +23,16 @@ class Classifier:
     """A meta-model adapted to one task, with its own copy of the module.
 
     `MetaModel.adapt` makes it.
+
+    Args:
+        module: the adapted module.
+        labels: labels of the support set, int64 `[N]`, the only ones that `predict` returns; None
+            for all outputs of the module.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, labels: Tensor | None = None) -> None:
         self._module = module
+        self._labels = None if labels is None else labels.unique()
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
@@ -44,9 +50,13 @@ class Classifier:
     def predict(self, images: Tensor) -> Tensor:
         """Return the label with the highest score, int64 `[N]`, for images `[N, C, H, W]`.
 
-        The images are in unit range, as for `scores`.
+        Only labels of the support set are returned: an output of the module beyond them belongs to
+        no class of the task. The images are in unit range, as for `scores`.
         """
-        return self.scores(images).argmax(dim=1)
+        scores = self.scores(images)
+        if self._labels is None or len(self._labels) == scores.shape[1]:
+            return scores.argmax(dim=1)
+        return self._labels[scores[:, self._labels].argmax(dim=1)]
 
     def __repr__(self) -> str:
         return f"Classifier({model_summary(self._module)})"
@@ -134,7 +144,7 @@ class MetaModel:
             module.load_state_dict(adapted, strict=False)
             if not transductive:
                 _fix_statistics(module, support_images)
-        return Classifier(module)
+        return Classifier(module, support_labels)
 
     def inner_loop(self, steps: int | None = None, learning_rate: float | None = None) -> InnerLoop:
         """Return the settings of `adapt`, with those of the meta-model in place of None."""

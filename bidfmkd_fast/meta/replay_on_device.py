@@ -179,4 +179,5 @@ class DeviceReplay:
             query[tasks],
             self._query_labels[tasks],
             self._inner,
+            self._size.n_way,
         )

@@ -37,7 +37,10 @@ def can_stack(module: nn.Module, n_way: int = 0) -> bool:
 
 
 def stacks_of(module: nn.Module, episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
-    """Yield `episodes` in order, in lists of one shape that are worth running at once."""
+    """Yield `episodes` in order, in lists that are worth running at once.
+
+    The episodes of a list agree in shape and number of classes.
+    """
     assert isinstance(module, Conv4)
     most_tasks, most_bytes = _GPU_STACK if module.classifier.weight.is_cuda else _CPU_STACK
     stack: list[Episode] = []
@@ -50,6 +53,7 @@ def stacks_of(module: nn.Module, episodes: Iterable[Episode]) -> Iterator[list[E
         if stack and (
             len(stack) >= most
             or shapes != (stack[0].support_images.shape, stack[0].query_images.shape)
+            or len(episode.classes) != len(stack[0].classes)
         ):
             yield stack
             stack = []

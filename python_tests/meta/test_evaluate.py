@@ -109,6 +109,34 @@ def test_evaluation_is_deterministic_and_leaves_the_model_alone(
     assert torch.equal(shorter.per_episode, results[0].per_episode[:4])
 
 
+@pytest.mark.parametrize("transductive", [True, False])
+@pytest.mark.parametrize("own", [False, True])
+def test_outputs_beyond_the_classes_of_an_episode_win_no_image(
+    own: bool, transductive: bool, seed: int
+) -> None:
+    """Evaluate as if a head of 5 outputs had the 3 that the episodes use, one stack or not."""
+    dataset, models = noisy_patterns(seed, 0.5), []
+    for n_outputs in (3, 5):
+        with seeded(seed, "model"):
+            module = build_model(
+                "conv4",
+                in_channels=1,
+                n_classes=n_outputs,
+                image_size=(16, 16),
+                width=4,
+                batch_statistics=True,
+            )
+        models.append(MetaModel(nn.Sequential(module) if own else module, adapt_steps=0))
+    small, large = ([*model.module.modules()][-1] for model in models)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            getattr(large, name)[:3] = getattr(small, name)
+        large.bias[3:] = 100.0
+    sizes = SIZES | {"n_episodes": 4}
+    exact, wide = (evaluate(model, dataset, **sizes, transductive=transductive) for model in models)
+    assert wide.per_episode.tolist() == exact.per_episode.tolist()
+
+
 def test_a_paired_difference_is_narrower_than_its_parts_and_exact(seed: int) -> None:
     with seeded(seed, "accuracies"):
         hardness = torch.rand(50, dtype=torch.float64)

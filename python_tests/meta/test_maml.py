@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from bidfmkd_fast.data.episodes import Episode
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta import InnerLoop, maml_loss, outer_replay_step
+from bidfmkd_fast.meta.stacked import stacks_of
+from bidfmkd_fast.models import build_model
 from bidfmkd_fast.seeds import seeded
 
 N_WAY = 3
@@ -52,6 +54,42 @@ def test_an_outer_step_sums_the_losses_of_its_tasks(seed: int) -> None:
         torch.testing.assert_close(updated, value - 0.1 * gradient, rtol=rtol, atol=atol)
     assert metrics["loss"] == pytest.approx(sum(loss.item() for loss, _ in results) / 3)
     assert metrics["accuracy"] == pytest.approx(sum(float(accuracy) for _, accuracy in results) / 3)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_accuracy_ignores_outputs_beyond_the_classes_of_a_task(
+    stacked: bool, seed: int
+) -> None:
+    with seeded(seed, "network"):
+        module: nn.Module = build_model(
+            "conv4",
+            in_channels=1,
+            n_classes=5,
+            image_size=(16, 16),
+            width=4,
+            batch_statistics=True,
+        )
+        query = torch.rand(12, 1, 16, 16)
+    with torch.no_grad():
+        module.classifier.bias[3:] = 100.0
+        labels = module(query)[:, :3].argmax(1)
+    episode = Episode(torch.rand(6, 1, 16, 16), labels[:6], query, labels, (0, 1, 2))
+    module = module if stacked else nn.Sequential(module)
+    metrics = outer_replay_step(
+        module, torch.optim.SGD(module.parameters(), lr=0.0), [episode], InnerLoop(0, 0.1)
+    )
+    assert metrics["accuracy"] == 1.0
+
+
+def test_episodes_of_other_numbers_of_classes_share_no_stack() -> None:
+    module = build_model(
+        "conv4", in_channels=1, n_classes=3, image_size=(16, 16), width=4, batch_statistics=True
+    )
+    images, labels = torch.zeros(6, 1, 16, 16), torch.zeros(6, dtype=torch.int64)
+    two, three = (
+        Episode(images, labels, images, labels, classes) for classes in ((0, 1), (0, 1, 2))
+    )
+    assert list(map(len, stacks_of(module, [two, two, three]))) == [2, 1]
 
 
 @pytest.mark.parametrize("first_order", [False, True])

@@ -405,3 +405,20 @@ def test_a_module_that_cannot_take_the_images_is_reported_in_our_words(
     classifier = meta_model.adapt(torch.rand(len(labels), 1, 16, 16), labels)
     with pytest.raises(InputError, match=r"^scores: the module fails on images \[2, "):
         classifier.predict(torch.rand(2, *shape))
+
+
+@pytest.mark.parametrize("classes", [(0, 2), (1,), (0, 1, 2, 3, 4)])
+def test_predictions_are_labels_of_the_support_set(classes: tuple[int, ...], seed: int) -> None:
+    """Predict none of the outputs that no support label uses, however high they are."""
+    with seeded(seed, "linear"):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+        support, query = torch.rand(len(classes) * 2, 1, 4, 4), torch.rand(40, 1, 4, 4)
+    with torch.no_grad():
+        for label in set(range(5)) - set(classes):
+            module[1].bias[label] += 100.0
+    labels = torch.tensor(classes).repeat(2)
+    classifier = MetaModel(module, adapt_steps=2).adapt(support, labels)
+    scores, predicted = classifier.scores(query), classifier.predict(query)
+    assert scores.shape == (40, 5) and predicted.dtype == torch.int64
+    expected = [max(classes, key=lambda label: row[label]) for row in scores.tolist()]
+    assert predicted.tolist() == expected
