@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import bidfmkd_fast
 from bidfmkd_fast.ops import backend
+
+SOURCE = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,8 +27,28 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed is None:
         config.option.seed = secrets.randbelow(2**31)
     torch.set_num_threads(1)  # tests are small: a second thread costs more than it brings
+    _share_the_package_with_children()
     # A shell starts jobs in the background with Ctrl-C ignored, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _share_the_package_with_children() -> None:
+    """Let the processes that tests start import the same `bidfmkd_fast` as the tests.
+
+    Python looks for modules in the current folder first when it runs `-c` or `-m`, and so does the
+    server from which `multiprocessing` forks. In the root of the source tree it would find the
+    source in the place of the installed package, without the native module.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"  # Python 3.10 does not know it: run from another folder
+    # A relative path means another folder in a process that starts elsewhere.
+    paths = [
+        os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path
+    ]
+    if Path(bidfmkd_fast.__file__).resolve().parent == SOURCE / "bidfmkd_fast":
+        # The tests themselves use the source, which `python -m pytest` finds without PYTHONPATH.
+        paths.insert(0, str(SOURCE))
+    if paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
