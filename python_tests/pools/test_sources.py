@@ -155,7 +155,12 @@ REMOTE = {"kind": "remote", "url": "http://127.0.0.1:9", "model": "m", "spec": S
         ),
         (
             {**REMOTE, "in_flight": 10**6},
-            "API 2: m: in_flight must be an integer of at least 1, at most 1024",
+            "API 2: m: in_flight must be at most 1024; got 1000000",
+        ),
+        (
+            # Without n_classes the server is asked first, which fills a pool of connections.
+            {**REMOTE, "spec": {}, "in_flight": 10**6},
+            "API 2: m: in_flight must be at most 1024; got 1000000",
         ),
         (
             {**REMOTE, "spec": {**SPEC, "std": [0.5]}},

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
 from bidfmkd_fast import secrets
+from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.black_box.remote.proxies import is_loopback
 from bidfmkd_fast.black_box.remote.retries import DAY
 from bidfmkd_fast.errors import InputError
 
+_MOST_IN_FLIGHT = 1024
 _SENDABLE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -102,6 +104,15 @@ def checked_headers(name: str, headers: object) -> dict[str, str]:
                 "(in YAML: in quotes, if it looks like a number)"
             )
     return dict(headers)
+
+
+def checked_in_flight(name: str, in_flight: int) -> int:
+    """Return `in_flight`, a number of requests from 1 to 1024; else raise InputError.
+
+    Each request takes a thread and a connection, and a pool of connections holds a place for each
+    from the start.
+    """
+    return check_integer(name, "in_flight", in_flight, 1, _MOST_IN_FLIGHT)
 
 
 def checked_timeout(name: str, timeout: float) -> float:

@@ -26,6 +26,7 @@ from bidfmkd_fast.black_box.remote.connection_options import (
     bearer,
     check_token,
     checked_headers,
+    checked_in_flight,
     checked_timeout,
     split_url,
 )
@@ -56,7 +57,7 @@ class HTTPClient:
     Args:
         name: name of the API in errors.
         url: `http://` or `https://`, without user and password. TLS certificates are verified.
-        connections: most connections at once.
+        connections: most connections at once, the `in_flight` of a black box.
         options: token, headers, time-out, repetitions and certificates; the defaults if None.
 
     Raises:
@@ -82,7 +83,7 @@ class HTTPClient:
         self._retry = retry_policy(name, options.retries, options.backoff, options.longest_wait)
         self._pools = connection_pools(
             proxy_of(name, parts),
-            maxsize=connections,
+            maxsize=checked_in_flight(name, connections),
             block=True,
             cert_reqs="CERT_REQUIRED",
             ca_certs=options.ca_file,

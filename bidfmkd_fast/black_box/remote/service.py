@@ -11,10 +11,11 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.budget import Budget
+from bidfmkd_fast.black_box.remote.connection_options import checked_in_flight
 from bidfmkd_fast.black_box.remote.http_client import MOST_BYTES
 from bidfmkd_fast.black_box.remote.rate_limit import RateLimit
 from bidfmkd_fast.black_box.spec import APISpec
-from bidfmkd_fast.errors import APIUnavailable, InputError
+from bidfmkd_fast.errors import APIUnavailable
 from bidfmkd_fast.runtime.interrupt import Interrupted, Stop, check, current
 
 Attempt = Callable[[], None]
@@ -35,7 +36,7 @@ class ServiceBlackBox(BlackBox):
     Args:
         spec: what is known of the API.
         budget: cap on what it may cost; None for no cap. Every repeated attempt is paid again.
-        in_flight: most requests under way at once.
+        in_flight: most requests under way at once, from 1 to 1024.
         images_per_second, requests_per_second: most per second; None for no limit.
 
     Raises:
@@ -54,16 +55,7 @@ class ServiceBlackBox(BlackBox):
         requests_per_second: float | None = None,
     ) -> None:
         super().__init__(spec, budget=budget)
-        if (
-            isinstance(in_flight, bool)
-            or not isinstance(in_flight, int)
-            or not 1 <= in_flight <= _MOST_IN_FLIGHT
-        ):
-            raise InputError(
-                f"{self.name}: in_flight must be an integer of at least 1, at most "
-                f"{_MOST_IN_FLIGHT}; got {in_flight!r}"
-            )
-        self._in_flight = in_flight
+        self._in_flight = checked_in_flight(self.name, in_flight)
         self._max_batch = spec.max_batch
         self._rate = RateLimit(images_per_second, requests_per_second)
 
