@@ -151,6 +151,16 @@ def check_least(settings: Any, **least: int) -> None:
             )
 
 
+def check_most(settings: Any, **most: int) -> None:
+    """Raise InputError if a field is above the number given for it."""
+    for name, high in most.items():
+        value = getattr(settings, name)
+        if value > high:
+            raise InputError(
+                f"{type(settings).__name__}: {name} must be at most {high:,}; got {value}"
+            )
+
+
 def check_positive(settings: Any, *names: str) -> None:
     """Raise InputError unless every named field is finite and above 0."""
     for name in names:

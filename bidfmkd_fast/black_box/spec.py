@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.ops import scores
-from bidfmkd_fast.settings import check_least, check_types
+from bidfmkd_fast.settings import check_least, check_most, check_types
 
 SCORES_KINDS = (*scores.SCORES_KINDS, "top_k")
 LAYOUTS = ("NCHW", "NHWC")
@@ -18,6 +18,11 @@ ENCODINGS = ("raw", "png", "jpeg")
 
 # Most numbers of an image: 256 MB in float32, and a step of a recovery holds hundreds of images.
 _MOST_NUMBERS = 1 << 26
+# Forty times as many as the largest public data sets have. Every answer holds a score for each.
+_MOST_CLASSES = 1_000_000
+# Rounding multiplies scores by 10^decimals, which float32 cannot hold from 39 decimals on: all
+# scores became NaN. No score of float32 has so many decimals that matter.
+MOST_DECIMALS = 20
 _LABELS_ONLY = ("labels", "label", "hard_labels", "hard_label", "top_1")
 
 
@@ -30,7 +35,7 @@ class APISpec:
     channels, normalised, in its dtype, layout and encoding.
 
     Args:
-        n_classes: number of scores per image, at least 2.
+        n_classes: number of scores per image, from 2 to 1,000,000.
         image_shape: `(C, H, W)` of the images that the black box gets.
         input_range: `(low, high)` that the API's pixel values span; unit range `(0, 1)` by
             default.
@@ -50,7 +55,7 @@ class APISpec:
             channel.
         mean, std: per channel of the service, in units of `input_range`: the client sends
             `(x - mean) / std`. Both or neither; empty if the service normalises by itself.
-        decimals: decimals to which the API rounds its scores; None if it does not.
+        decimals: decimals to which the API rounds its scores, at most 20; None if it does not.
         top_k: number of classes in an answer with `scores_kind="top_k"`, from 2 to `n_classes`;
             None with all other kinds.
         max_batch: most images per request; None if unknown.
@@ -89,6 +94,9 @@ class APISpec:
                 raise InputError(f"APISpec: {field} must be one line of text; got {text!a}")
         least = {"n_classes": 2, "decimals": 0, "max_batch": 1}
         check_least(self, **{k: low for k, low in least.items() if getattr(self, k) is not None})
+        check_most(self, n_classes=_MOST_CLASSES)
+        if self.decimals is not None:
+            check_most(self, decimals=MOST_DECIMALS)
         self._check_shapes()
         self._check_input_range()
         self._check_scores_kind()

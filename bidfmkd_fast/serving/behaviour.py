@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bidfmkd_fast.black_box.spec import MOST_DECIMALS
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.yaml_files import read_yaml
 from bidfmkd_fast.ops.scores import SCORES_KINDS, as_scores
 from bidfmkd_fast.seeds import derive_seed, torch_generator
-from bidfmkd_fast.settings import check_least, check_types, named
+from bidfmkd_fast.settings import check_least, check_most, check_types, named
 
 SERVED = "served"
 FATES = ("throttled", "failed", "dropped", "lost", "nan", "wrong_shape", SERVED)
@@ -28,7 +29,7 @@ class Behaviour:
 
     Args:
         scores_kind: logits, probabilities or log_probabilities; None for what the API answers.
-        decimals: decimals to which scores are rounded; None for all of them.
+        decimals: decimals to which scores are rounded, at most 20; None for all of them.
         top_k: answer the probabilities of the k likeliest classes only, with their `labels`; None
             for all classes.
         dtype: dtype of the images: float32 in the API's input range, or uint8.
@@ -76,6 +77,8 @@ class Behaviour:
             check_least(
                 self, **{k: low for k, low in least.items() if getattr(self, k) is not None}
             )
+            if self.decimals is not None:
+                check_most(self, decimals=MOST_DECIMALS)
         if self.scores_kind is not None and self.scores_kind not in SCORES_KINDS:
             raise InputError(
                 f"serve: scores_kind must be one of {', '.join(SCORES_KINDS)}; "

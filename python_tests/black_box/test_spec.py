@@ -94,6 +94,8 @@ def test_maps_are_affine_inverse_and_never_clamp(low: float, high: float) -> Non
         ({"scores_kind": "top_k", "top_k": 1}, InputError, "top_k must be at least 2"),
         ({"scores_kind": "top_k", "top_k": 3}, InputError, "at most n_classes=2"),
         ({"decimals": -1}, InputError, "decimals must be at least 0"),
+        ({"decimals": 21}, InputError, "decimals must be at most 20; got 21"),
+        ({"n_classes": 10**9}, InputError, "n_classes must be at most 1,000,000; got 1000000000"),
         ({"decimals": 2.0}, InputTypeError, "decimals must be of type int"),
         (
             {"scores_kind": "probabilities", "decimals": 0},

@@ -106,6 +106,7 @@ def test_drift_grows_with_the_requests_and_has_one_direction(seed: int) -> None:
         ({"scores_kind": "labels"}, "scores_kind must be one of logits"),
         ({"top_k": 2, "scores_kind": "logits"}, "top_k answers probabilities"),
         ({"top_k": 0}, "top_k must be at least 1"),
+        ({"decimals": 400}, "decimals must be at most 20; got 400"),
         ({"decimals": 1.5}, "decimals must be of type int"),
         ({"dtype": "float16"}, "dtype must be float32 or uint8"),
         (
