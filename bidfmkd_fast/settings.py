@@ -16,6 +16,9 @@ from bidfmkd_fast.files.yaml_files import dump_yaml, read_mapping, shortly
 
 Settings = TypeVar("Settings")
 
+# Widest layer of a network: twice the widest published ResNet. A larger number exhausts the memory.
+MOST_WIDTH = 4096
+
 
 def settings_from_yaml(kind: type[Settings], path: str | Path) -> Settings:
     """Return the settings of class `kind` in the YAML file `path`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.files.yaml_files import read_mapping
 from bidfmkd_fast.settings import closest, dotted_keys, named, settings_from_values
 
+_MOST_CELLS = 10_000  # each is a whole run
 _KEYS = ("experiment", "variants", "grid")
 # Cells that differed in these settings would be tested on different episodes.
 _SHARED = ("evaluation", "pool.data_sets", "pool.inverted", "pool.n_way")
@@ -80,6 +82,11 @@ def read_sweep(path: str | Path) -> Sweep:
         config = settings_from_values(ExperimentConfig, base)
     variants, grid = content.get("variants") or {"": {}}, content.get("grid") or {}
     _check_form(file, variants, grid)
+    n_cells = len(variants) * math.prod(map(len, grid.values()))
+    if n_cells > _MOST_CELLS:
+        raise InputError(
+            f"sweep: {file} has {n_cells:,} cells, more than {_MOST_CELLS:,}; shorten its lists"
+        )
     cells = []
     for variant, changes in variants.items():
         for values in itertools.product(*grid.values()):

@@ -28,7 +28,9 @@ from bidfmkd_fast.pools.pool import LIST, Pool, PoolEntry, write_list
 from bidfmkd_fast.runtime.machine import usable_device
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import seeded, torch_generator
+from bidfmkd_fast.settings import MOST_WIDTH
 
+_MOST_APIS = 100_000  # a thousand times the paper's
 _MIXED = ("conv4", "resnet10", "resnet18")
 ARCHITECTURES = {"ss": ("conv4",), "sh": _MIXED, "mh": _MIXED}
 
@@ -70,9 +72,10 @@ def train_pool(
     """
     datasets = [datasets] if isinstance(datasets, Dataset) else list(datasets)
     check_integer("train_pool", "n_way", n_way, 2)
-    numbers = {"n_apis": n_apis, "width": width, "resnet_width": resnet_width, "epochs": epochs}
-    for name, value in numbers.items():
-        check_integer("train_pool", name, value, 1)
+    check_integer("train_pool", "n_apis", n_apis, 1, _MOST_APIS)
+    for name, value in (("width", width), ("resnet_width", resnet_width)):
+        check_integer("train_pool", name, value, 1, MOST_WIDTH)
+    check_integer("train_pool", "epochs", epochs, 1)
     if not 0 < holdout < 1:
         raise InputError(f"train_pool: holdout must be between 0 and 1; got {holdout}")
     _check_scenario(scenario, datasets, n_apis)

@@ -16,13 +16,13 @@ from bidfmkd_fast.files.yaml_files import dump_yaml, read_yaml
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.pools.sources import SourceEntry, build_source, source_entry
 from bidfmkd_fast.seeds import seeded
+from bidfmkd_fast.settings import MOST_WIDTH
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.base import BlackBox
 
 LIST = "pool.yaml"
 _FORMAT = 1
-_MOST_WIDTH = 4096  # twice the widest published ResNet; a larger number may exhaust the memory
 _KINDS = {
     "file": str,
     "architecture": str,
@@ -203,9 +203,9 @@ def _entry(item: Any, where: str, number: int) -> PoolEntry | SourceEntry:
             raise InputError(
                 f"load_pool: {where}: {key} must be of type {kind.__name__}; got {item[key]!r}"
             )
-    if not 1 <= item["width"] <= _MOST_WIDTH:
+    if not 1 <= item["width"] <= MOST_WIDTH:
         raise InputError(
-            f"load_pool: {where}: width must be in 1..{_MOST_WIDTH:,}; got {item['width']}"
+            f"load_pool: {where}: width must be in 1..{MOST_WIDTH:,}; got {item['width']}"
         )
     if Path(item["file"]).name != item["file"]:
         raise InputError(

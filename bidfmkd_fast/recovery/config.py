@@ -10,7 +10,13 @@ from bidfmkd_fast.ops.directions import DIRECTIONS
 from bidfmkd_fast.ops.scores import DIVERGENCES
 from bidfmkd_fast.recovery.generator import PRECISIONS
 from bidfmkd_fast.recovery.mu import AUTO, as_number
-from bidfmkd_fast.settings import check_least, check_positive, check_types
+from bidfmkd_fast.settings import (
+    MOST_WIDTH,
+    check_least,
+    check_most,
+    check_positive,
+    check_types,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class RecoveryConfig:
         learning_rate: Adam's learning rate, for the generator and the latents alike.
         betas: Adam's two decay rates.
         latent_dim: numbers in a latent.
-        generator_width: channels of the built-in generator (the paper: 64).
+        generator_width: channels of the built-in generator (the paper: 64); at most 4,096.
         generator_precision: precision of the generator and its gradients; "tf32" leaves torch's
             settings, with which convolutions on a GPU use TF32, "float32" turns TF32 off,
             "bfloat16" is autocast. The points are float32 in any case.
@@ -77,6 +83,7 @@ class RecoveryConfig:
             generator_width=1,
             max_images=1,
         )
+        check_most(self, generator_width=MOST_WIDTH)
         check_positive(self, "learning_rate", *(() if self.mu == AUTO else ("mu",)))
         if not 0 <= self.boundary_weight < math.inf:
             raise InputError(

@@ -13,7 +13,9 @@ from bidfmkd_fast.meta.inner_loop import InnerLoop
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.recovery.paper_compat import SPLITS
 from bidfmkd_fast.settings import (
+    MOST_WIDTH,
     check_least,
+    check_most,
     check_positive,
     check_types,
     plain_values,
@@ -22,13 +24,19 @@ from bidfmkd_fast.settings import (
     to_yaml,
 )
 
+# Bounds that no run needs to exceed. Beyond them the first outer step exhausts the memory, or hangs
+# without a sign of progress.
+_MOST_INNER_STEPS = 10_000  # the memory holds the graph of every step of an inner loop
+_MOST_TASKS = 10_000  # the memory holds the images of all tasks of an outer step
+_MOST_SIDE = 8192  # pixels
+
 
 @dataclass(frozen=True)
 class DistillationConfig:
     """Settings of the bi-level distillation.
 
     Args:
-        inner_steps: gradient steps from the meta-model to an API's task model.
+        inner_steps: gradient steps from the meta-model to an API's task model; at most 10,000.
         inner_lr: learning rate of these steps.
         outer_lr: Adam's learning rate for the meta-model.
         first_order: drop the second derivatives (through the inner steps).
@@ -42,6 +50,7 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_least(self, inner_steps=0)
+        check_most(self, inner_steps=_MOST_INNER_STEPS)
         check_positive(self, "inner_lr", "outer_lr")
 
     @property
@@ -63,7 +72,8 @@ class ReplayConfig:
         n_query: query images per class of a task.
         rotations: 4 or 2 turns the images of each class by multiples of 90 or 180 degrees and
             counts every turn as a class of its own (usual on Omniglot); 1 turns nothing.
-        inner_steps: gradient steps of the inner loop, from the meta-model to a task's model.
+        inner_steps: gradient steps of the inner loop, from the meta-model to a task's model; at
+            most 10,000.
         inner_lr: learning rate of these steps.
         outer_lr: Adam's learning rate for the meta-model.
         first_order: drop the second derivatives (through the inner steps).
@@ -85,6 +95,7 @@ class ReplayConfig:
         check_least(
             self, steps_per_round=0, patience=0, final_steps=0, n_shot=1, n_query=1, inner_steps=0
         )
+        check_most(self, inner_steps=_MOST_INNER_STEPS)
         check_positive(self, "inner_lr", "outer_lr")
         check_rotations("ReplayConfig", self.rotations)
 
@@ -102,14 +113,14 @@ class TrainConfig:
         seed: seed of every random draw of the run.
         n_per_class: images per class of each recovered set. A support set and a boundary query set
             are recovered from every API.
-        meta_batch_size: tasks per outer step, and APIs per round.
-        meta_model_width: filters of the default meta-model, a Conv4.
+        meta_batch_size: tasks per outer step, and APIs per round; at most 10,000.
+        meta_model_width: filters of the default meta-model, a Conv4; at most 4,096.
         adapt_steps: gradient steps in which the finished meta-model adapts to a new task, unless
-            `adapt` is given another number.
+            `adapt` is given another number; at most 10,000.
         adapt_lr: learning rate of these steps.
         meta_model_side: side of the square images to which a meta-model for any size resizes its
-            tasks. With 0 it is a plain Conv4 if all APIs take images of one shape, else the side is
-            the largest among the APIs.
+            tasks, at most 8,192. With 0 it is a plain Conv4 if all APIs take images of one shape,
+            else the side is the largest among the APIs.
         boundary_start: outer step (distillation and replay steps count together) from which the
             boundary term is used.
         boundary_recovery: False leaves the boundary term out, so that both sets are support sets
@@ -153,6 +164,13 @@ class TrainConfig:
             adapt_steps=0,
             meta_model_side=0,
             boundary_start=0,
+        )
+        check_most(
+            self,
+            meta_batch_size=_MOST_TASKS,
+            meta_model_width=MOST_WIDTH,
+            adapt_steps=_MOST_INNER_STEPS,
+            meta_model_side=_MOST_SIDE,
         )
         check_positive(self, "adapt_lr")
         replay, held = self.replay, 2 * self.n_per_class

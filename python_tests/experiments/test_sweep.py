@@ -208,6 +208,10 @@ def test_nested_settings_change_what_they_name_and_nothing_else(experiment_file:
             "pool.n_apis is set twice for one cell",
         ),
         ({"grid": {"pool.n_apis": [2, 2]}}, "the same cell twice"),
+        (
+            {"grid": {f"pool.{key}": [*range(1, 301)] for key in ("n_apis", "width", "epochs")}},
+            "sweep.yaml has 27,000,000 cells, more than 10,000; shorten its lists",
+        ),
     ],
 )
 def test_a_file_that_is_no_sweep(

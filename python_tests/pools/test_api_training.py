@@ -119,6 +119,9 @@ def test_omniglot_pool(tmp_path: Path) -> None:
         ({"holdout": 0.0}, "holdout"),
         ({"holdout": 1.0}, "holdout"),
         ({"resnet_width": 0}, "resnet_width"),
+        ({"n_apis": 10**9}, "n_apis must be at most 100000; got 1000000000"),
+        ({"width": 5000}, "width must be at most 4096; got 5000"),
+        ({"resnet_width": 10**9}, "resnet_width must be at most 4096; got 1000000000"),
     ],
 )
 def test_train_refuses_before_writing(

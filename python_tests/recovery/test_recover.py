@@ -598,6 +598,7 @@ def test_image_shapes_the_built_in_generator_cannot_make() -> None:
         ({"num_directions": 2.5}, InputTypeError, "num_directions must be of type int"),
         ({"latent_dim": 0}, InputError, "latent_dim must be at least 1"),
         ({"generator_width": 0}, InputError, "generator_width must be at least 1"),
+        ({"generator_width": 10**6}, InputError, "generator_width must be at most 4,096"),
         ({"max_images": 0}, InputError, "max_images must be at least 1"),
         ({"mu": 0.0}, InputError, "mu must be finite and above 0; got 0.0"),
         ({"mu": math.nan}, InputError, "mu must be finite and above 0; got nan"),

@@ -102,6 +102,12 @@ def test_a_wrong_type_is_refused(values: dict[str, Any], message: str) -> None:
             "at least 5, the authors' number of splits; got 4",
         ),
         ({"meta_model_side": -1}, "meta_model_side must be at least 0"),
+        ({"meta_model_side": 10**6}, "meta_model_side must be at most 8,192; got 1000000"),
+        ({"meta_model_width": 10**6}, "meta_model_width must be at most 4,096; got 1000000"),
+        ({"meta_batch_size": 10**6}, "meta_batch_size must be at most 10,000; got 1000000"),
+        ({"adapt_steps": 10**9}, "TrainConfig: adapt_steps must be at most 10,000"),
+        ({"distillation": {"inner_steps": 10**9}}, "DistillationConfig: inner_steps .*most 10,000"),
+        ({"replay": {"inner_steps": 10**9}}, "ReplayConfig: inner_steps must be at most 10,000"),
         (
             {"n_per_class": 5, "replay": {"n_shot": 5, "n_query": 2}},
             "n_shot must be below n_per_class",
