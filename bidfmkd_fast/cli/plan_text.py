@@ -20,18 +20,28 @@ def print_probe(api: BlackBox, config: TrainConfig, budget: Budget | None) -> bo
     return not made.problems
 
 
-def print_plan(apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | None) -> bool:
-    """Print what each API can give and what a run would ask; return whether all are usable."""
-    made = _plan(apis, config, budget)
+def print_plan(
+    apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | None, device: str
+) -> bool:
+    """Print what each API can give and what a run would ask; return whether all are usable.
+
+    Raises InputError before anything is asked if the memory of `device` cannot hold the run.
+    """
+    made = _plan(apis, config, budget, device)
     print(f"{text_table(made.rows())}\n")
     _print_spending(made, *made.problems, *made.notes, *too_short(made, config))
     return not made.problems
 
 
-def _plan(apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | None) -> Plan:
+def _plan(
+    apis: Sequence[BlackBox],
+    config: TrainConfig,
+    budget: Budget | None,
+    device: str | None = None,
+) -> Plan:
     for api in apis:
         api.budget = budget
-    return plan(apis, config, seed=config.seed, progress=True)
+    return plan(apis, config, device=device, seed=config.seed, progress=True)
 
 
 def _print_spending(made: Plan, *remarks: str) -> None:

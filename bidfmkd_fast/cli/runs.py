@@ -47,7 +47,7 @@ def train(options: Any) -> None:
     config = train_config(options)
     out, budget = out_folder(options, "train"), budget_of(options)
     if options.dry_run:
-        if not print_plan(load_pool(options.pool), config, budget):
+        if not print_plan(load_pool(options.pool), config, budget, options.device):
             sys.exit(1)
         return
     check_free(out)

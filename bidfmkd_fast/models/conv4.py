@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.runtime.memory import check_memory
 
 
 class Conv4(nn.Module):
@@ -24,7 +25,8 @@ class Conv4(nn.Module):
             keeps running statistics, for APIs served in `eval()`.
 
     Raises:
-        InputError: a size below 1, fewer than two classes, or an image side below 16.
+        InputError: a size below 1, fewer than two classes, an image side below 16, or weights that
+            no memory here holds.
     """
 
     def __init__(
@@ -50,6 +52,13 @@ class Conv4(nn.Module):
         ):
             if value < least:
                 raise InputError(f"Conv4: {name} must be at least {least}; got {value}")
+        features = width * (height // 16) * (breadth // 16)
+        check_memory(
+            "Conv4",
+            f"a network of width={width} for images of {height} x {breadth}",
+            4 * (9 * width * (in_channels + 3 * width) + features * n_classes),
+            "lower the width or the size of the images",
+        )
         self.in_channels = in_channels
         self.n_classes = n_classes
         self.image_size = (height, breadth)
@@ -61,7 +70,7 @@ class Conv4(nn.Module):
                 for i in range(4)
             )
         )
-        self.classifier = nn.Linear(width * (height // 16) * (breadth // 16), n_classes)
+        self.classifier = nn.Linear(features, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.blocks(images).flatten(1))

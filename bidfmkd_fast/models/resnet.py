@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.runtime.memory import check_memory
 
 
 class ResNet(nn.Module):
@@ -22,7 +23,8 @@ class ResNet(nn.Module):
     start from Kaiming's normal distribution by fan-out. `batch_statistics` is as for `Conv4`.
 
     Raises:
-        InputError: a size below 1, fewer than two classes, or an image side below 8.
+        InputError: a size below 1, fewer than two classes, an image side below 8, or weights that
+            no memory here holds.
     """
 
     blocks_per_stage: int
@@ -51,6 +53,12 @@ class ResNet(nn.Module):
         ):
             if value < least:
                 raise InputError(f"{name}: {what} must be at least {least}; got {value}")
+        check_memory(
+            name,
+            f"a network of width={width}",
+            4 * 9 * (8 * width) ** 2 * self.blocks_per_stage,  # the last stage alone
+            "lower the width",
+        )
         self.in_channels = in_channels
         self.n_classes = n_classes
         self.image_size = (height, breadth)

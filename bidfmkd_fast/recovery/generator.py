@@ -12,6 +12,7 @@ from torch import nn
 
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.runtime.full_float32 import full_float32
+from bidfmkd_fast.runtime.memory import check_memory
 
 PRECISIONS = ("tf32", "float32", "bfloat16")
 
@@ -45,8 +46,8 @@ class Generator(nn.Module):
     other latents of the batch.
 
     Raises:
-        InputError: `image_shape` is not `(1 or 3, multiple of 4, multiple of 4)`, or a size is
-            below 1.
+        InputError: `image_shape` is not `(1 or 3, multiple of 4, multiple of 4)`, a size is below
+            1, or no memory here holds the weights.
     """
 
     def __init__(
@@ -68,8 +69,16 @@ class Generator(nn.Module):
                 f"Generator: latent_dim and width must be at least 1; got {latent_dim} and {width}"
             )
         channels, height, image_width = image_shape
+        features = 2 * width * (height // 4) * (image_width // 4)
+        check_memory(
+            "Generator",
+            f"a network of latent_dim={latent_dim} and width={width} for images of {height} x "
+            f"{image_width}",
+            4 * (latent_dim * features + 9 * (2 * width) ** 2),
+            "lower latent_dim or the width",
+        )
         self.latent_dim = latent_dim
-        self.project = nn.Linear(latent_dim, 2 * width * (height // 4) * (image_width // 4))
+        self.project = nn.Linear(latent_dim, features)
         self.first_shape = (height // 4, image_width // 4, 2 * width)
         self.draw = nn.Sequential(
             nn.BatchNorm2d(2 * width),

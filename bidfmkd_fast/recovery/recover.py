@@ -27,6 +27,7 @@ from bidfmkd_fast.recovery.on_device import DeviceRecovery, serves
 from bidfmkd_fast.recovery.paper_compat import directions_left
 from bidfmkd_fast.recovery.recovered import Record, Recovered
 from bidfmkd_fast.recovery.step import RecoveryStep
+from bidfmkd_fast.recovery.step_memory import check_set_memory
 from bidfmkd_fast.recovery.stepwise import StepwiseRecovery
 from bidfmkd_fast.runtime.allocator import keep_freed_memory
 from bidfmkd_fast.runtime.machine import usable_device
@@ -85,7 +86,7 @@ def recover(
 
     Raises:
         InputError: bad arguments, a generator or student of the wrong shape, a journal of another
-            recovery; nothing has been asked of the API then.
+            recovery, more images than the memory holds; nothing has been asked of the API then.
         BudgetExhausted: the budget cannot pay the first step; nothing has been asked. When the
             budget ends later, the images so far are returned with `complete=False`.
         BadAnswer: the API answered something that is no set of scores.
@@ -136,6 +137,8 @@ def prepare(
     With `mu="auto"` this asks the API which step length it resolves.
     """
     _check_arguments(api, n_per_class, student, config, paper_compat)
+    own = start.generator is not None
+    check_set_memory("recover", api, config, n_per_class, start.device, own_generator=own)
     spec, seed = api.spec, start.seed
     labels = torch.arange(spec.n_classes).repeat_interleave(n_per_class).to(start.device)  # [B]
     maker = ImageMaker(api, len(labels), config, *start)

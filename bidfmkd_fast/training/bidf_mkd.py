@@ -24,6 +24,7 @@ from bidfmkd_fast.training.loop import run_loop
 from bidfmkd_fast.training.run import Run
 from bidfmkd_fast.training.run_cost import run_cost
 from bidfmkd_fast.training.run_folder import RunFolder
+from bidfmkd_fast.training.run_memory import check_run_memory
 from bidfmkd_fast.training.run_state import RunState
 
 
@@ -49,7 +50,7 @@ class BiDfMKD:
 
     Raises:
         InputError: bad arguments, an empty pool, APIs that differ in their number of classes, a
-            meta-model that does not take their images.
+            meta-model that does not take their images, a run that the memory cannot hold.
     """
 
     label = "run"
@@ -76,6 +77,8 @@ class BiDfMKD:
                 f"BiDfMKD: budget must be a Budget or None; got {type(budget).__name__}"
             )
         _check_apis(self.apis, budget)
+        own = generator is not None
+        check_run_memory("BiDfMKD", self.apis, self.config, self.device, own_generator=own)
         if meta_model is None:
             module = initial_module([api.spec for api in self.apis], self.config)
         elif isinstance(meta_model, nn.Module):

@@ -153,12 +153,20 @@ class Plan:
 
 
 def plan(
-    apis: Sequence[BlackBox], config: TrainConfig, *, seed: int = 0, progress: bool = False
+    apis: Sequence[BlackBox],
+    config: TrainConfig,
+    *,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Plan:
     """Probe every API and count what `fit_with_control` would ask it.
 
     A probe asks each API `probe.PROBE_QUERIES` queries.
     """
+    if device is not None:
+        device = usable_device("plan", device)
+        check_run_memory("plan", apis, config, device)
     planned = []
     with Bar("probe", len(apis), "APIs", progress) as bar:
         for api in bar.over(apis):

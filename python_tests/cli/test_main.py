@@ -500,6 +500,15 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
             "train --pool POOL --config.n_per_class 3",
             "replay.n_shot + replay.n_query must be at most",
         ),
+        (
+            "train --pool POOL --config.n_per_class 1000000000",
+            "BiDfMKD: a step on n_per_class=1000000000 images of",
+        ),
+        (
+            "train --dry-run --pool POOL --config.recovery.latent_dim 1000000000000",
+            "plan: a step on",
+        ),
+        ("pool --width 1000000", "train_pool: width must be at most 4096; got 1000000"),
         ("train --pool POOL --max-queries 40", "the control and one recovery step ask"),
         ("train --pool POOL --device nowhere", "device must be one that torch can use"),
         ("train", "the following arguments are required: --pool"),

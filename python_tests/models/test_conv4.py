@@ -100,6 +100,8 @@ def test_model_arguments_rebuild_the_module() -> None:
         ({"in_channels": 0}, "in_channels"),
         ({"n_classes": 1}, "n_classes"),
         ({"width": 0}, "width"),
+        ({"width": 10**6}, "Conv4: a network of width=1000000 .* takes at least 108,"),
+        ({"image_size": (10**6, 10**6)}, "Conv4: .* for images of 1000000 x 1000000 takes at"),
     ],
 )
 def test_refusals(change: dict, says: str) -> None:

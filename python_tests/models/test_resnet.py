@@ -127,6 +127,7 @@ def test_its_arguments_build_it_again(name: str, seed: int) -> None:
         ({"in_channels": 0}, "in_channels"),
         ({"n_classes": 1}, "n_classes"),
         ({"width": 0}, "width"),
+        ({"width": 10**6}, "ResNet10: a network of width=1000000 takes at least .* GB of memory"),
         ({"image_size": (28, 7)}, r"ResNet10: image_size must be at least \(8, 8\)"),
     ],
 )

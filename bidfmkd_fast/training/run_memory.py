@@ -1,0 +1,50 @@
+"""Refuse a run that cannot fit into the memory, before any API is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.recovery.step_memory import check_set_memory
+from bidfmkd_fast.runtime.memory import check_memory
+from bidfmkd_fast.training.config import TrainConfig
+
+
+def check_run_memory(
+    operation: str,
+    apis: Sequence[BlackBox],
+    config: TrainConfig,
+    device: torch.device | str,
+    *,
+    own_generator: bool = False,
+) -> None:
+    """Raise InputError if a run of `apis` cannot fit into the memory.
+
+    `operation` opens the message; `own_generator` is as for `check_set_memory`. Counted are a step
+    of each recovery on `device`, and on the CPU the recovered images and the tasks of one outer
+    step.
+    """
+    for api in apis:
+        check_set_memory(
+            operation, api, config.recovery, config.n_per_class, device, own_generator=own_generator
+        )
+    per_class = [4 * config.n_per_class * math.prod(api.spec.image_shape) for api in apis]
+    check_memory(
+        operation,
+        f"the images of two sets of each of {len(apis)} APIs, n_per_class={config.n_per_class},",
+        sum(2 * size * api.spec.n_classes for size, api in zip(per_class, apis)),
+        "lower n_per_class",
+    )
+    replay = config.replay
+    if config.task_replay and (replay.steps_per_round or replay.final_steps):
+        per_task = replay.n_shot + replay.n_query  # images of each class
+        smallest = min(math.prod(api.spec.image_shape) for api in apis)
+        check_memory(
+            operation,
+            f"an outer step on meta_batch_size={config.meta_batch_size} tasks",
+            4 * config.meta_batch_size * apis[0].spec.n_classes * per_task * smallest,
+            "lower meta_batch_size, replay.n_shot or replay.n_query",
+        )
