@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.cli.next_command import after_convert
 from bidfmkd_fast.cli.options import Command, add_seed
 from bidfmkd_fast.data.convert import LAYOUTS, convert_dataset
@@ -16,6 +17,8 @@ from bidfmkd_fast.files.atomic import check_writable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
+_MOST_THREADS = 1024  # OpenMP ends the process where it cannot start as many as it is asked for
 
 
 def convert(options: Any) -> None:
@@ -70,6 +73,9 @@ def _add_convert_options(parser: ArgumentParser, _: Sequence[str]) -> None:
 
 def bench(options: Any) -> None:
     """Time kernels and whole steps against plain torch; run it from the root of the source tree."""
+    for count in options.threads:
+        check_integer("bench", "threads", count, 1, _MOST_THREADS)
+    check_integer("bench", "runs", options.runs, 1)
     if not Path("benchmarks/bench.py").is_file():
         raise InputError(
             "the benchmarks are in the source tree, not in the package; "
