@@ -60,8 +60,9 @@ def process(target: Callable[..., None], *arguments: Any) -> Any:
 def _start_server() -> None:
     """Start the process that the others are forked from, in a folder that holds no package.
 
-    It looks for modules in its own folder first. In the folder of the tests it would find the
-    source tree, without the native module, in the place of the installed package.
+    With Python 3.10, which does not know PYTHONSAFEPATH (see conftest.py), it looks for modules in
+    its own folder first. In the folder of the tests it would find the source tree, without the
+    native module, in the place of the installed package.
     """
     here = Path.cwd()
     os.chdir("/")

@@ -38,6 +38,7 @@ class Classifier:
     def scores(self, images: Tensor) -> Tensor:
         """Compute the logits `[N, n_classes]` of `images` `[N, C, H, W]` in unit range.
 
+        The logits of all outputs are returned, also of those that no label of the support set uses.
         Values a little outside of the range are accepted, since augmented images have them.
 
         Raises:

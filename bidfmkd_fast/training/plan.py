@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.probe import ProbeReport, probe
 from bidfmkd_fast.recovery.cost import Cost
+from bidfmkd_fast.runtime.machine import usable_device
 from bidfmkd_fast.runtime.progress import Bar, duration
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.run_cost import run_cost
+from bidfmkd_fast.training.run_memory import check_run_memory
 from bidfmkd_fast.training.spending import CONTROL, PROBES, RUN, Cap, Spending, money
 
 
@@ -163,6 +167,9 @@ def plan(
     """Probe every API and count what `fit_with_control` would ask it.
 
     A probe asks each API `probe.PROBE_QUERIES` queries.
+
+    Raises:
+        InputError: `device` is given, and its memory cannot hold the run; nothing has been asked.
     """
     if device is not None:
         device = usable_device("plan", device)

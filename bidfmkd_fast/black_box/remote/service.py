@@ -22,7 +22,6 @@ Attempt = Callable[[], None]
 
 # Images per request if no limit is known: enough that scoring takes longer than sending.
 _BATCH = 256
-_MOST_IN_FLIGHT = 1024  # each request takes a thread and a connection
 _BYTES_PER_SCORE = 256  # most bytes that an answer may take for a score and the name of its class
 
 
