@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bidfmkd_fast.data.dataset import Dataset, load_dataset
+from bidfmkd_fast.data.dataset import Dataset
+from bidfmkd_fast.data.load import load_dataset
 from bidfmkd_fast.data.readers import PUBLISHED, READERS
 from bidfmkd_fast.data.readers.images import Wanted, decode_all
 from bidfmkd_fast.data.readers.left_out import left_out_lines
