@@ -75,6 +75,15 @@ def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images:
 
     Task e uses row e of `parameters` `[E, ...]`.
     """
+    features = stacked_features(module, parameters, images)
+    bias = parameters["classifier.bias"][:, None]
+    return torch.baddbmm(bias, features, parameters["classifier.weight"].transpose(1, 2))
+
+
+def stacked_features(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Compute what enters the last layer, `[E, N, n_features]`; the arguments are those of
+    `stacked_forward`.
+    """
     assert isinstance(module, Conv4)
     n_tasks = images.shape[0]
     if isinstance(module, AnySizeConv4):
@@ -89,9 +98,7 @@ def stacked_forward(module: nn.Module, parameters: Mapping[str, Tensor], images:
         )
         x = functional.conv2d(x, weight, padding=1, groups=n_tasks)
         x = norm_pool(x, scale, shift, block[1].eps)  # type: ignore[index]
-    features = x.unflatten(1, (n_tasks, -1)).transpose(0, 1).flatten(2)  # [E, N, features]
-    bias = parameters["classifier.bias"][:, None]
-    return torch.baddbmm(bias, features, parameters["classifier.weight"].transpose(1, 2))
+    return x.unflatten(1, (n_tasks, -1)).transpose(0, 1).flatten(2)
 
 
 def forward_in_turn(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:

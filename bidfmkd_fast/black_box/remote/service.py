@@ -73,6 +73,11 @@ class ServiceBlackBox(BlackBox):
         return self._send(images, paid=True)
 
     @property
+    def in_flight(self) -> int:
+        """Return the most requests under way at once."""
+        return self._in_flight
+
+    @property
     def known_batch(self) -> int:
         """Return the images per request by what is known so far; the service is not contacted."""
         return _BATCH if self._max_batch is None else self._max_batch

@@ -1,0 +1,171 @@
+"""Keep the answers of one API to the survey on disk as they come, so that nothing is asked twice.
+
+The file is a `RecordFile`. The first byte of a record is its kind:
+
+- `S`, the first record: the settings of the survey as JSON;
+- `A`: the answer of one call: `<u4` number of the first picture, number of pictures, number of
+  classes; then the scores, `<f4` `[pictures, classes]`.
+
+Pictures are not kept, since the seed and their numbers give them again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.black_box import APISpec
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.recovery.record_file import RecordFile
+
+_HEAD = struct.Struct("<III")
+
+
+class Answers:
+    """The scores of one API for the pictures of a survey, as far as they have come.
+
+    Args:
+        path: the file that holds them; None to keep them in memory only.
+        spec: what is known of the API.
+        seed: of the shared pictures.
+        n_images: number of pictures of the survey.
+
+    Attributes:
+        scores: float32 `[n_images, n_classes]`; rows that are not answered are 0.
+        answered: bool `[n_images]`.
+
+    Raises:
+        InputError: the file belongs to another survey or another API, is damaged, or cannot be
+            read or written.
+    """
+
+    def __init__(self, path: Path | None, spec: APISpec, seed: int, n_images: int) -> None:
+        self.path, self.spec = path, spec
+        self.scores = torch.zeros(n_images, spec.n_classes)
+        self.answered = torch.zeros(n_images, dtype=torch.bool)
+        self._lock = threading.Lock()
+        self._settings = json.loads(
+            json.dumps(
+                {
+                    "pictures": seed,
+                    "n_images": n_images,
+                    "image_shape": spec.image_shape,
+                    "input_range": spec.input_range,
+                    "n_classes": spec.n_classes,
+                    "scores_kind": spec.scores_kind,
+                    "name": spec.name,
+                }
+            )
+        )
+        self._file = None if path is None else RecordFile(path)
+        if path is not None and path.exists():
+            self._read()
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def queries(self) -> int:
+        """Return the number of pictures that are answered."""
+        return int(self.answered.sum())
+
+    def missing(self, most: int) -> list[tuple[int, int]]:
+        """Return the pictures without an answer as (first, number), `most` at most in each.
+
+        Pieces begin at multiples of `most`, so that a survey that was cut off asks the same pieces
+        as one that was not.
+        """
+        pieces = []
+        for start in range(0, len(self.answered), most):
+            open_rows = (~self.answered[start : start + most]).nonzero()[:, 0].tolist()
+            while open_rows:
+                n = next(
+                    (i for i, row in enumerate(open_rows) if row != open_rows[0] + i),
+                    len(open_rows),
+                )
+                pieces.append((start + open_rows[0], n))
+                open_rows = open_rows[n:]
+        return pieces
+
+    def add(self, first: int, scores: Tensor) -> None:
+        """Keep the scores `[n, n_classes]` of pictures `first`, ..., on disk before in memory.
+
+        Safe under threads.
+        """
+        scores = scores.detach().cpu().float()
+        with self._lock:
+            if self._file is not None:
+                head = _HEAD.pack(first, *scores.shape)
+                body = scores.numpy().astype("<f4").tobytes()
+                with self._naming_file("cannot write to"):
+                    assert self.path is not None
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    self._file.append(
+                        b"A" + head + body, first=b"S" + json.dumps(self._settings).encode()
+                    )
+            self._put(first, scores)
+
+    def _put(self, first: int, scores: Tensor) -> None:
+        self.scores[first : first + len(scores)] = scores
+        self.answered[first : first + len(scores)] = True
+
+    def _read(self) -> None:
+        assert self._file is not None
+        settings = None
+        try:
+            with self._naming_file("cannot read"):
+                for payload in self._file.read():
+                    if payload[:1] == b"S":
+                        settings = dict(json.loads(payload[1:]))
+                        self._check_settings(settings)
+                    else:
+                        self._read_answer(payload)
+                if not os.access(str(self.path), os.W_OK):
+                    raise PermissionError(None, "Permission denied")
+        except (TypeError, ValueError, struct.error) as error:
+            if isinstance(error, InputError):
+                raise
+            settings = None
+        if settings is None:
+            raise InputError(
+                f"survey: {self.path} is damaged, or holds no answers of a survey; remove it to "
+                "ask anew"
+            )
+
+    def _read_answer(self, payload: bytes) -> None:
+        first, n, n_classes = _HEAD.unpack_from(payload, 1)
+        values = np.frombuffer(payload[1 + _HEAD.size :], "<f4").astype(np.float32)
+        if payload[:1] != b"A" or first + n > len(self.answered):
+            raise ValueError(payload[:1])
+        self._put(first, torch.from_numpy(values).view(n, n_classes))
+
+    def _check_settings(self, held: dict[str, Any]) -> None:
+        for key, value in self._settings.items():
+            if held.get(key) != value:
+                raise InputError(
+                    f"survey: {self.path} keeps the answers of another survey ({key} is "
+                    f"{held.get(key)!r} there; got {value!r}); use those settings, or give another "
+                    "folder"
+                )
+
+    @contextmanager
+    def _naming_file(self, what: str) -> Iterator[None]:
+        """Turn an OSError inside the block into an InputError that names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"survey: {what} {self.path}: {error.strerror or error}") from error

@@ -1,0 +1,91 @@
+"""Split a meta-model into its features and its last linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta.stacked import can_stack, stacked_features, stacked_parameters
+
+Features = Callable[[Tensor], Tensor]
+
+
+def last_linear(module: nn.Module) -> nn.Linear | None:
+    """Return the last layer with parameters if it is `nn.Linear`; else None."""
+    layers = [
+        layer
+        for layer in module.modules()
+        if next(layer.parameters(recurse=False), None) is not None
+    ]
+    return layers[-1] if layers and isinstance(layers[-1], nn.Linear) else None
+
+
+def check_backbone(operation: str, module: nn.Module) -> None:
+    """Raise InputError unless `features_of` can split the module."""
+    if last_linear(module) is None and not callable(getattr(module, "features", None)):
+        raise InputError(
+            f"{operation}: the survey trains the features of the meta-model, so its last layer "
+            "must be nn.Linear, or it must have a method features(images) that returns "
+            f"[N, n_features]; {type(module).__name__} has neither; set survey.n_images to 0 to "
+            "leave the survey out"
+        )
+
+
+def features_of(module: nn.Module) -> Features:
+    """Return the function from images `[N, C, H, W]` to the features `[N, n_features]` of `module`.
+
+    They are what `module.features` returns, if there is such a method, or else what enters the
+    last layer, an `nn.Linear`. Buffers, such as running statistics, are not changed.
+    """
+    if can_stack(module):
+        parameters = dict(module.named_parameters())
+        return lambda images: stacked_features(
+            module, stacked_parameters(parameters, 1), images[None]
+        )[0]
+    if callable(getattr(module, "features", None)):
+        return lambda images: _call(_Features(module), images)
+    linear = last_linear(module)
+    assert linear is not None
+
+    def features(images: Tensor) -> Tensor:
+        entered: list[Tensor] = []
+        hook = linear.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+        try:
+            _call(module, images)
+        finally:
+            hook.remove()
+        return entered[-1].flatten(1)
+
+    return features
+
+
+def zero_head(module: nn.Module) -> None:
+    """Set the last linear layer to zero, so that a task starts without a preference."""
+    linear = last_linear(module)
+    if linear is not None:
+        with torch.no_grad():
+            for parameter in linear.parameters():
+                parameter.zero_()
+
+
+class _Features(nn.Module):
+    """A module whose call is `module.features`, so that `functional_call` reaches it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.module.features(images)  # type: ignore[operator]
+        return features.flatten(1)
+
+
+def _call(module: nn.Module, images: Tensor) -> Tensor:
+    parameters: Mapping[str, Tensor] = dict(module.named_parameters())
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    result: Tensor = functional_call(module, {**parameters, **buffers}, (images,))
+    return result

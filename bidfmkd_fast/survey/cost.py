@@ -1,0 +1,27 @@
+"""Count what the survey asks of an API, for budgets, plans, progress bars and ledgers."""
+
+from __future__ import annotations
+
+from bidfmkd_fast.black_box import BlackBox
+from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
+from bidfmkd_fast.recovery.cost import Cost
+
+_LOCAL_PIECE = 256  # pictures per call to an API in this process
+
+
+def piece_size(api: BlackBox) -> int:
+    """Return the pictures per call, a single request: all that a kill makes the survey ask again.
+
+    A service is not contacted for it.
+    """
+    if isinstance(api, ServiceBlackBox):
+        return api.known_batch
+    return min(_LOCAL_PIECE, api.spec.max_batch or _LOCAL_PIECE)
+
+
+def survey_cost(api: BlackBox, n_images: int) -> Cost:
+    """Count the survey of one API about `n_images` pictures if nothing goes wrong."""
+    piece = piece_size(api)
+    sizes = [min(piece, n_images - first) for first in range(0, n_images, piece)]
+    requests = sum(api.requests_for(size) for size in sizes)
+    return Cost(n_images, requests, api.price_of(n_images))

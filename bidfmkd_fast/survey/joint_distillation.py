@@ -1,0 +1,115 @@
+"""Distil the answers of all APIs into one backbone with a head per API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bidfmkd_fast import ops
+from bidfmkd_fast.seeds import seeded, torch_generator
+from bidfmkd_fast.survey.backbone import features_of, zero_head
+from bidfmkd_fast.survey.config import SurveyConfig
+
+
+class Surveyed(NamedTuple):
+    """The answers of one API.
+
+    Attributes:
+        scores: `[n_images, n_classes]`.
+        answered: bool `[n_images]`, which rows hold an answer.
+        kind: kind of the scores, one of `ops.scores.SCORES_KINDS`.
+    """
+
+    scores: Tensor
+    answered: Tensor
+    kind: str
+
+
+class Epoch(NamedTuple):
+    """What one pass over the pictures has given: means over its steps and the APIs."""
+
+    loss: float
+    agreement: float  # share of pictures to which head and API give the same class
+
+
+def distil_jointly(
+    module: nn.Module,
+    pictures: Tensor,
+    surveyed: Sequence[Surveyed],
+    config: SurveyConfig,
+    seed: int,
+    prepare: Callable[[Tensor], Tensor] = lambda images: images,
+) -> Iterator[Epoch]:
+    """Train the features of `module` in place so that linear heads on them answer as the APIs do.
+
+    The loss of a step is the mean over the APIs of `ops.kd_loss` (KL at temperature T) on the
+    pictures of the batch that the API has answered. Afterwards the module's last linear layer is 0
+    and the heads are dropped. The same arguments give the same bits on one CPU type.
+
+    Args:
+        module: the meta-model, as `backbone.check_backbone` wants it.
+        pictures: uint8 `[n_images, C, H, W]`.
+        surveyed: the answers of the APIs, which may differ in their number of classes.
+        config: the settings.
+        seed: seed of heads and order.
+        prepare: applied to each batch of images in unit range before the module sees them.
+
+    Yields:
+        The means of each epoch, as it ends.
+    """
+    device = next(module.parameters()).device
+    features = features_of(module)
+    useful = torch.stack([one.answered for one in surveyed]).any(0).nonzero()[:, 0]
+    with torch.no_grad():
+        n_features = features(prepare(pictures[useful[:2]].to(device) / 255)).shape[1]
+    with seeded(seed, "survey", "heads"):
+        heads = nn.ModuleList(nn.Linear(n_features, one.scores.shape[1]) for one in surveyed).to(
+            device
+        )
+    trained = [p for p in (*module.parameters(), *heads.parameters()) if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
+    # A batch of one picture has no statistics, so what is left over joins the batch before it.
+    n_batches = max(1, len(useful) // config.batch_size)
+    n_steps = config.epochs * n_batches
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
+    )
+    draws = torch_generator(seed, "survey", "order")
+    for _ in range(config.epochs):
+        order = useful[torch.randperm(len(useful), generator=draws)]
+        totals = torch.zeros(2, dtype=torch.float64, device=device)
+        for rows in order.tensor_split(n_batches):
+            images = prepare(pictures[rows].to(device).float() / 255)
+            loss, agreement = _loss(features(images), rows, surveyed, heads, config.temperature)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            totals += torch.stack([loss.detach(), agreement]).double()
+        loss_mean, agreement_mean = (totals / n_batches).tolist()
+        yield Epoch(loss_mean, agreement_mean)
+    zero_head(module)
+
+
+def _loss(
+    features: Tensor,
+    rows: Tensor,
+    surveyed: Sequence[Surveyed],
+    heads: nn.ModuleList,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the mean loss over the APIs and the share of equal classes, both scalars."""
+    losses, agreements = [], []
+    for one, head in zip(surveyed, heads, strict=True):
+        answered = one.answered[rows]
+        if not answered.any():
+            continue
+        scores = one.scores[rows[answered]].to(features.device)
+        logits = head(features[answered.to(features.device)])
+        losses.append(ops.kd_loss(logits, scores, temperature, scores_kind=one.kind))
+        agreements.append((logits.argmax(1) == scores.argmax(1)).float().mean())
+    return torch.stack(losses).mean(), torch.stack(agreements).mean()
