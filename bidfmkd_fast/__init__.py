@@ -42,6 +42,7 @@ from bidfmkd_fast.meta import Classifier, Evaluation, MetaModel, evaluate, paire
 from bidfmkd_fast.pools import load_pool, train_pool
 from bidfmkd_fast.priors import procedural_images
 from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
+from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig
 from bidfmkd_fast.zeroth_order import ZerothOrder, as_differentiable
 
@@ -71,6 +72,7 @@ __all__ = [
     "RemoteBlackBox",
     "ReplayConfig",
     "Run",
+    "SurveyConfig",
     "TorchBlackBox",
     "TrainConfig",
     "ZerothOrder",

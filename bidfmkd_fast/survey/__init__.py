@@ -8,3 +8,7 @@ answer into one backbone.
 - `backbone`: splits a meta-model into its features and its last linear layer.
 - `joint_distillation`: trains the features with one head per API.
 """
+
+from bidfmkd_fast.survey.config import SurveyConfig
+
+__all__ = ["SurveyConfig"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,7 +42,6 @@ def distil_jointly(
     surveyed: Sequence[Surveyed],
     config: SurveyConfig,
     seed: int,
-    prepare: Callable[[Tensor], Tensor] = lambda images: images,
 ) -> Iterator[Epoch]:
     """Train the features of `module` in place so that linear heads on them answer as the APIs do.
 
@@ -52,11 +51,11 @@ def distil_jointly(
 
     Args:
         module: the meta-model, as `backbone.check_backbone` wants it.
-        pictures: uint8 `[n_images, C, H, W]`.
-        surveyed: the answers of the APIs, which may differ in their number of classes.
+        pictures: uint8 `[n_images, C, H, W]`, on the device of `module`.
+        surveyed: the answers of the APIs, scores on the device of `module`; the APIs may differ in
+            their number of classes.
         config: the settings.
         seed: seed of heads and order.
-        prepare: applied to each batch of images in unit range before the module sees them.
 
     Yields:
         The means of each epoch, as it ends.
@@ -65,7 +64,7 @@ def distil_jointly(
     features = features_of(module)
     useful = torch.stack([one.answered for one in surveyed]).any(0).nonzero()[:, 0]
     with torch.no_grad():
-        n_features = features(prepare(pictures[useful[:2]].to(device) / 255)).shape[1]
+        n_features = features(pictures[useful[:2]] / 255).shape[1]
     with seeded(seed, "survey", "heads"):
         heads = nn.ModuleList(nn.Linear(n_features, one.scores.shape[1]) for one in surveyed).to(
             device
@@ -83,7 +82,7 @@ def distil_jointly(
         order = useful[torch.randperm(len(useful), generator=draws)]
         totals = torch.zeros(2, dtype=torch.float64, device=device)
         for rows in order.tensor_split(n_batches):
-            images = prepare(pictures[rows].to(device).float() / 255)
+            images = pictures[rows].float() / 255
             loss, agreement = _loss(features(images), rows, surveyed, heads, config.temperature)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -108,7 +107,7 @@ def _loss(
         answered = one.answered[rows]
         if not answered.any():
             continue
-        scores = one.scores[rows[answered]].to(features.device)
+        scores = one.scores[rows[answered]]
         logits = head(features[answered.to(features.device)])
         losses.append(ops.kd_loss(logits, scores, temperature, scores_kind=one.kind))
         agreements.append((logits.argmax(1) == scores.argmax(1)).float().mean())

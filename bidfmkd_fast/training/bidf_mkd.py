@@ -17,12 +17,14 @@ from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.runtime.allocator import keep_freed_memory
 from bidfmkd_fast.runtime.machine import usable_device
 from bidfmkd_fast.seeds import seeded
+from bidfmkd_fast.survey.backbone import check_backbone
+from bidfmkd_fast.survey.pictures import check_drawable
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.counted_queries import counted_queries
 from bidfmkd_fast.training.default_model import initial_module, task_shape
 from bidfmkd_fast.training.loop import run_loop
 from bidfmkd_fast.training.run import Run
-from bidfmkd_fast.training.run_cost import run_cost
+from bidfmkd_fast.training.run_cost import keep_plan, run_cost
 from bidfmkd_fast.training.run_folder import RunFolder
 from bidfmkd_fast.training.run_memory import check_run_memory
 from bidfmkd_fast.training.run_state import RunState
@@ -151,6 +153,7 @@ class BiDfMKD:
                 ledger = None
                 if folder is not None:
                     ledger = stack.enter_context(counted_queries(folder, self.apis))
+                    keep_plan(folder.path, self.apis, self.config)
                 yield RunState(
                     self.apis,
                     copy.deepcopy(self._module),
@@ -174,6 +177,10 @@ class BiDfMKD:
         """Raise InputError unless the meta-model maps images of every API to logits."""
         n_classes = self.apis[0].spec.n_classes
         specs = [api.spec for api in self.apis]
+        if self.config.survey.n_images:
+            check_backbone("BiDfMKD", self._module)
+            for spec in specs:
+                check_drawable(spec)
         _, height, width = task_shape(specs, self.config) or specs[0].image_shape
         if height != width and self.config.replay.rotations == 4:
             raise InputError(

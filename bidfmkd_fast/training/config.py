@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from bidfmkd_fast.data.episodes import check_rotations
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files.yaml_files import read_mapping
 from bidfmkd_fast.meta.inner_loop import InnerLoop
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.recovery.paper_compat import SPLITS
@@ -18,11 +19,14 @@ from bidfmkd_fast.settings import (
     check_most,
     check_positive,
     check_types,
+    named,
     plain_values,
     settings_from_values,
-    settings_from_yaml,
     to_yaml,
 )
+from bidfmkd_fast.survey.config import SurveyConfig
+
+NO_SURVEY = SurveyConfig(n_images=0)
 
 # Bounds that no run needs to exceed. Beyond them the first outer step exhausts the memory, or hangs
 # without a sign of progress.
@@ -129,6 +133,7 @@ class TrainConfig:
         task_replay: False leaves task memory replay out (an ablation).
         paper_compat: follow the authors' public code where it departs from the paper
             (`docs/architecture.md`).
+        survey: what all APIs are asked first, and how it is distilled.
         recovery: how each set is recovered.
         distillation: how the recovered sets are distilled.
         replay: how the recovered images are replayed as tasks.
@@ -149,6 +154,7 @@ class TrainConfig:
     bilevel_distillation: bool = True
     task_replay: bool = True
     paper_compat: bool = False
+    survey: SurveyConfig = field(default_factory=SurveyConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -215,7 +221,7 @@ class TrainConfig:
             InputError: an unknown key (the closest known one is named), or a value out of its
                 range.
         """
-        return settings_from_values(cls, values)
+        return settings_from_values(cls, _with_older_behaviour(values))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
@@ -223,7 +229,27 @@ class TrainConfig:
 
         Raises InputError as `from_dict` does, and for a file that is missing or no YAML.
         """
-        return settings_from_yaml(cls, path)
+        values = read_mapping(path, cls.__name__)
+        with named(str(path)):
+            return cls.from_dict(values)
+
+    @classmethod
+    def v01(cls) -> TrainConfig:
+        """Return the default settings of version 0.1: recovery and replay without a survey."""
+        return cls(survey=NO_SURVEY)
+
+
+_KEYS_OF_V01 = {setting.name for setting in fields(TrainConfig)} - {"survey"}
+
+
+def _with_older_behaviour(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Turn the survey off in settings that version 0.1 wrote.
+
+    It wrote every setting, and had no survey. Settings that name only some keep the defaults.
+    """
+    if isinstance(values, Mapping) and "survey" not in values and values.keys() >= _KEYS_OF_V01:
+        return {**values, "survey": plain_values(NO_SURVEY)}
+    return values
 
 
 def paper(compat: bool = False) -> TrainConfig:
@@ -235,6 +261,7 @@ def paper(compat: bool = False) -> TrainConfig:
     (`paper_compat`): it uses their loss, and so their learning rate.
     """
     return TrainConfig(
+        survey=NO_SURVEY,
         paper_compat=compat,
         n_per_class=30,
         meta_batch_size=4,

@@ -10,6 +10,9 @@ from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.recovery.cost import measuring_cost
 from bidfmkd_fast.recovery.journal import Journal
+from bidfmkd_fast.survey.answers import Answers
+from bidfmkd_fast.survey.cost import piece_size
+from bidfmkd_fast.survey.pictures import SharedPictures
 from bidfmkd_fast.training.recovered_set import PARTS, least_queries
 from bidfmkd_fast.training.run_folder import LEDGER, RunFolder
 
@@ -52,7 +55,7 @@ def _complete_from_sets(ledger: LedgerFile, folder: RunFolder, apis: Sequence[Bl
     for number, api in enumerate(apis):
         n_images = config.n_per_class * api.spec.n_classes
         measuring = measuring_cost(api, config.recovery, n_images).queries
-        queries = requests = 0
+        queries, requests = _surveyed(folder, api, number)
         for part in PARTS:
             finished = folder.load_recovered(number, part, api)
             if finished is not None:
@@ -73,3 +76,15 @@ def _complete_from_sets(ledger: LedgerFile, folder: RunFolder, apis: Sequence[Bl
             "what was asked besides them is not known",
             stacklevel=2,
         )
+
+
+def _surveyed(folder: RunFolder, api: BlackBox, number: int) -> tuple[int, int]:
+    """Return the queries and requests of the answers to the survey that the folder holds."""
+    config = folder.config()
+    n_images = config.survey.n_images
+    if not n_images or not folder.survey_file(number).exists():
+        return 0, 0
+    answers = Answers(
+        folder.survey_file(number), api.spec, SharedPictures(config.seed).seed, n_images
+    )
+    return answers.queries, -(-answers.queries // piece_size(api))

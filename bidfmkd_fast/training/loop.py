@@ -8,6 +8,9 @@ In every round the loop takes a group of black-box APIs and
 4. outer level: moves the meta-model so that task models agree with their APIs on the query sets,
 5. replays all images recovered so far as tasks across APIs.
 
+Before the first round, a survey asks all APIs about the same procedural pictures and distils their
+answers into the meta-model.
+
 Services that fail are asked once more after all others. The final replay ends the run.
 """
 
@@ -32,6 +35,7 @@ from bidfmkd_fast.training.replay import replay
 from bidfmkd_fast.training.run import Run
 from bidfmkd_fast.training.run_state import RunState
 from bidfmkd_fast.training.services import Services
+from bidfmkd_fast.training.survey_stage import survey
 
 
 def run_loop(run: RunState) -> Run:
@@ -42,6 +46,7 @@ def run_loop(run: RunState) -> Run:
     """
     apis, size, settings = run.apis, run.config.meta_batch_size, run.config.replay
     n_services = sum(api.is_service for api in apis)
+    survey(run)
     with Recoveries(run) as recoveries, Services(n_services, recoveries.stop) as services:
         for again in (False, True):
             waiting = run.take_failed() if again else list(range(len(apis)))
@@ -66,7 +71,7 @@ def run_loop(run: RunState) -> Run:
             with run.timed("recovery"):
                 outcomes = services.late()
             distil(run, run.keep(outcomes))
-    if not run.recovered and run.last_error is not None:
+    if not run.recovered and not run.surveyed and run.last_error is not None:
         raise run.last_error
     replay(run, settings.final_steps)
     return run.finish()

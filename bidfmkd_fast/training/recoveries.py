@@ -18,7 +18,7 @@ from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed
 from bidfmkd_fast.training.outcome import Outcome
 from bidfmkd_fast.training.run import RecoveredSet
-from bidfmkd_fast.training.run_cost import keep_plan, run_cost
+from bidfmkd_fast.training.run_cost import recovery_cost
 from bidfmkd_fast.training.run_state import RunState
 
 _log = logging.getLogger("bidfmkd_fast")  # the logger whose filter removes secrets
@@ -49,9 +49,8 @@ class Recoveries:
 
     def __enter__(self) -> Recoveries:
         run = self._run
-        if run.folder is not None:
-            keep_plan(run.folder.path, run.apis, run.config)
-        else:  # without a folder, journals serve only the second attempt at a service that failed
+        if run.folder is None:
+            # Journals then serve only the second attempt at a service that failed.
             self._scratch = Path(
                 self._resources.enter_context(tempfile.TemporaryDirectory(prefix="bidfmkd-"))
             )
@@ -59,7 +58,7 @@ class Recoveries:
         self._bar = self._resources.enter_context(
             Bar(
                 f"{run.label}: recover",
-                sum(run_cost(api, run.config).queries for api in run.apis),
+                sum(recovery_cost(api, run.config).queries for api in run.apis),
                 "queries",
                 run.progress,
                 position=lambda: sum(api.ledger.answered_queries for api in run.apis) - answered,
@@ -87,7 +86,7 @@ class Recoveries:
                 # A process that was killed after it wrote the set has left the journal behind.
                 shutil.rmtree(run.folder.journal(outcome.index, part), ignore_errors=True)
                 _log.info("%s: found the %s set in %s", api.name, part, run.folder.path)
-                self._bar.skip(run_cost(api, run.config).queries // 2)
+                self._bar.skip(recovery_cost(api, run.config).queries // 2)
                 self._finished[key] = loaded
         if key not in self._finished:
             return False

@@ -10,16 +10,22 @@ from torch import Tensor
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
 from bidfmkd_fast.recovery.cost import Cost, set_cost
+from bidfmkd_fast.survey.cost import survey_cost
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.recovered_set import PARTS
 from bidfmkd_fast.training.spending import Cap, write_plan
 
 
 def run_cost(api: BlackBox, config: TrainConfig) -> Cost:
-    """Count what a run asks one API if nothing goes wrong: two sets of images.
+    """Count what a run asks one API if nothing goes wrong: the survey and two sets of images.
 
     A service is not contacted.
     """
+    return survey_cost(as_known(api), config.survey.n_images) + recovery_cost(api, config)
+
+
+def recovery_cost(api: BlackBox, config: TrainConfig) -> Cost:
+    """Count what the recovery of both sets of one API asks. A service is not contacted."""
     one_set = set_cost(as_known(api), config.recovery, config.n_per_class, config.paper_compat)
     return one_set * len(PARTS)
 

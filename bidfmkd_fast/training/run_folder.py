@@ -174,11 +174,13 @@ class RunFolder:
             ) from None
 
     def withdraw(self) -> None:
-        """Undo `create` if nothing was recovered; queries that were asked stay in the ledger."""
+        """Undo `create` if no API has answered; queries that were asked stay in the ledger."""
         self._clear()
-        recovered = self.path / "recovered"
-        if recovered.is_dir() and not any(recovered.iterdir()):
-            recovered.rmdir()
+        answers = [self.path / "recovered", self.path / "survey"]
+        if not any(place.is_dir() and any(place.iterdir()) for place in answers):
+            for place in answers:
+                if place.is_dir():
+                    place.rmdir()
             (self.path / CONFIG).unlink(missing_ok=True)
             (self.path / PLAN).unlink(missing_ok=True)
             if (self.path / LEDGER).exists():
@@ -205,6 +207,10 @@ class RunFolder:
             self.recovered_file(index, part),
             bytes_of_set(spec, config.n_per_class, config.recovery.steps),
         )
+
+    def survey_file(self, index: int) -> Path:
+        """Return the path of an API's answers to the survey, such as `survey/api_003.answers`."""
+        return self.path / "survey" / f"api_{index:03d}.answers"
 
     def journal(self, index: int, part: str) -> Path:
         """Return the folder of a set's journal, such as `recovered/api_003_support.journal`."""

@@ -50,6 +50,7 @@ class RunState:
         seconds: wall time per stage.
         outer_step: steps that the meta-model has taken, distillation and replay together.
         replay_step: the replay steps among them.
+        surveyed: the number of APIs that have answered the survey.
         last_error: the last error that kept an API from giving both sets.
     """
 
@@ -79,11 +80,12 @@ class RunState:
         self.memory = TaskMemory(task_shape([api.spec for api in self.apis], self.config))
         self.recovered: list[RecoveredSet] = []
         self.history: list[dict[str, Any]] = []
-        self.seconds = {"recovery": 0.0, "distillation": 0.0, "replay": 0.0}
-        self.outer_step = self.replay_step = 0
+        self.seconds = {"survey": 0.0, "recovery": 0.0, "distillation": 0.0, "replay": 0.0}
+        self.outer_step = self.replay_step = self.surveyed = 0
         self.last_error: Exception | None = None
         self._budget_ended = False
         self._skipped: dict[int, str] = {}
+        self._unsurveyed: dict[str, str] = {}  # reasons by the name of the API
         self._failed_before: set[int] = set()
         self._ledger_before = [row_of(number, api) for number, api in enumerate(self.apis)]
 
@@ -109,6 +111,22 @@ class RunState:
             if outcome.error is not None:
                 self._note_failure(outcome.index, outcome.error)
         return tasks
+
+    def note_unsurveyed(self, index: int, error: Exception, again: bool) -> None:
+        """Note why an API did not answer the survey; `again` if it was asked for the second time.
+
+        A budget that ends makes no warning, since the report says so.
+        """
+        self.last_error = error
+        if isinstance(error, BudgetExhausted):
+            self._budget_ended = True
+            return
+        name, reason = self.apis[index].name, " ".join(str(error).split())
+        consequence = "goes on without it" if again else "asks it again at the end"
+        warnings.warn(f"{name}: the survey {consequence}: {reason}", ServiceWarning, stacklevel=2)
+        _log.info("%s: the survey %s: %s", name, consequence, reason)
+        if again:
+            self._unsurveyed[name] = f"survey: {reason}"
 
     def take_failed(self) -> list[int]:
         """Return the numbers of the services that failed, and forget that they did."""
@@ -147,10 +165,11 @@ class RunState:
             queries=sum(row.queries for row in rows),
             requests=sum(row.requests for row in rows),
             seconds=self.seconds,
-            complete=not (self._budget_ended or self._skipped),
+            complete=not (self._budget_ended or self._skipped or self._unsurveyed),
             config=self.config,
             budget_ended=self._budget_ended,
-            skipped={self.apis[index].name: reason for index, reason in self._skipped.items()},
+            skipped=self._unsurveyed
+            | {self.apis[index].name: reason for index, reason in self._skipped.items()},
             ledger=rows,
         )
         if self.folder is not None:
