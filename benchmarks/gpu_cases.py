@@ -221,7 +221,8 @@ def whole_run(runs: int) -> Iterator[Row]:
     """Time each stage of a run of eight APIs at the default settings, per API, round or step."""
     n_apis, per_round, final = 8, 100, 300
     config = bf.TrainConfig(
-        replay=bf.ReplayConfig(steps_per_round=per_round, patience=0, final_steps=final)
+        survey=bf.SurveyConfig(n_images=0),
+        replay=bf.ReplayConfig(steps_per_round=per_round, patience=0, final_steps=final),
     )
     rounds = n_apis // config.meta_batch_size
     start = time.perf_counter()

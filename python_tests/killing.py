@@ -29,12 +29,14 @@ from bidfmkd_fast.black_box import (
     TorchBlackBox,
 )
 from bidfmkd_fast.recovery import RecoveryConfig, journal, record_file
+from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig
 
 N_CLASSES, SHAPE, N_PER_CLASS, STEPS, DIRECTIONS = 3, (1, 16, 16), 3, 8, 2
 B = N_CLASSES * N_PER_CLASS
 SET = STEPS * (1 + DIRECTIONS) * B  # queries of a set
 CONFIG = TrainConfig(
+    survey=SurveyConfig(n_images=0),
     n_per_class=N_PER_CLASS,
     meta_batch_size=3,
     meta_model_width=4,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
@@ -21,9 +22,17 @@ def ask(api: BlackBox, pictures: SharedPictures, answers: Answers) -> None:
         BudgetExhausted, BadAnswer, APIUnavailable: as the API's call; what was answered is kept.
     """
 
+    failed = threading.Event()
+
     def ask_piece(first: int, n: int) -> None:
         check()
-        answers.add(first, api(pictures.for_api(first, n, api.spec)))
+        if failed.is_set():  # a service that failed is left alone at once
+            return
+        try:
+            answers.add(first, api(pictures.for_api(first, n, api.spec)))
+        except BaseException:
+            failed.set()
+            raise
 
     pieces = answers.missing(piece_size(api))
     if not isinstance(api, ServiceBlackBox):
@@ -35,13 +44,10 @@ def ask(api: BlackBox, pictures: SharedPictures, answers: Answers) -> None:
         calls: list[Future[None]] = []
         try:
             calls += [pool.submit(ask_piece, *piece) for piece in pieces]
-            finished, _ = wait(calls, return_when=FIRST_EXCEPTION)
-            if any(call.exception() for call in finished):
-                pool.shutdown(wait=False, cancel_futures=True)
+            wait(calls)
         except BaseException:  # Ctrl-C; leaving the block waits for the calls, so they must end
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            failed.set()
             raise
     for call in calls:
-        if not call.cancelled() and (error := call.exception()) is not None:
-            raise error
+        call.result()

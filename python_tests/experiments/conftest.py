@@ -16,6 +16,7 @@ from bidfmkd_fast.experiments.config import (
 from bidfmkd_fast.experiments.folder import pool_of
 from bidfmkd_fast.pools import Pool
 from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training import DistillationConfig, ReplayConfig, TrainConfig
 
 N_APIS, N_WAY, N_PER_CLASS, STEPS, DIRECTIONS = 3, 3, 3, 2, 2
@@ -25,6 +26,7 @@ RUN_QUERIES = N_APIS * 2 * STEPS * (1 + DIRECTIONS) * SET
 TINY = ExperimentConfig(
     pool=PoolConfig(n_apis=N_APIS, n_way=N_WAY, width=2, epochs=2),
     train=TrainConfig(
+        survey=SurveyConfig(n_images=0),
         n_per_class=N_PER_CLASS,
         meta_batch_size=2,
         meta_model_width=3,

@@ -184,6 +184,7 @@ def test_a_run_and_its_control_are_told_apart(
     every_moment: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     config = bf.TrainConfig(
+        survey=bf.SurveyConfig(n_images=0),
         n_per_class=3,
         meta_model_width=4,
         recovery=bf.RecoveryConfig(steps=3, num_directions=1, generator_width=4, latent_dim=8),
@@ -201,6 +202,7 @@ def test_a_logger_tells_what_happens_and_is_quiet_by_itself(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = bf.TrainConfig(
+        survey=bf.SurveyConfig(n_images=0),
         n_per_class=3,
         meta_model_width=4,
         recovery=bf.RecoveryConfig(steps=1, num_directions=1, generator_width=4, latent_dim=8),

@@ -20,6 +20,7 @@ from urllib3.exceptions import HTTPError
 
 import bidfmkd_fast as bf
 from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training import DistillationConfig, ReplayConfig, TrainConfig
 
 remote = pytest.importorskip(
@@ -153,6 +154,7 @@ def test_a_run_through_real_servers(
     server: RealServer, pool: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     config = TrainConfig(
+        survey=SurveyConfig(n_images=0),
         n_per_class=3,
         meta_batch_size=2,
         meta_model_width=4,

@@ -26,6 +26,7 @@ from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.models import AnySizeConv4
 from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
 from bidfmkd_fast.seeds import derive_seed
+from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training import (
     BiDfMKD,
     DistillationConfig,
@@ -42,6 +43,7 @@ B = N_CLASSES * N_PER_CLASS
 STEP = 3 * B  # queries of one recovery step with two directions
 
 TINY = TrainConfig(
+    survey=SurveyConfig(n_images=0),
     n_per_class=N_PER_CLASS,
     meta_batch_size=2,
     meta_model_width=4,

@@ -14,6 +14,7 @@ from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, 
 from bidfmkd_fast.black_box.probe import PROBE_QUERIES
 from bidfmkd_fast.errors import BudgetExhausted
 from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training import (
     BiDfMKD,
     DistillationConfig,
@@ -25,6 +26,7 @@ from bidfmkd_fast.training.plan import plan
 
 N_CLASSES = 3
 TINY = TrainConfig(
+    survey=SurveyConfig(n_images=0),
     n_per_class=3,
     meta_batch_size=2,
     meta_model_width=4,

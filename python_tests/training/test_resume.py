@@ -17,6 +17,7 @@ from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import APIUnavailable, BudgetExhausted, InputError
 from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training import (
     BiDfMKD,
     DistillationConfig,
@@ -28,6 +29,7 @@ from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, METRICS
 
 STEP = 27
 TINY = TrainConfig(
+    survey=SurveyConfig(n_images=0),
     n_per_class=3,
     meta_batch_size=2,
     meta_model_width=4,

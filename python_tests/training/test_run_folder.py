@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from bidfmkd_fast.black_box import APISpec, FunctionBlackBox
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig
 from bidfmkd_fast.training.run_folder import RunFolder
 
 CONFIG = TrainConfig(
+    survey=SurveyConfig(n_images=0),
     n_per_class=3,
     meta_model_width=4,
     recovery=RecoveryConfig(steps=1, num_directions=1, generator_width=4, latent_dim=8),

@@ -29,6 +29,7 @@ from bidfmkd_fast.black_box import (
 from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, ServiceWarning
 from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training import (
     BiDfMKD,
     DistillationConfig,
@@ -43,6 +44,7 @@ from bidfmkd_fast.training.run_folder import LEDGER, RunFolder
 N_CLASSES, SHAPE, B = 3, (1, 16, 16), 9
 STEP = 3 * B
 TINY = TrainConfig(
+    survey=SurveyConfig(n_images=0),
     n_per_class=3,
     meta_batch_size=2,
     meta_model_width=4,

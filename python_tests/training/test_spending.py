@@ -20,6 +20,7 @@ from bidfmkd_fast.black_box.ledger_file import read_ledger
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.recovery.cost import Cost
+from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training import DistillationConfig, ReplayConfig, TrainConfig, fit_with_control
 from bidfmkd_fast.training.plan import plan
 from bidfmkd_fast.training.run_cost import run_cost
@@ -27,6 +28,7 @@ from bidfmkd_fast.training.spending import Cap, Spending, over_cap, read_spendin
 from bidfmkd_fast.training.status import LOCK, status_text
 
 TINY = TrainConfig(
+    survey=SurveyConfig(n_images=0),
     n_per_class=3,
     meta_batch_size=2,
     meta_model_width=4,
