@@ -18,6 +18,10 @@ Settings = TypeVar("Settings")
 
 # Widest layer of a network: twice the widest published ResNet. A larger number exhausts the memory.
 MOST_WIDTH = 4096
+# A settings class may have a static method of this name. It gets the values of a file and adds what
+# a file of an older version lacks, so that it still means what it meant.
+UPGRADED = "upgraded"
+
 
 
 def settings_from_yaml(kind: type[Settings], path: str | Path) -> Settings:
@@ -63,6 +67,8 @@ def check_values(kind: type[Any], values: Any, name: str, where: str = "") -> di
         place = f"settings under {where.rstrip('.')!r}" if where else "settings by name"
         some = ", ".join(field.name for field in fields(kind)[:3])
         raise InputTypeError(f"{name}wanted {place} ({some}, ...); got {_in_words(values)}")
+    if (upgraded := getattr(kind, UPGRADED, None)) is not None:
+        values = upgraded(values)
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for key, value in values.items():

@@ -12,6 +12,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from io import FileIO
 from multiprocessing import forkserver
 from pathlib import Path
@@ -29,7 +30,7 @@ from bidfmkd_fast.black_box import (
     TorchBlackBox,
 )
 from bidfmkd_fast.recovery import RecoveryConfig, journal, record_file
-from bidfmkd_fast.survey import SurveyConfig
+from bidfmkd_fast.survey import SurveyConfig, cost
 from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig
 
 N_CLASSES, SHAPE, N_PER_CLASS, STEPS, DIRECTIONS = 3, (1, 16, 16), 3, 8, 2
@@ -46,6 +47,7 @@ CONFIG = TrainConfig(
     distillation=DistillationConfig(inner_steps=2),
     replay=ReplayConfig(final_steps=2, n_query=2, inner_steps=1),
 )
+SURVEYED = replace(CONFIG, survey=SurveyConfig(n_images=35, epochs=2, batch_size=8))
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["bidfmkd_fast.cli.main", "bidfmkd_fast.pools", "torch._dynamo"])
@@ -183,6 +185,18 @@ def fit_local(
     run = BiDfMKD(apis, config=CONFIG, budget=budget).fit(folder, progress=False)
     assert run.complete
     assert run.queries == queries(log) and (budget is None or budget.remaining_queries == 0)
+
+
+def fit_surveyed(folder: Path, log: Path, moment: tuple[str, int] | None) -> None:
+    """Run with a survey of 35 pictures in pieces of 10 on local APIs, and die at `moment`."""
+    _begin()
+    cost.LOCAL_PIECE = 10  # type: ignore[misc]
+    what, number = moment or ("", 0)
+    apis = local(log, number if what == "call" else None)
+    if what == "record":
+        record_file.FileIO = _dying_file(number)  # type: ignore[misc]
+    run = BiDfMKD(apis, config=SURVEYED).fit(folder, progress=False)
+    assert run.complete and run.queries == queries(log)
 
 
 def fit_remote(folder: Path, url: str) -> None:

@@ -85,7 +85,12 @@ def _source_of_run(pool: str) -> dict[str, Any]:
 def _add_train_options(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     add_out(parser, "train")
     add_seed(parser, from_settings=True)
-    presets = {"default": TrainConfig(), "paper": paper(), "paper_compat": paper(compat=True)}
+    presets = {
+        "default": TrainConfig(),
+        "v01": TrainConfig.v01(),
+        "paper": paper(),
+        "paper_compat": paper(compat=True),
+    }
     parser.add_argument(
         "--preset", choices=tuple(presets), default="default", help="settings to start from"
     )

@@ -31,6 +31,16 @@ from bidfmkd_fast.recovery.record_file import RecordFile
 _HEAD = struct.Struct("<III")
 
 
+def count_answers(path: Path) -> int:
+    """Count the pictures that are answered in a file, whatever survey it is of; nothing is kept."""
+    pictures: set[int] = set()
+    for payload in RecordFile(path).read():
+        if payload[:1] == b"A":
+            first, n, _ = _HEAD.unpack_from(payload, 1)
+            pictures.update(range(first, first + n))
+    return len(pictures)
+
+
 class Answers:
     """The scores of one API for the pictures of a survey, as far as they have come.
 

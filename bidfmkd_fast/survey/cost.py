@@ -6,7 +6,7 @@ from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
 from bidfmkd_fast.recovery.cost import Cost
 
-_LOCAL_PIECE = 256  # pictures per call to an API in this process
+LOCAL_PIECE = 256  # pictures per call to an API in this process
 
 
 def piece_size(api: BlackBox) -> int:
@@ -16,7 +16,7 @@ def piece_size(api: BlackBox) -> int:
     """
     if isinstance(api, ServiceBlackBox):
         return api.known_batch
-    return min(_LOCAL_PIECE, api.spec.max_batch or _LOCAL_PIECE)
+    return min(LOCAL_PIECE, api.spec.max_batch or LOCAL_PIECE)
 
 
 def survey_cost(api: BlackBox, n_images: int) -> Cost:

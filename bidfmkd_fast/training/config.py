@@ -9,7 +9,6 @@ from typing import Any
 
 from bidfmkd_fast.data.episodes import check_rotations
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files.yaml_files import read_mapping
 from bidfmkd_fast.meta.inner_loop import InnerLoop
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.recovery.paper_compat import SPLITS
@@ -19,9 +18,9 @@ from bidfmkd_fast.settings import (
     check_most,
     check_positive,
     check_types,
-    named,
     plain_values,
     settings_from_values,
+    settings_from_yaml,
     to_yaml,
 )
 from bidfmkd_fast.survey.config import SurveyConfig
@@ -221,7 +220,7 @@ class TrainConfig:
             InputError: an unknown key (the closest known one is named), or a value out of its
                 range.
         """
-        return settings_from_values(cls, _with_older_behaviour(values))
+        return settings_from_values(cls, values)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
@@ -229,27 +228,23 @@ class TrainConfig:
 
         Raises InputError as `from_dict` does, and for a file that is missing or no YAML.
         """
-        values = read_mapping(path, cls.__name__)
-        with named(str(path)):
-            return cls.from_dict(values)
+        return settings_from_yaml(cls, path)
+
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Turn the survey off in settings that version 0.1 wrote.
+
+        It wrote every setting, and had no survey. Settings that name only some get the defaults.
+        """
+        keys_of_v01 = {setting.name for setting in fields(TrainConfig)} - {"survey"}
+        if "survey" not in values and keys_of_v01 <= values.keys():
+            return {**values, "survey": plain_values(NO_SURVEY)}
+        return values
 
     @classmethod
     def v01(cls) -> TrainConfig:
         """Return the default settings of version 0.1: recovery and replay without a survey."""
         return cls(survey=NO_SURVEY)
-
-
-_KEYS_OF_V01 = {setting.name for setting in fields(TrainConfig)} - {"survey"}
-
-
-def _with_older_behaviour(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Turn the survey off in settings that version 0.1 wrote.
-
-    It wrote every setting, and had no survey. Settings that name only some keep the defaults.
-    """
-    if isinstance(values, Mapping) and "survey" not in values and values.keys() >= _KEYS_OF_V01:
-        return {**values, "survey": plain_values(NO_SURVEY)}
-    return values
 
 
 def paper(compat: bool = False) -> TrainConfig:

@@ -11,6 +11,8 @@ from pathlib import Path
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.folder_lock import LOCK
 from bidfmkd_fast.recovery.cost import Cost
+from bidfmkd_fast.survey.answers import count_answers
+from bidfmkd_fast.training.recovered_set import PARTS
 from bidfmkd_fast.training.run_folder import CONFIG, LEDGER, META_MODEL, SUMMARY, RunFolder
 from bidfmkd_fast.training.spending import Cap, Spending, read_plan, read_spending, read_spent
 from bidfmkd_fast.training.tables import text_table
@@ -64,7 +66,18 @@ def state_of(folder: Path) -> str:
     n_sets = len(list((folder / "recovered").glob("*.safetensors")))
     plan = read_plan(folder)
     of = "" if plan is None else f" of {plan.sets}"
-    return f"{state}, {n_sets}{of} sets recovered"
+    return f"{state}, {_survey_of(folder)}{n_sets}{of} sets recovered"
+
+
+def _survey_of(folder: Path) -> str:
+    """Say how many answers of a survey there are; nothing for a run without one."""
+    n_images = RunFolder(folder).config().survey.n_images if (folder / CONFIG).is_file() else 0
+    if not n_images:
+        return ""
+    answered = sum(count_answers(file) for file in (folder / "survey").glob("*.answers"))
+    plan = read_plan(folder)
+    of = "" if plan is None else f" of {n_images * plan.sets // len(PARTS):,}"
+    return f"the survey has {answered:,}{of} answers, "
 
 
 def _shortcoming(folder: Path) -> str:

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.settings import plain_values, settings_from_values
 from bidfmkd_fast.training import DistillationConfig, ReplayConfig, TrainConfig, paper
 
 UNUSUAL = TrainConfig(
@@ -39,6 +41,21 @@ def test_what_is_not_given_is_the_default(tmp_path: Path) -> None:
     assert TrainConfig.from_dict({"seed": 3, "recovery": {"steps": 7}}) == wanted
     (tmp_path / "empty.yaml").write_text("")
     assert TrainConfig.from_yaml(tmp_path / "empty.yaml") == TrainConfig()
+
+
+def test_a_file_of_version_01_keeps_its_meaning(tmp_path: Path) -> None:
+    """It holds every setting but the survey, so its run had none."""
+    old = {key: value for key, value in TrainConfig(seed=3).to_dict().items() if key != "survey"}
+    assert TrainConfig.from_dict(old) == replace(TrainConfig.v01(), seed=3)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(old))
+    assert TrainConfig.from_yaml(file).survey.n_images == 0
+    experiment = plain_values(ExperimentConfig(train=TrainConfig(seed=3)))
+    del experiment["train"]["survey"]
+    assert settings_from_values(ExperimentConfig, experiment).train == replace(
+        TrainConfig.v01(), seed=3
+    )
+    assert TrainConfig().survey.n_images > 0 and paper().survey.n_images == 0
 
 
 def test_numbers_that_yaml_reads_as_text() -> None:

@@ -1,0 +1,160 @@
+"""Run with a survey: what is asked, what is kept, and how a run that was cut off continues."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from killing import SURVEYED, answers_of, asked, exit_code, fit_surveyed, local, queries, spec_of
+from torch import Tensor
+
+from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox
+from bidfmkd_fast.errors import APIUnavailable, InputError, ServiceWarning
+from bidfmkd_fast.survey import SurveyConfig
+from bidfmkd_fast.survey.answers import Answers
+from bidfmkd_fast.survey.pictures import SharedPictures
+from bidfmkd_fast.training import BiDfMKD, Run
+from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, RunFolder
+from bidfmkd_fast.training.status import status_text
+
+KILLED = -signal.SIGKILL
+N = SURVEYED.survey.n_images
+
+
+class Service(BlackBox):
+    """A service in this process: it answers as `answers_of`, unless `away` says that it fails."""
+
+    is_service = True
+
+    def __init__(self, number: int, fails: int = 0) -> None:
+        super().__init__(spec_of(number))
+        self._answer, self.fails, self.threads = answers_of(number), fails, set[str]()
+
+    def score(self, images: Tensor) -> Tensor:
+        self.threads.add(threading.current_thread().name)
+        if self.fails:
+            self.fails -= 1
+            raise APIUnavailable(f"{self.name}: away")
+        return self._answer(images)
+
+
+def pool(n: int = 3) -> list[BlackBox]:
+    return [FunctionBlackBox(answers_of(number), spec_of(number)) for number in range(n)]
+
+
+def fit(apis: list[BlackBox], folder: Path | None = None) -> Run:
+    return BiDfMKD(apis, config=SURVEYED).fit(folder, progress=False)
+
+
+def test_every_api_is_asked_once_and_counted(tmp_path: Path) -> None:
+    learner = BiDfMKD(pool(), config=SURVEYED)
+    planned = learner.planned_queries()
+    run = learner.fit(tmp_path / "run", progress=False)
+    without = BiDfMKD(pool(), config=replace(SURVEYED, survey=SurveyConfig(n_images=0)))
+    assert run.queries == planned == without.planned_queries() + 3 * N
+    surveys = [record for record in run.history if record["stage"] == "survey"]
+    assert len(surveys) == 2 and surveys[0]["queries"] == 3 * N
+    assert run.seconds["survey"] > 0
+
+
+def test_the_scores_of_the_same_pictures_are_kept(tmp_path: Path) -> None:
+    apis = pool()
+    fit(apis, tmp_path)
+    folder, shared = RunFolder.open(tmp_path), SharedPictures(SURVEYED.seed)
+    for index, api in enumerate(apis):
+        answers = Answers(folder.survey_file(index), api.spec, shared.seed, N)
+        wanted = answers_of(index)(shared.for_api(0, N, api.spec))
+        assert answers.answered.all() and torch.equal(answers.scores, wanted)
+    # Scores and numbers are kept, not the pictures: 4 bytes a score and a few hundred more.
+    assert folder.survey_file(0).stat().st_size < 4 * N * 3 + 1000
+
+
+def test_the_bi_level_stages_start_from_the_surveyed_features() -> None:
+    with_survey = fit(pool())
+    without = BiDfMKD(pool(), config=replace(SURVEYED, survey=SurveyConfig(n_images=0)))
+    plain = without.fit(progress=False)
+    for name, value in with_survey.initial_model.module.state_dict().items():
+        assert torch.equal(value, plain.initial_model.module.state_dict()[name])
+    ours, theirs = (run.meta_model.module.state_dict() for run in (with_survey, plain))
+    assert not torch.equal(ours["blocks.0.0.weight"], theirs["blocks.0.0.weight"])
+
+
+def test_five_kills_in_the_survey(tmp_path: Path) -> None:
+    """Nothing but the call under way is asked twice, and the weights are the same bit for bit."""
+    assert exit_code(fit_surveyed, tmp_path / "whole", tmp_path / "whole log", None) == 0
+    folder, log = tmp_path / "run", tmp_path / "log"
+    moments = [("call", 1), ("call", 3), ("record", 2), ("call", 1), ("record", 1)]
+    for number, moment in enumerate(moments, start=1):
+        assert exit_code(fit_surveyed, folder, log, moment) == KILLED, moment
+        again = asked(log)
+        # The call of this kill has not been repeated yet.
+        assert sum(again.values()) - len(again) <= number - 1
+    assert exit_code(fit_surveyed, folder, log, None) == 0
+    once, again = asked(tmp_path / "whole log"), asked(log)
+    assert again.keys() == once.keys()
+    assert sum(again.values()) - sum(once.values()) <= len(moments)
+    assert (folder / META_MODEL).read_bytes() == (tmp_path / "whole" / META_MODEL).read_bytes()
+
+
+def test_a_lost_ledger_is_rebuilt_from_the_answers(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert exit_code(fit_surveyed, folder, log, ("call", 7)) == KILLED
+    files = sorted((folder / "survey").iterdir())
+    seed = SharedPictures(SURVEYED.seed).seed
+    answered = [Answers(file, spec_of(i), seed, N).queries for i, file in enumerate(files)]
+    assert answered == [N, 20]
+    (folder / LEDGER).unlink()
+    with pytest.warns(UserWarning, match="55 queries were added"):
+        run = BiDfMKD(local(log, None), config=SURVEYED).fit(folder, progress=False)
+    assert run.queries == queries(log) - 10  # less the call that was killed
+
+
+def test_a_service_that_fails_once_is_asked_again(tmp_path: Path) -> None:
+    services = [Service(0), Service(1, fails=1), Service(2)]
+    with pytest.warns(ServiceWarning, match="api_1: the survey asks it again at the end: .*away"):
+        run = fit(services, tmp_path)
+    assert run.complete
+    local_run = fit(pool())
+    for name, value in run.meta_model.module.state_dict().items():
+        assert torch.equal(value, local_run.meta_model.module.state_dict()[name])
+
+
+def test_a_service_that_stays_away_is_left_out() -> None:
+    services = [Service(0), Service(1, fails=10**6), Service(2)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = fit(services)
+    said = [str(warning.message) for warning in caught]
+    assert any("api_1: the survey goes on without it" in text for text in said)
+    assert not run.complete and "away" in run.skipped["api_1"]
+
+
+def test_a_budget_that_ends_in_the_survey(tmp_path: Path) -> None:
+    budget = Budget(max_queries=N + 10)
+    run = BiDfMKD(pool(), config=SURVEYED, budget=budget).fit(tmp_path, progress=False)
+    assert run.queries == N and run.budget_ended and not run.complete
+    assert [record["stage"] for record in run.history] == ["survey", "survey"]
+
+
+def test_services_are_asked_side_by_side() -> None:
+    services = [Service(number) for number in range(3)]
+    fit(services)
+    assert all(service.threads for service in services)
+    assert len(set.union(*(service.threads for service in services))) > 1
+
+
+def test_an_api_whose_pictures_cannot_be_drawn_is_refused_before_anything_is_asked() -> None:
+    api = FunctionBlackBox(lambda images: images.mean((2, 3)), APISpec(2, (2, 16, 16), name="odd"))
+    with pytest.raises(InputError, match="odd takes images"):
+        BiDfMKD([api], config=SURVEYED)
+    assert api.ledger.queries == 0
+
+
+def test_the_status_counts_the_survey(tmp_path: Path) -> None:
+    assert exit_code(fit_surveyed, tmp_path / "run", tmp_path / "log", ("call", 7)) == KILLED
+    assert "the survey has 55 of 70 answers" in status_text(tmp_path / "run")
