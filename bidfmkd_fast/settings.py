@@ -23,7 +23,6 @@ MOST_WIDTH = 4096
 UPGRADED = "upgraded"
 
 
-
 def settings_from_yaml(kind: type[Settings], path: str | Path) -> Settings:
     """Return the settings of class `kind` in the YAML file `path`.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.models import AnySizeConv4, model_arguments
 
+MOST_CLASSES = 1000  # of a task
 _OUTSIDE = 0.5  # how far values may lie outside of the unit range
 
 
@@ -78,6 +79,11 @@ def check_labels(labels: Tensor, images: Tensor) -> None:
         raise InputError(
             f"adapt: support_labels must be on the images' device, {images.device}; got "
             f"{labels.device}"
+        )
+    if int(labels.max()) >= MOST_CLASSES:
+        raise InputError(
+            f"adapt: support_labels must be below {MOST_CLASSES:,}; got {int(labels.max())}; "
+            "number the classes of a task from 0"
         )
     if labels.min() < 0:
         raise InputError(f"adapt: support_labels must be 0 or more; got {int(labels.min())}")

@@ -71,6 +71,7 @@ def paper_kd_loss(logits: Tensor, scores: Tensor, scores_kind: str = "logits") -
 
 def _kd(logits: Tensor, scores: Tensor, scores_kind: str, paper_compat: bool) -> Tensor:
     """Compute the distillation loss (KD) of the package, or that of the authors' code."""
+    logits = logits[:, : scores.shape[1]]  # an API may have fewer classes than the module
     if paper_compat:
         return paper_kd_loss(logits, scores, scores_kind)
     return ops.kd_loss(logits, scores, scores_kind=scores_kind)
@@ -175,4 +176,5 @@ def _loss_and_agreement(
     scores = task.query_scores.to(device)
     logits = forward(module, adapted, task.query_images.to(device))
     loss = _kd(logits, scores, task.scores_kind, paper_compat)
-    return loss, (logits.argmax(dim=1) == scores.argmax(dim=1)).float().mean()
+    predicted = logits[:, : scores.shape[1]].argmax(dim=1)
+    return loss, (predicted == scores.argmax(dim=1)).float().mean()

@@ -100,7 +100,8 @@ def evaluate(
     Args:
         meta_model: the model to evaluate.
         dataset: where the episodes come from.
-        n_way: classes of an episode. A module with more outputs predicts among the first `n_way`.
+        n_way: classes of an episode. A module with more outputs predicts among the first `n_way`;
+            the last layer of one with fewer grows, as in `MetaModel.adapt`.
         n_shot: support images per class.
         n_query: query images per class.
         n_episodes: number of episodes.
@@ -120,6 +121,7 @@ def evaluate(
         raise InputError(f"evaluate: n_episodes must be 1 or more; got {n_episodes}")
     sampler = EpisodeSampler(dataset, split, n_way, n_shot, n_query, seed)
     first = sampler.episode(0).support_images.to(_device(meta_model))
+    meta_model = meta_model.for_classes("evaluate", n_way)
     check_images("evaluate", f"the images of {dataset.name}", first, meta_model.module)
     if transductive and can_stack(meta_model.module, n_way):
         stacks = stacks_of(

@@ -15,6 +15,7 @@ from bidfmkd_fast.files.atomic import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import check_images, check_labels, failures_explained
 from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters, cross_entropy_with
 from bidfmkd_fast.models import build_model, model_arguments, model_summary
+from bidfmkd_fast.models.head import with_classes
 
 _METADATA_KEY = "bidfmkd_meta_model"
 
@@ -116,7 +117,8 @@ class MetaModel:
 
         Args:
             support_images: `[N, C, H, W]` in unit range.
-            support_labels: int64 `[N]`, numbered from 0.
+            support_labels: int64 `[N]`, numbered from 0, below 1,000. A task may have more classes
+                than the module has outputs: then the last layer grows (`models.head.with_classes`).
             steps: gradient steps; `adapt_steps` when None.
             learning_rate: learning rate; `adapt_learning_rate` when None.
             transductive: True evaluates as the paper and MAML do: batch norm uses the statistics
@@ -132,20 +134,36 @@ class MetaModel:
         """
         check_images("adapt", "support_images", support_images, self.module)
         check_labels(support_labels, support_images)
+        own = with_classes("adapt", self.module, int(support_labels.max()) + 1)
         with failures_explained("adapt", support_images):
             adapted = adapt_parameters(
-                self.module,
-                dict(self.module.named_parameters()),
+                own,
+                dict(own.named_parameters()),
                 cross_entropy_with(support_labels),
                 support_images,
                 self.inner_loop(steps, learning_rate),
                 create_graph=False,
             )
-            module = copy.deepcopy(self.module)
+            module = copy.deepcopy(own)
             module.load_state_dict(adapted, strict=False)
             if not transductive:
                 _fix_statistics(module, support_images)
         return Classifier(module, support_labels)
+
+    def for_classes(self, operation: str, n_classes: int) -> MetaModel:
+        """Return the meta-model for tasks of `n_classes` classes.
+
+        Raises:
+            InputError: the module has fewer outputs, and its last layer cannot grow.
+        """
+        module = with_classes(operation, self.module, n_classes)
+        if module is self.module:
+            return self
+        return MetaModel(
+            module,
+            adapt_steps=self.adapt_steps,
+            adapt_learning_rate=self.adapt_learning_rate,
+        )
 
     def inner_loop(self, steps: int | None = None, learning_rate: float | None = None) -> InnerLoop:
         """Return the settings of `adapt`, with those of the meta-model in place of None."""

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.stacked import can_stack, stacked_features, stacked_parameters
+from bidfmkd_fast.models.head import last_linear
 
 Features = Callable[[Tensor], Tensor]
-
-
-def last_linear(module: nn.Module) -> nn.Linear | None:
-    """Return the last layer with parameters if it is `nn.Linear`; else None."""
-    layers = [
-        layer
-        for layer in module.modules()
-        if next(layer.parameters(recurse=False), None) is not None
-    ]
-    return layers[-1] if layers and isinstance(layers[-1], nn.Linear) else None
 
 
 def check_backbone(operation: str, module: nn.Module) -> None:
@@ -61,15 +51,6 @@ def features_of(module: nn.Module) -> Features:
         return entered[-1].flatten(1)
 
     return features
-
-
-def zero_head(module: nn.Module) -> None:
-    """Set the last linear layer to zero, so that a task starts without a preference."""
-    linear = last_linear(module)
-    if linear is not None:
-        with torch.no_grad():
-            for parameter in linear.parameters():
-                parameter.zero_()
 
 
 class _Features(nn.Module):

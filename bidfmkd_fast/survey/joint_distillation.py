@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast import ops
+from bidfmkd_fast.models.head import zero_head
 from bidfmkd_fast.seeds import seeded, torch_generator
-from bidfmkd_fast.survey.backbone import features_of, zero_head
+from bidfmkd_fast.survey.backbone import features_of
 from bidfmkd_fast.survey.config import SurveyConfig
 
 

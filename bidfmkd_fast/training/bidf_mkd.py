@@ -35,11 +35,11 @@ class BiDfMKD:
     2305.18413).
 
     Args:
-        apis: the black boxes, all with the same number of classes.
-        meta_model: any module from images `[N, C, H, W]` (unit range) to logits `[N, n_classes]`. A
-            copy of it is trained, in the mode in which it is given. None for a Conv4 that always
-            uses batch statistics: a plain Conv4 if all APIs take images of one shape, else one that
-            takes any size (`AnySizeConv4`).
+        apis: the black boxes; they may differ in their number of classes.
+        meta_model: any module from images `[N, C, H, W]` (unit range) to logits, one per class
+            of the API with the most. A copy of it is trained, in the mode in which it is given.
+            None for a Conv4 that always uses batch statistics: a plain Conv4 if all APIs take
+            images of one shape, else one that takes any size (`AnySizeConv4`).
         generator: the image generator, as for `recover`; None for the built-in generator.
         config: the settings.
         device: where the generators and the meta-model live.
@@ -51,8 +51,8 @@ class BiDfMKD:
         label: the name of the run on its progress bars.
 
     Raises:
-        InputError: bad arguments, an empty pool, APIs that differ in their number of classes, a
-            meta-model that does not take their images, a run that the memory cannot hold.
+        InputError: bad arguments, an empty pool, a meta-model that does not take the images of the
+            APIs, a run that the memory cannot hold.
     """
 
     label = "run"
@@ -175,7 +175,7 @@ class BiDfMKD:
 
     def _check_meta_model(self) -> None:
         """Raise InputError unless the meta-model maps images of every API to logits."""
-        n_classes = self.apis[0].spec.n_classes
+        n_classes = max(api.spec.n_classes for api in self.apis)
         specs = [api.spec for api in self.apis]
         if self.config.survey.n_images:
             check_backbone("BiDfMKD", self._module)
@@ -203,12 +203,12 @@ class BiDfMKD:
                 came = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise InputError(
                     f"BiDfMKD: meta_model must map images {list(images.shape)} to logits "
-                    f"[2, {n_classes}], one per class of an API; got {came}"
+                    f"[2, {n_classes}], the most classes of an API; got {came}"
                 )
 
 
 def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
-    """Raise InputError unless `apis` are different black boxes with the same number of classes."""
+    """Raise InputError unless `apis` are different black boxes, each under one budget."""
     if not apis:
         raise InputError("BiDfMKD: apis is empty; give at least one black box")
     for api in apis:
@@ -218,14 +218,7 @@ def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
             )
     if len({id(api) for api in apis}) < len(apis):
         raise InputError("BiDfMKD: apis holds the same black box twice; give each once")
-    first = apis[0].spec
     for api in apis:
-        if api.spec.n_classes != first.n_classes:
-            raise InputError(
-                f"BiDfMKD: all APIs must have the same n_classes; {first.name} has "
-                f"{first.n_classes} and {api.name} has {api.spec.n_classes}; run them as separate "
-                "pools"
-            )
         if budget is not None and api.budget is not None and api.budget is not budget:
             raise InputError(
                 f"BiDfMKD: {api.name} has a budget of its own; give either that or budget=, not "

@@ -24,7 +24,7 @@ def initial_module(specs: Sequence[APISpec], config: TrainConfig) -> nn.Module:
         return build_model(
             "conv4_any_size" if shape else "conv4",
             in_channels=channels,
-            n_classes=specs[0].n_classes,
+            n_classes=max(spec.n_classes for spec in specs),
             image_size=(height, width),
             width=config.meta_model_width,
             batch_statistics=True,

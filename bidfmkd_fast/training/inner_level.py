@@ -51,6 +51,7 @@ def task_model(
     def student(points: Tensor) -> Tensor:
         # Dropout draws from torch's global generator, so every step seeds it.
         with seeded(config.seed, "task model", support.api_index, next(steps)):
-            return forward(module, parameters, spec.to_unit(points))
+            logits = forward(module, parameters, spec.to_unit(points))
+        return logits[:, : spec.n_classes]  # an API may have fewer classes than the module
 
     return student

@@ -45,6 +45,10 @@ def check_run_memory(
         check_memory(
             operation,
             f"an outer step on meta_batch_size={config.meta_batch_size} tasks",
-            4 * config.meta_batch_size * apis[0].spec.n_classes * per_task * smallest,
+            4
+            * config.meta_batch_size
+            * min(api.spec.n_classes for api in apis)
+            * per_task
+            * smallest,
             "lower meta_batch_size, replay.n_shot or replay.n_query",
         )

@@ -91,8 +91,8 @@ class RunState:
 
     @property
     def n_way(self) -> int:
-        """Return the number of classes of every API, and so of every task."""
-        return self.apis[0].spec.n_classes
+        """Return the number of classes of a replay task, the fewest that an API has."""
+        return min(api.spec.n_classes for api in self.apis)
 
     def keep(self, outcomes: Sequence[Outcome]) -> list[DistillationTask]:
         """Keep the sets of `outcomes` in memory and in the history; return the tasks they make.

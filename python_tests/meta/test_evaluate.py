@@ -68,6 +68,25 @@ def test_accuracies_are_those_of_adapting_to_each_episode_by_hand(seed: int) -> 
     assert "6 episodes of patterns meta_test" in str(result)
 
 
+@pytest.mark.parametrize("transductive", [True, False])
+def test_more_classes_than_the_module_has(seed: int, transductive: bool) -> None:
+    """Check 5-way episodes of a module for 3 classes: stacked as adapted by hand."""
+    dataset, model = noisy_patterns(seed, 0.1), meta_model(seed)
+    sizes = SIZES | {"n_way": 5}
+    result = evaluate(model, dataset, **sizes, seed=seed, steps=8, transductive=transductive)
+    sampler, expected = EpisodeSampler(dataset, "meta_test", 5, 2, 4, seed), []
+    for index in range(6):
+        episode = sampler.episode(index)
+        classifier = model.adapt(
+            episode.support_images, episode.support_labels, steps=8, transductive=transductive
+        )
+        assert classifier.scores(episode.query_images).shape == (20, 5)
+        hits = classifier.predict(episode.query_images) == episode.query_labels
+        expected.append(hits.double().mean().item())
+    assert result.per_episode.tolist() == pytest.approx(expected)
+    assert model.module.classifier.out_features == 3  # the meta-model itself stays as it is
+
+
 def test_a_perfect_and_a_constant_classifier_get_their_accuracies(seed: int) -> None:
     class Constant(nn.Module):
         def __init__(self) -> None:
@@ -176,8 +195,9 @@ def test_settings_that_cannot_be_served_are_refused(seed: int) -> None:
         evaluate(model, dataset, **SIZES | {"n_episodes": 0})
     with pytest.raises(InputError):
         evaluate(model, dataset, **SIZES | {"n_way": 7})
-    with pytest.raises(InputError, match="labels must be below 3"):
-        evaluate(model, dataset, **SIZES | {"n_way": 4})
+    fixed = MetaModel(nn.Sequential(nn.Conv2d(1, 3, 16), nn.Flatten()))
+    with pytest.raises(InputError, match=r"evaluate: .* no nn\.Linear.* changed to 4"):
+        evaluate(fixed, dataset, **SIZES | {"n_way": 4})
     assert math.isnan(evaluate(model, dataset, **SIZES | {"n_episodes": 1}).ci95)
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.models import build_model
-from bidfmkd_fast.survey.backbone import check_backbone, features_of, last_linear, zero_head
+from bidfmkd_fast.models.head import last_linear
+from bidfmkd_fast.survey.backbone import check_backbone, features_of
 
 
 class WithFeatures(nn.Module):
@@ -77,10 +78,3 @@ def test_running_statistics_stay(seed: int) -> None:
     before = module[1].running_mean.clone()
     features_of(module)(torch.rand(4, 1, 16, 16))
     assert torch.equal(module[1].running_mean, before)
-
-
-def test_the_head_is_set_to_zero() -> None:
-    module = build_model("conv4", in_channels=1, n_classes=5, image_size=(16, 16), width=4)
-    zero_head(module)
-    assert not module.classifier.weight.any() and not module.classifier.bias.any()
-    assert module.blocks[0][0].weight.any()
