@@ -10,9 +10,10 @@ import torch
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.experiments.config import ExperimentConfig, check_seeds
+from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.folder import open_folder, pool_of
 from bidfmkd_fast.experiments.meta_test import Result, train_and_test
-from bidfmkd_fast.experiments.methods import CONTROL, METHODS, OURS, USES_OUR_SETS, Experiment
+from bidfmkd_fast.experiments.methods import CONTROL, METHODS, OURS, USES_OUR_SETS
 from bidfmkd_fast.experiments.tables import TitledTable, comparison_tables
 from bidfmkd_fast.files.atomic import check_writable, make_folder, write_text
 from bidfmkd_fast.files.folder_lock import FolderLock

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from bidfmkd_fast.data import Dataset
+from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.folder import made_once
-from bidfmkd_fast.experiments.methods import METHODS, Experiment
+from bidfmkd_fast.experiments.methods import METHODS
 from bidfmkd_fast.files.atomic import write_exact
 from bidfmkd_fast.files.json_files import read_json
 from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate

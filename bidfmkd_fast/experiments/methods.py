@@ -6,75 +6,39 @@ The other methods leave out recovery or meta-learning, or use the APIs' true gra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast import ops
-from bidfmkd_fast.black_box import BlackBox, OpenBox
-from bidfmkd_fast.black_box.ledger_file import LedgerRow, row_of
-from bidfmkd_fast.data import Dataset, EpisodeSampler
+from bidfmkd_fast.black_box import OpenBox
+from bidfmkd_fast.black_box.ledger_file import row_of
+from bidfmkd_fast.data import EpisodeSampler
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.experiments.config import ExperimentConfig
-from bidfmkd_fast.files.atomic import write_json
-from bidfmkd_fast.meta import MetaModel, outer_replay_step
-from bidfmkd_fast.pools.pool import Pool, load_modules, load_pool
+from bidfmkd_fast.experiments.controls import (
+    control,
+    random_initialisation,
+    random_teachers,
+    zero_query,
+)
+from bidfmkd_fast.experiments.experiment import Experiment, finish_method, fit_run
+from bidfmkd_fast.meta import outer_replay_step
+from bidfmkd_fast.models.head import zero_head
+from bidfmkd_fast.pools.pool import load_modules, load_pool
 from bidfmkd_fast.recovery import recover
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
-from bidfmkd_fast.training import BiDfMKD, TrainConfig
-from bidfmkd_fast.training.default_model import initial_module
 from bidfmkd_fast.training.recovered_set import read_images_and_scores
-from bidfmkd_fast.training.run_folder import META_MODEL, SUMMARY, RunFolder
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What every method starts from: the same pool, data sets, settings and seed.
-
-    `bidf_mkd` is the folder of the finished BiDf-MKD run, for methods that use the sets it
-    recovered.
-    """
-
-    pool: Pool
-    datasets: Sequence[Dataset]
-    config: ExperimentConfig
-    bidf_mkd: Path
-    device: torch.device | str = "cpu"
-    progress: bool = True
-
-    @property
-    def train(self) -> TrainConfig:
-        """Return the settings of the run, from which all methods take their seed."""
-        return self.config.train
-
-    def fresh(self) -> nn.Module:
-        """Return a new copy of the meta-model that all methods start from."""
-        specs = [entry.spec for entry in self.pool.trained]
-        return initial_module(specs, self.train).to(self.device)
-
+from bidfmkd_fast.training.run_folder import RunFolder
 
 Method = Callable[[Experiment, Path], None]
 
 
-def random_initialisation(experiment: Experiment, folder: Path) -> None:
-    """Keep the meta-model as it starts."""
-    _finish(folder, experiment, experiment.fresh(), 0, 0.0)
-
-
-def control(experiment: Experiment, folder: Path) -> None:
-    """Run BiDf-MKD on images of untrained generators: meta-learning without recovery."""
-    _fit(
-        experiment, load_pool(experiment.pool.folder), experiment.train.control(), folder, "control"
-    )
-
-
 def bidf_mkd(experiment: Experiment, folder: Path) -> None:
     """Run BiDf-MKD."""
-    _fit(experiment, load_pool(experiment.pool.folder), experiment.train, folder, "bidf_mkd")
+    fit_run(experiment, load_pool(experiment.pool.folder), experiment.train, folder, "bidf_mkd")
 
 
 def white_box(experiment: Experiment, folder: Path) -> None:
@@ -84,7 +48,7 @@ def white_box(experiment: Experiment, folder: Path) -> None:
         OpenBox(module, entry.spec, device=experiment.device)
         for module, entry in zip(modules, experiment.pool.trained, strict=True)
     ]
-    _fit(experiment, boxes, experiment.train, folder, "white_box")
+    fit_run(experiment, boxes, experiment.train, folder, "white_box")
 
 
 def best_api_distilled(experiment: Experiment, folder: Path) -> None:
@@ -116,8 +80,8 @@ def best_api_distilled(experiment: Experiment, folder: Path) -> None:
             scores.append(recovered.scores)
     module = experiment.fresh()
     _distil(experiment, module, torch.cat(images), torch.cat(scores), api.spec.returned_kind, best)
-    _clear_classifier(module)
-    _finish(
+    zero_head(module)
+    finish_method(
         folder,
         experiment,
         module,
@@ -147,9 +111,9 @@ def distilled_average(experiment: Experiment, folder: Path) -> None:
                 )
     module = experiment.fresh()
     module.load_state_dict(total)
-    _clear_classifier(module)
+    zero_head(module)
     queries = RunFolder(experiment.bidf_mkd).summary()["queries"]
-    _finish(folder, experiment, module, queries, time.perf_counter() - started)
+    finish_method(folder, experiment, module, queries, time.perf_counter() - started)
 
 
 def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
@@ -159,7 +123,6 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
     """
     started = time.perf_counter()
     config, replay = experiment.train, experiment.train.replay
-    rounds = -(-len(experiment.pool.entries) // config.meta_batch_size)
     samplers = [
         EpisodeSampler(
             dataset,
@@ -174,7 +137,7 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
     ]
     module = experiment.fresh()
     optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr)
-    n_steps = replay.final_steps + replay.steps_per_round * (rounds - 1)
+    n_steps = experiment.replay_steps
     with Bar("maml: train", n_steps, "steps", experiment.progress) as bar:
         for step in bar.over(range(n_steps)):
             indices = range(step * config.meta_batch_size, (step + 1) * config.meta_batch_size)
@@ -188,7 +151,7 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
                     episodes,
                     replay.inner,
                 )
-    _finish(folder, experiment, module, 0, time.perf_counter() - started)
+    finish_method(folder, experiment, module, 0, time.perf_counter() - started)
 
 
 # Label and function of each method, in the order of the table: without recovery, without
@@ -196,6 +159,8 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
 METHODS: dict[str, tuple[str, Method]] = {
     "random": ("random initialisation", random_initialisation),
     "control": ("no-recovery control", control),
+    "zero_query": ("zero_query: pictures alone", zero_query),
+    "random_teachers": ("random_teachers", random_teachers),
     "single": ("best API distilled (Single-DFKD)", best_api_distilled),
     "average": ("Distill-Avg", distilled_average),
     "bidf_mkd": ("BiDf-MKD", bidf_mkd),
@@ -219,14 +184,6 @@ def recovered_sets(folder: Path, api_index: int) -> tuple[Tensor, Tensor]:
         raise InputError(f"{folder} holds no recovered set of API {api_index}")
     images, scores = zip(*map(read_images_and_scores, files))
     return torch.cat(images), torch.cat(scores)
-
-
-def _fit(
-    experiment: Experiment, apis: Sequence[BlackBox], config: TrainConfig, folder: Path, label: str
-) -> None:
-    learner = BiDfMKD(apis, config=config, device=experiment.device)
-    learner.label = label
-    learner.fit(folder, experiment.progress)
 
 
 def _distil(
@@ -253,33 +210,3 @@ def _distil(
         optimizer.zero_grad()
         ops.kd_loss(module(images[rows]), scores[rows], scores_kind=scores_kind).backward()
         optimizer.step()
-
-
-@torch.no_grad()
-def _clear_classifier(module: nn.Module) -> None:
-    assert isinstance(module.classifier, nn.Linear)
-    module.classifier.weight.zero_()
-    module.classifier.bias.zero_()
-
-
-def _finish(
-    folder: Path,
-    experiment: Experiment,
-    module: nn.Module,
-    queries: int,
-    seconds: float,
-    ledger: Sequence[LedgerRow] = (),
-) -> None:
-    """Write the folder of a finished method that is no run.
-
-    `queries` is the number of queries that the method needs, even if another method has asked them.
-    `ledger` has only the queries that this method asked itself.
-    """
-    config = experiment.train
-    rows = [asdict(row) for row in ledger]
-    summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}, "ledger": rows}
-    write_json(folder / SUMMARY, summary)
-    meta_model = MetaModel(
-        module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr
-    )
-    meta_model.save(folder / META_MODEL)

@@ -9,9 +9,10 @@ import torch
 
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.experiments.config import check_seeds
+from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.folder import open_folder, pool_of
 from bidfmkd_fast.experiments.meta_test import Result, train_and_test
-from bidfmkd_fast.experiments.methods import OURS, Experiment
+from bidfmkd_fast.experiments.methods import OURS
 from bidfmkd_fast.experiments.sweep_file import Sweep, read_sweep
 from bidfmkd_fast.experiments.sweep_plot import need_matplotlib, plot_sweep
 from bidfmkd_fast.experiments.tables import by_data_set, sweep_tables

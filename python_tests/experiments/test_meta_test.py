@@ -10,8 +10,8 @@ import torch
 
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.experiments.config import ExperimentConfig
+from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.meta_test import meta_test, meta_tests_once, over_seeds
-from bidfmkd_fast.experiments.methods import Experiment
 from bidfmkd_fast.meta import MetaModel, evaluate
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.pools import Pool

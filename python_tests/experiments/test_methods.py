@@ -13,15 +13,20 @@ from tolerances import TOLERANCES
 from torch import Tensor
 from torch.nn import functional
 
+from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.data import Dataset, EpisodeSampler
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.experiments import controls
 from bidfmkd_fast.experiments import methods as baselines
 from bidfmkd_fast.experiments.config import ExperimentConfig
-from bidfmkd_fast.experiments.methods import METHODS, Experiment, recovered_sets
-from bidfmkd_fast.meta import InnerLoop, MetaModel
+from bidfmkd_fast.experiments.experiment import Experiment
+from bidfmkd_fast.experiments.methods import METHODS, recovered_sets
+from bidfmkd_fast.meta import InnerLoop, MetaModel, TaskMemory, outer_replay_step
 from bidfmkd_fast.pools import Pool, load_pool
-from bidfmkd_fast.seeds import torch_generator
-from bidfmkd_fast.training import BiDfMKD
+from bidfmkd_fast.priors import procedural_images
+from bidfmkd_fast.priors.library import draw_pictures
+from bidfmkd_fast.seeds import derive_seed, torch_generator
+from bidfmkd_fast.training import BiDfMKD, Run
 from bidfmkd_fast.training.default_model import initial_module
 from bidfmkd_fast.training.run_folder import META_MODEL, SUMMARY
 
@@ -89,6 +94,55 @@ def test_the_run_and_its_control_are_those_of_the_library(
     )
     assert equal(parameters, dict(control.meta_model.module.state_dict()))
     assert summary["queries"] == N_APIS * 2 * SET
+
+
+def test_zero_query_is_maml_on_pseudo_classes(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check it against episodes drawn by hand; nothing is asked."""
+    monkeypatch.setattr(controls, "PSEUDO_CLASSES", 6)
+    monkeypatch.setattr(controls, "PSEUDO_MEMBERS", 4)
+    parameters, summary = learned("zero_query", experiment, tmp_path / "zero_query")
+    assert summary["queries"] == 0 and summary["ledger"] == []
+    config, replay = experiment.train, experiment.train.replay
+    seed = derive_seed(config.seed, "zero_query")
+    memory = TaskMemory((1, 28, 28))
+    for scene in range(6):
+        pictures = draw_pictures(torch.full((4,), scene), torch.arange(4), (1, 28, 28), seed)
+        memory.add(pictures, [("pictures", str(scene))] * 4)
+    module = initial_module([entry.spec for entry in experiment.pool.entries], config)
+    optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr)
+    for step in range(STEPS):
+        episodes = [
+            memory.sample_episode(N_WAY, 1, replay.n_query, seed=seed, index=2 * step + task)
+            for task in range(2)
+        ]
+        outer_replay_step(module, optimizer, episodes, replay.inner)
+    rtol, atol = TOLERANCES["float32"]
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(parameters[name], value, rtol=rtol, atol=atol)
+
+
+def test_random_teachers_answer_in_place_of_the_apis(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check that no API is asked, that teachers differ, and that their logits are spread."""
+    asked: list[BlackBox] = []
+    fit = BiDfMKD.fit
+
+    def watched(learner: BiDfMKD, *arguments: Any, **named: Any) -> Run:
+        asked.extend(learner.apis)
+        return fit(learner, *arguments, **named)
+
+    monkeypatch.setattr(BiDfMKD, "fit", watched)
+    monkeypatch.setattr(controls, "load_pool", lambda folder: pytest.fail("an API was opened"))
+    parameters, summary = learned("random_teachers", experiment, tmp_path / "random_teachers")
+    assert summary["queries"] == 0 and not equal(parameters, start(experiment))
+    pictures = procedural_images(300, (1, 28, 28), seed=3)
+    scores = [box.score(pictures) for box in asked]
+    assert len(scores) == N_APIS and not torch.equal(scores[0], scores[1])
+    for logits in scores:
+        assert 2 < logits.std(0).mean() < 4  # TEACHER_SPREAD on other pictures
 
 
 def distilled_by_hand(experiment: Experiment, index: int) -> dict[str, Tensor]:

@@ -1,0 +1,119 @@
+"""Train the controls: what the meta-model reaches without asking the APIs, or without recovery.
+
+Whoever pays for an API must get more than these give for nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bidfmkd_fast.black_box import TorchBlackBox
+from bidfmkd_fast.experiments.experiment import Experiment, finish_method, fit_run
+from bidfmkd_fast.meta import TaskMemory, outer_replay_step
+from bidfmkd_fast.pools.pool import load_pool
+from bidfmkd_fast.priors.library import draw_pictures
+from bidfmkd_fast.runtime.progress import Bar
+from bidfmkd_fast.seeds import derive_seed, seeded
+from bidfmkd_fast.training import BiDfMKD
+from bidfmkd_fast.training.default_model import task_shape
+
+# Pseudo-classes of `zero_query`, each a scene of the picture library, and jittered copies of each.
+PSEUDO_CLASSES, PSEUDO_MEMBERS = 200, 20
+# Standard deviation of the logits of `random_teachers`, as trained APIs have it: the share of the
+# highest class is about 0.8 then. A network with random weights gives all classes nearly alike.
+TEACHER_SPREAD = 3.0
+
+
+def random_initialisation(experiment: Experiment, folder: Path) -> None:
+    """Keep the meta-model as it starts."""
+    finish_method(folder, experiment, experiment.fresh(), 0, 0.0)
+
+
+def control(experiment: Experiment, folder: Path) -> None:
+    """Run BiDf-MKD on images of untrained generators: meta-learning without recovery."""
+    fit_run(
+        experiment, load_pool(experiment.pool.folder), experiment.train.control(), folder, "control"
+    )
+
+
+def zero_query(experiment: Experiment, folder: Path) -> None:
+    """Replay pseudo-tasks of procedural pictures, for as many steps as BiDf-MKD replays.
+
+    A class is one scene of the library and its images are jittered copies. Neither an API nor a
+    real picture is used.
+    """
+    started = time.perf_counter()
+    config, replay = experiment.train, experiment.train.replay
+    specs = [entry.spec for entry in experiment.pool.trained]
+    shape = task_shape(specs, config) or specs[0].image_shape
+    scenes = torch.arange(PSEUDO_CLASSES).repeat_interleave(PSEUDO_MEMBERS)
+    members = torch.arange(PSEUDO_MEMBERS).repeat(PSEUDO_CLASSES)
+    seed = derive_seed(config.seed, "zero_query")
+    memory = TaskMemory(shape)
+    memory.add(
+        draw_pictures(scenes, members, shape, seed),
+        [("pictures", str(scene)) for scene in scenes.tolist()],
+    )
+    module = experiment.fresh()
+    optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr)
+    n_tasks, n_steps = config.meta_batch_size, experiment.replay_steps
+    n_query = min(replay.n_query, PSEUDO_MEMBERS - replay.n_shot)
+    with Bar("zero_query: train", n_steps, "steps", experiment.progress) as bar:
+        for step in bar.over(range(n_steps)):
+            episodes = [
+                memory.sample_episode(
+                    experiment.config.pool.n_way,
+                    replay.n_shot,
+                    n_query,
+                    seed=seed,
+                    index=step * n_tasks + task,
+                    rotations=replay.rotations,
+                )
+                for task in range(n_tasks)
+            ]
+            with seeded(config.seed, "zero_query", step):
+                outer_replay_step(module, optimizer, episodes, replay.inner)
+    finish_method(folder, experiment, module, 0, time.perf_counter() - started)
+
+
+def random_teachers(experiment: Experiment, folder: Path) -> None:
+    """Run BiDf-MKD on networks with random weights in place of the APIs.
+
+    What is learned from them is what any images and scores teach, and not what APIs know.
+    """
+    started = time.perf_counter()
+    config = experiment.train
+    boxes = []
+    for number, entry in enumerate(experiment.pool.trained):
+        with seeded(config.seed, "random teacher", number):
+            module = entry.build()
+        scaled = _Scaled(module.eval(), entry.spec.image_shape, config.seed)
+        boxes.append(TorchBlackBox(scaled, entry.spec, device=experiment.device))
+    learner = BiDfMKD(boxes, config=config, device=experiment.device)
+    learner.label = "random_teachers"
+    run = learner.fit(progress=experiment.progress)
+    finish_method(folder, experiment, run.meta_model.module, 0, time.perf_counter() - started)
+
+
+class _Scaled(nn.Module):
+    """A network whose logits are shifted and scaled to mean 0 and standard deviation
+    `TEACHER_SPREAD` on procedural pictures, for each class.
+    """
+
+    def __init__(self, module: nn.Module, image_shape: tuple[int, int, int], seed: int) -> None:
+        super().__init__()
+        self.module = module
+        scenes = torch.arange(256)
+        pictures = draw_pictures(scenes, torch.zeros_like(scenes), image_shape, seed)
+        with torch.no_grad():
+            logits = module(pictures)
+        self.register_buffer("shift", logits.mean(0))
+        self.register_buffer("scale", TEACHER_SPREAD / logits.std(0).clamp_min(1e-12))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = (self.module(images) - self.shift) * self.scale
+        return logits
