@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.experiments.sweep_file import read_sweep
 from bidfmkd_fast.settings import plain_values, settings_from_yaml
-from bidfmkd_fast.training import paper
+from bidfmkd_fast.training import TrainConfig, paper
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("*.yaml"))
@@ -34,7 +35,7 @@ def test_an_experiment_is_read_and_named_after_what_it_is(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    [file for file in EXPERIMENTS if not file.stem.endswith("_small")],
+    [file for file in EXPERIMENTS if "_small" not in file.stem],
     ids=lambda file: file.stem,
 )
 def test_the_full_ones_have_the_settings_of_the_paper(file: Path) -> None:
@@ -42,6 +43,16 @@ def test_the_full_ones_have_the_settings_of_the_paper(file: Path) -> None:
     wanted = plain_values(paper()) | {"meta_model_side": 84 if config.pool.scenario == "mh" else 0}
     assert plain_values(config.train) == wanted
     assert config.pool.n_apis in (99, 100) and config.evaluation.n_episodes == 600
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in EXPERIMENTS if file.stem.endswith("_v01")], ids=lambda file: file.stem
+)
+def test_those_of_version_01_differ_in_the_survey_only(file: Path) -> None:
+    old = settings_from_yaml(ExperimentConfig, file)
+    new = settings_from_yaml(ExperimentConfig, file.with_stem(file.stem.removesuffix("_v01")))
+    assert new.train.survey.n_images > 0
+    assert old == replace(new, train=replace(new.train, survey=TrainConfig.v01().survey))
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
