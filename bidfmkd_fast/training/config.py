@@ -199,10 +199,10 @@ class TrainConfig:
     def control(self) -> TrainConfig:
         """Return the settings of the no-recovery control of this run.
 
-        The control is the same run on images of untrained generators: with no recovery steps, each
-        API is asked for the scores of its images only.
+        The control is the same run without a survey, on images of untrained generators: with no
+        recovery steps, each API is asked for the scores of these images only.
         """
-        return replace(self, recovery=replace(self.recovery, steps=0))
+        return replace(self, survey=NO_SURVEY, recovery=replace(self.recovery, steps=0))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested plain values, which `from_dict` reads."""
