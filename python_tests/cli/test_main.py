@@ -30,6 +30,7 @@ from bidfmkd_fast.settings import to_yaml
 
 RECOVERY = ["steps=1", "num_directions=1", "generator_width=4", "latent_dim=8"]
 RUN = [
+    "--config.survey.n_images=0",
     "--config.n_per_class=3",
     "--config.meta_model_width=4",
     "--config.distillation.inner_steps=1",
