@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def demo(options: Any) -> None:
-    """Run the whole method on the embedded characters: a pool, a run, its control and the table of
-    accuracies.
+    """Run the whole method on the embedded characters: a pool, a run, and the table of
+    accuracies beside controls that ask no API.
     """
     train = TrainConfig.from_dict(options.config["train"])
     config = DemoConfig(**{**options.config, "train": train})

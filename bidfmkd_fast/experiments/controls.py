@@ -13,16 +13,12 @@ from torch import nn
 
 from bidfmkd_fast.black_box import TorchBlackBox
 from bidfmkd_fast.experiments.experiment import Experiment, finish_method, fit_run
-from bidfmkd_fast.meta import TaskMemory, outer_replay_step
 from bidfmkd_fast.pools.pool import load_pool
 from bidfmkd_fast.priors.library import draw_pictures
-from bidfmkd_fast.runtime.progress import Bar
-from bidfmkd_fast.seeds import derive_seed, seeded
+from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training import BiDfMKD
-from bidfmkd_fast.training.default_model import task_shape
+from bidfmkd_fast.training.pseudo_tasks import learn_from_pictures
 
-# Pseudo-classes of `zero_query`, each a scene of the picture library, and jittered copies of each.
-PSEUDO_CLASSES, PSEUDO_MEMBERS = 200, 20
 # Standard deviation of the logits of `random_teachers`, as trained APIs have it: the share of the
 # highest class is about 0.8 then. A network with random weights gives all classes nearly alike.
 TEACHER_SPREAD = 3.0
@@ -43,40 +39,16 @@ def control(experiment: Experiment, folder: Path) -> None:
 def zero_query(experiment: Experiment, folder: Path) -> None:
     """Replay pseudo-tasks of procedural pictures, for as many steps as BiDf-MKD replays.
 
-    A class is one scene of the library and its images are jittered copies. Neither an API nor a
-    real picture is used.
+    Neither an API nor a real picture is used.
     """
     started = time.perf_counter()
-    config, replay = experiment.train, experiment.train.replay
-    specs = [entry.spec for entry in experiment.pool.trained]
-    shape = task_shape(specs, config) or specs[0].image_shape
-    scenes = torch.arange(PSEUDO_CLASSES).repeat_interleave(PSEUDO_MEMBERS)
-    members = torch.arange(PSEUDO_MEMBERS).repeat(PSEUDO_CLASSES)
-    seed = derive_seed(config.seed, "zero_query")
-    memory = TaskMemory(shape)
-    memory.add(
-        draw_pictures(scenes, members, shape, seed),
-        [("pictures", str(scene)) for scene in scenes.tolist()],
+    module = learn_from_pictures(
+        [entry.spec for entry in experiment.pool.trained],
+        experiment.train,
+        experiment.replay_steps,
+        device=experiment.device,
+        progress=experiment.progress,
     )
-    module = experiment.fresh()
-    optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr)
-    n_tasks, n_steps = config.meta_batch_size, experiment.replay_steps
-    n_query = min(replay.n_query, PSEUDO_MEMBERS - replay.n_shot)
-    with Bar("zero_query: train", n_steps, "steps", experiment.progress) as bar:
-        for step in bar.over(range(n_steps)):
-            episodes = [
-                memory.sample_episode(
-                    experiment.config.pool.n_way,
-                    replay.n_shot,
-                    n_query,
-                    seed=seed,
-                    index=step * n_tasks + task,
-                    rotations=replay.rotations,
-                )
-                for task in range(n_tasks)
-            ]
-            with seeded(config.seed, "zero_query", step):
-                outer_replay_step(module, optimizer, episodes, replay.inner)
     finish_method(folder, experiment, module, 0, time.perf_counter() - started)
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta import MetaModel
 from bidfmkd_fast.pools.api_training import train_pool
 from bidfmkd_fast.pools.pool import load_pool
-from bidfmkd_fast.training import ReplayConfig, TrainConfig, fit_with_control
-from bidfmkd_fast.training.comparison import CONTROL, LEARNED, RANDOM, compare
+from bidfmkd_fast.training import BiDfMKD, ReplayConfig, TrainConfig
+from bidfmkd_fast.training.comparison import LEARNED, RANDOM, ZERO_QUERY, compare
 from bidfmkd_fast.training.grids import write_grids
+from bidfmkd_fast.training.pseudo_tasks import learn_from_pictures
 from bidfmkd_fast.training.report import outcome_rows, write_report
 from bidfmkd_fast.training.run_folder import RunFolder
 from bidfmkd_fast.training.spending import read_spending
@@ -46,7 +48,9 @@ def demo_config() -> DemoConfig:
 
 
 def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool = True) -> str:
-    """Train a pool, run BiDf-MKD and its control on it, meta-test both, and return the tables.
+    """Train a pool, run BiDf-MKD on it, meta-test it beside its controls, and return the tables.
+
+    The controls are the untrained meta-model and one trained on procedural pictures alone.
 
     All files are written to the new folder `out`. Every random draw comes from `config.train.seed`.
 
@@ -75,14 +79,23 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool =
     apis = load_pool(pool.folder)
     seconds["training the APIs"] = time.perf_counter() - started
 
-    run, control = fit_with_control(apis, out, config.train, progress=progress)
-    seconds["control"] = sum(control.seconds.values())
+    started = time.perf_counter()
+    from_pictures = learn_from_pictures(
+        [api.spec for api in apis], config.train, config.train.replay.final_steps, progress=progress
+    )
+    seconds["zero_query"] = time.perf_counter() - started
+    run = BiDfMKD(apis, config=config.train).fit(out, progress)
     folder = RunFolder(out)
     write_grids(run, folder)
 
     started = time.perf_counter()
+    zero_query = MetaModel(
+        from_pictures,
+        adapt_steps=config.train.adapt_steps,
+        adapt_learning_rate=config.train.adapt_lr,
+    )
     comparison = compare(
-        {RANDOM: run.initial_model, CONTROL: control.meta_model, LEARNED: run.meta_model},
+        {RANDOM: run.initial_model, ZERO_QUERY: zero_query, LEARNED: run.meta_model},
         dataset,
         n_way=config.n_way,
         n_episodes=config.n_episodes,
@@ -90,9 +103,7 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool =
         progress=progress,
     )
     seconds["meta-test"] = time.perf_counter() - started
-    report = write_report(
-        folder, [comparison], control=RunFolder(out / "control"), extra_seconds=seconds
-    )
+    report = write_report(folder, [comparison], extra_seconds=seconds)
     apis_text = (
         f"{config.n_apis} APIs ({100 * pool.accuracy:.0f} % accurate on held-out images of their "
         "own classes), asked for scores only"

@@ -30,6 +30,7 @@ from bidfmkd_fast.pools.pool import load_modules, load_pool
 from bidfmkd_fast.recovery import recover
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
+from bidfmkd_fast.training.comparison import ZERO_QUERY
 from bidfmkd_fast.training.recovered_set import read_images_and_scores
 from bidfmkd_fast.training.run_folder import RunFolder
 
@@ -159,7 +160,7 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
 METHODS: dict[str, tuple[str, Method]] = {
     "random": ("random initialisation", random_initialisation),
     "control": ("no-recovery control", control),
-    "zero_query": ("zero_query: pictures alone", zero_query),
+    "zero_query": (ZERO_QUERY, zero_query),
     "random_teachers": ("random_teachers", random_teachers),
     "single": ("best API distilled (Single-DFKD)", best_api_distilled),
     "average": ("Distill-Avg", distilled_average),

@@ -12,6 +12,7 @@ from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate, paired_difference
 from bidfmkd_fast.training.tables import Table, text_table
 
 RANDOM, CONTROL, LEARNED = "random initialisation", "no-recovery control", "BiDf-MKD"
+ZERO_QUERY = "zero_query: pictures alone"
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from bidfmkd_fast.files.atomic import write_text
-from bidfmkd_fast.training.comparison import CONTROL, Comparison
+from bidfmkd_fast.training.comparison import CONTROL, ZERO_QUERY, Comparison
 from bidfmkd_fast.training.run_folder import CONFIG, METRICS, RunFolder
 from bidfmkd_fast.training.spending import read_spending
 from bidfmkd_fast.training.tables import Table, markdown_table
 
 REPORT = "report.md"
+_ABOUT = {
+    CONTROL: f"The {CONTROL} is the same run without a survey, on images of untrained generators; "
+    "it shows what learning to adapt achieves without recovery.",
+    ZERO_QUERY: "zero_query replays pseudo-tasks of procedural pictures: no API is asked and no "
+    "real picture is used, so it is the bar for whoever pays for queries.",
+}
 
 
 def outcome_rows(
@@ -82,12 +88,10 @@ def write_report(
         if len(comparison.differences) > 1:
             lines += [markdown_table(comparison.differences), ""]
     if comparisons:
-        lines += [
-            f"The {CONTROL} is the same run on images of untrained generators; it shows what "
-            "learning to adapt achieves without recovery. Batch norm sees a whole query set at "
-            "once (transductive evaluation).",
-            "",
-        ]
+        shown = comparisons[0].evaluations
+        notes = [text for model, text in _ABOUT.items() if model in shown]
+        notes.append("Batch norm sees a whole query set at once (transductive evaluation).")
+        lines += [" ".join(notes), ""]
     lines += ["## Spending", "", markdown_table(read_spending(folder.path).rows()), ""]
     lines += [*_asked(summary.get("ledger", ())), ""]
     lines += ["## The run", "", markdown_table(outcome_rows(summary, extra_seconds)), ""]

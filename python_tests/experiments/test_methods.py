@@ -26,7 +26,7 @@ from bidfmkd_fast.pools import Pool, load_pool
 from bidfmkd_fast.priors import procedural_images
 from bidfmkd_fast.priors.library import draw_pictures
 from bidfmkd_fast.seeds import derive_seed, torch_generator
-from bidfmkd_fast.training import BiDfMKD, Run
+from bidfmkd_fast.training import BiDfMKD, Run, pseudo_tasks
 from bidfmkd_fast.training.default_model import initial_module
 from bidfmkd_fast.training.run_folder import META_MODEL, SUMMARY
 
@@ -100,8 +100,8 @@ def test_zero_query_is_maml_on_pseudo_classes(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Check it against episodes drawn by hand; nothing is asked."""
-    monkeypatch.setattr(controls, "PSEUDO_CLASSES", 6)
-    monkeypatch.setattr(controls, "PSEUDO_MEMBERS", 4)
+    monkeypatch.setattr(pseudo_tasks, "PSEUDO_CLASSES", 6)
+    monkeypatch.setattr(pseudo_tasks, "PSEUDO_MEMBERS", 4)
     parameters, summary = learned("zero_query", experiment, tmp_path / "zero_query")
     assert summary["queries"] == 0 and summary["ledger"] == []
     config, replay = experiment.train, experiment.train.replay
