@@ -48,11 +48,16 @@ def test_the_full_ones_have_the_settings_of_the_paper(file: Path) -> None:
 @pytest.mark.parametrize(
     "file", [file for file in EXPERIMENTS if file.stem.endswith("_v01")], ids=lambda file: file.stem
 )
-def test_those_of_version_01_differ_in_the_survey_only(file: Path) -> None:
+def test_those_of_version_01_differ_in_survey_and_episodes_only(file: Path) -> None:
     old = settings_from_yaml(ExperimentConfig, file)
     new = settings_from_yaml(ExperimentConfig, file.with_stem(file.stem.removesuffix("_v01")))
     assert new.train.survey.n_images > 0
-    assert old == replace(new, train=replace(new.train, survey=TrainConfig.v01().survey))
+    assert new.evaluation.episode_seed == 0
+    assert old == replace(
+        new,
+        train=replace(new.train, survey=TrainConfig.v01().survey),
+        evaluation=replace(new.evaluation, episode_seed=None),
+    )
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)

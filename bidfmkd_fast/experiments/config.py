@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from bidfmkd_fast.data import SPLITS, Dataset, EpisodeSampler, load_dataset
 from bidfmkd_fast.errors import InputError
@@ -69,6 +70,9 @@ class EvaluationConfig:
             model that never learned to adapt needs a larger rate and would otherwise look weaker
             than it is. An empty list keeps the rate of the run.
         n_val_episodes: meta_val episodes of that choice.
+        episode_seed: seed of all these episodes. Every seed of a comparison is evaluated on the
+            same episodes, so that results differ between seeds only by the pool and the training.
+            None draws other episodes for each seed of a comparison, as version 0.1 did.
     """
 
     n_shots: tuple[int, ...] = (1, 5)
@@ -77,6 +81,7 @@ class EvaluationConfig:
     split: str = "meta_test"
     adapt_lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     n_val_episodes: int = 40
+    episode_seed: int | None = 0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -94,6 +99,18 @@ class EvaluationConfig:
             raise InputError(
                 f"EvaluationConfig: split must be one of {', '.join(SPLITS)}; got {self.split!r}"
             )
+
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Keep the episodes of settings that version 0.1 wrote: other ones for each seed.
+
+        It wrote every setting, and had no `episode_seed`. Settings that name only some get the
+        default.
+        """
+        keys_of_v01 = {setting.name for setting in fields(EvaluationConfig)} - {"episode_seed"}
+        if "episode_seed" not in values and keys_of_v01 <= values.keys():
+            return {**values, "episode_seed": None}
+        return values
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,12 @@ class Experiment:
         return self.config.train
 
     @property
+    def episode_seed(self) -> int:
+        """Return the seed of the episodes; by default all seeds of a comparison share it."""
+        seed = self.config.evaluation.episode_seed
+        return self.train.seed if seed is None else seed
+
+    @property
     def replay_steps(self) -> int:
         """Return the replay steps of a run, which other methods train for as well."""
         replay, group = self.train.replay, self.train.meta_batch_size

@@ -17,7 +17,7 @@ from bidfmkd_fast.files.atomic import PARTIAL, cannot_write, write_exact
 from bidfmkd_fast.files.folder_lock import LOCK
 from bidfmkd_fast.pools.api_training import train_pool
 from bidfmkd_fast.pools.pool import LIST, Pool, read_pool
-from bidfmkd_fast.settings import to_yaml
+from bidfmkd_fast.settings import settings_from_yaml, to_yaml
 
 EXPERIMENT = "experiment.yaml"
 
@@ -26,14 +26,15 @@ def open_folder(out: str | Path, config: ExperimentConfig) -> Path:
     """Open the folder of an experiment: a new one, or the one that has the same settings.
 
     The seed is no part of the settings here, because one folder holds the results of several seeds.
+    A setting that an older version did not write means there what that version did.
 
     Raises:
         InputError: the folder holds another experiment, or anything else.
     """
-    folder, text = Path(out), to_yaml(config.with_seed(0))
+    folder, config = Path(out), config.with_seed(0)
     file = folder / EXPERIMENT
     if file.is_file():
-        if file.read_text(encoding="utf-8") != text:
+        if settings_from_yaml(ExperimentConfig, file).with_seed(0) != config:
             raise InputError(
                 f"{folder} holds an experiment with other settings; "
                 f"give another --out, or its {file.name}"
@@ -41,7 +42,7 @@ def open_folder(out: str | Path, config: ExperimentConfig) -> Path:
     elif folder.exists() and not _is_empty_folder(folder):
         raise InputError(f"{folder} exists already and is not an experiment; give another --out")
     else:
-        write_exact(file, text)
+        write_exact(file, to_yaml(config))
     return folder
 
 

@@ -94,7 +94,7 @@ def meta_test(meta_model: MetaModel, experiment: Experiment) -> list[MetaTest]:
                     n_query=config.n_query,
                     n_episodes=n_episodes,
                     split=split,
-                    seed=experiment.train.seed,
+                    seed=experiment.episode_seed,
                     progress=experiment.progress,
                 )
 
@@ -117,9 +117,22 @@ def meta_tests_once(folder: Path, make: Callable[[], list[MetaTest]]) -> list[Me
     return [_from_record(record) for record in read_json(file, "evaluation")]
 
 
+def share_episodes(evaluations: Sequence[Evaluation]) -> bool:
+    """Return True if evaluations of one data set and number of shots are of the same episodes."""
+    return len({(evaluation.seed, len(evaluation.per_episode)) for evaluation in evaluations}) == 1
+
+
 def over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Return one evaluation over the episodes of several seeds."""
-    per_episode = torch.cat([evaluation.per_episode for evaluation in evaluations])
+    """Return one evaluation over the results of several seeds.
+
+    If the seeds share their episodes, the accuracy on an episode is the mean over the seeds.
+    Otherwise the episodes of all seeds are put together.
+    """
+    accuracies = [evaluation.per_episode for evaluation in evaluations]
+    # The results of several seeds on the same episode depend on each other: an episode that is hard
+    # is hard for all. Counted as separate episodes, they would make the interval too narrow.
+    shared = share_episodes(evaluations)
+    per_episode = torch.stack(accuracies).mean(0) if shared else torch.cat(accuracies)
     mean, ci95 = mean_and_ci95(per_episode)
     return replace(evaluations[0], mean=mean, ci95=ci95, per_episode=per_episode)
 

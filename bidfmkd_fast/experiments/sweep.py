@@ -53,7 +53,7 @@ def run_sweep(
         results = _run_cells(folder, sweep, datasets, seeds, device, progress)
         plot_sweep(sweep.cells, [by_data_set(of_cell) for of_cell in results], folder / PLOT)
         names = [cell.name for cell in sweep.cells]
-        tables = list(sweep_tables(names, results, len(seeds)))
+        tables = list(sweep_tables(names, results))
         head = (
             f"# Sweep `{Path(path).name}`\n\n"
             f"seeds {', '.join(map(str, seeds))}; {machine_text(device)}.\n"

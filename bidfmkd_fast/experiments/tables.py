@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bidfmkd_fast.experiments.meta_test import Result, Results, over_seeds
+from bidfmkd_fast.experiments.meta_test import Result, Results, over_seeds, share_episodes
 from bidfmkd_fast.experiments.methods import CONTROL, METHODS, OURS
 from bidfmkd_fast.meta import Evaluation, paired_difference
 from bidfmkd_fast.training.tables import Table
@@ -31,7 +31,7 @@ def comparison_tables(results: Results, seeds: Sequence[int]) -> Iterator[Titled
             reference = None if method == CONTROL else control
             row = _row(METHODS[method][0], results[method], positions, ours, reference)
             rows.append(row)
-        yield _title(control[0], len(seeds)), rows
+        yield _title(results[CONTROL], positions[0]), rows
         if OURS in evaluations and len(evaluations) > 2:
             yield f"paired differences, {data_set}", _less_others(evaluations, shots)
         if len(seeds) > 1:
@@ -39,7 +39,7 @@ def comparison_tables(results: Results, seeds: Sequence[int]) -> Iterator[Titled
 
 
 def sweep_tables(
-    names: Sequence[str], results: Sequence[Sequence[Result]], n_seeds: int
+    names: Sequence[str], results: Sequence[Sequence[Result]]
 ) -> Iterator[TitledTable]:
     """Yield a table for each data set: the accuracy of each cell, and its difference to the first.
 
@@ -55,7 +55,7 @@ def sweep_tables(
         for name, cell_results, evaluations in zip(names, results, by_cell, strict=True):
             reference = None if evaluations is first else first
             rows.append(_row(name, cell_results, positions, evaluations, reference))
-        yield _title(first[0], n_seeds), rows
+        yield _title(results[0], positions[0]), rows
 
 
 def by_data_set(results: Sequence[Result]) -> dict[str, list[Evaluation]]:
@@ -82,11 +82,16 @@ def _shots(evaluations: Sequence[Evaluation]) -> list[str]:
     return [f"{evaluation.n_shot}-shot" for evaluation in evaluations]
 
 
-def _title(evaluation: Evaluation, n_seeds: int) -> str:
+def _title(results: Sequence[Result], position: int) -> str:
+    by_seed = [result.meta_tests[position].evaluation for result in results]
+    whole, n_seeds = over_seeds(by_seed), len(by_seed)
+    if n_seeds > 1 and share_episodes(by_seed):
+        seeds = f", the same under each of {n_seeds} seeds"
+    else:
+        seeds = f" over {n_seeds} seed{'s' if n_seeds > 1 else ''}"
     return (
-        f"{evaluation.n_way}-way accuracy in %, 95 % CI, {len(evaluation.per_episode)} episodes of "
-        f"unseen classes ({evaluation.dataset} {evaluation.split}) over {n_seeds} "
-        f"seed{'s' if n_seeds > 1 else ''}; differences paired by episode"
+        f"{whole.n_way}-way accuracy in %, 95 % CI, {len(whole.per_episode)} episodes of unseen "
+        f"classes ({whole.dataset} {whole.split}){seeds}; differences paired by episode"
     )
 
 

@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.experiments.config import ExperimentConfig, PoolConfig
 from bidfmkd_fast.experiments.folder import made_once, open_folder, pool_of
 from bidfmkd_fast.pools import Pool
+from bidfmkd_fast.settings import plain_values, settings_from_values, settings_from_yaml
+from bidfmkd_fast.training import TrainConfig
 
 
 def test_what_was_cut_off_is_made_anew(tmp_path: Path) -> None:
@@ -58,6 +61,23 @@ def test_a_folder_holds_one_experiment(tmp_path: Path) -> None:
         open_folder(tmp_path / "b", config)
     with pytest.raises(InputError, match="cannot write"):
         open_folder(tmp_path / "b" / "mine" / "c", config)
+
+
+def test_a_folder_of_version_01_goes_on_with_its_own_settings(tmp_path: Path) -> None:
+    """Write the file as version 0.1 did, which had no survey and no seed of the episodes."""
+    file = tmp_path / "old" / "experiment.yaml"
+    values = plain_values(ExperimentConfig())
+    del values["train"]["survey"], values["evaluation"]["episode_seed"]
+    file.parent.mkdir()
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match=r"give another --out, or its experiment\.yaml"):
+        open_folder(file.parent, ExperimentConfig())
+    old = settings_from_yaml(ExperimentConfig, file)
+    assert old.evaluation.episode_seed is None and old.train == TrainConfig.v01()
+    assert open_folder(file.parent, old.with_seed(3)) == file.parent
+    # A file that names some settings only is no file of version 0.1.
+    some = settings_from_values(ExperimentConfig, {"evaluation": {"n_query": 3}})
+    assert some.evaluation.episode_seed == 0
 
 
 def test_pools_are_trained_once_for_settings_and_seed(

@@ -92,7 +92,7 @@ def test_a_sweep_goes_on_cell_by_cell(
 
 
 def test_variants_are_plotted_by_name(experiment_file: Path, tmp_path: Path) -> None:
-    """Check that the plot has the names, and that two seeds give twice the episodes.
+    """Check that the plot has the names, and that two seeds share their episodes.
 
     The first cell is the reference of the differences.
     """
@@ -103,7 +103,7 @@ def test_variants_are_plotted_by_name(experiment_file: Path, tmp_path: Path) -> 
         seeds=[0, 1],
         progress=False,
     )
-    assert "8 episodes" in text and "over 2 seeds" in text
+    assert "4 episodes" in text and "the same under each of 2 seeds" in text
     assert len(list((tmp_path / "out" / "pools").iterdir())) == 2  # one a seed, shared by the cells
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
 
