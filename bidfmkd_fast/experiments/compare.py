@@ -13,7 +13,12 @@ from bidfmkd_fast.experiments.config import ExperimentConfig, check_seeds
 from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.folder import open_folder, pool_of
 from bidfmkd_fast.experiments.meta_test import Result, train_and_test
-from bidfmkd_fast.experiments.methods import CONTROL, METHODS, OURS, USES_OUR_SETS
+from bidfmkd_fast.experiments.methods import (
+    DEFAULT_METHODS,
+    METHODS,
+    OURS,
+    USES_OUR_SETS,
+)
 from bidfmkd_fast.experiments.tables import TitledTable, comparison_tables
 from bidfmkd_fast.files.atomic import check_writable, make_folder, write_text
 from bidfmkd_fast.files.folder_lock import FolderLock
@@ -28,7 +33,7 @@ def run_comparison(
     config: ExperimentConfig,
     out: str | Path,
     *,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = DEFAULT_METHODS,
     seeds: Sequence[int] = (0,),
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -38,12 +43,12 @@ def run_comparison(
     Everything is kept in the folder `out`, the tables in `comparison.md`. A second call with the
     same folder continues a comparison that was cut off: no API, method or meta-test that is
     finished is made twice. A second call may also name other methods or seeds, whose results are
-    added. The control is always among the methods.
+    added.
 
     Raises:
-        InputError: a method is unknown; the data sets have too few classes or images for the
-            settings (found before anything is trained); or `out` holds another experiment, is in
-            use, or cannot be written to.
+        InputError: a method is unknown, or none is named; the data sets have too few classes or
+            images for the settings (found before anything is trained); or `out` holds another
+            experiment, is in use, or cannot be written to.
     """
     chosen = _chosen(methods)
     check_seeds("compare", seeds)
@@ -56,7 +61,9 @@ def run_comparison(
 
 
 def _chosen(methods: Sequence[str]) -> list[str]:
-    """Return the methods, with the control, in the order of the table."""
+    """Return the methods in the order of the table."""
+    if not methods:
+        raise InputError(f"compare: methods must be one or more of {', '.join(METHODS)}; got none")
     for method in methods:
         if method not in METHODS:
             raise InputError(f"compare: methods must be among {', '.join(METHODS)}; got {method!r}")
@@ -66,7 +73,7 @@ def _chosen(methods: Sequence[str]) -> list[str]:
                 f"compare: {method!r} distils the sets that {OURS!r} recovers; "
                 f"add {OURS} to the methods"
             )
-    return [method for method in METHODS if method in methods or method == CONTROL]
+    return [method for method in METHODS if method in methods]
 
 
 def _compare_in(

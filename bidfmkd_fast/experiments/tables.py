@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bidfmkd_fast.experiments.meta_test import Result, Results, over_seeds, share_episodes
-from bidfmkd_fast.experiments.methods import CONTROL, METHODS, OURS
+from bidfmkd_fast.experiments.methods import METHODS, OURS, REFERENCES
 from bidfmkd_fast.meta import Evaluation, paired_difference
 from bidfmkd_fast.training.tables import Table
 
@@ -15,27 +15,33 @@ TitledTable = tuple[str, Table]
 def comparison_tables(results: Results, seeds: Sequence[int]) -> Iterator[TitledTable]:
     """Yield three tables for each data set.
 
-    The first has the accuracies and the differences to the control. The second has BiDf-MKD less
-    each other method; it is left out if the control is the only other method. The third has the
-    differences to the control under each seed; it is left out if there is a single seed.
+    The first has the accuracies and the differences to the reference, which is the first of
+    `REFERENCES` that is in the comparison. The second has BiDf-MKD less each other method; it is
+    left out if the reference is the only other method. The third has the differences to the
+    reference under each seed; it is left out if there is a single seed. Without a reference there
+    are no differences to it.
     """
+    reference = next((method for method in REFERENCES if method in results), None)
     for data_set, positions in _positions(next(iter(results.values()))[0]).items():
         evaluations = {
             method: [_over_seeds(method_results, position) for position in positions]
             for method, method_results in results.items()
         }
-        control = evaluations[CONTROL]
-        shots = _shots(control)
-        rows = [_header("method", shots, "control")]
-        for method, ours in evaluations.items():
-            reference = None if method == CONTROL else control
-            row = _row(METHODS[method][0], results[method], positions, ours, reference)
-            rows.append(row)
-        yield _title(results[CONTROL], positions[0]), rows
-        if OURS in evaluations and len(evaluations) > 2:
+        of_reference = evaluations[reference] if reference else None
+        first = next(iter(results))
+        shots = _shots(evaluations[first])
+        rows = [_header("method", shots, reference)]
+        for method, of_method in evaluations.items():
+            label = METHODS[method][0]
+            rows.append(_row(label, results[method], positions, of_method, of_reference))
+        yield _title(results[first], positions[0]), rows
+        if OURS in evaluations and evaluations.keys() - {OURS, reference}:
             yield f"paired differences, {data_set}", _less_others(evaluations, shots)
-        if len(seeds) > 1:
-            yield f"by seed, {data_set}", _by_seed(results, positions, seeds, shots)
+        if reference and len(seeds) > 1 and len(results) > 1:
+            yield (
+                f"by seed, {data_set}",
+                _by_seed(results, reference, positions, seeds, shots),
+            )
 
 
 def sweep_tables(
@@ -53,8 +59,7 @@ def sweep_tables(
         first = by_cell[0]
         rows = [_header("cell", _shots(first), "the first")]
         for name, cell_results, evaluations in zip(names, results, by_cell, strict=True):
-            reference = None if evaluations is first else first
-            rows.append(_row(name, cell_results, positions, evaluations, reference))
+            rows.append(_row(name, cell_results, positions, evaluations, first))
         yield _title(results[0], positions[0]), rows
 
 
@@ -95,8 +100,8 @@ def _title(results: Sequence[Result], position: int) -> str:
     )
 
 
-def _header(first: str, shots: Sequence[str], reference: str) -> list[str]:
-    differences = [f"{shot} less {reference}" for shot in shots]
+def _header(first: str, shots: Sequence[str], reference: str | None) -> list[str]:
+    differences = [f"{shot} less {reference}" for shot in shots] if reference else []
     return [first, *shots, *differences, "queries", "seconds", "adapt lr"]
 
 
@@ -107,8 +112,13 @@ def _row(
     evaluations: Sequence[Evaluation],
     reference: Sequence[Evaluation] | None,
 ) -> list[str]:
-    """Return a row of a main table, with its differences to the row `reference`, if any."""
+    """Return a row of a main table, with its differences to the row `reference`, if any.
+
+    The row of the reference itself has empty cells there.
+    """
     if reference is None:
+        differences = []
+    elif evaluations is reference:
         differences = [""] * len(evaluations)
     else:
         differences = [_difference(a, b) for a, b in zip(evaluations, reference, strict=True)]
@@ -133,7 +143,11 @@ def _less_others(evaluations: dict[str, list[Evaluation]], shots: Sequence[str])
 
 
 def _by_seed(
-    results: Results, positions: Sequence[int], seeds: Sequence[int], shots: Sequence[str]
+    results: Results,
+    reference: str,
+    positions: Sequence[int],
+    seeds: Sequence[int],
+    shots: Sequence[str],
 ) -> Table:
     def every(method: str) -> list[Evaluation]:
         return [
@@ -142,11 +156,11 @@ def _by_seed(
             for position in positions
         ]
 
-    header = ["less the control", *(f"seed {seed}, {shot}" for seed in seeds for shot in shots)]
+    header = [f"less {reference}", *(f"seed {seed}, {shot}" for seed in seeds for shot in shots)]
     rows = [
-        [METHODS[method][0], *map(_difference, every(method), every(CONTROL))]
+        [METHODS[method][0], *map(_difference, every(method), every(reference))]
         for method in results
-        if method != CONTROL
+        if method != reference
     ]
     return [header, *rows]
 

@@ -418,7 +418,7 @@ def test_compare_goes_on_in_the_same_folder(capsys: pytest.CaptureFixture[str]) 
     assert main([*arguments, "--methods", "random"]) == 0
     first = capsys.readouterr().out
     assert "random initialisation" in first and "report: out/comparison.md" in first
-    assert Path("out/seed_3/control/meta_model.safetensors").is_file()
+    assert Path("out/seed_3/random/meta_model.safetensors").is_file()
     assert main([*arguments, "--methods", "bidf_mkd"]) == 0
     assert "BiDf-MKD" in capsys.readouterr().out
     assert main(["compare", "--out", "out", *EXPERIMENT, "--config.pool.epochs=2"]) == 2

@@ -40,22 +40,24 @@ def test_every_method_in_one_table_and_nothing_twice(
 ) -> None:
     trained = counted(monkeypatch)
     tables = run_comparison(tiny, tmp_path / "out", progress=False)
-    for label, _ in baselines.METHODS.values():
-        assert label in tables
-    assert trained[-1] == "average 0" and len(trained) == 7  # after the run whose sets it uses
+    for name, (label, _) in baselines.METHODS.items():
+        assert (label in tables) == (name != "control")  # that must be asked for
+    assert trained[-1] == "average 0" and len(trained) == 8  # after the run whose sets it uses
     report = (tmp_path / "out" / "comparison.md").read_text()
     for text in (
         "BiDf-MKD less Distill-Avg",
         f"seeds 0; {machine_text('cpu')}",
-        "| method | 1-shot | 2-shot | 1-shot less control",
+        "| method | 1-shot | 2-shot | 1-shot less zero_query",
     ):
         assert text in report
     assert run_comparison(tiny, tmp_path / "out", progress=False) == tables
-    assert len(trained) == 7
+    assert len(trained) == 8
     # The same folder grows with other methods and seeds.
     trained.clear()
-    more = run_comparison(tiny, tmp_path / "out", methods=["maml"], seeds=[0, 1], progress=False)
-    assert trained == ["control 1", "maml 1"]
+    more = run_comparison(
+        tiny, tmp_path / "out", methods=["control", "maml"], seeds=[0, 1], progress=False
+    )
+    assert trained == ["control 0", "control 1", "maml 1"]
     assert "by seed, glyphs" in more and "random" not in more
 
 
@@ -82,7 +84,7 @@ def test_a_run_that_was_cut_off_keeps_its_sets(
     save, kept = RunFolder.save_recovered, []
 
     def cut_off(self: RunFolder, recovered: RecoveredSet) -> None:
-        if len(kept) == 9:  # six of the control, three of the run
+        if len(kept) == 3:
             raise KeyboardInterrupt
         kept.append((self.path, recovered.api_index, recovered.part))
         save(self, recovered)
@@ -96,17 +98,16 @@ def test_a_run_that_was_cut_off_keeps_its_sets(
         run_comparison(tiny, tmp_path / "out", methods=["bidf_mkd"], progress=False)
     monkeypatch.setattr(RunFolder, "save_recovered", note)
     run_comparison(tiny, tmp_path / "out", methods=["bidf_mkd"], progress=False)
-    assert len(kept) == 12
+    assert len(kept) == 6
     assert not list((tmp_path / "out").rglob("run.lock"))
     # The result is the same, bit for bit, as without a break.
     monkeypatch.undo()
     run_comparison(tiny, tmp_path / "whole", methods=["bidf_mkd"], progress=False)
-    for name in ("control", "bidf_mkd"):
-        ours, theirs = (
-            load_file(tmp_path / folder / "seed_0" / name / META_MODEL)
-            for folder in ("out", "whole")
-        )
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    ours, theirs = (
+        load_file(tmp_path / folder / "seed_0" / "bidf_mkd" / META_MODEL)
+        for folder in ("out", "whole")
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_several_data_sets(tiny: ExperimentConfig, tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_several_data_sets(tiny: ExperimentConfig, tmp_path: Path) -> None:
         train=train,
         evaluation=replace(tiny.evaluation, n_shots=(1,), n_episodes=2),
     )
-    methods = ["bidf_mkd", "average", "white_box", "maml"]
+    methods = ["control", "bidf_mkd", "average", "white_box", "maml"]
     tables = run_comparison(config, tmp_path / "out", methods=methods, progress=False)
     assert "(glyphs meta_test)" in tables and "(colours meta_test)" in tables
     assert tables.count("no-recovery control") == 4  # in two tables of each data set
@@ -147,6 +148,7 @@ def test_several_data_sets(tiny: ExperimentConfig, tmp_path: Path) -> None:
     ("change", "says"),
     [
         ({"methods": ["best"]}, "methods must be among random, control, .*; got 'best'"),
+        ({"methods": []}, "methods must be one or more of random, .*; got none"),
         ({"methods": ["average"]}, "add bidf_mkd"),
         ({"seeds": []}, "one or more different numbers"),
         ({"seeds": [1, 1]}, "one or more different numbers"),
