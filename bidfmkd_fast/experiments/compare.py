@@ -112,4 +112,5 @@ def _compare_in(
 
 
 def _drawn(tables: Sequence[TitledTable], draw: Callable[[Table], str]) -> list[str]:
-    return [f"{title}\n\n{draw(rows)}" for title, rows in tables]
+    """Return each table under its title; a title without rows stands alone."""
+    return [f"{title}\n\n{draw(rows)}" if rows else title for title, rows in tables]

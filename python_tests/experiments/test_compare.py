@@ -46,6 +46,9 @@ def test_every_method_in_one_table_and_nothing_twice(
     report = (tmp_path / "out" / "comparison.md").read_text()
     for text in (
         "BiDf-MKD less Distill-Avg",
+        "knowledge: BiDf-MKD less what asks no API",
+        "gain share of BiDf-MKD",
+        "One training seed proves nothing",
         f"seeds 0; {machine_text('cpu')}",
         "| method | 1-shot | 2-shot | 1-shot less zero_query",
     ):
@@ -59,6 +62,7 @@ def test_every_method_in_one_table_and_nothing_twice(
     )
     assert trained == ["control 0", "control 1", "maml 1"]
     assert "by seed, glyphs" in more and "random" not in more
+    assert "the same under each of 2 seeds" in more and "proves nothing" not in more
 
 
 def test_a_method_that_was_cut_off_is_made_anew(

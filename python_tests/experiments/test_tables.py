@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.experiments.meta_test import MetaTest, Result
 from bidfmkd_fast.experiments.tables import comparison_tables
 from bidfmkd_fast.meta import Evaluation
@@ -44,9 +45,10 @@ def test_the_tables_of_a_comparison_against_numbers_by_hand() -> None:
         ["no-recovery control", "25.00 ± 5.66", "+5.00 ± 5.66", "10", "6", "0.1"],
         ["BiDf-MKD", "45.00 ± 9.80", "+25.00 ± 5.66", "600", "9", "0.1"],
     ]
+    # The mean differences are 0.25 0.25 and 0.2 0.2 in the two seeds, up to rounding.
     assert ours[1:] == [
-        ["BiDf-MKD less random initialisation", "+25.00 ± 5.66"],
-        ["BiDf-MKD less no-recovery control", "+20.00 ± 8.00"],
+        ["BiDf-MKD less random initialisation", "+25.00 ± 0.00", "± 5.66"],
+        ["BiDf-MKD less no-recovery control", "+20.00 ± 0.00", "± 8.00"],
     ]
     assert by_seed == [
         ["less random", "seed 0, 1-shot", "seed 1, 1-shot"],
@@ -80,3 +82,87 @@ def test_the_reference_is_the_first_that_is_there(
             method == reference for method in methods
         ]
     assert {len(row) for row in rows} == {len(header)}
+
+
+def runs_of(by_shot: list[list[list[float]]]) -> list[Result]:
+    """Return results from accuracies by number of shots (1, 5), training seed and episode.
+
+    All seeds have the same episodes.
+    """
+    return [
+        Result([meta_test(v, n, 0, 0.1) for v, n in zip(values, (1, 5), strict=True)], 0, 0.0)
+        for values in zip(*by_shot, strict=True)
+    ]
+
+
+OURS = [[0.5, 0.7], [0.6, 0.8], [0.7, 0.9]]
+
+
+def always(accuracy: float) -> list[list[float]]:
+    return [[accuracy, accuracy]] * 3
+
+
+def test_differences_over_seeds_against_numbers_by_hand() -> None:
+    results = {
+        "random": runs_of([always(0.3), always(0.3)]),
+        "zero_query": runs_of([always(0.4), always(0.5)]),
+        "random_teachers": runs_of([always(0.5), always(0.4)]),
+        "bidf_mkd": runs_of([OURS, OURS]),
+        "maml": runs_of([[[0.7, 0.9]] * 3, always(0.2)]),
+    }
+    (title, main), (over_seeds, rows), _ = comparison_tables(results, [0, 1, 2])
+    assert "2 episodes of unseen classes (made up meta_test), the same under each of 3" in title
+    assert over_seeds.startswith("over seeds, made up: ") and "mean over 3 seeds" in over_seeds
+    # The mean over the seeds is 0.6 on the first episode and 0.8 on the second, with a standard
+    # deviation of 0.141; 1.96 * 0.141 / 1.414 is 0.196.
+    assert main[4][1] == "70.00 ± 19.60"
+    # The means of the seeds are 0.6 0.7 0.8, with a standard deviation of 0.1; 4.303 * 0.1 / 1.732
+    # is 0.2484. The better method that asks no API is random_teachers in 1-shot, and zero_query in
+    # 5-shot. The gain is 0.4 of 0.5, or 80 %. By seed, gain less 80 % of the full gain is -0.1 0
+    # 0.1; 4.303 * 0.1 / 1.732 / 0.5 is 0.497. By episode it is 0.3 - 0.8 * 0.4 = -0.02 and
+    # 0.5 - 0.8 * 0.6 = 0.02; 1.96 * 0.0283 / 1.414 / 0.5 is 0.078. In 5-shot MAML gains nothing.
+    assert rows == [
+        ["points", *(f"{n}-shot over {units}" for n in (1, 5) for units in ("seeds", "episodes"))],
+        ["BiDf-MKD less random initialisation", *["+40.00 ± 24.84", "± 19.60"] * 2],
+        [
+            "BiDf-MKD less zero_query: pictures alone",
+            *["+30.00 ± 24.84", "± 19.60", "+20.00 ± 24.84", "± 19.60"],
+        ],
+        [
+            "BiDf-MKD less random_teachers",
+            *["+20.00 ± 24.84", "± 19.60", "+30.00 ± 24.84", "± 19.60"],
+        ],
+        [
+            "BiDf-MKD less MAML on real meta-train data",
+            *["-10.00 ± 24.84", "± 0.00", "+50.00 ± 24.84", "± 19.60"],
+        ],
+        ["knowledge: BiDf-MKD less what asks no API", *["+20.00 ± 24.84", "± 19.60"] * 2],
+        ["gain share of BiDf-MKD", "80.0 % ± 49.7", "± 7.8", "-", "-"],
+    ]
+
+
+def test_a_table_of_one_seed_says_that_it_proves_nothing() -> None:
+    results = {
+        "random": runs_of([always(0.3), always(0.3)])[:1],
+        "zero_query": runs_of([always(0.4), always(0.5)])[:1],
+        "bidf_mkd": runs_of([OURS, OURS])[:1],
+        "maml": runs_of([[[0.7, 0.9]] * 3, always(0.9)])[:1],
+    }
+    _, (title, rows), (warning, none) = comparison_tables(results, [4])
+    assert title == "paired differences, made up"
+    assert rows[0] == ["points", "1-shot", "5-shot"]
+    assert rows[-1] == ["gain share of BiDf-MKD", "60.0 % ± 15.7", "50.0 % ± 32.7"]
+    assert not any("knowledge" in row[0] for row in rows)  # random_teachers is missing
+    assert warning.startswith("One training seed proves nothing") and none == []
+    # A table that would only repeat the differences to the reference is left out.
+    two = {"zero_query": results["zero_query"], "bidf_mkd": results["bidf_mkd"]}
+    assert [title for title, _ in comparison_tables(two, [4])][1:] == [warning]
+
+
+def test_methods_on_different_episodes_are_not_compared() -> None:
+    theirs, ours = (
+        [Result([meta_test([0.1, 0.2], 1, seed, 0.1)], 0, 0.0) for seed in seeds]
+        for seeds in ((0, 1), (0, 2))
+    )
+    with pytest.raises(InputError, match="must be of the same episodes; seed is 2 and 1"):
+        list(comparison_tables({"maml": theirs, "bidf_mkd": ours}, [0, 1]))
