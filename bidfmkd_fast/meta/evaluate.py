@@ -11,7 +11,7 @@ from torch import Tensor
 from bidfmkd_fast.data.dataset import Dataset
 from bidfmkd_fast.data.episodes import Episode, EpisodeSampler
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.meta.checks import check_images
+from bidfmkd_fast.meta.checks import check_images, failures_explained
 from bidfmkd_fast.meta.inner_loop import adapt_parameters, labels_predicted
 from bidfmkd_fast.meta.model import MetaModel
 from bidfmkd_fast.meta.stacked import (
@@ -121,8 +121,9 @@ def evaluate(
         raise InputError(f"evaluate: n_episodes must be 1 or more; got {n_episodes}")
     sampler = EpisodeSampler(dataset, split, n_way, n_shot, n_query, seed)
     first = sampler.episode(0).support_images.to(_device(meta_model))
-    meta_model = meta_model.for_classes("evaluate", n_way)
     check_images("evaluate", f"the images of {dataset.name}", first, meta_model.module)
+    with failures_explained("evaluate", first):
+        meta_model = meta_model.for_classes("evaluate", n_way, first[:2])
     if transductive and can_stack(meta_model.module, n_way):
         stacks = stacks_of(
             meta_model.module, (sampler.episode(index) for index in range(n_episodes))

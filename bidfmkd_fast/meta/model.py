@@ -134,8 +134,9 @@ class MetaModel:
         """
         check_images("adapt", "support_images", support_images, self.module)
         check_labels(support_labels, support_images)
-        own = with_classes("adapt", self.module, int(support_labels.max()) + 1)
+        n_classes = int(support_labels.max()) + 1
         with failures_explained("adapt", support_images):
+            own = self.for_classes("adapt", n_classes, support_images[:2]).module
             adapted = adapt_parameters(
                 own,
                 dict(own.named_parameters()),
@@ -150,13 +151,14 @@ class MetaModel:
                 _fix_statistics(module, support_images)
         return Classifier(module, support_labels)
 
-    def for_classes(self, operation: str, n_classes: int) -> MetaModel:
-        """Return the meta-model for tasks of `n_classes` classes.
+    def for_classes(self, operation: str, n_classes: int, images: Tensor) -> MetaModel:
+        """Return the meta-model for tasks of `n_classes` classes; `images` are some that it takes.
 
         Raises:
             InputError: the module has fewer outputs, and its last layer cannot grow.
         """
-        module = with_classes(operation, self.module, n_classes)
+        known = model_arguments(self.module) is not None  # its last layer was registered last
+        module = with_classes(operation, self.module, n_classes, None if known else images)
         if module is self.module:
             return self
         return MetaModel(

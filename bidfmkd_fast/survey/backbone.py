@@ -4,32 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.stacked import can_stack, stacked_features, stacked_parameters
 from bidfmkd_fast.models.head import last_linear
+from bidfmkd_fast.seeds import seeded
 
 Features = Callable[[Tensor], Tensor]
 
 
-def check_backbone(operation: str, module: nn.Module) -> None:
-    """Raise InputError unless `features_of` can split the module."""
-    if last_linear(module) is None and not callable(getattr(module, "features", None)):
-        raise InputError(
-            f"{operation}: the survey trains the features of the meta-model, so its last layer "
-            "must be nn.Linear, or it must have a method features(images) that returns "
-            f"[N, n_features]; {type(module).__name__} has neither; set survey.n_images to 0 to "
-            "leave the survey out"
-        )
+def check_backbone(operation: str, module: nn.Module, images: Tensor) -> None:
+    """Raise InputError unless `features_of` can split the module, which takes `images`."""
+    if can_stack(module):
+        return
+    reason = "has neither"
+    if callable(getattr(module, "features", None)):
+        try:
+            with torch.no_grad(), seeded(0, "features"):
+                features = features_of(module, images)(images)
+            if isinstance(features, Tensor) and features.shape[:1] == images.shape[:1]:
+                return
+            reason = f"returns {list(features.shape)} for {len(images)} images"
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = f"has features that fail: {' '.join(str(error).split())}"
+    elif last_linear(module, images) is not None:
+        return
+    raise InputError(
+        f"{operation}: the survey trains the features of the meta-model, so its last layer "
+        "must be nn.Linear, or it must have a method features(images) that returns "
+        f"[N, n_features]; {type(module).__name__} {reason}; set survey.n_images to 0 to "
+        "leave the survey out"
+    )
 
 
-def features_of(module: nn.Module) -> Features:
+def features_of(module: nn.Module, images: Tensor) -> Features:
     """Return the function from images `[N, C, H, W]` to the features `[N, n_features]` of `module`.
 
     They are what `module.features` returns, if there is such a method, or else what enters the
-    last layer, an `nn.Linear`. Buffers, such as running statistics, are not changed.
+    last layer, an `nn.Linear`, which is found by running the module on `images`. Buffers, such as
+    running statistics, are not changed.
     """
     if can_stack(module):
         parameters = dict(module.named_parameters())
@@ -38,7 +54,7 @@ def features_of(module: nn.Module) -> Features:
         )[0]
     if callable(getattr(module, "features", None)):
         return lambda images: _call(_Features(module), images)
-    linear = last_linear(module)
+    linear = last_linear(module, images)
     assert linear is not None
 
     def features(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast import ops
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.models.head import zero_head
 from bidfmkd_fast.seeds import seeded, torch_generator
 from bidfmkd_fast.survey.backbone import features_of
@@ -60,12 +61,16 @@ def distil_jointly(
 
     Yields:
         The means of each epoch, as it ends.
+
+    Raises:
+        InputError: the loss or a parameter is no longer finite.
     """
     device = next(module.parameters()).device
-    features = features_of(module)
     useful = torch.stack([one.answered for one in surveyed]).any(0).nonzero()[:, 0]
-    with torch.no_grad():
-        n_features = features(pictures[useful[:2]] / 255).shape[1]
+    some = pictures[useful[:2]] / 255
+    features = features_of(module, some)
+    with torch.no_grad(), seeded(seed, "survey", "features"):
+        n_features = features(some).shape[1]
     with seeded(seed, "survey", "heads"):
         heads = nn.ModuleList(nn.Linear(n_features, one.scores.shape[1]) for one in surveyed).to(
             device
@@ -79,20 +84,28 @@ def distil_jointly(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
     )
     draws = torch_generator(seed, "survey", "order")
-    for _ in range(config.epochs):
+    for epoch in range(config.epochs):
         order = useful[torch.randperm(len(useful), generator=draws)]
         totals = torch.zeros(2, dtype=torch.float64, device=device)
         for rows in order.tensor_split(n_batches):
             images = pictures[rows].float() / 255
-            loss, agreement = _loss(features(images), rows, surveyed, heads, config.temperature)
+            with seeded(seed, "survey", "step", schedule.last_epoch):  # for dropout
+                out = features(images)
+            loss, agreement = _loss(out, rows, surveyed, heads, config.temperature)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
             totals += torch.stack([loss.detach(), agreement]).double()
         loss_mean, agreement_mean = (totals / n_batches).tolist()
+        # The loss does not show what the last step of all has done to the parameters.
+        if not (math.isfinite(loss_mean) and all(p.isfinite().all() for p in trained)):
+            raise InputError(
+                f"survey: the joint distillation has diverged in epoch {epoch + 1}, with a loss of "
+                f"{loss_mean}; lower survey.learning_rate ({config.learning_rate:g})"
+            )
         yield Epoch(loss_mean, agreement_mean)
-    zero_head(module)
+    zero_head(module, some)
 
 
 def _loss(

@@ -153,7 +153,8 @@ class BiDfMKD:
                 ledger = None
                 if folder is not None:
                     ledger = stack.enter_context(counted_queries(folder, self.apis))
-                    keep_plan(folder.path, self.apis, self.config)
+                    if not folder.complete:
+                        keep_plan(folder.path, self.apis, self.config)
                 yield RunState(
                     self.apis,
                     copy.deepcopy(self._module),
@@ -178,7 +179,6 @@ class BiDfMKD:
         n_classes = max(api.spec.n_classes for api in self.apis)
         specs = [api.spec for api in self.apis]
         if self.config.survey.n_images:
-            check_backbone("BiDfMKD", self._module)
             for spec in specs:
                 check_drawable(spec)
         _, height, width = task_shape(specs, self.config) or specs[0].image_shape
@@ -205,6 +205,8 @@ class BiDfMKD:
                     f"BiDfMKD: meta_model must map images {list(images.shape)} to logits "
                     f"[2, {n_classes}], the most classes of an API; got {came}"
                 )
+            if self.config.survey.n_images:
+                check_backbone("BiDfMKD", self._module, images)
 
 
 def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
@@ -218,6 +220,15 @@ def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
             )
     if len({id(api) for api in apis}) < len(apis):
         raise InputError("BiDfMKD: apis holds the same black box twice; give each once")
+    shapes: dict[str, tuple[int, int, int]] = {}
+    for api in apis:
+        data_set, shape = api.spec.data_set, api.spec.image_shape
+        if data_set and shapes.setdefault(data_set, shape) != shape:
+            raise InputError(
+                f"BiDfMKD: the APIs of the data set {data_set!r} must take images of one shape; "
+                f"{api.name} takes {list(shape)}, another {list(shapes[data_set])}; name the data "
+                "sets differently"
+            )
     for api in apis:
         if budget is not None and api.budget is not None and api.budget is not budget:
             raise InputError(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.ops.scores import as_scores
 from bidfmkd_fast.seeds import seeded, torch_generator
@@ -145,3 +146,26 @@ def test_a_conv4_learns_what_apis_answer() -> None:
     assert epochs[-1].agreement > 0.8 > epochs[0].agreement
     assert epochs[-1].loss < 0.5 * epochs[0].loss
     assert not module.classifier.weight.any()
+
+
+def test_dropout_draws_from_the_seed(seed: int) -> None:
+    pictures = SharedPictures(seed).as_bytes(20, SHAPE)
+    surveyed = [surveyed_by(pictures, seed, 3)]
+    config = SurveyConfig(n_images=20, epochs=2, batch_size=10)
+    made = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    states = []
+    for _ in range(2):
+        module = copy.deepcopy(made)
+        list(distil_jointly(module, pictures, surveyed, config, seed))
+        states.append(module.state_dict())
+        torch.rand(3)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_distillation_that_diverges_is_an_error(seed: int) -> None:
+    pictures = SharedPictures(seed).as_bytes(20, SHAPE)
+    surveyed = [surveyed_by(pictures, seed, 3)]
+    config = SurveyConfig(n_images=20, epochs=2, batch_size=10, learning_rate=1e30)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(InputError, match=r"diverged in epoch 1, .* lower survey.learning_rate"):
+        list(distil_jointly(module, pictures, surveyed, config, seed))
