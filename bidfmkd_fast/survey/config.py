@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.settings import check_least, check_positive, check_types
 
 
@@ -34,4 +35,6 @@ class SurveyConfig:
         check_types(self)
         # Batch norm needs two images of a batch to differ.
         check_least(self, n_images=0, epochs=1, batch_size=2)
+        if self.n_images == 1:
+            raise InputError("SurveyConfig: n_images must be 0 or at least 2; got 1")
         check_positive(self, "temperature", "learning_rate")

@@ -109,6 +109,8 @@ class RunFolder:
             return
         self.check_writable(self.path)
         check_writable(self.path / "recovered" / "any")
+        if config.survey.n_images:
+            check_writable(self.survey_file(0).with_name("any"))
         self._clear()
         write_exact(self.path / CONFIG, config.to_yaml())
         # The metrics of a run that was cut off are written anew as its sets are read back.

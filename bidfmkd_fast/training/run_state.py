@@ -78,6 +78,7 @@ class RunState:
             capturable=self.device.type == "cuda",  # a CUDA graph captures the replay steps
         )
         self.memory = TaskMemory(task_shape([api.spec for api in self.apis], self.config))
+        self._sized = len({api.spec.image_shape for api in self.apis}) > 1
         self.recovered: list[RecoveredSet] = []
         self.history: list[dict[str, Any]] = []
         self.seconds = {"survey": 0.0, "recovery": 0.0, "distillation": 0.0, "replay": 0.0}
@@ -181,7 +182,8 @@ class RunState:
         api, recovered = self.apis[recovered_set.api_index], recovered_set.recovered
         self.recovered.append(recovered_set)
         keys = [
-            _class_key(api, recovered_set.api_index, label) for label in recovered.labels.tolist()
+            _class_key(api, recovered_set.api_index, label, self._sized)
+            for label in recovered.labels.tolist()
         ]
         self.memory.add(recovered_set.images, keys)
         self._budget_ended |= not recovered.complete
@@ -232,10 +234,14 @@ class RunState:
         ]
 
 
-def _class_key(api: BlackBox, index: int, label: int) -> tuple[str, str]:
+def _class_key(api: BlackBox, index: int, label: int, sized: bool) -> tuple[str, str]:
     """Return the key of a class in the memory: its data set and its name.
 
-    APIs without class names get keys of their own, so that their classes are never merged.
+    APIs without class names get keys of their own, so that their classes are never merged. The
+    images of a data set have one shape in the memory. Therefore, if the shapes of the APIs
+    differ (`sized`), the shape takes the place of the data set's name where that is unknown.
     """
-    names = api.spec.class_names
-    return api.spec.data_set, names[label] if names else f"API {index} class {label}"
+    names, data_set = api.spec.class_names, api.spec.data_set
+    if sized and not data_set:
+        data_set = "{} x {} x {}".format(*api.spec.image_shape)
+    return data_set, names[label] if names else f"API {index} class {label}"

@@ -11,6 +11,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.runtime import memory
 from bidfmkd_fast.training import BiDfMKD, ReplayConfig, TrainConfig
+from bidfmkd_fast.training.config import NO_SURVEY
 from bidfmkd_fast.training.plan import plan
 
 N_CLASSES = 3
@@ -55,13 +56,13 @@ def test_a_run_is_refused_before_an_api_is_asked(config: TrainConfig, message: s
 def test_the_sets_of_all_apis_and_the_tasks_of_a_step_must_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    image = 4 * 16 * 16
+    image, tiny = 4 * 16 * 16, replace(TINY, survey=NO_SURVEY)
     sets = 400 * 2 * 3 * N_CLASSES * image
     monkeypatch.setattr(memory, "memory_of", lambda device: sets)
-    BiDfMKD(pool(400), config=TINY)
+    BiDfMKD(pool(400), config=tiny)
     with pytest.raises(InputError, match="images of two sets of each of 401 APIs, n_per_class=3,"):
-        BiDfMKD(pool(401), config=TINY)
-    tasks = replace(TINY, meta_batch_size=sets // (N_CLASSES * 3 * image))
+        BiDfMKD(pool(401), config=tiny)
+    tasks = replace(tiny, meta_batch_size=sets // (N_CLASSES * 3 * image))
     BiDfMKD(pool(2), config=tasks)
     larger = replace(tasks, meta_batch_size=tasks.meta_batch_size + 1)
     with pytest.raises(InputError, match="an outer step on meta_batch_size=801 tasks takes"):

@@ -158,3 +158,37 @@ def test_an_api_whose_pictures_cannot_be_drawn_is_refused_before_anything_is_ask
 def test_the_status_counts_the_survey(tmp_path: Path) -> None:
     assert exit_code(fit_surveyed, tmp_path / "run", tmp_path / "log", ("call", 7)) == KILLED
     assert "the survey has 55 of 70 answers" in status_text(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_hold_the_answers_is_refused_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "survey").write_text("in the way")
+    apis = pool()
+    with pytest.raises(InputError, match="survey"):
+        fit(apis, tmp_path)
+    assert all(api.ledger.queries == 0 for api in apis)
+
+
+def test_a_survey_beyond_the_memory_is_refused() -> None:
+    config = replace(SURVEYED, survey=SurveyConfig(n_images=10**12))
+    with pytest.raises(InputError, match=r"lower survey\.n_images"):
+        BiDfMKD(pool(), config=config)
+
+
+@pytest.mark.parametrize("surveyed", [True, False])
+def test_apis_of_other_shapes_need_no_data_set(surveyed: bool) -> None:
+    config = SURVEYED if surveyed else replace(SURVEYED, survey=SurveyConfig(n_images=0))
+    apis = [
+        FunctionBlackBox(
+            lambda images: images.flatten(1)[:, :3], APISpec(3, shape, name=f"api_{number}")
+        )
+        for number, shape in enumerate([(1, 16, 16), (3, 20, 20)])
+    ]
+    assert BiDfMKD(apis, config=config).fit(progress=False).complete
+    wrong = [
+        FunctionBlackBox(api, replace(api.spec, data_set="mine"))  # type: ignore[arg-type]
+        for api in apis
+    ]
+    with pytest.raises(InputError, match="data set 'mine' must take images of one shape"):
+        BiDfMKD(wrong, config=config)
