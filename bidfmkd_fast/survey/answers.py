@@ -32,12 +32,16 @@ _HEAD = struct.Struct("<III")
 
 
 def count_answers(path: Path) -> int:
-    """Count the pictures that are answered in a file, whatever survey it is of; nothing is kept."""
+    """Count the pictures that are answered in a file, whatever survey it is of; nothing is kept.
+
+    Raises InputError if the file cannot be read.
+    """
     pictures: set[int] = set()
-    for payload in RecordFile(path).read():
-        if payload[:1] == b"A":
-            first, n, _ = _HEAD.unpack_from(payload, 1)
-            pictures.update(range(first, first + n))
+    with _naming("cannot read", path):
+        for payload in RecordFile(path).read():
+            if payload[:1] == b"A" and len(payload) > _HEAD.size:
+                first, n, _ = _HEAD.unpack_from(payload, 1)
+                pictures.update(range(first, first + n))
     return len(pictures)
 
 
@@ -121,7 +125,7 @@ class Answers:
             if self._file is not None:
                 head = _HEAD.pack(first, *scores.shape)
                 body = scores.numpy().astype("<f4").tobytes()
-                with self._naming_file("cannot write to"):
+                with _naming("cannot write to", self.path):
                     assert self.path is not None
                     self.path.parent.mkdir(parents=True, exist_ok=True)
                     self._file.append(
@@ -137,7 +141,7 @@ class Answers:
         assert self._file is not None
         settings = None
         try:
-            with self._naming_file("cannot read"):
+            with _naming("cannot read", self.path):
                 for payload in self._file.read():
                     if payload[:1] == b"S":
                         settings = dict(json.loads(payload[1:]))
@@ -146,7 +150,7 @@ class Answers:
                         self._read_answer(payload)
                 if not os.access(str(self.path), os.W_OK):
                     raise PermissionError(None, "Permission denied")
-        except (TypeError, ValueError, struct.error) as error:
+        except (RuntimeError, TypeError, ValueError, struct.error) as error:
             if isinstance(error, InputError):
                 raise
             settings = None
@@ -172,10 +176,11 @@ class Answers:
                     "folder"
                 )
 
-    @contextmanager
-    def _naming_file(self, what: str) -> Iterator[None]:
-        """Turn an OSError inside the block into an InputError that names the file."""
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"survey: {what} {self.path}: {error.strerror or error}") from error
+
+@contextmanager
+def _naming(what: str, path: Path | None) -> Iterator[None]:
+    """Turn an OSError inside the block into an InputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"survey: {what} {path}: {error.strerror or error}") from error

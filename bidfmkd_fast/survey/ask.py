@@ -28,12 +28,18 @@ def ask(api: BlackBox, pictures: SharedPictures, answers: Answers) -> None:
         check()
         if failed.is_set():  # a service that failed is left alone at once
             return
+        end = first + n
         try:
-            answers.add(first, api(pictures.for_api(first, n, api.spec)))
+            while first < end:  # the limit of a service may fall while it is asked
+                size = min(end - first, piece_size(api))
+                answers.add(first, api(pictures.for_api(first, size, api.spec)))
+                first += size
         except BaseException:
             failed.set()
             raise
 
+    if isinstance(api, ServiceBlackBox) and not answers.answered.all():
+        api.requests_for(1)  # may ask the service for its batch limit, so that calls are requests
     pieces = answers.missing(piece_size(api))
     if not isinstance(api, ServiceBlackBox):
         for first, n in pieces:

@@ -31,6 +31,7 @@ SPEC = {"n_classes": 3, "image_shape": [1, 16, 16]}
 TINY = [
     "--config.n_per_class=3",
     "--config.replay.n_query=2",
+    "--config.survey.n_images=9",  # as many pictures as a recovery step has images
     "--config.meta_model_width=4",
     "--config.recovery.generator_width=4",
 ]

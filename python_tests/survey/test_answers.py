@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from bidfmkd_fast.black_box import APISpec
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.survey.answers import Answers
+from bidfmkd_fast.survey.answers import Answers, count_answers
 
 SPEC = APISpec(3, (1, 16, 16), name="mine")
 
@@ -95,3 +96,18 @@ def test_answers_of_another_survey_are_refused(
         answers.add(0, scores(0, 4))
     with pytest.raises(InputError, match=said):
         Answers(path, spec, seed, n_images)
+
+
+def test_a_record_of_the_wrong_size_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "api_000.answers"
+    with Answers(path, SPEC, 5, 10) as answers:
+        answers.add(0, scores(0, 4))
+        assert answers._file is not None
+        answers._file.append(b"A" + struct.pack("<III", 4, 5, 3) + bytes(16), first=b"")
+    with pytest.raises(InputError, match=r"api_000\.answers is damaged"):
+        Answers(path, SPEC, 5, 10)
+
+
+def test_counting_what_cannot_be_read_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"survey: cannot read .*: Is a directory"):
+        count_answers(tmp_path)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box import APISpec, Budget, FunctionBlackBox
-from bidfmkd_fast.black_box.remote.service import Attempt, ServiceBlackBox
+from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge, ServiceBlackBox
 from bidfmkd_fast.errors import APIUnavailable, BudgetExhausted
 from bidfmkd_fast.survey.answers import Answers
 from bidfmkd_fast.survey.ask import ask
@@ -95,3 +95,31 @@ def test_a_budget_that_ends_keeps_what_it_paid(seed: int) -> None:
     with pytest.raises(BudgetExhausted):
         ask(api, SharedPictures(seed), answers)
     assert answers.queries == 20 == api.ledger.queries
+
+
+@pytest.mark.parametrize("said_before", [True, False])
+def test_calls_are_requests_when_a_service_lowers_its_limit(seed: int, said_before: bool) -> None:
+    """Otherwise a kill would lose all requests of a call."""
+
+    class Limited(Service):
+        def _batch(self) -> int:
+            self._max_batch = 4 if said_before else self._max_batch
+            return super()._batch()
+
+        def _request(self, images: Tensor, attempt: Attempt) -> Tensor:
+            if len(images) > 4:
+                attempt()
+                raise BatchTooLarge("mine: 4 at most")
+            return super()._request(images, attempt)
+
+    kept: list[int] = []
+
+    class Kept(Answers):
+        def add(self, first: int, scores: Tensor) -> None:
+            kept.append(len(scores))
+            super().add(first, scores)
+
+    answers = Kept(None, SPEC, SharedPictures(seed).seed, 40)
+    ask(Limited(in_flight=1), SharedPictures(seed), answers)
+    assert answers.answered.all()
+    assert all(n <= 4 for n in kept[0 if said_before else 1 :])
