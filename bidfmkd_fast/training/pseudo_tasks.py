@@ -19,6 +19,7 @@ from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.default_model import initial_module, task_shape
 
+# Scenes, and jittered copies of each; there are more copies if a task has as many images per class.
 PSEUDO_CLASSES, PSEUDO_MEMBERS = 200, 20
 
 
@@ -44,8 +45,9 @@ def learn_from_pictures(
     """
     replay, n_tasks = config.replay, config.meta_batch_size
     shape = task_shape(specs, config) or specs[0].image_shape
-    scenes = torch.arange(PSEUDO_CLASSES).repeat_interleave(PSEUDO_MEMBERS)
-    members = torch.arange(PSEUDO_MEMBERS).repeat(PSEUDO_CLASSES)
+    n_members = max(PSEUDO_MEMBERS, replay.n_shot + 1)
+    scenes = torch.arange(PSEUDO_CLASSES).repeat_interleave(n_members)
+    members = torch.arange(n_members).repeat(PSEUDO_CLASSES)
     seed = derive_seed(config.seed, "zero_query")
     memory = TaskMemory(shape)
     memory.add(
@@ -55,7 +57,7 @@ def learn_from_pictures(
     module = initial_module(specs, config).to(device)
     optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr)
     n_way = min(spec.n_classes for spec in specs)
-    n_query = min(replay.n_query, PSEUDO_MEMBERS - replay.n_shot)
+    n_query = min(replay.n_query, n_members - replay.n_shot)
     with Bar("zero_query: train", n_steps, "steps", progress) as bar:
         for step in bar.over(range(n_steps)):
             episodes = [

@@ -123,6 +123,19 @@ def test_zero_query_is_maml_on_pseudo_classes(
         torch.testing.assert_close(parameters[name], value, rtol=rtol, atol=atol)
 
 
+def test_zero_query_has_images_for_any_number_of_shots(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controls, "PSEUDO_CLASSES", 6)
+    train = experiment.train
+    train = replace(
+        train, n_per_class=30, replay=replace(train.replay, n_shot=20, final_steps=1, n_query=5)
+    )
+    many = replace(experiment, config=replace(experiment.config, train=train))
+    controls.zero_query(many, tmp_path)
+    assert (tmp_path / "meta_model.safetensors").exists()
+
+
 def test_random_teachers_answer_in_place_of_the_apis(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
