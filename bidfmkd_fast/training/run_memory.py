@@ -42,12 +42,14 @@ def check_run_memory(
     if (n_images := config.survey.n_images) > 0:
         shape = task_shape([api.spec for api in apis], config) or apis[0].spec.image_shape
         n_scores = sum(api.spec.n_classes for api in apis)
-        check_memory(
-            operation,
-            f"a survey of survey.n_images={n_images:,} pictures",
-            n_images * (math.prod(shape) + 4 * n_scores),  # uint8 pictures, float32 scores
-            "lower survey.n_images",
-        )
+        for where in ("cpu", device):
+            check_memory(
+                operation,
+                f"a survey of survey.n_images={n_images:,} pictures",
+                n_images * (math.prod(shape) + 4 * n_scores),  # uint8 pictures, float32 scores
+                "lower survey.n_images",
+                where,
+            )
         check_memory(
             operation,
             f"a step of the joint distillation on survey.batch_size={config.survey.batch_size:,} "

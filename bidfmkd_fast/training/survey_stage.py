@@ -111,16 +111,15 @@ def distil_survey(run: RunState, pictures: SharedPictures, answers: Sequence[Ans
     ]
     if not surveyed:
         return
-    with (
-        run.timed("survey"),
-        Bar(f"{run.label}: joint distillation", config.epochs, "epochs", run.progress) as bar,
-    ):
-        shared = pictures.as_bytes(
-            config.n_images, task_shape(specs, run.config) or specs[0].image_shape
-        )
-        epochs = distil_jointly(
-            run.module, shared.to(run.device), surveyed, config, run.config.seed
-        )
-        for epoch in bar.over(epochs):
+    with Bar(f"{run.label}: joint distillation", config.epochs, "epochs", run.progress) as bar:
+        with run.timed("survey"):
+            shape = task_shape(specs, run.config) or specs[0].image_shape
+            shared = pictures.as_bytes(config.n_images, shape).to(run.device)
+        epochs = bar.over(distil_jointly(run.module, shared, surveyed, config, run.config.seed))
+        while True:
+            with run.timed("survey"):  # each epoch by itself, so that its record has its seconds
+                epoch = next(epochs, None)
+            if epoch is None:
+                break
             bar.show(loss=epoch.loss)
             run.record("survey", loss=epoch.loss, accuracy=epoch.agreement)

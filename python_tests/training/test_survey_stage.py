@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
+import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +20,12 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox
 from bidfmkd_fast.errors import APIUnavailable, InputError, ServiceWarning
+from bidfmkd_fast.recovery import record_file
 from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.survey.answers import Answers
+from bidfmkd_fast.survey.joint_distillation import Epoch, distil_jointly
 from bidfmkd_fast.survey.pictures import SharedPictures
-from bidfmkd_fast.training import BiDfMKD, Run
+from bidfmkd_fast.training import BiDfMKD, Run, survey_stage
 from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, RunFolder
 from bidfmkd_fast.training.status import status_text
 
@@ -60,6 +67,35 @@ def test_every_api_is_asked_once_and_counted(tmp_path: Path) -> None:
     surveys = [record for record in run.history if record["stage"] == "survey"]
     assert len(surveys) == 2 and surveys[0]["queries"] == 3 * N
     assert run.seconds["survey"] > 0
+
+
+def test_the_record_of_an_epoch_has_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*arguments: Any) -> Iterator[Epoch]:
+        for epoch in distil_jointly(*arguments):
+            time.sleep(0.05)
+            yield epoch
+
+    monkeypatch.setattr(survey_stage, "distil_jointly", slow)
+    first, second = (r["seconds"] for r in fit(pool()).history if r["stage"] == "survey")
+    assert second >= first + 0.05
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(FileIO):
+        def write(self, data: Any) -> int:
+            super().write(data[:20])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    apis = [Service(0), Service(1)]
+    with monkeypatch.context() as patched:
+        patched.setattr(record_file, "FileIO", Full)
+        with pytest.raises(InputError, match=r"survey: cannot write to .*answers: No space left"):
+            fit(apis, tmp_path)
+    before = sum(api.ledger.queries for api in apis)
+    assert fit(apis, tmp_path).complete  # what could not be kept is asked again
+    assert sum(api.ledger.queries for api in apis) >= before
 
 
 def test_the_scores_of_the_same_pictures_are_kept(tmp_path: Path) -> None:
