@@ -48,6 +48,10 @@ def _kept(command: str, folder: Path | None) -> str:
     n_sets = len(list(folder.rglob("recovered/*.safetensors")))
     n_begun = len(list(folder.rglob("*.journal/records")))
     begun = f" and the answers to {n_begun} under way" if n_begun else ""
+    surveyed = {file.name for file in folder.rglob("survey/*.answers")}  # a control has them too
+    if surveyed:
+        apis = "API" if len(surveyed) == 1 else "APIs"
+        begun += f" and answers of {len(surveyed)} {apis} to the survey"
     return f"kept in {folder}: {n_sets} recovered set{'' if n_sets == 1 else 's'}{begun}"
 
 

@@ -103,7 +103,7 @@ def over_cap(plan: Spending) -> list[str]:
             lines.append(
                 f"over the budget: {unit} of control and run are {as_text(wanted)}, the cap is "
                 f"{as_text(most)}; the run would end there; raise --max-{unit}, or lower "
-                "n_per_class, recovery.steps or recovery.num_directions"
+                "survey.n_images, n_per_class, recovery.steps or recovery.num_directions"
             )
         elif whole > most:
             lines.append(

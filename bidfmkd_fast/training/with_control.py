@@ -75,5 +75,5 @@ def _check_budget(learner: BiDfMKD, control: BiDfMKD, budget: Budget) -> None:
         raise BudgetExhausted(
             f"fit_with_control: the control and one recovery step ask {needed.queries:,} queries "
             f"in {needed.requests:,} requests, more than is left of {budget}; raise the budget, or "
-            "lower n_per_class or num_directions"
+            "lower survey.n_images, n_per_class or num_directions"
         )

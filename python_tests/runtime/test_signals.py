@@ -264,6 +264,14 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - since < 1.0
 
 
+def test_the_line_counts_the_apis_that_answered_the_survey(tmp_path: Path) -> None:
+    for part in (tmp_path / "control", tmp_path):
+        (part / "survey").mkdir(parents=True)
+        (part / "survey" / "api_000.answers").touch()
+    kept = cli_ending._kept("train", tmp_path)
+    assert kept == f"kept in {tmp_path}: 0 recovered sets and answers of 1 API to the survey"
+
+
 def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
     code = (
         "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
