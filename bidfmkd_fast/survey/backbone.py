@@ -28,7 +28,7 @@ def check_backbone(operation: str, module: nn.Module, images: Tensor) -> None:
             if isinstance(features, Tensor) and features.shape[:1] == images.shape[:1]:
                 return
             reason = f"returns {list(features.shape)} for {len(images)} images"
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             reason = f"has features that fail: {' '.join(str(error).split())}"
     elif last_linear(module, images) is not None:
         return

@@ -91,6 +91,7 @@ class BiDfMKD:
             )
         self._module = module.to(self.device)
         self._check_meta_model()
+        _check_data_sets(self.apis)
 
     def __repr__(self) -> str:
         cap = "" if self.budget is None else f", {self.budget!r}"
@@ -220,6 +221,16 @@ def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
             )
     if len({id(api) for api in apis}) < len(apis):
         raise InputError("BiDfMKD: apis holds the same black box twice; give each once")
+    for api in apis:
+        if budget is not None and api.budget is not None and api.budget is not budget:
+            raise InputError(
+                f"BiDfMKD: {api.name} has a budget of its own; give either that or budget=, not "
+                "both"
+            )
+
+
+def _check_data_sets(apis: list[BlackBox]) -> None:
+    """Raise InputError unless the images of a data set have one shape, as the memory holds them."""
     shapes: dict[str, tuple[int, int, int]] = {}
     for api in apis:
         data_set, shape = api.spec.data_set, api.spec.image_shape
@@ -228,12 +239,6 @@ def _check_apis(apis: list[BlackBox], budget: Budget | None) -> None:
                 f"BiDfMKD: the APIs of the data set {data_set!r} must take images of one shape; "
                 f"{api.name} takes {list(shape)}, another {list(shapes[data_set])}; name the data "
                 "sets differently"
-            )
-    for api in apis:
-        if budget is not None and api.budget is not None and api.budget is not budget:
-            raise InputError(
-                f"BiDfMKD: {api.name} has a budget of its own; give either that or budget=, not "
-                "both"
             )
 
 

@@ -107,9 +107,20 @@ class HeadByHand(Headless):
         return nn.functional.linear(super().forward(images), self.ends.weight, self.ends.bias)
 
 
+class Flat(Headless):
+    """A module whose features have no dimension but the batch."""
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.mean((1, 2, 3))
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
-    [(FeaturesInList(), "has features that fail: .*ModuleList"), (HeadByHand(), "has neither")],
+    [
+        (FeaturesInList(), "has features that fail: .*ModuleList"),
+        (Flat(), "has features that fail: Dimension out of range"),
+        (HeadByHand(), "has neither"),
+    ],
 )
 def test_what_would_fail_after_the_survey_is_refused_before(module: nn.Module, said: str) -> None:
     with pytest.raises(InputError, match=said):
