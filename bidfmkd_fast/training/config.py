@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,25 @@ from bidfmkd_fast.settings import (
 from bidfmkd_fast.survey.config import SurveyConfig
 
 NO_SURVEY = SurveyConfig(n_images=0)
+_KEYS_OF_V01 = frozenset(  # the fields of `TrainConfig` in version 0.1, all of which it wrote
+    [
+        "seed",
+        "n_per_class",
+        "meta_batch_size",
+        "meta_model_width",
+        "adapt_steps",
+        "adapt_lr",
+        "meta_model_side",
+        "boundary_start",
+        "boundary_recovery",
+        "bilevel_distillation",
+        "task_replay",
+        "paper_compat",
+        "recovery",
+        "distillation",
+        "replay",
+    ]
+)
 
 # Bounds that no run needs to exceed. Beyond them the first outer step exhausts the memory, or hangs
 # without a sign of progress.
@@ -236,8 +255,7 @@ class TrainConfig:
 
         It wrote every setting, and had no survey. Settings that name only some get the defaults.
         """
-        keys_of_v01 = {setting.name for setting in fields(TrainConfig)} - {"survey"}
-        if "survey" not in values and keys_of_v01 <= values.keys():
+        if "survey" not in values and values.keys() >= _KEYS_OF_V01:
             return {**values, "survey": plain_values(NO_SURVEY)}
         return values
 

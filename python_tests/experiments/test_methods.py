@@ -126,7 +126,7 @@ def test_zero_query_is_maml_on_pseudo_classes(
 def test_zero_query_has_images_for_any_number_of_shots(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controls, "PSEUDO_CLASSES", 6)
+    monkeypatch.setattr(pseudo_tasks, "PSEUDO_CLASSES", 6)
     train = experiment.train
     train = replace(
         train, n_per_class=30, replay=replace(train.replay, n_shot=20, final_steps=1, n_query=5)

@@ -148,7 +148,7 @@ def test_files_that_are_no_settings(tmp_path: Path) -> None:
         TrainConfig.from_yaml(bad)
 
 
-def test_the_control_differs_in_the_recovery_steps_only() -> None:
+def test_the_control_has_no_survey_and_no_recovery_steps() -> None:
     control = UNUSUAL.control()
     config = replace(UNUSUAL, recovery=replace(UNUSUAL.recovery, steps=5))
     assert config.control() == control
@@ -158,7 +158,7 @@ def test_the_control_differs_in_the_recovery_steps_only() -> None:
         for field in fields(config)
         if getattr(config, field.name) != getattr(config.control(), field.name)
     ]
-    assert changed == ["recovery"]
+    assert changed == ["survey", "recovery"] and config.control().survey.n_images == 0
     assert replace(config.control().recovery, steps=5) == config.recovery
 
 
