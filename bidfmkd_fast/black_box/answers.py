@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box.spec import APISpec
+from bidfmkd_fast.errors import BadAnswer
 from bidfmkd_fast.ops.scores import log_probabilities_of
 
 
@@ -39,6 +40,50 @@ def place(scores: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     `labels` are int64.
     """
     return torch.zeros(len(scores), n_classes, dtype=scores.dtype).scatter(1, labels, scores)
+
+
+def one_hot(answer: Tensor, spec: APISpec, n_images: int) -> Tensor:
+    """Convert the answer of a labels-only API to scores, 1 for the class of an image and 0 for all
+    other classes: float32 `[n_images, n_classes]`.
+
+    Args:
+        answer: class numbers `[n_images]` or `[n_images, 1]` of any integer type, or numbers
+            `[n_images, n_classes]` whose highest is at the class. Of equal highest scores the first
+            counts, but a row of zeros and ones must have a single one.
+        spec: what is known of the API.
+        n_images: number of images that were asked about.
+
+    Raises:
+        BadAnswer: the answer is neither, a number is no class, or a row names no single class.
+    """
+    wanted = f"{spec.name}: the API must answer one label for each of {n_images} images"
+    if not isinstance(answer, Tensor):
+        raise BadAnswer(f"{wanted}; it answered a {type(answer).__name__}")
+    fractional = answer.is_floating_point()
+    if answer.is_complex() or answer.dtype == torch.bool:
+        raise BadAnswer(f"{wanted}; it answered {answer.dtype}")
+    if tuple(answer.shape) == (n_images, spec.n_classes):
+        # Integers of 16 to 64 bits without a sign have few operations; float64 holds their order.
+        numbers = answer.detach() if fractional else answer.detach().double()
+        if not numbers.isfinite().all():
+            raise BadAnswer(f"{wanted}; it answered NaN or infinity")
+        is_mask = ((numbers == 0) | (numbers == 1)).all(1)
+        if (is_mask & ((numbers == 1).sum(1) != 1)).any():
+            raise BadAnswer(f"{wanted}; a row of zeros and ones must have a single one")
+        labels = numbers.argmax(1)
+    elif tuple(answer.shape) in ((n_images,), (n_images, 1)) and not fractional:
+        labels = answer.detach().to(torch.int64).flatten()
+        low, high = labels.min().item(), labels.max().item()
+        if low < 0 or high >= spec.n_classes:
+            raise BadAnswer(
+                f"{spec.name}: labels must be from 0 to {spec.n_classes - 1}; got {low} to {high}"
+            )
+    else:
+        raise BadAnswer(
+            f"{wanted}, as integers [{n_images}] or numbers [{n_images}, {spec.n_classes}]; it "
+            f"answered {answer.dtype} {list(answer.shape)}"
+        )
+    return torch.nn.functional.one_hot(labels, spec.n_classes).to(torch.float32)
 
 
 def as_answered(scores: Tensor, spec: APISpec) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.black_box.answers import usable
+from bidfmkd_fast.black_box.answers import one_hot, usable
 from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.first_answers import FirstAnswers, check_range
 from bidfmkd_fast.black_box.ledger import Ledger
@@ -181,7 +181,8 @@ class BlackBox(ABC):
 
         Returns:
             scores `[N, n_classes]`, a floating-point tensor of `spec.returned_kind` on any device.
-            In a top-k answer the classes that are left out are 0.
+            In a top-k answer the classes that are left out are 0. An API of labels may also return
+            the class numbers `[N]`, of any integer type.
 
         Raises:
             BadAnswer: the API answered something that is no set of scores.
@@ -215,8 +216,7 @@ class BlackBox(ABC):
         self._ledger.record(len(images), n_requests)
         answers = []
         for part in images.split(self._spec.max_batch or len(images)):
-            answers.append(self.score(part))
-            self._check_answer(answers[-1], len(part))
+            answers.append(self._checked(self.score(part), len(part)))
         self._ledger.record_answered(len(images), n_requests)
         return answers[0] if len(answers) == 1 else torch.cat(answers)
 
@@ -256,6 +256,13 @@ class BlackBox(ABC):
             "input_range, or set it in the spec"
         )
         warnings.warn(message, ServiceWarning, stacklevel=4)
+
+    def _checked(self, answer: Tensor, n_images: int) -> Tensor:
+        """Return the answer, labels as one-hot scores, once it has passed `_check_answer`."""
+        if self._spec.labels_only:
+            answer = one_hot(answer, self._spec, n_images)
+        self._check_answer(answer, n_images)
+        return answer
 
     def _check_answer(self, answer: object, n_images: int) -> None:
         """Raise BadAnswer unless the answer is finite scores `[n_images, n_classes]`."""

@@ -48,7 +48,7 @@ _MOVES = 0.06
 ONE_HOT = (
     "its answers are one-hot, a label without scores; a label does not change when an image moves "
     "a little, so they give no gradient, however long the steps; ask the service for probabilities "
-    "or logits, unrounded"
+    "or logits, unrounded, or set scores_kind='labels', from which the survey alone can learn"
 )
 SORTED = (
     "the scores of every image are sorted; a service that sorts them loses which class is which; "
@@ -87,7 +87,12 @@ class FirstAnswers:
             self._kind_fits = True
 
     def look(self, images: Tensor, answer: Tensor) -> list[Suspicion]:
-        """Return what looks wrong in the scores `[N, n_classes]` of images `[N, C, H, W]`."""
+        """Return what looks wrong in the scores `[N, n_classes]` of images `[N, C, H, W]`.
+
+        Nothing looks wrong in labels: that they hardly change is their nature.
+        """
+        if self._spec.labels_only:
+            return []
         if (self._looked and self._moves) or len(images) < LEAST_IMAGES:
             return []
         with self._lock:

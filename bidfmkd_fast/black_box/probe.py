@@ -20,7 +20,11 @@ BATCHES = (1, 8, 32)  # images per call whose speed is measured
 # Images that are shifted, and by how much, in levels of 8 bits. An API that rounds to 8 bits sees
 # the same image after the first and the second shift.
 _N_SHIFTED, _SHIFTS = 8, (0.05, 0.45, 2.05)
-PROBE_QUERIES = 1 + sum(BATCHES) + len(_SHIFTS) * _N_SHIFTED + QUERIES  # of one probe
+_LABELS_NOTE = (
+    "it gives labels only: the survey learns from them, and recovery recovers nothing from it: a "
+    "label alone gives no gradient"
+)
+PROBE_QUERIES = 1 + sum(BATCHES) + len(_SHIFTS) * _N_SHIFTED + QUERIES  # of one probe, at most
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,15 @@ class ProbeReport:
         bits = {8: "8 bits", 32: "finer than 8 bits", None: "the scores are too coarse to tell"}[
             self.input_bits
         ]
+        decimals = "all" if self.decimals is None else str(self.decimals)
         rows = [
             [self.name, ""],
             ["usable", "yes" if self.problem is None else f"no: {self.problem}"],
             ["classes", str(self.n_classes)],
             ["scores", kind],
-            ["decimals", "all" if self.decimals is None else str(self.decimals)],
+            *([] if self.stated_kind == "labels" else [["decimals", decimals]]),
             ["same answer twice", "yes" if self.deterministic else "no"],
-            ["input", bits],
+            *([] if self.stated_kind == "labels" else [["input", bits]]),
             ["latency", f"{1000 * (self.latency or 0):.1f} ms"],
         ]
         rows += [
@@ -143,15 +148,21 @@ def _ask(api: BlackBox, seed: int, found: dict[str, object]) -> str | None:
     found["scores_kind"] = spec.scores_kind if spec.scores_kind == "top_k" else kind_of(scores)
     found["decimals"] = spec.decimals if spec.scores_kind == "top_k" else decimals_of(scores)
     found["deterministic"] = torch.allclose(first, scores[:1], rtol=1e-5, atol=1e-6)
-    noise = (first - scores[:1]).abs().max().item()
-    found["input_bits"] = _input_bits(api, images[:_N_SHIFTED], decimals_of(scores), noise)
-    if found["scores_kind"] == "labels" or is_one_hot(scores, spec):
-        return "it answers labels without scores; a label alone gives no gradient"
-    steps = measure_steps(api, images[:4], seed=seed)
-    found["steps"] = steps
-    if found["scores_kind"] not in (spec.scores_kind, "?"):
-        return f"its scores look like {found['scores_kind']}; set scores_kind in its spec"
-    notes = list(api.first_answers.warned)
+    if spec.labels_only:
+        # No small step changes a label, so step lengths and input precision cannot be measured.
+        found["decimals"], notes = None, [_LABELS_NOTE]
+    else:
+        noise = (first - scores[:1]).abs().max().item()
+        found["input_bits"] = _input_bits(api, images[:_N_SHIFTED], decimals_of(scores), noise)
+        if found["scores_kind"] == "labels" or is_one_hot(scores, spec):
+            return (
+                "it answers labels without scores; a label alone gives no gradient; set "
+                "scores_kind='labels' in its spec, from which the survey alone can learn"
+            )
+        found["steps"] = measure_steps(api, images[:4], seed=seed)
+        if found["scores_kind"] not in (spec.scores_kind, "?"):
+            return f"its scores look like {found['scores_kind']}; set scores_kind in its spec"
+        notes = list(api.first_answers.warned)
     if len(set(scores.argmax(1).tolist())) == 1:
         name = spec.names[int(scores[0].argmax())]
         notes.append(

@@ -11,7 +11,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.ops import scores
 from bidfmkd_fast.settings import check_least, check_most, check_types
 
-SCORES_KINDS = (*scores.SCORES_KINDS, "top_k")
+SCORES_KINDS = (*scores.SCORES_KINDS, "top_k", "labels")
 LAYOUTS = ("NCHW", "NHWC")
 DTYPES = ("float32", "uint8")
 ENCODINGS = ("raw", "png", "jpeg")
@@ -23,7 +23,7 @@ _MOST_CLASSES = 1_000_000
 # Rounding multiplies scores by 10^decimals, which float32 cannot hold from 39 decimals on: all
 # scores became NaN. No score of float32 has so many decimals that matter.
 MOST_DECIMALS = 20
-_LABELS_ONLY = ("labels", "label", "hard_labels", "hard_label", "top_1")
+_MEANING_LABELS = ("label", "hard_labels", "hard_label", "top_1")
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,10 @@ class APISpec:
         image_shape: `(C, H, W)` of the images that the black box gets.
         input_range: `(low, high)` that the API's pixel values span; unit range `(0, 1)` by
             default.
-        scores_kind: `"logits"`, `"probabilities"`, `"log_probabilities"` or `"top_k"` (the
+        scores_kind: `"logits"`, `"probabilities"`, `"log_probabilities"`, `"top_k"` (the
             probabilities of the `top_k` likeliest classes; the black box spreads the missing
-            probability evenly over the others, see `returned_kind`).
+            probability evenly over the others, see `returned_kind`) or `"labels"` (only the class
+            of each image; the black box returns 1 for it and 0 for the others).
         class_names: names of the classes in the order of the scores, all different; empty if
             unknown.
         data_set: name of the data set that the classes are from; empty if unknown.
@@ -55,7 +56,8 @@ class APISpec:
             channel.
         mean, std: per channel of the service, in units of `input_range`: the client sends
             `(x - mean) / std`. Both or neither; empty if the service normalises by itself.
-        decimals: decimals to which the API rounds its scores, at most 20; None if it does not.
+        decimals: decimals to which the API rounds its scores, at most 20; None if it does not, and
+            with labels.
         top_k: number of classes in an answer with `scores_kind="top_k"`, from 2 to `n_classes`;
             None with all other kinds.
         max_batch: most images per request; None if unknown.
@@ -117,9 +119,18 @@ class APISpec:
     @property
     def returned_kind(self) -> str:
         """Return the kind of scores that a black box returns: `scores_kind`, or for top-k answers
-        probabilities, since the black box fills in the classes that are left out.
+        and labels probabilities, since the black box fills in the classes that are left out.
         """
-        return "probabilities" if self.scores_kind == "top_k" else self.scores_kind
+        return "probabilities" if self.scores_kind in ("top_k", "labels") else self.scores_kind
+
+    @property
+    def labels_only(self) -> bool:
+        """Return True if the API gives only the class of each image.
+
+        A label does not change when an image moves a little, so no gradient can be estimated from
+        it. The survey learns from labels; recovery cannot.
+        """
+        return self.scores_kind == "labels"
 
     @property
     def wire_shape(self) -> tuple[int, int, int]:
@@ -174,11 +185,10 @@ class APISpec:
         object.__setattr__(self, "input_range", (low, high))
 
     def _check_scores_kind(self) -> None:
-        if self.scores_kind in _LABELS_ONLY:
+        if self.scores_kind in _MEANING_LABELS:
             raise InputError(
-                f"APISpec: scores_kind {self.scores_kind!r} cannot be used: a label alone does not "
-                "change when an image moves a little, so its answers give no gradient; ask the "
-                "service for scores"
+                f"APISpec: got scores_kind {self.scores_kind!r}; an API that gives only the class "
+                "of each image has scores_kind 'labels'"
             )
         _check_choice("scores_kind", self.scores_kind, SCORES_KINDS)
         if (self.scores_kind == "top_k") != (self.top_k is not None):
@@ -195,10 +205,16 @@ class APISpec:
             raise InputError(
                 f"APISpec: top_k must be at most n_classes={self.n_classes}; got {self.top_k}"
             )
+        if self.labels_only and self.decimals is not None:
+            raise InputError(
+                f"APISpec: labels have no decimals; got decimals={self.decimals} with "
+                "scores_kind='labels'; leave decimals out"
+            )
         if self.decimals == 0 and self.returned_kind == "probabilities":
             raise InputError(
                 "APISpec: probabilities with decimals=0 are labels, and a label alone gives no "
-                "gradient; ask the service for more decimals"
+                "gradient; ask the service for more decimals, or set scores_kind='labels', from "
+                "which the survey alone can learn"
             )
 
     def _check_class_names(self) -> None:

@@ -166,7 +166,7 @@ def plan(
 ) -> Plan:
     """Probe every API and count what `fit_with_control` would ask it.
 
-    A probe asks each API `probe.PROBE_QUERIES` queries.
+    A probe asks each API at most `probe.PROBE_QUERIES` queries.
 
     Raises:
         InputError: `device` is given, and its memory cannot hold the run; nothing has been asked.

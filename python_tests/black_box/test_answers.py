@@ -9,7 +9,7 @@ import torch
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.black_box import APISpec, FunctionBlackBox
-from bidfmkd_fast.black_box.answers import as_answered, place, spread_missing_mass, usable
+from bidfmkd_fast.black_box.answers import as_answered, one_hot, place, spread_missing_mass, usable
 from bidfmkd_fast.errors import BadAnswer
 
 SHAPE = (1, 2, 2)
@@ -84,3 +84,57 @@ def test_the_highest_are_chosen_before_rounding() -> None:
     spec = APISpec(4, SHAPE, scores_kind="top_k", decimals=1, top_k=2)
     answer = as_answered(torch.tensor([[0.21, 0.22, 0.24, 0.33], [0.24, 0.22, 0.21, 0.33]]), spec)
     torch.testing.assert_close(answer, torch.tensor([[0.0, 0.0, 0.2, 0.3], [0.2, 0.0, 0.0, 0.3]]))
+
+
+LABELS = APISpec(4, SHAPE, scores_kind="labels", name="tags")
+ONE_HOT = torch.eye(4)[[2, 0, 3]]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        torch.tensor([2, 0, 3]),
+        torch.tensor([2, 0, 3], dtype=torch.uint8),
+        torch.tensor([2, 0, 3], dtype=torch.int8),
+        torch.tensor([2, 0, 3]).to(torch.uint16),
+        torch.tensor([[2], [0], [3]], dtype=torch.int32),
+        ONE_HOT,
+        ONE_HOT.long(),
+        ONE_HOT.to(torch.uint32),
+        ONE_HOT * torch.tensor([[0.4], [0.9], [1.0]]),  # the score of the top class
+        torch.tensor([[0.0, -1, 3, 2], [9, 1, 8, 0], [-4, -3, -2, -1]], dtype=torch.float64),
+    ],
+)
+def test_labels_become_one_hot(answer: torch.Tensor) -> None:
+    before = answer.clone()
+    scores = one_hot(answer, LABELS, 3)
+    assert scores.dtype == torch.float32 and torch.equal(scores, ONE_HOT)
+    assert torch.equal(
+        FunctionBlackBox(lambda images: answer, LABELS)(torch.rand(3, 1, 2, 2)), scores
+    )
+    assert torch.equal(answer, before)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (torch.tensor([0, 4, 1]), "labels must be from 0 to 3; got 0 to 4"),
+        (torch.tensor([0, -1, 1]), "labels must be from 0 to 3; got -1 to 1"),
+        (torch.tensor([-1] * 3).to(torch.uint64), "labels must be from 0 to 3"),
+        (
+            torch.tensor([0, 1]),
+            r"as integers \[3\] or numbers \[3, 4\]; it answered torch.int64 \[2\]",
+        ),
+        (torch.tensor([0.0, 1, 2]), r"it answered torch.float32 \[3\]"),
+        (torch.tensor([True, False, True]), "it answered torch.bool"),
+        (torch.zeros(3, 4), "a row of zeros and ones must have a single one"),
+        (torch.ones(3, 4, dtype=torch.int64), "a row of zeros and ones must have a single one"),
+        (torch.full((3, 4), float("nan")), "NaN or infinity"),
+        ([0, 1, 2], "it answered a list"),
+    ],
+)
+def test_what_is_no_label_is_refused(answer: object, said: str) -> None:
+    box = FunctionBlackBox(lambda images: answer, LABELS)  # type: ignore[arg-type, return-value]
+    with pytest.raises(BadAnswer, match=f"^tags: .*{said}"):
+        box(torch.rand(3, 1, 2, 2))
+    assert box.ledger.queries == 3 and box.ledger.answered_queries == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +112,7 @@ def test_what_cannot_be_used_is_said_why(seed: int) -> None:
     assert report.scores_kind == "labels" and "a label alone gives no gradient" in str(
         report.problem
     )
+    assert "set scores_kind='labels'" in str(report.problem)
     report = probe(api(probabilities_of), seed=seed)
     assert report.problem == "its scores look like probabilities; set scores_kind in its spec"
     report = probe(api(lambda images: logits_of(images) * float("nan")), seed=seed)
@@ -244,3 +246,16 @@ def test_rounded_scores_of_a_float32_api_are_not_taken_for_8_bits(seed: int) -> 
         return probabilities_of(images).double().round(decimals=3).float()
 
     assert probe(api(rounded, scores_kind="probabilities"), seed=seed).input_bits in (32, None)
+
+
+def test_an_api_of_labels_is_usable_and_what_that_means_is_said(seed: int) -> None:
+    spec = APISpec(5, SHAPE, scores_kind="labels", name="tags")
+    box = FunctionBlackBox(lambda images: logits_of(images).argmax(1), spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = probe(box, seed=seed)
+    assert report.problem is None and report.scores_kind == report.stated_kind == "labels"
+    assert report.steps is None and report.queries == box.ledger.queries <= PROBE_QUERIES
+    assert "recovery recovers nothing from it: a label alone gives no gradient" in report.notes[0]
+    rows = dict(report.rows())
+    assert rows["usable"] == "yes" and rows["scores"] == "labels" and "decimals" not in rows

@@ -31,7 +31,7 @@ def test_lists_as_read_from_a_file_become_tuples() -> None:
 def test_every_scores_kind_is_taken(kind: str) -> None:
     spec = APISpec(2, (1, 1, 1), scores_kind=kind, top_k=2 if kind == "top_k" else None)
     assert spec.scores_kind == kind
-    assert spec.returned_kind == ("probabilities" if kind == "top_k" else kind)
+    assert spec.returned_kind == ("probabilities" if kind in ("top_k", "labels") else kind)
 
 
 def test_the_wire_as_stated() -> None:
@@ -47,12 +47,20 @@ def test_the_wire_as_stated() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["labels", "hard_labels", "top_1"])
-def test_labels_alone_are_refused_with_the_reason(kind: str) -> None:
-    with pytest.raises(
-        InputError, match="a label alone does not change when an image moves a little"
-    ):
+@pytest.mark.parametrize("kind", ["label", "hard_labels", "top_1"])
+def test_other_words_for_labels_are_refused_with_the_right_one(kind: str) -> None:
+    with pytest.raises(InputError, match=f"got scores_kind '{kind}'; .* has scores_kind 'labels'"):
         APISpec(5, (1, 28, 28), scores_kind=kind)
+
+
+def test_a_box_of_labels_returns_probabilities() -> None:
+    spec = APISpec(5, (1, 28, 28), scores_kind="labels")
+    assert spec.labels_only and spec.returned_kind == "probabilities"
+    assert not APISpec(5, (1, 28, 28), scores_kind="top_k", top_k=2).labels_only
+    with pytest.raises(InputError, match="labels have no decimals; got decimals=2"):
+        APISpec(5, (1, 28, 28), scores_kind="labels", decimals=2)
+    with pytest.raises(InputError, match="got top_k=2 with scores_kind='labels'"):
+        APISpec(5, (1, 28, 28), scores_kind="labels", top_k=2)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-2.1, 2.6)])
@@ -136,7 +144,7 @@ def test_maps_are_affine_inverse_and_never_clamp(low: float, high: float) -> Non
         (
             {"scores_kind": "softmax"},
             InputError,
-            "must be one of logits, probabilities, log_probabilities, top_k; got 'softmax'",
+            "must be one of logits, probabilities, log_probabilities, top_k, labels; got 'softmax'",
         ),
         ({"scores_kind": None}, InputTypeError, "scores_kind must be of type str"),
         ({"class_names": ("a",)}, InputError, "n_classes=2 names; got 1"),

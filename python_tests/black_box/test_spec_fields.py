@@ -261,6 +261,13 @@ def scores_kind(made: Made) -> None:
     close(made(scores_kind="log_probabilities")(images), logits(images).log_softmax(1))
     with pytest.raises(BadAnswer, match="scores_kind is 'probabilities'"):
         made("logits", scores_kind="probabilities")(images)
+    if made.kind == "open":
+        with pytest.raises(InputError, match="an open box gives gradients, and a label has none"):
+            made(scores_kind="labels")
+        return
+    for kind in ("logits", "probabilities"):  # of labels only the class comes out
+        labels = made(kind, scores_kind="labels")(images)
+        assert torch.equal(labels, nn.functional.one_hot(logits(images).argmax(1), 4).float())
 
 
 def class_names(made: Made) -> None:

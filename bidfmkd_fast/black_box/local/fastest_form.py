@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bidfmkd_fast.black_box.answers import one_hot
 from bidfmkd_fast.black_box.local.conv_relu import fuse_relus
 from bidfmkd_fast.black_box.local.folding import fold_batch_norms
 from bidfmkd_fast.black_box.local.pooling import replace_max_pools
 from bidfmkd_fast.black_box.spec import APISpec
-from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.errors import BadAnswer, InputError
 from bidfmkd_fast.runtime.full_float32 import full_float32
 from bidfmkd_fast.seeds import seeded
 
@@ -72,8 +73,12 @@ def fastest_equal(
     Returns:
         the module, its memory format, and the bytes that its largest activation takes per image.
 
+    A module that answers with integers, labels, is returned as it is: labels of two images do not
+    show whether the scores behind them are still the same.
+
     Raises:
-        InputError: `plain` fails, or does not answer floating scores `[N, n_classes]`.
+        InputError: `plain` fails, or does not answer floating scores `[N, n_classes]`; for an API
+            of labels, integers `[N]` serve too.
     """
     with seeded(0, "black_box", "local", "trial"):
         images = spec.from_unit(torch.rand(2, *spec.image_shape)).to(device)
@@ -93,6 +98,8 @@ def fastest_equal(
         ) from error
     _check_scores(wanted, spec, images)
     image_bytes = max(images[0].numel() * images.element_size(), largest.bytes // 2)
+    if not wanted.is_floating_point():
+        return plain, torch.contiguous_format, image_bytes
 
     equal: list[tuple[float, nn.Module, torch.memory_format]] = []
     forms = [(True, False), (False, False)]
@@ -143,7 +150,15 @@ def _form(
 
 
 def _check_scores(scores: object, spec: APISpec, images: Tensor) -> None:
-    """Raise InputError unless the module's answer is floating scores `[2, n_classes]`."""
+    """Raise InputError unless the module's answer is floating scores `[2, n_classes]`, or labels
+    where the spec says so.
+    """
+    if spec.labels_only:
+        try:
+            one_hot(scores, spec, len(images))  # type: ignore[arg-type]
+        except BadAnswer as error:
+            raise InputError(f"module: {error}") from error
+        return
     if not isinstance(scores, Tensor):
         came = type(scores).__name__
     elif tuple(scores.shape) != (2, spec.n_classes) or not scores.is_floating_point():

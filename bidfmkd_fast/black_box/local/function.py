@@ -19,8 +19,9 @@ class FunctionBlackBox(LocalBlackBox):
 
     Args:
         function: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]`, a
-            floating tensor of `spec.scores_kind` (for top-k: the probabilities of all classes). The
-            function runs without autograd and gets a copy of the images, so it may work in place.
+            floating tensor of `spec.scores_kind` (for top-k: the probabilities of all classes; for
+            labels: scores of any kind, or class numbers `[N]` of any integer type). The function
+            runs without autograd and gets a copy of the images, so it may work in place.
         spec: what is known of the API.
         budget: cap on what it may cost; None for no cap.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from bidfmkd_fast.black_box.answers import as_answered
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.budget import Budget
-from bidfmkd_fast.black_box.remote.v2 import check_fields, place_labels
+from bidfmkd_fast.black_box.remote.v2 import check_fields, class_numbers, place_labels
 from bidfmkd_fast.black_box.remote.v2_messages import V2Model
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.black_box.wire import wire_array
@@ -112,6 +112,9 @@ class OnnxBlackBox(BlackBox):
                 if fixed is not None:
                     array = np.resize(array, (batch, *array.shape[1:]))
                 array_of_scores, *labels = (output[: len(part)] for output in run(array))
+                if spec.labels_only and array_of_scores.dtype.kind != "f":
+                    answers.append(class_numbers(spec.name, spec, array_of_scores))
+                    continue
                 scores = torch.from_numpy(array_of_scores)
                 if labels:
                     scores = place_labels(spec.name, spec, scores, labels[0])
@@ -192,6 +195,8 @@ def _fixed_batch(path: Path, spec: APISpec, session: Any, run: Run) -> int | Non
             failures[n_images] = str(error)
             return False
         wanted = [n_images, spec.n_classes if spec.top_k is None else scores.shape[-1]]
+        if spec.labels_only and scores.shape in ((n_images,), (n_images, 1)):
+            wanted = list(scores.shape)
         if list(scores.shape) != wanted:
             failures[n_images] = (
                 f"{spec.name}: the file must answer scores {wanted}; "

@@ -15,6 +15,7 @@ from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.first_answers import FirstAnswers
 from bidfmkd_fast.black_box.local.local_box import refuse_split, refuse_wire_fields
 from bidfmkd_fast.black_box.spec import APISpec
+from bidfmkd_fast.errors import InputError
 
 
 class OpenBox(BlackBox):
@@ -31,14 +32,20 @@ class OpenBox(BlackBox):
         device: where the module runs. Images are moved there, scores back.
 
     Raises:
-        InputError: the spec asks for another size, layout or normalisation, or for a `max_batch`
-            that would change the scores of a module whose batch norms use batch statistics.
+        InputError: the spec says labels, which have no gradient; it asks for another size, layout
+            or normalisation; or it asks for a `max_batch` that would change the scores of a module
+            whose batch norms use batch statistics.
     """
 
     def __init__(
         self, module: nn.Module, spec: APISpec, *, device: torch.device | str = "cpu"
     ) -> None:
         super().__init__(spec)
+        if spec.labels_only:
+            raise InputError(
+                f"{self.name}: an open box gives gradients, and a label has none; set the "
+                "scores_kind of its spec to the kind of the module's scores"
+            )
         self.first_answers = FirstAnswers(
             replace(spec, scores_kind=spec.returned_kind, decimals=None, top_k=None)
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.arguments import check_integer
+from bidfmkd_fast.black_box.answers import one_hot
 from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.local.fastest_form import fastest_equal, forward, images_at_once
 from bidfmkd_fast.black_box.local.local_box import (
@@ -38,7 +39,9 @@ class TorchBlackBox(LocalBlackBox):
 
     Args:
         module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of
-            `spec.scores_kind` (for top-k: the probabilities of all classes).
+            `spec.scores_kind` (for top-k: the probabilities of all classes; for labels: scores of
+            any kind, or class numbers `[N]` of any integer type. A module that gives integers is
+            not made faster, since labels do not show whether its scores are still the same).
         spec: what is known of the API.
         budget: cap on what it may cost; None for no cap.
         device: where the module runs; None for where its parameters are. Images and scores are
@@ -103,6 +106,8 @@ def _serve(
         size = images_at_once(image_bytes, device) if is_sized_here else micro_batch or len(images)
         batches = images.split(size)
         answers = forward(served, batches, device, memory_format)
+        if spec.labels_only:
+            answers = [one_hot(answer, spec, len(batch)) for batch, answer in zip(batches, answers)]
         for batch, scores in zip(batches, answers):
             wanted = (len(batch), spec.n_classes)
             if not isinstance(scores, Tensor) or tuple(scores.shape) != wanted:

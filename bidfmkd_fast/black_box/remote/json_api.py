@@ -26,7 +26,7 @@ from bidfmkd_fast.black_box.remote.reading import (
     words_of,
 )
 from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge, ServiceBlackBox
-from bidfmkd_fast.black_box.remote.v2 import place_labels
+from bidfmkd_fast.black_box.remote.v2 import class_numbers, place_labels
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.black_box.wire import wire_array, wire_files
 from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
@@ -77,27 +77,31 @@ class JSONMapping:
         scores: path to the scores in the answer: keys and positions separated by dots, `*` for
             every item of a list, as `predictions.*` or `*.score`; empty for the answer itself. The
             path must lead to the scores of the images in order, `[N, k]`, or `[k]` for a single
-            image.
+            image. None if the answer holds labels only. With `scores_kind="labels"` it may also
+            lead to a label for each image.
         labels: path to the labels of these scores, class names or numbers; None if the scores are
             in the order of the spec's classes.
         item: how an image stands in the list, with `"$image"` in place of the image.
 
     Raises:
-        InputError: `body` or `item` has no place, or more than one, for the images
-            (InputTypeError: a path is no string).
+        InputError: `body` or `item` has no place, or more than one, for the images, or there is
+            neither a path to scores nor to labels (InputTypeError: a path is no string).
     """
 
     body: Any
-    scores: str
+    scores: str | None = None
     labels: str | None = None
     item: Any = IMAGE
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scores, str) or not isinstance(self.labels, (str, type(None))):
-            raise InputTypeError(
-                "JSONMapping: scores and labels must be paths; "
-                f"got {self.scores!r}, {self.labels!r}"
-            )
+        for path in (self.scores, self.labels):
+            if not isinstance(path, (str, type(None))):
+                raise InputTypeError(
+                    "JSONMapping: scores and labels must be paths; "
+                    f"got {self.scores!r}, {self.labels!r}"
+                )
+        if self.scores is None and self.labels is None:
+            raise InputError("JSONMapping: give the path to the scores, to the labels, or to both")
         single, many = _count(self.body, IMAGE), _count(self.body, IMAGES)
         if single + many != 1:
             raise InputError(
@@ -169,6 +173,11 @@ class JSONBlackBox(ServiceBlackBox):
             requests_per_second=requests_per_second,
         )
         self._mapping = _mapping(self.name, mapping)
+        if self._mapping.scores is None and not spec.labels_only:
+            raise InputError(
+                f"{self.name}: the mapping has a path to labels only, but the spec's scores_kind "
+                f"is {spec.scores_kind!r}; give the path to the scores, or set scores_kind='labels'"
+            )
         self._client = HTTPClient(self.name, url, in_flight, ConnectionOptions(**connection))
         if self._mapping.single:
             self._max_batch = 1
@@ -194,6 +203,9 @@ class JSONBlackBox(ServiceBlackBox):
         client.check_status(response)
         answer = parse_json(self.name, response.data)
         with reading(self.name, "the answer holds no scores that can be read", response.data):
+            if spec.labels_only:
+                return self._labels(answer, len(images))
+            assert self._mapping.scores is not None  # checked when the box was made
             scores = torch.from_numpy(self._numbers(self._find(answer, self._mapping.scores)))
             if self._mapping.labels is None:
                 return scores
@@ -201,6 +213,37 @@ class JSONBlackBox(ServiceBlackBox):
             return place_labels(
                 self.name, spec, scores, labels[None] if labels.ndim == 1 else labels
             )
+
+    def _labels(self, answer: Any, n_images: int) -> Tensor:
+        """Return the labels `[n_images]` in an answer, or scores in the order of the classes.
+
+        Where the answer gives an image several labels with their scores, the label with the highest
+        score counts.
+        """
+        mapping, spec = self._mapping, self._spec
+        path = mapping.scores if mapping.labels is None else mapping.labels
+        assert path is not None  # checked by the mapping
+        found = self._find(answer, path)
+        labels = np.array(found)
+        # An answer for a single image may have no axis for the images.
+        labels = labels.reshape(n_images, -1) if labels.size == n_images else labels
+        labels = labels[None] if labels.ndim == 1 else labels
+        if mapping.labels is None and labels.shape != (n_images, 1):
+            return torch.from_numpy(self._numbers(found))
+        if mapping.scores is not None and mapping.labels is not None and labels.shape[1:] != (1,):
+            scores = self._numbers(self._find(answer, mapping.scores))
+            if scores.shape != labels.shape:
+                raise BadAnswer(
+                    f"{self.name}: scores and labels must both be [N, k]; "
+                    f"got {list(scores.shape)} and {list(labels.shape)}"
+                )
+            labels = np.take_along_axis(labels, scores.argmax(1)[:, None], 1)
+        if labels.shape != (n_images, 1) or labels.dtype.kind not in "iuU":
+            raise BadAnswer(
+                f"{self.name}: the path {path!r} must lead to one label for each of {n_images} "
+                f"images, a class name or number; it leads to {shown(found)}"
+            )
+        return class_numbers(self.name, spec, labels)[:, 0]
 
     def _numbers(self, found: Any) -> np.ndarray[Any, Any]:
         try:

@@ -151,6 +151,6 @@ class ServiceBlackBox(BlackBox):
             half = -(-n_images // 2)
             self._max_batch = min(self._batch(), half)
             return torch.cat([self._send(part, paid=False) for part in images.split(half)])
-        self._check_answer(answer, n_images)
+        answer = self._checked(answer, n_images)
         self._ledger.record_answered(n_images, 1)
         return answer

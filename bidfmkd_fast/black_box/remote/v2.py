@@ -78,15 +78,19 @@ class V2BlackBox(ServiceBlackBox):
         return model
 
     def _scores(self, tensors: Mapping[str, Array], outputs: tuple[str, ...]) -> Tensor:
-        """Return the scores `[N, n_classes]` from the tensors of an answer."""
+        """Return the scores `[N, n_classes]`, or the labels, from the tensors of an answer."""
         missing = [name for name in outputs if name not in tensors]
         if missing:
             held = short(", ".join(tensors))
             raise BadAnswer(
                 f"{self.name}: the answer must hold {', '.join(outputs)}; it holds {held}"
             )
+        given = per_image(tensors[outputs[0]])
+        if self._spec.labels_only and given.dtype.kind != "f":
+            with reading(self.name, f"{outputs[0]} must be labels [N]"):
+                return class_numbers(self.name, self._spec, given)
         with reading(self.name, f"{outputs[0]} must be scores [N, n_classes]"):
-            scores = torch.from_numpy(float32_array(per_image(tensors[outputs[0]])))
+            scores = torch.from_numpy(float32_array(given))
             if len(outputs) == 1:
                 return scores
             return place_labels(self.name, self._spec, scores, per_image(tensors[outputs[1]]))
@@ -126,17 +130,7 @@ def place_labels(name: str, spec: APISpec, scores: Tensor, labels: Any) -> Tenso
         raise BadAnswer(
             f"{name}: the API must answer {kind} = {wanted} classes; it answered {scores.shape[1]}"
         )
-    if labels.dtype.kind in "iu":
-        numbers = labels.astype(np.int64)
-    else:
-        index = {label: number for number, label in enumerate(spec.names)}
-        unknown = sorted({str(label) for label in labels.ravel()} - set(index))
-        if unknown:
-            raise BadAnswer(
-                f"{name}: labels must be among the spec's class_names; "
-                f"got {short(', '.join(unknown))}"
-            )
-        numbers = np.vectorize(index.__getitem__, otypes=[np.int64])(labels.astype(str))
+    numbers = class_numbers(name, spec, labels).numpy()
     if numbers.size and not (numbers.min() >= 0 and numbers.max() < spec.n_classes):
         raise BadAnswer(
             f"{name}: labels must be from 0 to {spec.n_classes - 1}; "
@@ -145,3 +139,22 @@ def place_labels(name: str, spec: APISpec, scores: Tensor, labels: Any) -> Tenso
     if (np.diff(np.sort(numbers, axis=1), axis=1) == 0).any():
         raise BadAnswer(f"{name}: an image's labels must all differ; a label came twice")
     return place(scores, torch.from_numpy(numbers), spec.n_classes)
+
+
+def class_numbers(name: str, spec: APISpec, labels: Array) -> Tensor:
+    """Return labels, class numbers or class names, as an int64 tensor of class numbers.
+
+    Whether numbers are in range is left to the caller.
+
+    Raises:
+        BadAnswer: a name is not in the spec.
+    """
+    if labels.dtype.kind in "iu":
+        return torch.from_numpy(labels.astype(np.int64))
+    index = {label: number for number, label in enumerate(spec.names)}
+    unknown = sorted({str(label) for label in labels.ravel()} - set(index))
+    if unknown:
+        raise BadAnswer(
+            f"{name}: labels must be among the spec's class_names; got {short(', '.join(unknown))}"
+        )
+    return torch.from_numpy(np.vectorize(index.__getitem__, otypes=[np.int64])(labels.astype(str)))

@@ -124,7 +124,11 @@ class V2Model:
             )
 
     def wanted_outputs(self, spec: APISpec) -> tuple[str, ...]:
-        """Return the names of the outputs to request: the scores, for top-k also the labels."""
+        """Return the names of the outputs to request: the scores, for top-k also the labels.
+
+        For an API of labels it is the output of labels, or else that of scores, if the model has
+        one only.
+        """
         scores = [name for name, datatype, _ in self.outputs if datatype in _FLOATS]
         labels = [name for name, datatype, _ in self.outputs if datatype not in _FLOATS]
         if len(scores) > 1:
@@ -136,10 +140,17 @@ class V2Model:
         outputs = short(
             ", ".join(f"{name} {datatype} {list(shape)}" for name, datatype, shape in self.outputs)
         )
+        if spec.labels_only and len(labels or scores) != 1:
+            raise ServerMismatch(
+                f"{spec.name}: the model must have one output of labels, or else of scores; it has "
+                f"{outputs}"
+            )
+        if spec.labels_only:
+            return tuple(labels or scores)
         if not scores and labels:
             raise ServerMismatch(
-                f"{spec.name}: the model answers labels only ({outputs}); "
-                "a label alone gives no gradient"
+                f"{spec.name}: the model answers labels only ({outputs}); a label alone gives no "
+                "gradient; set scores_kind='labels', from which the survey alone can learn"
             )
         if len(scores) != 1:
             raise ServerMismatch(

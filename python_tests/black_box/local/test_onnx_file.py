@@ -307,3 +307,27 @@ def test_weights_in_a_file_of_their_own(
         InputError, match=r"b/m.onnx keeps its weights in .*b/m\.weights, which is not there"
     ):
         OnnxBlackBox("b/m.onnx")
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("batch", ["N", 4])
+def test_a_file_of_labels(tmp_path: Path, seed: int, keep: int, batch: str | int) -> None:
+    from onnx import TensorProto, helper
+
+    model = onnx.load(save(tmp_path / "scores.onnx", [batch, 3, 8, 8]))
+    del model.graph.output[:]
+    model.graph.node.append(
+        helper.make_node("ArgMax", ["scores0"], ["label"], axis=1, keepdims=keep)
+    )
+    model.graph.output.append(
+        helper.make_tensor_value_info("label", TensorProto.INT64, [batch, 1] if keep else [batch])
+    )
+    onnx.save(model, tmp_path / "labels.onnx")
+    images = images_of(9, seed)
+    n_classes = wanted(images).shape[1]
+    box = OnnxBlackBox(tmp_path / "labels.onnx", {"n_classes": n_classes, "scores_kind": "labels"})
+    labels = torch.nn.functional.one_hot(wanted(images).argmax(1), n_classes).float()
+    assert torch.equal(box(images), labels)
+    # Of scores, too, only the class comes out.
+    box = OnnxBlackBox(tmp_path / "scores.onnx", {"scores_kind": "labels"})
+    assert torch.equal(box(images), labels)

@@ -535,3 +535,41 @@ def test_function_black_box(seed: int) -> None:
     with pytest.raises(BudgetExhausted):
         api(images)
     assert sizes == [5]
+
+
+class Labels(nn.Module):
+    """A module that gives labels only."""
+
+    def __init__(self, shape: tuple[int, ...] = (-1,)) -> None:
+        super().__init__()
+        self.shape = shape
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(1),
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Flatten(),
+            nn.Linear(144, 3),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images).argmax(1).view(self.shape)
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_a_module_of_labels_is_served_as_it_is(shape: tuple[int, ...], seed: int) -> None:
+    torch.manual_seed(seed)
+    module = Labels(shape).eval()
+    nn.init.constant_(module.body[0].running_mean, 0.5)  # so that classes differ between images
+    nn.init.constant_(module.body[0].running_var, 0.01)
+    spec = APISpec(3, (1, 8, 8), scores_kind="labels", name="tags")
+    images = torch.rand(50, 1, 8, 8)
+    with torch.no_grad():
+        wanted = nn.functional.one_hot(module.body(images).argmax(1), 3).float()
+    assert len(set(wanted.argmax(1).tolist())) > 1
+    for served in (module, module.body):  # of scores, too, only the class comes out
+        box = TorchBlackBox(served, spec, micro_batch=16)
+        assert torch.equal(box(images), wanted)
+    with pytest.raises(InputError, match="tags: module must map images .* to floating scores"):
+        TorchBlackBox(module, APISpec(3, (1, 8, 8), name="tags"))
+    with pytest.raises(InputError, match=r"tags: the API must answer one label .* \[2, 3\]"):
+        TorchBlackBox(module.body, APISpec(4, (1, 8, 8), scores_kind="labels", name="tags"))

@@ -220,7 +220,7 @@ def test_a_refusal_is_told(server: Any) -> None:
             "mapping must be one of tf_serving",
         ),
         (
-            lambda: JSONBlackBox("http://host", SPEC, {"body": "$images"}),
+            lambda: JSONBlackBox("http://host", SPEC, {"body": "$images", "path": "y"}),
             InputError,
             "zoo: mapping takes body, scores",
         ),
@@ -235,3 +235,74 @@ def test_a_refusal_is_told(server: Any) -> None:
 def test_bad_arguments(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+TAGS = APISpec(3, (3, 4, 5), class_names=SPEC.class_names, scores_kind="labels", name="zoo")
+LABELS_ONLY = {"body": "$images", "labels": "tags"}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "answer"),
+    [
+        ("tf_serving", {"predictions": [2, 0]}),
+        ("tf_serving", {"predictions": [[2], [0]]}),
+        ("tf_serving", {"predictions": ["owl", "cat"]}),
+        ("tf_serving", {"predictions": [[0, 0, 1], [1, 0, 0]]}),
+        ("tf_serving", {"predictions": [[0.1, 0.2, 0.7], [0.4, 0.3, 0.3]]}),
+        (LABELS_ONLY, {"tags": ["owl", "cat"]}),
+        (LABELS_ONLY, {"tags": [[2], [0]]}),
+        ({**LABELS_ONLY, "scores": "p"}, {"tags": ["owl", "cat"], "p": [0.8, 0.3]}),
+        (
+            {**LABELS_ONLY, "scores": "p"},
+            {"tags": [["dog", "owl"], ["cat", "dog"]], "p": [[0.1, 0.8], [0.5, 0.4]]},
+        ),
+    ],
+)
+def test_labels_alone(server: Any, mapping: Any, answer: Any) -> None:
+    server.post = lambda sent: (200, {}, json.dumps(answer).encode())
+    api = JSONBlackBox(server.url, TAGS, mapping, **QUICK)
+    assert torch.equal(api(images_of(2, 0)), torch.eye(3)[[2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("mapping", "answer"),
+    [
+        ("huggingface", [{"label": "dog", "score": 0.9}]),
+        ("huggingface", [{"label": "owl", "score": 0.1}, {"label": "dog", "score": 0.9}]),
+        ({"body": "$image", "labels": "tag"}, {"tag": "dog"}),
+        ({"body": "$image", "labels": ""}, 1),
+        ({"body": "$image", "scores": "p"}, {"p": [0, 1, 0]}),
+    ],
+)
+def test_the_label_of_a_single_image(server: Any, mapping: Any, answer: Any) -> None:
+    server.post = lambda sent: (200, {}, json.dumps(answer).encode())
+    api = JSONBlackBox(server.url, TAGS, mapping, **QUICK)
+    assert torch.equal(api(images_of(2, 0)), torch.eye(3)[[1, 1]])
+    assert api.ledger.requests == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"tags": ["owl", "newt"]}, "labels must be among the spec's class_names; got newt"),
+        ({"tags": [0, 3]}, "labels must be from 0 to 2; got 0 to 3"),
+        ({"tags": [0]}, "must lead to one label for each of 2 images.*it leads to"),
+        ({"tags": [[0, 1], [1, 2]]}, "must lead to one label for each of 2 images"),
+        ({"tags": [0.5, 1.0]}, "must lead to one label for each of 2 images"),
+        ({"tags": [[0], [1, 2]]}, "no scores that can be read"),
+        ({"tags": [None, {}]}, "must lead to one label for each of 2 images"),
+        ({"tags": [0, 10**30]}, "must lead to one label for each of 2 images"),
+        ({}, "there is no 'tags'"),
+    ],
+)
+def test_bad_labels_name_the_api(server: Any, answer: Any, said: str) -> None:
+    server.post = lambda sent: (200, {}, json.dumps(answer).encode())
+    with pytest.raises(BadAnswer, match=f"zoo: .*{said}"):
+        JSONBlackBox(server.url, TAGS, LABELS_ONLY, **QUICK)(images_of(2, 0))
+
+
+def test_a_mapping_without_scores_needs_a_spec_of_labels(server: Any) -> None:
+    with pytest.raises(InputError, match="zoo: the mapping has a path to labels only"):
+        JSONBlackBox(server.url, SPEC, LABELS_ONLY, **QUICK)
+    with pytest.raises(InputError, match="give the path to the scores, to the labels, or to both"):
+        JSONMapping("$images")

@@ -400,3 +400,58 @@ def test_bad_specs(server: Any) -> None:
         BadAnswer, match="m: the server must describe the model's inputs and outputs"
     ):
         RemoteBlackBox(server.url, "m", **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "tensor"),
+    [
+        ([("l", "INT64", [-1])], {"data": [2, 0, 1], "shape": [3]}),
+        ([("l", "UINT8", [-1, 1])], {"data": [2, 0, 1], "shape": [3, 1]}),
+        ([("l", "BYTES", [-1, 1])], {"data": ["owl", "cat", "dog"], "shape": [3, 1]}),
+        ([("p", "FP32", [-1, N]), ("l", "INT32", [-1])], {"data": [2, 0, 1], "shape": [3]}),
+        ([("l", "FP32", [-1, N])], {"data": [0, 0, 0.7, 1, 0, 0, 0, 0.5, 0.2], "shape": [3, N]}),
+        ([("l", "INT32", [-1, N])], {"data": [0, 0, 1, 1, 0, 0, 0, 1, 0], "shape": [3, N]}),
+    ],
+)
+def test_labels_alone(server: Any, outputs: list[Any], tensor: dict[str, Any]) -> None:
+    server.serve_v2(score, list(SHAPE), N)
+    server.get["/v2/models/m"]["outputs"] = [
+        {"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in outputs
+    ]
+    given = {"name": "l", "datatype": {name: d for name, d, _ in outputs}["l"], **tensor}
+    server.post = lambda sent: (200, {}, json.dumps({"outputs": [given]}).encode())
+    spec = APISpec(N, SHAPE, scores_kind="labels", class_names=("cat", "dog", "owl"), name="cats")
+    api = RemoteBlackBox(server.url, "m", spec, **QUICK)
+    assert torch.equal(api(images_of(3, 0)), torch.eye(N)[[2, 0, 1]])
+    assert header_of(server.posts[0])["outputs"][0]["name"] == "l"
+    assert counts(api) == (3, 1, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "datatype", "said"),
+    [
+        ([0, 3, 1], "INT64", "labels must be from 0 to 2; got 0 to 3"),
+        ([0, 1], "INT64", r"as integers \[3\] or numbers \[3, 3\]; it answered torch.int64 \[2\]"),
+        (["cat", "dog", "newt"], "BYTES", "labels must be among the spec's class_names; got newt"),
+        ([0, 1, 10**30], "INT64", "labels must be among"),
+    ],
+)
+def test_bad_labels(server: Any, data: list[Any], datatype: str, said: str) -> None:
+    server.serve_v2(score, list(SHAPE), N)
+    server.get["/v2/models/m"]["outputs"] = [{"name": "l", "datatype": datatype, "shape": [-1]}]
+    given = {"name": "l", "datatype": datatype, "shape": [len(data)], "data": data}
+    server.post = lambda sent: (200, {}, json.dumps({"outputs": [given]}).encode())
+    spec = APISpec(N, SHAPE, scores_kind="labels", class_names=("cat", "dog", "owl"), name="cats")
+    with pytest.raises(BadAnswer, match=f"cats: .*{said}"):
+        RemoteBlackBox(server.url, "m", spec, **QUICK)(images_of(3, 0))
+
+
+def test_a_model_of_two_labels_is_refused_before_it_is_asked(server: Any) -> None:
+    server.serve_v2(score, list(SHAPE), N)
+    server.get["/v2/models/m"]["outputs"] = [
+        {"name": name, "datatype": "INT64", "shape": [-1]} for name in "ab"
+    ]
+    spec = APISpec(N, SHAPE, scores_kind="labels", name="cats")
+    with pytest.raises(InputError, match="must have one output of labels"):
+        RemoteBlackBox(server.url, "m", spec, **QUICK)(images_of(3, 0))
+    assert server.posts == []
