@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.errors import InputError
@@ -16,6 +17,10 @@ from bidfmkd_fast.seeds import seeded, torch_generator
 from bidfmkd_fast.survey.backbone import features_of
 from bidfmkd_fast.survey.config import SurveyConfig
 
+# The probability that a label stands for. A label says nothing of the other classes, and heads that
+# are driven to probability 1 stop learning from the pictures that they know.
+LABEL_SHARE = 0.92
+
 
 class Surveyed(NamedTuple):
     """The answers of one API.
@@ -23,7 +28,7 @@ class Surveyed(NamedTuple):
     Attributes:
         scores: `[n_images, n_classes]`.
         answered: bool `[n_images]`, which rows hold an answer.
-        kind: kind of the scores, one of `ops.scores.SCORES_KINDS`.
+        kind: kind of the scores, one of `ops.scores.SCORES_KINDS`, or "labels" for one-hot scores.
     """
 
     scores: Tensor
@@ -48,7 +53,9 @@ def distil_jointly(
     """Train the features of `module` in place so that linear heads on them answer as the APIs do.
 
     The loss of a step is the mean over the APIs of `ops.kd_loss` (KL at temperature T) on the
-    pictures of the batch that the API has answered. Afterwards the module's last linear layer is 0
+    pictures of the batch that the API has answered. For an API that gives labels only it is the
+    cross entropy, at temperature 1, to `LABEL_SHARE` on the label and the rest spread evenly over
+    the other classes. Afterwards the module's last linear layer is 0
     and the heads are dropped. The same arguments give the same bits on one CPU type.
 
     Args:
@@ -123,6 +130,18 @@ def _loss(
             continue
         scores = one.scores[rows[answered]]
         logits = head(features[answered.to(features.device)])
-        losses.append(ops.kd_loss(logits, scores, temperature, scores_kind=one.kind))
+        losses.append(
+            _label_loss(logits, scores)
+            if one.kind == "labels"
+            else ops.kd_loss(logits, scores, temperature, scores_kind=one.kind)
+        )
         agreements.append((logits.argmax(1) == scores.argmax(1)).float().mean())
     return torch.stack(losses).mean(), torch.stack(agreements).mean()
+
+
+def _label_loss(logits: Tensor, one_hot: Tensor) -> Tensor:
+    """Return the mean cross entropy to labels, smoothed to `LABEL_SHARE` for the label."""
+    n_classes = one_hot.shape[1]
+    # torch spreads the smoothing over all classes, the label too.
+    smoothing = (1 - LABEL_SHARE) * n_classes / (n_classes - 1)
+    return cross_entropy(logits, one_hot.argmax(1), label_smoothing=smoothing)

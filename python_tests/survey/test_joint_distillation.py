@@ -31,13 +31,18 @@ def surveyed_by(pictures: Tensor, seed: int, n_classes: int, kind: str = "logits
     draws = torch.Generator().manual_seed(seed)
     weight = torch.randn(256, n_classes, generator=draws)
     logits = (pictures.float() / 255).flatten(1) @ weight / 4
+    if kind == "labels":
+        one_hot = nn.functional.one_hot(logits.argmax(1), n_classes).float()
+        return Surveyed(one_hot, torch.ones(len(pictures), dtype=torch.bool), kind)
     return Surveyed(as_scores(logits, kind), torch.ones(len(pictures), dtype=torch.bool), kind)
 
 
 def reference(
     module: nn.Module, pictures: Tensor, surveyed: list[Surveyed], config: SurveyConfig, seed: int
 ) -> None:
-    """Train as the docstring says, in float64, with one plain loop and KL written out."""
+    """Train as the docstring says, in float64, with one plain loop, KL and cross entropy written
+    out.
+    """
     body = nn.Sequential(*list(module)[:-1])  # type: ignore[arg-type]
     with seeded(seed, "survey", "heads"):
         heads = [nn.Linear(8, one.scores.shape[1]) for one in surveyed]
@@ -55,6 +60,13 @@ def reference(
             for one, head in zip(surveyed, heads, strict=True):
                 use = one.answered[rows]
                 if not use.any():
+                    continue
+                if one.kind == "labels":
+                    given = one.scores[rows[use]].double()
+                    others = 0.08 / (given.shape[1] - 1)
+                    p = torch.where(given == 1, 0.92, others)
+                    ce = -(p * head(features[use]).log_softmax(1)).sum(1).mean()
+                    loss = loss + ce / len(surveyed)
                     continue
                 log_q = (head(features[use]) / config.temperature).log_softmax(1)
                 teacher = one.scores[rows[use]].double()
@@ -74,10 +86,13 @@ def reference(
     nn.init.zeros_(module[-1].bias)  # type: ignore[index, arg-type]
 
 
-@pytest.mark.parametrize("kind", ["logits", "probabilities", "log_probabilities"])
+@pytest.mark.parametrize(
+    "kind", ["logits", "probabilities", "log_probabilities", "labels", "mixed"]
+)
 def test_it_trains_as_a_plain_loop_does(kind: str, seed: int) -> None:
     pictures = SharedPictures(seed).as_bytes(43, SHAPE)
-    surveyed = [surveyed_by(pictures, seed + i, n, kind) for i, n in enumerate((3, 5, 8))]
+    kinds = ("logits", "labels", "probabilities") if kind == "mixed" else (kind,) * 3
+    surveyed = [surveyed_by(pictures, seed + i, n, kinds[i]) for i, n in enumerate((3, 5, 8))]
     config = SurveyConfig(n_images=43, epochs=3, batch_size=10, temperature=2.0)
     ours, theirs = small_module(seed), small_module(seed)
     assert len(list(distil_jointly(ours, pictures, surveyed, config, seed))) == 3
