@@ -199,6 +199,19 @@ def fit_surveyed(folder: Path, log: Path, moment: tuple[str, int] | None) -> Non
     assert run.complete and run.queries == queries(log)
 
 
+def fit_labels(folder: Path, log: Path, kill_at: int | None) -> None:
+    """Run as `fit_surveyed` on two APIs that give labels only, and die in call `kill_at`."""
+    _begin()
+    cost.LOCAL_PIECE = 10  # type: ignore[misc]
+    Watched.calls = 0
+    apis: list[BlackBox] = []
+    for number in range(2):
+        spec = replace(spec_of(number), scores_kind="labels")
+        apis.append(FunctionBlackBox(Watched(number, log, kill_at), spec))
+    run = BiDfMKD(apis, config=SURVEYED).fit(folder, progress=False)
+    assert run.complete and not run.recovered and run.queries == queries(log)
+
+
 def fit_remote(folder: Path, url: str) -> None:
     """Run on three services of the server at `url`."""
     _begin()

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from bidfmkd_fast.black_box.base import BlackBox
 from bidfmkd_fast.black_box.first_answers import FirstAnswers
 from bidfmkd_fast.black_box.signature import decimals_of, is_one_hot, kind_of
+from bidfmkd_fast.black_box.spec import NOTHING_RECOVERED
 from bidfmkd_fast.black_box.step_length import QUERIES, StepChoice, measure_steps
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.seeds import torch_generator
@@ -20,10 +21,7 @@ BATCHES = (1, 8, 32)  # images per call whose speed is measured
 # Images that are shifted, and by how much, in levels of 8 bits. An API that rounds to 8 bits sees
 # the same image after the first and the second shift.
 _N_SHIFTED, _SHIFTS = 8, (0.05, 0.45, 2.05)
-_LABELS_NOTE = (
-    "it gives labels only: the survey learns from them, and recovery recovers nothing from it: a "
-    "label alone gives no gradient"
-)
+_LABELS_NOTE = f"it gives labels only: the survey learns from them, and {NOTHING_RECOVERED}"
 PROBE_QUERIES = 1 + sum(BATCHES) + len(_SHIFTS) * _N_SHIFTED + QUERIES  # of one probe, at most
 
 

@@ -24,6 +24,8 @@ _MOST_CLASSES = 1_000_000
 # scores became NaN. No score of float32 has so many decimals that matter.
 MOST_DECIMALS = 20
 _MEANING_LABELS = ("label", "hard_labels", "hard_label", "top_1")
+# What probes, logs and reports say of an API that gives labels only.
+NOTHING_RECOVERED = "recovery recovers nothing from it: a label alone gives no gradient"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from bidfmkd_fast.black_box import BlackBox, Budget
 from bidfmkd_fast.runtime.progress import duration
 from bidfmkd_fast.training import TrainConfig
 from bidfmkd_fast.training.plan import Plan, plan, too_short
+from bidfmkd_fast.training.run_cost import check_learnable
 from bidfmkd_fast.training.spending import over_cap
 from bidfmkd_fast.training.tables import text_table
 
@@ -25,8 +26,10 @@ def print_plan(
 ) -> bool:
     """Print what each API can give and what a run would ask; return whether all are usable.
 
-    Raises InputError before anything is asked if the memory of `device` cannot hold the run.
+    Raises InputError before anything is asked if the memory of `device` cannot hold the run, or if
+    an API gives labels only and the survey is left out.
     """
+    check_learnable("train", apis, config)
     made = _plan(apis, config, budget, device)
     print(f"{text_table(made.rows())}\n")
     _print_spending(made, *made.problems, *made.notes, *too_short(made, config))

@@ -16,7 +16,7 @@ from torch import nn
 
 from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.black_box import BlackBox
-from bidfmkd_fast.errors import InputTypeError
+from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.recovery.config import RecoveryConfig
 from bidfmkd_fast.recovery.cost import check_budget, first_step_cost, step_cost, takes_directions
 from bidfmkd_fast.recovery.image_maker import ImageMaker
@@ -85,8 +85,9 @@ def recover(
             is kept with an open box, without steps, and where the whole recovery stays on a GPU.
 
     Raises:
-        InputError: bad arguments, a generator or student of the wrong shape, a journal of another
-            recovery, more images than the memory holds; nothing has been asked of the API then.
+        InputError: bad arguments, an API that gives labels only, a generator or student of the
+            wrong shape, a journal of another recovery, more images than the memory holds; nothing
+            has been asked of the API then.
         BudgetExhausted: the budget cannot pay the first step; nothing has been asked. When the
             budget ends later, the images so far are returned with `complete=False`.
         BadAnswer: the API answered something that is no set of scores.
@@ -181,6 +182,11 @@ def _check_arguments(
     if not isinstance(api, BlackBox):
         raise InputTypeError(
             f"recover: api must be a black box such as TorchBlackBox; got {type(api).__name__}"
+        )
+    if api.spec.labels_only:
+        raise InputError(
+            f"recover: {api.name} gives labels only, and a label alone gives no gradient; nothing "
+            "can be recovered from it; the survey of a run (survey.n_images) learns from labels"
         )
     if not isinstance(config, RecoveryConfig):
         raise InputTypeError(

@@ -24,7 +24,7 @@ from bidfmkd_fast.training.counted_queries import counted_queries
 from bidfmkd_fast.training.default_model import initial_module, task_shape
 from bidfmkd_fast.training.loop import run_loop
 from bidfmkd_fast.training.run import Run
-from bidfmkd_fast.training.run_cost import keep_plan, run_cost
+from bidfmkd_fast.training.run_cost import check_learnable, keep_plan, run_cost
 from bidfmkd_fast.training.run_folder import RunFolder
 from bidfmkd_fast.training.run_memory import check_run_memory
 from bidfmkd_fast.training.run_state import RunState
@@ -52,7 +52,8 @@ class BiDfMKD:
 
     Raises:
         InputError: bad arguments, an empty pool, a meta-model that does not take the images of the
-            APIs, a run that the memory cannot hold.
+            APIs, a run that the memory cannot hold, an API that gives labels only where
+            `survey.n_images` is 0.
     """
 
     label = "run"
@@ -79,6 +80,7 @@ class BiDfMKD:
                 f"BiDfMKD: budget must be a Budget or None; got {type(budget).__name__}"
             )
         _check_apis(self.apis, budget)
+        check_learnable("BiDfMKD", self.apis, self.config)
         own = generator is not None
         check_run_memory("BiDfMKD", self.apis, self.config, self.device, own_generator=own)
         if meta_model is None:

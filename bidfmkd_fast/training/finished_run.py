@@ -36,4 +36,5 @@ def finished_run(state: RunState) -> Run:
         complete=True,
         config=folder.config(),
         ledger=rows,
+        labels_only=tuple(summary.get("labels_only", ())),  # older versions know no such APIs
     )

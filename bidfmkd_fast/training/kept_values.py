@@ -47,7 +47,7 @@ def read_summary(file: Path) -> dict[str, Any]:
         is_run = isinstance(content, dict) and "requests" in content
         needed = _OF_ALL | _OF_RUNS if is_run else _OF_ALL
         _refuse_missing(needed, content)
-        for name, wanted in {**needed, "ledger": list}.items():
+        for name, wanted in {**needed, "ledger": list, "labels_only": list}.items():
             if not fits(content.get(name, []), wanted):
                 got = type(content[name]).__name__
                 raise InputError(f"{name} must be of type {wanted.__name__}; got {got}")

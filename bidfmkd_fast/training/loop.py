@@ -9,7 +9,7 @@ In every round the loop takes a group of black-box APIs and
 5. replays all images recovered so far as tasks across APIs.
 
 Before the first round, a survey asks all APIs about the same procedural pictures and distils their
-answers into the meta-model.
+answers into the meta-model. APIs that give labels only are part of the survey alone.
 
 Services that fail are asked once more after all others. The final replay ends the run.
 """
@@ -45,11 +45,13 @@ def run_loop(run: RunState) -> Run:
     API gave a set.
     """
     apis, size, settings = run.apis, run.config.meta_batch_size, run.config.replay
-    n_services = sum(api.is_service for api in apis)
+    recoverable = run.recoverable
+    n_services = sum(apis[i].is_service for i in recoverable)
     survey(run)
+    run.note_labels_only()
     with Recoveries(run) as recoveries, Services(n_services, recoveries.stop) as services:
         for again in (False, True):
-            waiting = run.take_failed() if again else list(range(len(apis)))
+            waiting = run.take_failed() if again else recoverable
             for first in range(0, len(waiting), size):
                 group = waiting[first : first + size]
                 replay(run, settings.steps_per_round, settings.patience)

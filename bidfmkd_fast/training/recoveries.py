@@ -60,7 +60,7 @@ class Recoveries:
                 f"{run.label}: recover",
                 sum(recovery_cost(api, run.config).queries for api in run.apis),
                 "queries",
-                run.progress,
+                run.progress and bool(run.recoverable),
                 position=lambda: sum(api.ledger.answered_queries for api in run.apis) - answered,
             )
         )

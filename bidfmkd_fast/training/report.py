@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bidfmkd_fast.black_box.spec import NOTHING_RECOVERED
 from bidfmkd_fast.files.atomic import write_text
 from bidfmkd_fast.training.comparison import CONTROL, ZERO_QUERY, Comparison
 from bidfmkd_fast.training.run_folder import CONFIG, METRICS, RunFolder
@@ -31,10 +32,12 @@ def outcome_rows(
         for part, share in summary["matched"].items()
         if share is not None
     ]
+    labels_only = summary.get("labels_only", ())
     seconds = {**(extra_seconds or {}), **summary["seconds"]}
     return [
         ["run", ""],
         ["APIs", f"{summary['apis']:,}"],
+        *([["APIs of labels only", f"{len(labels_only):,}"]] if labels_only else []),
         ["images recovered", f"{summary['images']:,}"],
         *matched,
         *([f"seconds, {stage}", f"{value:.1f}"] for stage, value in seconds.items()),
@@ -82,6 +85,8 @@ def write_report(
         ]
     for name, reason in summary["skipped"].items():
         lines += [f"**{name} was left out: {reason}**", ""]
+    for name in summary.get("labels_only", ()):
+        lines += [f"{name} gives labels only: {NOTHING_RECOVERED}. The survey asks it.", ""]
     for comparison in comparisons:
         lines += ["## Accuracy"] if comparison is comparisons[0] else []
         lines += ["", f"{comparison.title}.", "", markdown_table(comparison.accuracies), ""]

@@ -63,6 +63,8 @@ class Run:
         budget_ended: whether a budget ended before every API was recovered in full.
         skipped: the services that were left out after all tries, by name, with the reason.
         ledger: what each API was asked and answered, in processes that were killed as well.
+        labels_only: names of the APIs that give labels only. The survey learns from them, and
+            nothing is recovered from them.
     """
 
     meta_model: MetaModel
@@ -78,6 +80,7 @@ class Run:
     budget_ended: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
     ledger: list[LedgerRow] = field(default_factory=list)
+    labels_only: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         n_apis = len({recovered_set.api_index for recovered_set in self.recovered})

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery.cost import Cost, set_cost
 from bidfmkd_fast.survey.cost import survey_cost
 from bidfmkd_fast.training.config import TrainConfig
@@ -19,13 +20,30 @@ from bidfmkd_fast.training.spending import Cap, write_plan
 def run_cost(api: BlackBox, config: TrainConfig) -> Cost:
     """Count what a run asks one API if nothing goes wrong: the survey and two sets of images.
 
+    An API that gives labels only is asked the survey alone.
+
     A service is not contacted.
     """
     return survey_cost(as_known(api), config.survey.n_images) + recovery_cost(api, config)
 
 
+def check_learnable(operation: str, apis: Sequence[BlackBox], config: TrainConfig) -> None:
+    """Raise InputError if a run would learn nothing from an API, since it gives labels only."""
+    for api in apis:
+        if api.spec.labels_only and not config.survey.n_images:
+            raise InputError(
+                f"{operation}: {api.name} gives labels only, from which only the survey can learn, "
+                "and survey.n_images is 0; raise survey.n_images, or leave the API out"
+            )
+
+
 def recovery_cost(api: BlackBox, config: TrainConfig) -> Cost:
-    """Count what the recovery of both sets of one API asks. A service is not contacted."""
+    """Count what the recovery of both sets of one API asks: nothing if it gives labels only.
+
+    A service is not contacted.
+    """
+    if api.spec.labels_only:
+        return Cost()
     one_set = set_cost(as_known(api), config.recovery, config.n_per_class, config.paper_compat)
     return one_set * len(PARTS)
 
@@ -61,4 +79,5 @@ def keep_plan(folder: Path, apis: Sequence[BlackBox], config: TrainConfig) -> No
     `bidfmkd status` shows it while the run is under way.
     """
     planned = sum((run_cost(api, config) for api in apis), Cost())
-    write_plan(folder, planned, Cap.of(api.budget for api in apis), len(PARTS) * len(apis))
+    n_sets = len(PARTS) * sum(not api.spec.labels_only for api in apis)
+    write_plan(folder, planned, Cap.of(api.budget for api in apis), n_sets)

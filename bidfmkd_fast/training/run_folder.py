@@ -252,6 +252,7 @@ class RunFolder:
             "budget_ended": run.budget_ended,
             "skipped": run.skipped,
             "ledger": [asdict(row) for row in run.ledger],
+            "labels_only": list(run.labels_only),
         }
         write_json(self.path / SUMMARY, summary)
         run.meta_model.save(self.path / META_MODEL)  # last, since it marks a finished run

@@ -26,19 +26,9 @@ def check_run_memory(
 
     `operation` opens the message; `own_generator` is as for `check_set_memory`. Counted are a step
     of each recovery on `device`, and on the CPU the recovered images, the pictures and scores of
-    the survey, and the tasks of one outer step.
+    the survey, and the tasks of one outer step. Nothing is recovered from APIs that give labels
+    only.
     """
-    for api in apis:
-        check_set_memory(
-            operation, api, config.recovery, config.n_per_class, device, own_generator=own_generator
-        )
-    per_class = [4 * config.n_per_class * math.prod(api.spec.image_shape) for api in apis]
-    check_memory(
-        operation,
-        f"the images of two sets of each of {len(apis)} APIs, n_per_class={config.n_per_class},",
-        sum(2 * size * api.spec.n_classes for size, api in zip(per_class, apis)),
-        "lower n_per_class",
-    )
     if (n_images := config.survey.n_images) > 0:
         shape = task_shape([api.spec for api in apis], config) or apis[0].spec.image_shape
         n_scores = sum(api.spec.n_classes for api in apis)
@@ -58,6 +48,20 @@ def check_run_memory(
             "lower survey.batch_size",
             device,
         )
+    apis = [api for api in apis if not api.spec.labels_only]
+    if not apis:
+        return
+    for api in apis:
+        check_set_memory(
+            operation, api, config.recovery, config.n_per_class, device, own_generator=own_generator
+        )
+    per_class = [4 * config.n_per_class * math.prod(api.spec.image_shape) for api in apis]
+    check_memory(
+        operation,
+        f"the images of two sets of each of {len(apis)} APIs, n_per_class={config.n_per_class},",
+        sum(2 * size * api.spec.n_classes for size, api in zip(per_class, apis)),
+        "lower n_per_class",
+    )
     replay = config.replay
     if config.task_replay and (replay.steps_per_round or replay.final_steps):
         per_task = replay.n_shot + replay.n_query  # images of each class

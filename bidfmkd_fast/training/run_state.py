@@ -16,6 +16,7 @@ from torch import nn
 
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile, LedgerRow, row_of
+from bidfmkd_fast.black_box.spec import NOTHING_RECOVERED
 from bidfmkd_fast.errors import BudgetExhausted, ServiceWarning
 from bidfmkd_fast.meta import DistillationTask, MetaModel, TaskMemory
 from bidfmkd_fast.training.config import TrainConfig
@@ -92,8 +93,22 @@ class RunState:
 
     @property
     def n_way(self) -> int:
-        """Return the number of classes of a replay task, the fewest that an API has."""
-        return min(api.spec.n_classes for api in self.apis)
+        """Return the number of classes of a replay task, the fewest that an API has.
+
+        APIs from which nothing is recovered do not count.
+        """
+        return min(self.apis[index].spec.n_classes for index in self.recoverable)
+
+    @property
+    def recoverable(self) -> list[int]:
+        """Return the numbers of the APIs that give scores, so that recovery can use them."""
+        return [index for index, api in enumerate(self.apis) if not api.spec.labels_only]
+
+    def note_labels_only(self) -> None:
+        """Write to the log from which APIs nothing is recovered; the report says so, too."""
+        for api in self.apis:
+            if api.spec.labels_only:
+                _log.info("%s: %s", api.name, NOTHING_RECOVERED)
 
     def keep(self, outcomes: Sequence[Outcome]) -> list[DistillationTask]:
         """Keep the sets of `outcomes` in memory and in the history; return the tasks they make.
@@ -172,6 +187,7 @@ class RunState:
             skipped=self._unsurveyed
             | {self.apis[index].name: reason for index, reason in self._skipped.items()},
             ledger=rows,
+            labels_only=tuple(api.name for api in self.apis if api.spec.labels_only),
         )
         if self.folder is not None:
             self.folder.finish(run)

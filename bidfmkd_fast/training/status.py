@@ -8,11 +8,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from bidfmkd_fast.black_box.ledger_file import read_ledger
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.folder_lock import LOCK
 from bidfmkd_fast.recovery.cost import Cost
 from bidfmkd_fast.survey.answers import count_answers
-from bidfmkd_fast.training.recovered_set import PARTS
 from bidfmkd_fast.training.run_folder import CONFIG, LEDGER, META_MODEL, SUMMARY, RunFolder
 from bidfmkd_fast.training.spending import Cap, Spending, read_plan, read_spending, read_spent
 from bidfmkd_fast.training.tables import text_table
@@ -65,6 +65,8 @@ def state_of(folder: Path) -> str:
         return f"{state}; {BEGUN}" if is_run(folder / "control") else state
     n_sets = len(list((folder / "recovered").glob("*.safetensors")))
     plan = read_plan(folder)
+    if plan is not None and not plan.sets:  # all APIs give labels only
+        return f"{state}, {_survey_of(folder)}nothing to recover"
     of = "" if plan is None else f" of {plan.sets}"
     return f"{state}, {_survey_of(folder)}{n_sets}{of} sets recovered"
 
@@ -75,8 +77,8 @@ def _survey_of(folder: Path) -> str:
     if not n_images:
         return ""
     answered = sum(count_answers(file) for file in (folder / "survey").glob("*.answers"))
-    plan = read_plan(folder)
-    of = "" if plan is None else f" of {n_images * plan.sets // len(PARTS):,}"
+    n_apis = len(read_ledger(folder / LEDGER)) if (folder / LEDGER).is_file() else 0
+    of = f" of {n_images * n_apis:,}" if n_apis else ""
     return f"the survey has {answered:,}{of} answers, "
 
 

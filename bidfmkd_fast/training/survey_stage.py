@@ -105,7 +105,11 @@ def distil_survey(run: RunState, pictures: SharedPictures, answers: Sequence[Ans
     """Train the meta-model's features on all answers; nothing happens without any."""
     config, specs = run.config.survey, [api.spec for api in run.apis]
     surveyed = [
-        Surveyed(one.scores.to(run.device), one.answered, one.spec.returned_kind)
+        Surveyed(
+            one.scores.to(run.device),
+            one.answered,
+            "labels" if one.spec.labels_only else one.spec.returned_kind,
+        )
         for one in answers
         if one.queries
     ]

@@ -10,7 +10,7 @@ import torch
 from bidfmkd_fast.black_box import BlackBox, Budget
 from bidfmkd_fast.errors import BudgetExhausted
 from bidfmkd_fast.files.folder_lock import FolderLock
-from bidfmkd_fast.recovery.cost import first_step_cost
+from bidfmkd_fast.recovery.cost import Cost, first_step_cost
 from bidfmkd_fast.training.bidf_mkd import BiDfMKD, under_budget
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.counted_queries import counted_queries
@@ -68,9 +68,12 @@ def fit_with_control(
 def _check_budget(learner: BiDfMKD, control: BiDfMKD, budget: Budget) -> None:
     """Raise BudgetExhausted unless `budget` reaches from the control into the run."""
     config, apis = learner.config, learner.apis
-    n_images = config.n_per_class * apis[0].spec.n_classes
-    first_step = first_step_cost(as_known(apis[0]), config.recovery, n_images, config.paper_compat)
-    needed = sum((run_cost(api, control.config) for api in apis), first_step)
+    needed = sum((run_cost(api, control.config) for api in apis), Cost())
+    for api in apis:
+        if not api.spec.labels_only:  # the first API from which something is recovered
+            n_images = config.n_per_class * api.spec.n_classes
+            needed += first_step_cost(as_known(api), config.recovery, n_images, config.paper_compat)
+            break
     if not budget.affords(needed.queries, needed.requests, needed.price):
         raise BudgetExhausted(
             f"fit_with_control: the control and one recovery step ask {needed.queries:,} queries "

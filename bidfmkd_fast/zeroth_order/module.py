@@ -148,8 +148,16 @@ def as_differentiable(
         position in the sequence of random directions; a checkpoint without one loads as well.
 
     Raises:
-        InputError: a value is out of range, as for `ZerothOrder`.
+        InputError: a value is out of range, as for `ZerothOrder`, or `query` is a black box that
+            gives labels only.
     """
+    # A black box is known by its spec only: this package is below that of the black boxes.
+    spec = getattr(query, "spec", None)
+    if getattr(spec, "labels_only", False):
+        raise InputError(
+            f"as_differentiable: {getattr(spec, 'name', 'query')} gives labels only, and a label "
+            "alone gives no gradient; ask the service for scores"
+        )
     if not callable(query):
         raise InputTypeError(
             f"as_differentiable: query must be callable on images; got {type(query).__name__}"

@@ -631,3 +631,14 @@ def test_image_shapes_the_built_in_generator_cannot_make() -> None:
 def test_bad_settings(settings: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"RecoveryConfig: {message}"):
         RecoveryConfig(**settings)
+
+
+def test_an_api_of_labels_is_refused_before_it_is_asked(seed: int) -> None:
+    labels = Recorder(
+        lambda images: linear(seed)(images).argmax(1), name="tags", scores_kind="labels"
+    )
+    with pytest.raises(
+        InputError, match="recover: tags gives labels only, and a label alone gives"
+    ):
+        recover(labels, N_PER_CLASS, None, SMALL)
+    assert labels.ledger.queries == 0

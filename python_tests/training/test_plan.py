@@ -62,6 +62,13 @@ def opened(number: int) -> BlackBox:
     return OpenBox(nn.Sequential(nn.Flatten(), linear), spec(number))
 
 
+def labels(number: int) -> BlackBox:
+    return FunctionBlackBox(
+        lambda images: (images.flatten(1) @ weight(number)).argmax(1),
+        spec(number, scores_kind="labels"),
+    )
+
+
 CASES: dict[str, tuple[Any, dict[str, Any], bool]] = {
     "plain": (local, {}, False),
     "open boxes": (opened, {"num_directions": 7}, False),
@@ -113,3 +120,37 @@ def test_a_budget_must_reach_from_the_control_into_the_run(
         else:
             run, control = fit_with_control(apis, tmp_path / "run", config, budget=budget)
             assert control.complete and run.budget_ended and budget.remaining_queries == 0
+
+
+SURVEYED = replace(TINY, survey=SurveyConfig(n_images=20, epochs=1, batch_size=8))
+
+
+@pytest.mark.parametrize("makers", [(labels, labels), (labels, local)])
+def test_only_the_survey_of_an_api_of_labels_is_planned_and_asked(
+    makers: tuple[Any, ...], tmp_path: Path
+) -> None:
+    apis = [make(number) for number, make in enumerate(makers)]
+    planned = plan([make(number) for number, make in enumerate(makers)], SURVEYED, device="cpu")
+    learner = BiDfMKD(apis, config=SURVEYED)
+    assert planned.apis[0].usable and planned.apis[0].run.queries == 20
+    assert any("api 0: it gives labels only" in note for note in planned.notes)
+    run, control = fit_with_control(apis, tmp_path / "run", SURVEYED)
+    assert planned.queries == run.queries + control.queries == sum(a.ledger.queries for a in apis)
+    assert learner.planned_queries() == run.queries
+    assert run.ledger[0].queries == control.ledger[0].queries == 20
+
+
+@pytest.mark.parametrize("left_over", [-1, 0])
+def test_a_budget_reaches_into_the_recovery_of_the_first_api_with_scores(
+    left_over: int, tmp_path: Path
+) -> None:
+    apis = [labels(0), local(1)]
+    first_step = 3 * 9
+    budget = Budget(max_queries=2 * 20 + 2 * 9 + first_step + left_over)
+    if left_over < 0:
+        with pytest.raises(BudgetExhausted, match="the control and one recovery step ask 85 quer"):
+            fit_with_control(apis, tmp_path / "run", SURVEYED, budget=budget)
+        assert not any(api.ledger.requests for api in apis)
+    else:
+        _, control = fit_with_control(apis, tmp_path / "run", SURVEYED, budget=budget)
+        assert control.complete

@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -15,10 +16,20 @@ from typing import Any
 
 import pytest
 import torch
-from killing import SURVEYED, answers_of, asked, exit_code, fit_surveyed, local, queries, spec_of
-from torch import Tensor
+from killing import (
+    SURVEYED,
+    answers_of,
+    asked,
+    exit_code,
+    fit_labels,
+    fit_surveyed,
+    local,
+    queries,
+    spec_of,
+)
+from torch import Tensor, nn
 
-from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox
+from bidfmkd_fast.black_box import APISpec, BlackBox, Budget, FunctionBlackBox, TorchBlackBox
 from bidfmkd_fast.errors import APIUnavailable, InputError, ServiceWarning
 from bidfmkd_fast.recovery import record_file
 from bidfmkd_fast.survey import SurveyConfig
@@ -26,6 +37,8 @@ from bidfmkd_fast.survey.answers import Answers
 from bidfmkd_fast.survey.joint_distillation import Epoch, distil_jointly
 from bidfmkd_fast.survey.pictures import SharedPictures
 from bidfmkd_fast.training import BiDfMKD, Run, survey_stage
+from bidfmkd_fast.training.grids import write_grids
+from bidfmkd_fast.training.report import write_report
 from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, RunFolder
 from bidfmkd_fast.training.status import status_text
 
@@ -228,3 +241,97 @@ def test_apis_of_other_shapes_need_no_data_set(surveyed: bool) -> None:
     ]
     with pytest.raises(InputError, match="data set 'mine' must take images of one shape"):
         BiDfMKD(wrong, config=config)
+
+
+class Tags(Service):
+    """A service that gives labels only."""
+
+    def __init__(self, number: int, fails: int = 0) -> None:
+        super().__init__(number, fails)
+        BlackBox.__init__(self, labels_of(spec_of(number)))
+
+    def score(self, images: Tensor) -> Tensor:
+        return super().score(images).argmax(1)
+
+
+def labels_of(spec: APISpec) -> APISpec:
+    return replace(spec, scores_kind="labels")
+
+
+def tags(number: int) -> BlackBox:
+    return FunctionBlackBox(
+        lambda images: answers_of(number)(images).argmax(1), labels_of(spec_of(number))
+    )
+
+
+@pytest.mark.parametrize("make", [tags, Tags])
+def test_recovery_skips_apis_of_labels_and_says_so(
+    make: Callable[[int], BlackBox], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    apis = [make(0), *pool()[1:]]
+    with caplog.at_level("INFO", "bidfmkd_fast"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = fit(apis, tmp_path)
+    said = "recovery recovers nothing from it: a label alone gives no gradient"
+    assert [text for text in caplog.messages if said in text] == [f"api_0: {said}"]
+    assert run.complete and run.labels_only == ("api_0",) and not run.skipped
+    assert [found.api_index for found in run.recovered] == [1, 1, 2, 2]
+    assert run.ledger[0].queries == N < run.ledger[1].queries
+    folder = RunFolder.open(tmp_path)
+    assert folder.summary()["labels_only"] == ["api_0"]
+    report = write_report(folder).read_text()
+    assert f"api_0 gives labels only: {said}." in report and "| APIs of labels only | 1 |" in report
+    stored = Answers(
+        folder.survey_file(0), apis[0].spec, SharedPictures(SURVEYED.seed).seed, N
+    ).scores
+    shared = SharedPictures(SURVEYED.seed).for_api(0, N, apis[0].spec)
+    assert torch.equal(stored.argmax(1), answers_of(0)(shared).argmax(1))
+
+
+def test_a_run_of_apis_of_labels_alone(tmp_path: Path) -> None:
+    apis = [tags(0), tags(1)]
+    learner = BiDfMKD(apis, config=SURVEYED)
+    assert learner.planned_queries() == 2 * N
+    run = learner.fit(tmp_path, progress=False)
+    assert run.complete and run.queries == 2 * N and not run.recovered and not len(run.memory)
+    assert [record["stage"] for record in run.history] == ["survey", "survey"]
+    folder = RunFolder.open(tmp_path)
+    assert status_text(tmp_path).startswith(f"{tmp_path}: finished\n")
+    assert write_grids(run, folder) == [] and "nothing from it" in write_report(folder).read_text()
+    ours = run.meta_model.module.state_dict()
+    first, last = next(iter(ours)), list(ours)[-2]
+    assert not torch.equal(ours[first], run.initial_model.module.state_dict()[first])
+    assert not ours[last].any()  # a head of zeros, from which any number of classes is learned
+    # The module is what the joint distillation of the labels gives, whatever the boxes are.
+    modules = [
+        TorchBlackBox(Plain(answers_of(number)), labels_of(spec_of(number))) for number in range(2)
+    ]
+    again = BiDfMKD(modules, config=SURVEYED).fit(progress=False)
+    for name, value in again.meta_model.module.state_dict().items():
+        assert torch.equal(value, ours[name])
+
+
+class Plain(nn.Module):
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.forward = answer
+
+
+def test_a_killed_run_of_labels_counts_its_survey_alone(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert exit_code(fit_labels, folder, log, 6) == KILLED
+    assert "the survey has 45 of 70 answers, nothing to recover" in status_text(folder)
+    assert exit_code(fit_labels, folder, log, None) == 0
+    assert queries(log) <= 2 * N + 10
+    assert exit_code(fit_labels, tmp_path / "whole", tmp_path / "whole log", None) == 0
+    assert (folder / META_MODEL).read_bytes() == (tmp_path / "whole" / META_MODEL).read_bytes()
+
+
+def test_an_api_of_labels_without_a_survey_is_refused() -> None:
+    api = tags(0)
+    without = replace(SURVEYED, survey=SurveyConfig(n_images=0))
+    with pytest.raises(
+        InputError, match=r"BiDfMKD: api_0 gives labels only.* survey.n_images is 0"
+    ):
+        BiDfMKD([*pool()[1:], api], config=without)
+    assert api.ledger.queries == 0

@@ -182,3 +182,11 @@ def test_an_ask_of_the_users_own_is_not_lost(seed: int) -> None:
     losses = teacher.estimator.ask(x).square().sum(-1)
     teacher(x).sum().backward()
     teacher.estimator.tell(losses)
+
+
+def test_an_api_of_labels_is_refused() -> None:
+    spec = bf.APISpec(3, (1, 2, 2), scores_kind="labels", name="tags")
+    box = bf.FunctionBlackBox(lambda images: images.flatten(1).argmax(1) % 3, spec)
+    with pytest.raises(InputError, match="as_differentiable: tags gives labels only, and a label"):
+        bf.as_differentiable(box)
+    assert box.ledger.queries == 0
