@@ -212,10 +212,11 @@ def _entry(item: Any, where: str, number: int) -> PoolEntry | SourceEntry:
             f"load_pool: {where}: file must be a name inside the pool's folder; "
             f"got {item['file']!r}"
         )
-    if item["scores_kind"] != "logits":
+    if item["scores_kind"] not in ("logits", "labels"):
         came = repr(item["scores_kind"])
         raise InputError(
-            f"load_pool: {where}: scores_kind must be 'logits', what the models give; got {came}"
+            f"load_pool: {where}: scores_kind must be 'logits', what the models give, or 'labels', "
+            f"their highest alone; got {came}"
         )
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in item.items()

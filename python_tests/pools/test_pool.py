@@ -144,3 +144,13 @@ def test_load_refuses_missing_list_and_damaged_weights(copied: Path) -> None:
     save_file({"weight": torch.zeros(2)}, weights)
     with pytest.raises(InputError, match="of another model"):
         load_pool(copied)
+
+
+def test_a_trained_api_may_give_labels_only(copied: Path) -> None:
+    with_scores = load_pool(copied)[0]
+    text = (copied / "pool.yaml").read_text()
+    (copied / "pool.yaml").write_text(text.replace("scores_kind: logits", "scores_kind: labels", 1))
+    labels = load_pool(copied)[0]
+    images = torch.rand(20, *labels.spec.image_shape)
+    wanted = torch.nn.functional.one_hot(with_scores(images).argmax(1), labels.spec.n_classes)
+    assert labels.spec.labels_only and torch.equal(labels(images), wanted.float())
