@@ -86,7 +86,7 @@ def write_report(
     for name, reason in summary["skipped"].items():
         lines += [f"**{name} was left out: {reason}**", ""]
     for name in summary.get("labels_only", ()):
-        lines += [f"{name} gives labels only: {NOTHING_RECOVERED}. The survey asks it.", ""]
+        lines += [f"{name} gives labels only: {NOTHING_RECOVERED}.", ""]
     for comparison in comparisons:
         lines += ["## Accuracy"] if comparison is comparisons[0] else []
         lines += ["", f"{comparison.title}.", "", markdown_table(comparison.accuracies), ""]

@@ -28,9 +28,15 @@ def run_cost(api: BlackBox, config: TrainConfig) -> Cost:
 
 
 def check_learnable(operation: str, apis: Sequence[BlackBox], config: TrainConfig) -> None:
-    """Raise InputError if a run would learn nothing from an API, since it gives labels only."""
+    """Raise InputError if a run would learn nothing from an API, since it gives labels only.
+
+    A run without recovery steps is let through, as the control, which has no survey either: it
+    asks such an API nothing.
+    """
+    if config.survey.n_images or not config.recovery.steps:
+        return
     for api in apis:
-        if api.spec.labels_only and not config.survey.n_images:
+        if api.spec.labels_only:
             raise InputError(
                 f"{operation}: {api.name} gives labels only, from which only the survey can learn, "
                 "and survey.n_images is 0; raise survey.n_images, or leave the API out"
