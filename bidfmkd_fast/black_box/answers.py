@@ -47,9 +47,9 @@ def one_hot(answer: Tensor, spec: APISpec, n_images: int) -> Tensor:
     other classes: float32 `[n_images, n_classes]`.
 
     Args:
-        answer: class numbers `[n_images]` or `[n_images, 1]` of any integer type, or numbers
-            `[n_images, n_classes]` whose highest is at the class. Of equal highest scores the first
-            counts, but a row of zeros and ones must have a single one.
+        answer: class numbers `[n_images]` of any integer type, further axes of length 1 allowed, or
+            numbers `[n_images, n_classes]` whose highest is at the class. Among equal highest
+            scores the first counts, but a row of zeros and ones must have a single one.
         spec: what is known of the API.
         n_images: number of images that were asked about.
 
@@ -71,7 +71,7 @@ def one_hot(answer: Tensor, spec: APISpec, n_images: int) -> Tensor:
         if (is_mask & ((numbers == 1).sum(1) != 1)).any():
             raise BadAnswer(f"{wanted}; a row of zeros and ones must have a single one")
         labels = numbers.argmax(1)
-    elif tuple(answer.shape) in ((n_images,), (n_images, 1)) and not fractional:
+    elif answer.shape[:1] == (n_images,) and answer.numel() == n_images and not fractional:
         labels = answer.detach().to(torch.int64).flatten()
         low, high = labels.min().item(), labels.max().item()
         if low < 0 or high >= spec.n_classes:

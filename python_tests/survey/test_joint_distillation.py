@@ -14,7 +14,7 @@ from bidfmkd_fast.models import build_model
 from bidfmkd_fast.ops.scores import as_scores
 from bidfmkd_fast.seeds import seeded, torch_generator
 from bidfmkd_fast.survey.config import SurveyConfig
-from bidfmkd_fast.survey.joint_distillation import Epoch, Surveyed, distil_jointly
+from bidfmkd_fast.survey.joint_distillation import Epoch, Surveyed, _label_loss, distil_jointly
 from bidfmkd_fast.survey.pictures import SharedPictures
 
 SHAPE = (1, 16, 16)
@@ -99,6 +99,20 @@ def test_it_trains_as_a_plain_loop_does(kind: str, seed: int) -> None:
     reference(theirs, pictures, surveyed, config, seed)
     for value, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(value.double(), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 8])
+def test_a_label_stands_for_a_probability_of_092(n_classes: int, seed: int) -> None:
+    """Compare the loss and its gradient, softmax less target, with both written out in float64."""
+    draws = torch.Generator().manual_seed(seed)
+    logits = torch.randn(6, n_classes, generator=draws, dtype=torch.float64).requires_grad_()
+    one_hot = torch.eye(n_classes)[torch.randint(n_classes, (6,), generator=draws)]
+    target = torch.where(one_hot == 1, 0.92, 0.08 / (n_classes - 1)).double()
+    p = logits.detach().exp() / logits.detach().exp().sum(1, keepdim=True)
+    loss = _label_loss(logits, one_hot)
+    torch.testing.assert_close(loss.detach(), -(target * p.log()).sum(1).mean(), rtol=1e-6, atol=0)
+    loss.backward()
+    torch.testing.assert_close(logits.grad, (p - target) / 6, rtol=1e-6, atol=1e-8)
 
 
 def test_pictures_without_an_answer_teach_nothing(seed: int) -> None:

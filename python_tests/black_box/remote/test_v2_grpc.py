@@ -166,6 +166,14 @@ def test_bf16_and_axes_of_one(served: tuple[str, Servicer], seed: int) -> None:
     assert torch.equal(api(images), images.flatten(1)[:, :3].to(torch.bfloat16).float())
 
 
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 1, 1)])
+def test_labels_alone(served: tuple[str, Servicer], shape: tuple[int, ...]) -> None:
+    url, servicer = served
+    servicer.datatype, servicer.odd = "INT32", (shape, np.array([2, 0], "<i4").tobytes())
+    api = GrpcBlackBox(url, "m", APISpec(3, (1, 4, 4), scores_kind="labels", name="cats"), **QUICK)
+    assert torch.equal(api(images_of(2, 0)), torch.eye(3)[[2, 0]])
+
+
 @pytest.mark.parametrize(("shape", "raw"), [((2, 3), b"1234567"), ((2, 5), b"\0" * 24)])
 def test_odd_answers(served: tuple[str, Servicer], shape: tuple[int, ...], raw: bytes) -> None:
     url, servicer = served
