@@ -7,8 +7,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
