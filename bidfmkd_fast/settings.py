@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -110,6 +111,18 @@ def dotted_keys(kind: type[Any]) -> list[str]:
         if is_dataclass(hints[name])
         for key in dotted_keys(hints[name])
     ]
+
+
+def first_difference(held: Any, given: Any) -> str:
+    """Name the first setting in which `given` differs from `held`, settings of one class.
+
+    Returns for example "recovery.mu is 0.1 there; got 0.2".
+    """
+    for key in dotted_keys(type(held)):
+        there, here = attrgetter(key)(held), attrgetter(key)(given)
+        if there != here and not is_dataclass(here):
+            return f"{key} is {there!r} there; got {here!r}"
+    raise AssertionError("the settings do not differ")
 
 
 def closest(key: str, known: Sequence[str], where: str = "") -> str:

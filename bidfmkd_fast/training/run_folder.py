@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, is_dataclass
-from operator import attrgetter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from bidfmkd_fast.files.atomic import (
 )
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.secrets import scrubbed
-from bidfmkd_fast.settings import dotted_keys
+from bidfmkd_fast.settings import first_difference
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.kept_values import read_summary
 from bidfmkd_fast.training.recovered_set import (
@@ -99,7 +98,7 @@ class RunFolder:
         if (self.path / CONFIG).exists() and (held := self.config()) != config:
             raise InputError(
                 f"run folder: {self.path} holds a run of other settings "
-                f"({_first_difference(held, config)}); use those settings, or give another folder"
+                f"({first_difference(held, config)}); use those settings, or give another folder"
             )
 
     def _prepare(self, config: TrainConfig) -> None:
@@ -293,12 +292,3 @@ class RunFolder:
         except InputError as error:
             raise InputError(f"run folder: {self.path / MEMORY} is damaged: {error}") from None
         return memory
-
-
-def _first_difference(held: TrainConfig, config: TrainConfig) -> str:
-    """Name the first setting in which the settings of the folder differ from those given."""
-    for key in dotted_keys(TrainConfig):
-        there, given = attrgetter(key)(held), attrgetter(key)(config)
-        if there != given and not is_dataclass(given):
-            return f"{key} is {there!r} there; got {given!r}"
-    raise AssertionError("the settings do not differ")
