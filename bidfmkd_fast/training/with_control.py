@@ -11,6 +11,7 @@ from bidfmkd_fast.black_box import BlackBox, Budget
 from bidfmkd_fast.errors import BudgetExhausted
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.recovery.cost import Cost, first_step_cost
+from bidfmkd_fast.survey.cost import survey_cost
 from bidfmkd_fast.training.bidf_mkd import BiDfMKD, under_budget
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.counted_queries import counted_queries
@@ -37,7 +38,7 @@ def fit_with_control(
     again, and a complete control is read instead of being made again.
 
     Raises:
-        BudgetExhausted: `budget` does not pay for the control and one recovery step of the run;
+        BudgetExhausted: `budget` does not pay for the control, the survey and one recovery step;
             nothing has been asked then.
         Everything else that `BiDfMKD.fit` raises.
     """
@@ -70,13 +71,15 @@ def _check_budget(learner: BiDfMKD, control: BiDfMKD, budget: Budget) -> None:
     config, apis = learner.config, learner.apis
     needed = sum((run_cost(api, control.config) for api in apis), Cost())
     for api in apis:
+        needed += survey_cost(as_known(api), config.survey.n_images)
+    for api in apis:
         if not api.spec.labels_only:  # the first API from which something is recovered
             n_images = config.n_per_class * api.spec.n_classes
             needed += first_step_cost(as_known(api), config.recovery, n_images, config.paper_compat)
             break
     if not budget.affords(needed.queries, needed.requests, needed.price):
         raise BudgetExhausted(
-            f"fit_with_control: the control and one recovery step ask {needed.queries:,} queries "
-            f"in {needed.requests:,} requests, more than is left of {budget}; raise the budget, or "
-            "lower survey.n_images, n_per_class or num_directions"
+            f"fit_with_control: control, survey and one recovery step ask {needed.queries:,} "
+            f"queries in {needed.requests:,} requests, more than is left of {budget}; raise the "
+            "budget, or lower survey.n_images, n_per_class or num_directions"
         )

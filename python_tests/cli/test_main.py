@@ -511,7 +511,7 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
             "plan: a step on",
         ),
         ("pool --width 1000000", "train_pool: width must be at most 4096; got 1000000"),
-        ("train --pool POOL --max-queries 40", "the control and one recovery step ask"),
+        ("train --pool POOL --max-queries 40", "control, survey and one recovery step ask"),
         ("train --pool POOL --device nowhere", "device must be one that torch can use"),
         ("train", "the following arguments are required: --pool"),
         ("recover --pool POOL --api 2", "--api must be in 0..1"),

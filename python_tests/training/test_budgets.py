@@ -53,7 +53,7 @@ def test_a_budget_too_small_for_one_step_asks_nothing_and_leaves_nothing(tmp_pat
         BiDfMKD(apis, config=TINY, budget=Budget(max_queries=STEP - 1)).fit(tmp_path / "run")
     assert sum(box.ledger.queries for box in apis) == 0
     assert not (tmp_path / "run").exists()
-    with pytest.raises(BudgetExhausted, match="the control and one recovery step"):
+    with pytest.raises(BudgetExhausted, match="control, survey and one recovery step"):
         fit_with_control(
             apis, tmp_path / "run", TINY, budget=Budget(max_queries=3 * 2 * B + STEP - 1)
         )

@@ -114,7 +114,7 @@ def test_a_budget_must_reach_from_the_control_into_the_run(
         if left_over < 0:
             with pytest.raises(
                 BudgetExhausted,
-                match=f"the control and one recovery step ask {36 + first_step} quer",
+                match=f"control, survey and one recovery step ask {36 + first_step} quer",
             ):
                 fit_with_control(apis, tmp_path / "run", config, budget=budget)
             assert not any(api.ledger.requests for api in apis)
@@ -147,10 +147,12 @@ def test_a_budget_reaches_into_the_recovery_of_the_first_api_with_scores(
     left_over: int, tmp_path: Path
 ) -> None:
     apis = [labels(0), local(1)]
-    first_step = 3 * 9
-    budget = Budget(max_queries=2 * 9 + first_step + left_over)
+    needed = 2 * 9 + 2 * SURVEYED.survey.n_images + 3 * 9  # control, survey, one step
+    budget = Budget(max_queries=needed + left_over)
     if left_over < 0:
-        with pytest.raises(BudgetExhausted, match="the control and one recovery step ask 45 quer"):
+        with pytest.raises(
+            BudgetExhausted, match=f"control, survey and one recovery step ask {needed} quer"
+        ):
             fit_with_control(apis, tmp_path / "run", SURVEYED, budget=budget)
         assert not any(api.ledger.requests for api in apis)
     else:
