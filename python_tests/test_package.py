@@ -36,7 +36,7 @@ PUBLIC = {
     ),
     *("OnnxBlackBox", "RemoteBlackBox", "GrpcBlackBox", "JSONBlackBox"),
     *("DistillationConfig", "ReplayConfig", "Episode", "EpisodeSampler"),
-    *("Classifier", "Run", "Dataset", "Evaluation"),
+    *("Classifier", "Run", "Dataset", "Evaluation", "SurveyConfig"),
 }
 
 

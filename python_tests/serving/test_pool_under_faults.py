@@ -34,6 +34,7 @@ N_PER_CLASS, STEPS, NUM_DIRECTIONS = 3, 4, 2
 IMAGES = N_CLASSES * N_PER_CLASS  # of one set; the control asks one query each, the run so many:
 QUERIES = STEPS * (1 + NUM_DIRECTIONS) * IMAGES
 TRAIN = {
+    "survey.n_images": 0,
     "n_per_class": N_PER_CLASS,
     "meta_batch_size": 2,
     "meta_model_width": 4,
