@@ -7,6 +7,7 @@ State of the process: the loaded module or the reason why it did not load, the b
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,26 @@ except ImportError as error:
 
 BACKENDS = ("auto", "native", "reference")
 
+CPU_LEVEL = "BIDFMKD_CPU_LEVEL"  # the environment variable that names an instruction set
+
+
+def _level_problem() -> str | None:
+    """Select the instruction set that the environment names; return why that is not possible.
+
+    By default the CPU's best is used. Together with torch's ATEN_CPU_CAPABILITY and
+    ONEDNN_MAX_CPU_ISA the variable lets a machine compute as an older one does.
+    """
+    level = os.environ.get(CPU_LEVEL, "")
+    if not level or _C is None:
+        return None
+    known = _C.build_info()["cpu_levels"]
+    if level not in known:
+        return f"{CPU_LEVEL} must be one of {', '.join(known)} on this CPU; got {level!r}"
+    _C.select_cpu_level(level)
+    return None
+
+
+_level_error = _level_problem()  # raised by the first op, so that commands report it in one line
 _devices = () if _C is None else tuple(_C.build_info()["devices"])
 _backend = "auto"
 _warned = False
@@ -78,10 +99,13 @@ def selects(op: str, *tensors: Tensor) -> bool:
     """Return True if the native kernel serves a call of `op` on `tensors`.
 
     Raises:
-        InputError: the kernel cannot serve the call and `use_backend("native")` is in force.
+        InputError: the kernel cannot serve the call and `use_backend("native")` is in force, or
+            the environment names an instruction set that this CPU lacks.
     """
     if _backend == "reference":
         return False
+    if _level_error is not None:
+        raise InputError(_level_error)
     reason = _why_not(*tensors)
     if reason is None:
         return True
