@@ -1,0 +1,79 @@
+"""Prepare an epoch of the joint distillation against the same training written plainly in torch."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.cases.steps import PlainConv4
+from benchmarks.harness import OURS, Prepared, case
+from bidfmkd_fast.models import Conv4
+from bidfmkd_fast.seeds import seeded, torch_generator
+from bidfmkd_fast.survey import SurveyConfig
+from bidfmkd_fast.survey.joint_distillation import Surveyed, distil_jointly
+
+N_PICTURES, N_APIS, N_CLASSES, SEED = 320, 10, 5, 0
+CONFIG = SurveyConfig(n_images=N_PICTURES, epochs=1, batch_size=64)
+
+
+def plainly_distilled(module: nn.Module, images: torch.Tensor, scores: torch.Tensor) -> None:
+    """Train features and ten heads for one epoch; images `[N, C, H, W]`, scores `[A, N, n]`."""
+    body = nn.Sequential(module.blocks, nn.Flatten())
+    with seeded(SEED, "survey", "heads"):
+        heads = nn.ModuleList(
+            nn.Linear(module.classifier.in_features, N_CLASSES) for _ in range(N_APIS)
+        )
+    optimizer = torch.optim.Adam([*module.parameters(), *heads.parameters()], CONFIG.learning_rate)
+    n_batches = N_PICTURES // CONFIG.batch_size
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_batches)
+    order = torch.randperm(N_PICTURES, generator=torch_generator(SEED, "survey", "order"))
+    for rows in order.tensor_split(n_batches):
+        features = body(images[rows])
+        loss = torch.stack(
+            [
+                F.kl_div(
+                    (head(features) / CONFIG.temperature).log_softmax(1),
+                    (teacher[rows] / CONFIG.temperature).softmax(1),
+                    reduction="batchmean",
+                )
+                for head, teacher in zip(heads, scores, strict=True)
+            ]
+        ).mean()
+        optimizer.zero_grad()
+        (CONFIG.temperature**2 * loss).backward()
+        optimizer.step()
+        schedule.step()
+
+
+def prepare_joint_distillation() -> Prepared:
+    """Prepare one epoch over 320 pictures of 3x32x32 with a Conv4 and ten APIs of five classes."""
+    module = Conv4(3, N_CLASSES, (32, 32), batch_statistics=True)
+    plain = PlainConv4(module)
+    pictures = torch.randint(256, (N_PICTURES, 3, 32, 32), dtype=torch.uint8)
+    scores = 3 * torch.randn(N_APIS, N_PICTURES, N_CLASSES)
+    answered = torch.ones(N_PICTURES, dtype=torch.bool)
+    surveyed = [Surveyed(own, answered, "logits") for own in scores]
+
+    def ours(start: nn.Module = module) -> nn.Module:
+        trained = copy.deepcopy(start)
+        list(distil_jointly(trained, pictures, surveyed, CONFIG, SEED))
+        return trained
+
+    def plainly() -> nn.Module:
+        trained = copy.deepcopy(plain)
+        plainly_distilled(trained, pictures.float() / 255, scores)
+        return trained
+
+    def check() -> None:
+        wanted = dict(plainly().named_parameters())
+        for name, value in ours().named_parameters():
+            if not name.startswith("classifier"):
+                torch.testing.assert_close(value, wanted[name], rtol=1e-2, atol=2e-3)
+
+    return Prepared(contenders={OURS: ours, "plain torch": plainly}, check=check)
+
+
+case("survey/epoch_of_320x3x32x32_10_apis")(prepare_joint_distillation)
