@@ -115,5 +115,6 @@ def _run(module: nn.Module, images: Tensor) -> tuple[int, nn.Linear | None]:
         for hook in hooks:
             hook.remove()
     last = ran[-1] if ran else None
-    found = isinstance(last, nn.Linear) and last.out_features == logits.shape[1]
-    return logits.shape[1], last if found and isinstance(last, nn.Linear) else None
+    if isinstance(last, nn.Linear) and last.out_features == logits.shape[1]:
+        return logits.shape[1], last
+    return logits.shape[1], None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.meta.stacked import can_stack, stacked_features, stacked_parameters
 from bidfmkd_fast.models.head import last_linear
 from bidfmkd_fast.seeds import seeded
@@ -53,7 +53,7 @@ def features_of(module: nn.Module, images: Tensor) -> Features:
             module, stacked_parameters(parameters, 1), images[None]
         )[0]
     if callable(getattr(module, "features", None)):
-        return lambda images: _call(_Features(module), images)
+        return lambda images: _run(_Features(module), images)
     linear = last_linear(module, images)
     assert linear is not None
 
@@ -61,7 +61,7 @@ def features_of(module: nn.Module, images: Tensor) -> Features:
         entered: list[Tensor] = []
         hook = linear.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
         try:
-            _call(module, images)
+            _run(module, images)
         finally:
             hook.remove()
         return entered[-1].flatten(1)
@@ -81,8 +81,5 @@ class _Features(nn.Module):
         return features.flatten(1)
 
 
-def _call(module: nn.Module, images: Tensor) -> Tensor:
-    parameters: Mapping[str, Tensor] = dict(module.named_parameters())
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    result: Tensor = functional_call(module, {**parameters, **buffers}, (images,))
-    return result
+def _run(module: nn.Module, images: Tensor) -> Tensor:
+    return forward(module, dict(module.named_parameters()), images)

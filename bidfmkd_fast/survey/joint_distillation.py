@@ -73,15 +73,15 @@ def distil_jointly(
         InputError: the loss or a parameter is no longer finite.
     """
     device = next(module.parameters()).device
-    useful = torch.stack([one.answered for one in surveyed]).any(0).nonzero()[:, 0]
+    useful = torch.stack([asked.answered for asked in surveyed]).any(0).nonzero()[:, 0]
     some = pictures[useful[:2]] / 255
     features = features_of(module, some)
     with torch.no_grad(), seeded(seed, "survey", "features"):
         n_features = features(some).shape[1]
     with seeded(seed, "survey", "heads"):
-        heads = nn.ModuleList(nn.Linear(n_features, one.scores.shape[1]) for one in surveyed).to(
-            device
-        )
+        heads = nn.ModuleList(
+            nn.Linear(n_features, asked.scores.shape[1]) for asked in surveyed
+        ).to(device)
     trained = [p for p in (*module.parameters(), *heads.parameters()) if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
     # A batch of one picture has no statistics, so what is left over joins the batch before it.
@@ -124,16 +124,16 @@ def _loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss over the APIs and the share of equal classes, both scalars."""
     losses, agreements = [], []
-    for one, head in zip(surveyed, heads, strict=True):
-        answered = one.answered[rows]
+    for asked, head in zip(surveyed, heads, strict=True):
+        answered = asked.answered[rows]
         if not answered.any():
             continue
-        scores = one.scores[rows[answered]]
+        scores = asked.scores[rows[answered]]
         logits = head(features[answered.to(features.device)])
         losses.append(
             _label_loss(logits, scores)
-            if one.kind == "labels"
-            else ops.kd_loss(logits, scores, temperature, scores_kind=one.kind)
+            if asked.kind == "labels"
+            else ops.kd_loss(logits, scores, temperature, scores_kind=asked.kind)
         )
         agreements.append((logits.argmax(1) == scores.argmax(1)).float().mean())
     return torch.stack(losses).mean(), torch.stack(agreements).mean()

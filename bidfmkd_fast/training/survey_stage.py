@@ -49,26 +49,26 @@ def survey(run: RunState) -> None:
         ]
         with run.timed("survey"):
             _ask_all(run, pictures, answers)
-    run.surveyed = sum(one.queries > 0 for one in answers)
+    run.surveyed = sum(kept.queries > 0 for kept in answers)
     distil_survey(run, pictures, answers)
 
 
 def _ask_all(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]) -> None:
     """Ask services side by side and local APIs in turn; ask failed ones once more."""
-    total = sum(len(one.answered) for one in answers)
+    total = sum(len(kept.answered) for kept in answers)
     n_services = sum(api.is_service for api in run.apis)
-    waiting = [index for index, one in enumerate(answers) if not one.answered.all()]
+    waiting = [index for index, kept in enumerate(answers) if not kept.answered.all()]
     with (
         Bar(
             f"{run.label}: survey",
             total,
             "queries",
             run.progress,
-            position=lambda: sum(one.queries for one in answers),
+            position=lambda: sum(kept.queries for kept in answers),
         ) as bar,
         Services(n_services, Stop(current())) as services,
     ):
-        bar.skip(sum(one.queries for one in answers))
+        bar.skip(sum(kept.queries for kept in answers))
         for again in (False, True):
             services.start(
                 partial(_ask_one, index, run.apis[index], pictures, answers[index])
@@ -106,12 +106,12 @@ def distil_survey(run: RunState, pictures: SharedPictures, answers: Sequence[Ans
     config, specs = run.config.survey, [api.spec for api in run.apis]
     surveyed = [
         Surveyed(
-            one.scores.to(run.device),
-            one.answered,
-            "labels" if one.spec.labels_only else one.spec.returned_kind,
+            kept.scores.to(run.device),
+            kept.answered,
+            "labels" if kept.spec.labels_only else kept.spec.returned_kind,
         )
-        for one in answers
-        if one.queries
+        for kept in answers
+        if kept.queries
     ]
     if not surveyed:
         return
