@@ -28,11 +28,14 @@ EVALUATION = "evaluation.json"
 class MetaTest:
     """The accuracy of a meta-model on one data set with one number of shots.
 
-    `learning_rate` is the rate of the adaptation, chosen on meta_val or taken from the run.
+    `learning_rate` is the rate of the adaptation, chosen on meta_val or taken from the run. `own`
+    is the accuracy on the same episodes with the rate of the run, for which no real image was used;
+    None in files that version 0.1 wrote, or where no rate is chosen.
     """
 
     learning_rate: float
     evaluation: Evaluation
+    own: Evaluation | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,12 @@ class Result:
     meta_tests: list[MetaTest]
     queries: int
     seconds: float
+
+    @property
+    def at_own_rate(self) -> Result | None:
+        """Return the same result with the rate of the run, or None if that is not known."""
+        tests = [MetaTest(test.learning_rate, test.own) for test in self.meta_tests if test.own]
+        return replace(self, meta_tests=tests) if len(tests) == len(self.meta_tests) else None
 
 
 Results = Mapping[str, Sequence[Result]]  # by method; one result per seed
@@ -70,7 +79,8 @@ def train_and_test(method: str, experiment: Experiment, folder: Path) -> Result:
 def meta_test(meta_model: MetaModel, experiment: Experiment) -> list[MetaTest]:
     """Meta-test a model on every data set with every number of shots of the experiment.
 
-    If the settings give learning rates for the adaptation, the best one on meta_val is taken.
+    If the settings give learning rates for the adaptation, the best one on meta_val is taken, and
+    the rate of the run is tested as well.
     """
     config, tests = experiment.config.evaluation, []
     for dataset in experiment.datasets:
@@ -98,14 +108,18 @@ def meta_test(meta_model: MetaModel, experiment: Experiment) -> list[MetaTest]:
                     progress=experiment.progress,
                 )
 
-            best = meta_model.adapt_learning_rate
+            best = own_rate = meta_model.adapt_learning_rate
             if config.adapt_lrs:
                 means = {
                     rate: accuracy(rate, "meta_val", config.n_val_episodes).mean
                     for rate in config.adapt_lrs
                 }
                 best = max(means, key=lambda rate: means[rate])
-            tests.append(MetaTest(best, accuracy(best, config.split, config.n_episodes)))
+            chosen = accuracy(best, config.split, config.n_episodes)
+            own = chosen
+            if best != own_rate:
+                own = accuracy(own_rate, config.split, config.n_episodes)
+            tests.append(MetaTest(best, chosen, own if config.adapt_lrs else None))
     return tests
 
 
@@ -138,13 +152,21 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 
 def _to_record(test: MetaTest) -> dict[str, Any]:
-    values = asdict(replace(test.evaluation, per_episode=torch.empty(0)))
-    per_episode = test.evaluation.per_episode.tolist()
-    return {"learning_rate": test.learning_rate, **values, "per_episode": per_episode}
+    record = {"learning_rate": test.learning_rate, **_values(test.evaluation)}
+    return record if test.own is None else {**record, "own_rate": _values(test.own)}
+
+
+def _values(evaluation: Evaluation) -> dict[str, Any]:
+    values = asdict(replace(evaluation, per_episode=torch.empty(0)))
+    return {**values, "per_episode": evaluation.per_episode.tolist()}
 
 
 def _from_record(record: dict[str, Any]) -> MetaTest:
     values = dict(record)
-    rate = values.pop("learning_rate")
-    values["per_episode"] = torch.tensor(values["per_episode"], dtype=torch.float64)
-    return MetaTest(rate, Evaluation(**values))
+    rate, own = values.pop("learning_rate"), values.pop("own_rate", None)
+    return MetaTest(rate, _evaluation(values), _evaluation(own) if own else None)
+
+
+def _evaluation(values: dict[str, Any]) -> Evaluation:
+    per_episode = torch.tensor(values["per_episode"], dtype=torch.float64)
+    return Evaluation(**{**values, "per_episode": per_episode})

@@ -12,6 +12,8 @@ from bidfmkd_fast.training.tables import Table
 
 TitledTable = tuple[str, Table]
 
+OWN_RATE = "the run's own rate of adaptation, for which no real image was used"
+
 ONE_SEED = (
     "One training seed proves nothing: the intervals are over episodes, and runs differ by more.\n"
     "With one seed the demo was 4.9 points above random initialisation on one processor, and 3.1\n"
@@ -20,14 +22,16 @@ ONE_SEED = (
 
 
 def comparison_tables(results: Results, seeds: Sequence[int]) -> Iterator[TitledTable]:
-    """Yield three tables for each data set, and a warning if there is a single seed.
+    """Yield the tables of each data set, and a warning if there is a single seed.
 
     The first has the accuracies and the differences to the reference, which is the first of
     `REFERENCES` that is in the comparison; without a reference there are none. The second has
-    BiDf-MKD less each other method (see `difference_table`). The third has the differences to the
-    reference under each seed. With a single seed the third is left out, and so is the second if it
-    would only repeat the first. The warning is a title without rows.
+    BiDf-MKD less each other method (see `difference_table`), and so has the third, at the rate of
+    the run instead of the one chosen on meta_val. The last has the differences to the reference
+    under each seed. With a single seed the last is left out, and so is the second if it would only
+    repeat the first. The warning is a title without rows.
     """
+    own = _at_own_rate(results)
     reference = next((method for method in REFERENCES if method in results), None)
     for data_set, positions in _positions(next(iter(results.values()))[0]).items():
         evaluations = {
@@ -37,17 +41,19 @@ def comparison_tables(results: Results, seeds: Sequence[int]) -> Iterator[Titled
         of_reference = evaluations[reference] if reference else None
         first = next(iter(results))
         shots = _shots(evaluations[first])
-        rows = [_header("method", shots, reference)]
+        own_shots = [] if own is None else [f"{shot} at own rate" for shot in shots]
+        rows = [_header("method", shots, reference, own_shots)]
         for method, of_method in evaluations.items():
             label = METHODS[method][0]
-            rows.append(_row(label, results[method], positions, of_method, of_reference))
+            theirs = [] if own is None else [_over_seeds(own[method], at) for at in positions]
+            rows.append(_row(label, results[method], positions, of_method, of_reference, theirs))
         yield _title(results[first], positions[0]), rows
         others = results.keys() - {OURS}
         if OURS in results and (others if len(seeds) > 1 else others - {reference}):
-            yield (
-                _differences_title(data_set, len(seeds)),
-                difference_table(results, positions, shots),
-            )
+            title = _differences_title(data_set, len(seeds))
+            yield title, difference_table(results, positions, shots)
+            if own is not None:
+                yield f"{title}; at {OWN_RATE}", difference_table(own, positions, shots)
         if reference and len(seeds) > 1 and len(results) > 1:
             yield (
                 f"by seed, {data_set}",
@@ -70,9 +76,9 @@ def sweep_tables(
             for cell_results in results
         ]
         first = by_cell[0]
-        rows = [_header("cell", _shots(first), "the first")]
+        rows = [_header("cell", _shots(first), "the first", [])]
         for name, cell_results, evaluations in zip(names, results, by_cell, strict=True):
-            rows.append(_row(name, cell_results, positions, evaluations, first))
+            rows.append(_row(name, cell_results, positions, evaluations, first, []))
         yield _title(results[0], positions[0]), rows
 
 
@@ -82,6 +88,19 @@ def by_data_set(results: Sequence[Result]) -> dict[str, list[Evaluation]]:
         data_set: [_over_seeds(results, position) for position in positions]
         for data_set, positions in _positions(results[0]).items()
     }
+
+
+def _at_own_rate(results: Results) -> Results | None:
+    """Return the results with the rates of the runs, or None if some are not known."""
+    own = {
+        method: [result.at_own_rate for result in of_method]
+        for method, of_method in results.items()
+    }
+    known = {
+        method: [result for result in of_method if result is not None]
+        for method, of_method in own.items()
+    }
+    return known if known == own else None
 
 
 def _positions(result: Result) -> dict[str, list[int]]:
@@ -122,9 +141,11 @@ def _differences_title(data_set: str, n_seeds: int) -> str:
     )
 
 
-def _header(first: str, shots: Sequence[str], reference: str | None) -> list[str]:
+def _header(
+    first: str, shots: Sequence[str], reference: str | None, own: Sequence[str]
+) -> list[str]:
     differences = [f"{shot} less {reference}" for shot in shots] if reference else []
-    return [first, *shots, *differences, "queries", "seconds", "adapt lr"]
+    return [first, *shots, *differences, *own, "queries", "seconds", "adapt lr"]
 
 
 def _row(
@@ -133,10 +154,12 @@ def _row(
     positions: Sequence[int],
     evaluations: Sequence[Evaluation],
     reference: Sequence[Evaluation] | None,
+    own: Sequence[Evaluation],
 ) -> list[str]:
     """Return a row of a main table, with its differences to the row `reference`, if any.
 
-    The row of the reference itself has empty cells there.
+    The row of the reference itself has empty cells there. `own` has the evaluations at the rate of
+    the run.
     """
     if reference is None:
         differences = []
@@ -148,6 +171,7 @@ def _row(
         name,
         *(f"{100 * e.mean:.2f} ± {100 * e.ci95:.2f}" for e in evaluations),
         *differences,
+        *(f"{100 * e.mean:.2f}" for e in own),
         f"{sum(result.queries for result in results) // len(results):,}",
         f"{sum(result.seconds for result in results) / len(results):,.0f}",
         _learning_rates(results, positions),

@@ -58,9 +58,13 @@ def test_the_learning_rate_is_chosen_on_meta_val_and_meta_test_is_as_evaluate_sa
                 wanted = evaluate(adapting, experiment.datasets[0], n_episodes=4, **options)
                 assert torch.equal(test.evaluation.per_episode, wanted.per_episode)
         assert means[test.learning_rate] == max(means.values())
+        at_own_rate = evaluate(model, experiment.datasets[0], n_episodes=4, **options)
+        assert test.own is not None
+        assert torch.equal(test.own.per_episode, at_own_rate.per_episode)
     evaluation = replace(experiment.config.evaluation, adapt_lrs=())
     own = replace(experiment, config=replace(experiment.config, evaluation=evaluation))
-    assert {test.learning_rate for test in meta_test(model, own)} == {model.adapt_learning_rate}
+    tests = meta_test(model, own)
+    assert {(test.learning_rate, test.own) for test in tests} == {(model.adapt_learning_rate, None)}
 
 
 def test_every_seed_is_evaluated_on_the_same_episodes(experiment: Experiment, seed: int) -> None:
@@ -96,7 +100,7 @@ def test_an_evaluation_of_version_01_is_read(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps([record]))
     (read,) = meta_tests_once(tmp_path, list)
     values = vars(read.evaluation) | {"per_episode": read.evaluation.per_episode.tolist()}
-    assert {"learning_rate": read.learning_rate, **values} == record
+    assert {"learning_rate": read.learning_rate, **values} == record and read.own is None
 
 
 def test_evaluations_are_kept(experiment: Experiment, tmp_path: Path, seed: int) -> None:
@@ -110,6 +114,7 @@ def test_evaluations_are_kept(experiment: Experiment, tmp_path: Path, seed: int)
         for test, other in zip(again, made, strict=True):
             assert test.learning_rate == other.learning_rate
             assert torch.equal(test.evaluation.per_episode, other.evaluation.per_episode)
+            assert torch.equal(test.own.per_episode, other.own.per_episode)
             assert {**vars(test.evaluation), "per_episode": 0} == {
                 **vars(other.evaluation),
                 "per_episode": 0,

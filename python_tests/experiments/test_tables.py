@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -139,6 +141,31 @@ def test_differences_over_seeds_against_numbers_by_hand() -> None:
         ["knowledge: BiDf-MKD less what asks no API", *["+20.00 ± 24.84", "± 19.60"] * 2],
         ["gain share of BiDf-MKD", "80.0 % ± 49.7", "± 7.8", "-", "-"],
     ]
+
+
+def with_own_rate(result: Result, accuracy: float) -> Result:
+    """Return a result that reaches `accuracy` on every episode at the rate of the run."""
+    tests = [
+        replace(test, own=meta_test([accuracy, accuracy], 1, 0, 0.1).evaluation)
+        for test in result.meta_tests
+    ]
+    return replace(result, meta_tests=tests)
+
+
+def test_the_rates_of_the_runs_stand_beside_the_chosen_ones() -> None:
+    ours = [Result([meta_test([0.4, 0.6], 1, 0, 0.3)], 9, 1.0)] * 2
+    theirs = [Result([meta_test([0.3, 0.3], 1, 0, 0.3)], 0, 0.0)] * 2
+    results = {
+        "random": [with_own_rate(result, 0.25) for result in theirs],
+        "bidf_mkd": [with_own_rate(ours[0], 0.30), with_own_rate(ours[1], 0.40)],
+    }
+    (_, main), _, (title, own), _ = comparison_tables(results, [0, 1])
+    assert [row[3] for row in main] == ["1-shot at own rate", "25.00", "35.00"]
+    assert title.endswith("at the run's own rate of adaptation, for which no real image was used")
+    # The seeds' differences are 0.05 and 0.15: 12.706 * 0.0707 / 1.414 is 0.635.
+    assert own[1:] == [["BiDf-MKD less random initialisation", "+10.00 ± 63.53", "± 0.00"]]
+    # A file of version 0.1 has no accuracy at the rate of the run: then nothing is shown of it.
+    assert len(list(comparison_tables({**results, "random": theirs}, [0, 1]))) == 3
 
 
 def test_a_table_of_one_seed_says_that_it_proves_nothing() -> None:
