@@ -115,21 +115,24 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """Distillation of one API in the baselines that have no meta-learning: Adam on the KD loss.
+    """Training of the baselines: Adam on the KD loss for the distilled APIs, and MAML's length.
 
     Args:
-        steps: optimisation steps.
+        steps: optimisation steps of the distillation of one API.
         batch_size: images per step.
         learning_rate: Adam's learning rate.
+        maml_steps: outer steps of MAML on real data; 0 takes as many as the replay. It converges
+            after about 3,000.
     """
 
     steps: int = 300
     batch_size: int = 50
     learning_rate: float = 1e-3
+    maml_steps: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_least(self, steps=1, batch_size=2)
+        check_least(self, steps=1, batch_size=2, maml_steps=0)
         check_positive(self, "learning_rate")
 
 

@@ -118,9 +118,10 @@ def distilled_average(experiment: Experiment, folder: Path) -> None:
 
 
 def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
-    """Train MAML on the real meta-train classes, with the settings and step count of the replay.
+    """Train MAML on the real meta-train classes, with the settings of the replay.
 
-    Episodes come from the data sets in turn.
+    It takes `baselines.maml_steps` outer steps, or as many as the replay if that is 0. Episodes
+    come from the data sets in turn.
     """
     started = time.perf_counter()
     config, replay = experiment.train, experiment.train.replay
@@ -138,7 +139,7 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
     ]
     module = experiment.fresh()
     optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr)
-    n_steps = experiment.replay_steps
+    n_steps = experiment.config.baselines.maml_steps or experiment.replay_steps
     with Bar("maml: train", n_steps, "steps", experiment.progress) as bar:
         for step in bar.over(range(n_steps)):
             indices = range(step * config.meta_batch_size, (step + 1) * config.meta_batch_size)

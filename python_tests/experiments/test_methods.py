@@ -293,6 +293,17 @@ def test_maml_sees_the_real_meta_train_classes_as_often_as_the_replay_its_memory
     assert not equal(parameters, start(experiment))
 
 
+def test_maml_may_train_for_longer_than_the_replay(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = replace(experiment.config.baselines, maml_steps=experiment.replay_steps + 3)
+    config = replace(experiment.config, baselines=longer)
+    steps: list[int] = []
+    monkeypatch.setattr(baselines, "outer_replay_step", lambda *_: steps.append(1))
+    METHODS["maml"][1](replace(experiment, config=config), tmp_path / "maml")
+    assert len(steps) == longer.maml_steps > experiment.replay_steps
+
+
 def test_maml_takes_data_sets_in_turn(
     experiment: Experiment, datasets: list[Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
