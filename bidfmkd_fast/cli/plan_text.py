@@ -22,15 +22,21 @@ def print_probe(api: BlackBox, config: TrainConfig, budget: Budget | None) -> bo
 
 
 def print_plan(
-    apis: Sequence[BlackBox], config: TrainConfig, budget: Budget | None, device: str
+    apis: Sequence[BlackBox],
+    config: TrainConfig,
+    budget: Budget | None,
+    device: str,
+    controls: bool,
 ) -> bool:
     """Print what each API can give and what a run would ask; return whether all are usable.
+
+    With `controls` the no-recovery control is counted as well.
 
     Raises InputError before anything is asked if the memory of `device` cannot hold the run, or if
     an API gives labels only and the survey is left out.
     """
     check_learnable("train", apis, config)
-    made = _plan(apis, config, budget, device)
+    made = _plan(apis, config, budget, device, controls)
     print(f"{text_table(made.rows())}\n")
     _print_spending(made, *made.problems, *made.notes, *too_short(made, config))
     return not made.problems
@@ -41,10 +47,11 @@ def _plan(
     config: TrainConfig,
     budget: Budget | None,
     device: str | None = None,
+    controls: bool = False,
 ) -> Plan:
     for api in apis:
         api.budget = budget
-    return plan(apis, config, device=device, seed=config.seed, progress=True)
+    return plan(apis, config, device=device, seed=config.seed, progress=True, controls=controls)
 
 
 def _print_spending(made: Plan, *remarks: str) -> None:

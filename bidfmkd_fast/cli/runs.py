@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidfmkd_fast.black_box import BlackBox, Budget
 from bidfmkd_fast.cli.next_command import SOURCE, after_run, datasets_of, source_of, write_source
 from bidfmkd_fast.cli.options import (
     Command,
@@ -27,46 +28,79 @@ from bidfmkd_fast.files.atomic import check_writable
 from bidfmkd_fast.files.folder_lock import check_free
 from bidfmkd_fast.meta import MetaModel
 from bidfmkd_fast.pools import load_pool, read_pool
-from bidfmkd_fast.training import TrainConfig, fit_with_control, paper
-from bidfmkd_fast.training.comparison import CONTROL, LEARNED, RANDOM, compare
+from bidfmkd_fast.survey.pictures import check_drawable
+from bidfmkd_fast.training import BiDfMKD, Run, TrainConfig, fit_with_control, paper
+from bidfmkd_fast.training.comparison import LEARNED, RANDOM, compare, controls_of
 from bidfmkd_fast.training.grids import write_grids
+from bidfmkd_fast.training.pseudo_tasks import keep_zero_query, zero_query_file
 from bidfmkd_fast.training.report import REPORT, outcome_rows, write_report
 from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
 from bidfmkd_fast.training.spending import read_spending
 from bidfmkd_fast.training.status import status_text
 from bidfmkd_fast.training.tables import text_table
+from bidfmkd_fast.training.with_control import count_spent
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 
 def train(options: Any) -> None:
-    """Meta-learn from a pool of APIs, with the no-recovery control beside it; a second call with
-    the same --out continues a run that was cut off.
+    """Meta-learn from a pool of APIs; a second call with the same --out continues a run that was
+    cut off.
     """
     config = train_config(options)
     out, budget = out_folder(options, "train"), budget_of(options)
+    if not options.dry_run:
+        check_free(out)
+    apis = load_pool(options.pool)
+    if options.controls:
+        for api in apis:
+            check_drawable(api.spec, "zero_query", "leave --controls out")
     if options.dry_run:
-        if not print_plan(load_pool(options.pool), config, budget, options.device):
+        if not print_plan(apis, config, budget, options.device, options.controls):
             sys.exit(1)
         return
-    check_free(out)
-    apis = load_pool(options.pool)
     if out.exists():
-        check_writable(out / SOURCE, out / REPORT, out / "grids" / "api_000.png")
-    source = _source_of_run(options.pool)
-    run, _ = fit_with_control(apis, out, config, device=options.device, budget=budget)
-    folder = RunFolder.open(out)
-    write_source(folder.path, source)
-    write_grids(run, folder)
-    report = write_report(folder, control=RunFolder(out / "control"))
-    if run.budget_ended:
+        places = [out / SOURCE, out / REPORT, out / "grids" / "api_000.png"]
+        check_writable(*places, *([zero_query_file(out)] if options.controls else []))
+    source, folder = _source_of_run(options.pool), RunFolder(out)
+    run = _fit(options, apis, config, budget, folder)
+    if run is not None:
+        write_source(out, source)
+        write_grids(run, folder)
+    if options.controls:
+        keep_zero_query(folder, apis, options.device)
+    report, summary = write_report(folder), folder.summary()
+    if summary["budget_ended"]:
         print("a budget ended before every API was recovered in full; the sets so far were used\n")
-    if run.skipped:
-        print(f"left out: {', '.join(run.skipped)}; the report says why\n")
+    if summary["skipped"]:
+        print(f"left out: {', '.join(summary['skipped'])}; the report says why\n")
     print(f"{text_table(read_spending(out).rows())}\n")
-    print(f"{text_table(outcome_rows(folder.summary()))}\n")
+    print(f"{text_table(outcome_rows(summary))}\n")
     print(f"report with pictures: {report}\n{after_run(out)}")
+
+
+def _fit(
+    options: Any,
+    apis: Sequence[BlackBox],
+    config: TrainConfig,
+    budget: Budget | None,
+    folder: RunFolder,
+) -> Run | None:
+    """Make the run of `train`, and the no-recovery control before it if it is asked for.
+
+    Return None if both are finished and an earlier command was cut off while it made zero_query.
+    """
+    control = RunFolder(folder.path / "control")
+    if not options.controls:
+        count_spent(control, config.control(), apis, budget)  # of an earlier command with controls
+        return BiDfMKD(apis, config=config, device=options.device, budget=budget).fit(folder.path)
+    finished = all((part.path / META_MODEL).is_file() for part in (folder, control))
+    if finished and not zero_query_file(folder.path).is_file():
+        count_spent(folder, config, apis, budget)  # refuses other settings and another pool
+        return None
+    run, _ = fit_with_control(apis, folder.path, config, device=options.device, budget=budget)
+    return run
 
 
 def _source_of_run(pool: str) -> dict[str, Any]:
@@ -101,6 +135,12 @@ def _add_train_options(parser: ArgumentParser, arguments: Sequence[str]) -> None
     parser.add_argument(
         "--dry-run", action="store_true", help="only probe the APIs and show what a run would cost"
     )
+    parser.add_argument(
+        "--controls",
+        action="store_true",
+        help="also make a control without recovery, which asks queries, and one of procedural "
+        "pictures alone (zero_query), which asks none",
+    )
     add_caps(parser)
     add_pool_and_device(parser)
 
@@ -119,18 +159,15 @@ def _add_status_options(parser: ArgumentParser, _: Sequence[str]) -> None:
 
 
 def evaluate(options: Any) -> None:
-    """Meta-test a run on unseen classes, beside its random initialisation and its control, on the
-    same episodes.
+    """Meta-test a run on unseen classes, beside its random initialisation and the controls that it
+    has, on the same episodes.
     """
     folder = RunFolder.open(options.run)
     check_writable(folder.path / REPORT)
     folder.summary()  # the report needs it; damage is found now and not after all episodes
     datasets = _datasets_to_evaluate(options, folder)
-    control = RunFolder(folder.path / "control")
-    has_control = (control.path / META_MODEL).is_file()
     models = {RANDOM: folder.initial_model()}
-    if has_control:
-        models[CONTROL] = control.meta_model()
+    models |= {name: control.meta_model() for name, control in controls_of(folder).items()}
     models[LEARNED] = folder.meta_model()
     if options.adapt_lr is not None:
         models = {
@@ -153,7 +190,7 @@ def evaluate(options: Any) -> None:
         )
         for dataset in datasets
     ]
-    report = write_report(folder, comparisons, control=control if has_control else None)
+    report = write_report(folder, comparisons)
     print("\n\n".join([*map(str, comparisons), f"report: {report}"]))
 
 

@@ -80,8 +80,9 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool =
     seconds["training the APIs"] = time.perf_counter() - started
 
     started = time.perf_counter()
+    n_steps = config.train.replay_steps(len(apis))
     from_pictures = learn_from_pictures(
-        [api.spec for api in apis], config.train, config.train.replay.final_steps, progress=progress
+        [api.spec for api in apis], config.train, n_steps, progress=progress
     )
     seconds["zero_query"] = time.perf_counter() - started
     run = BiDfMKD(apis, config=config.train).fit(out, progress)

@@ -50,9 +50,7 @@ class Experiment:
     @property
     def replay_steps(self) -> int:
         """Return the replay steps of a run, which other methods train for as well."""
-        replay, group = self.train.replay, self.train.meta_batch_size
-        rounds = -(-len(self.pool.entries) // group)
-        return replay.final_steps + replay.steps_per_round * (rounds - 1)
+        return self.train.replay_steps(len(self.pool.entries))
 
     def fresh(self) -> nn.Module:
         """Return a new copy of the meta-model that all methods start from."""

@@ -15,13 +15,17 @@ from bidfmkd_fast.seeds import derive_seed
 _CHUNK = 1024  # pictures drawn at once where all of them are kept as bytes
 
 
-def check_drawable(spec: APISpec) -> None:
+def check_drawable(
+    spec: APISpec,
+    operation: str = "survey",
+    advice: str = "set survey.n_images to 0 to leave the survey out",
+) -> None:
     """Raise InputError unless the picture library can draw images of the API's shape."""
     channels, height, width = spec.image_shape
     if channels not in (1, 3) or min(height, width) < 4:
         raise InputError(
-            f"survey: {spec.name} takes images {list(spec.image_shape)}, but pictures have 1 or 3 "
-            "channels and sides of at least 4; set survey.n_images to 0 to leave the survey out"
+            f"{operation}: {spec.name} takes images {list(spec.image_shape)}, but pictures have 1 "
+            f"or 3 channels and sides of at least 4; {advice}"
         )
 
 

@@ -245,7 +245,7 @@ def _check_data_sets(apis: list[BlackBox]) -> None:
 
 
 @contextmanager
-def under_budget(apis: list[BlackBox], budget: Budget | None) -> Iterator[None]:
+def under_budget(apis: Sequence[BlackBox], budget: Budget | None) -> Iterator[None]:
     """Put `budget` on all `apis` inside the block; None leaves their own."""
     before = [api.budget for api in apis]
     try:

@@ -9,6 +9,7 @@ from typing import Any
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate, paired_difference
+from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
 from bidfmkd_fast.training.tables import Table, text_table
 
 RANDOM, CONTROL, LEARNED = "random initialisation", "no-recovery control", "BiDf-MKD"
@@ -69,6 +70,13 @@ class Comparison:
     def _header(self, first: str) -> list[str]:
         shots = next(iter(self.evaluations.values()))
         return [first, *(f"{n_shot}-shot" for n_shot in shots)]
+
+
+def controls_of(folder: RunFolder) -> dict[str, RunFolder]:
+    """Return the controls that are beside a run, by the names that tables give them."""
+    places = {ZERO_QUERY: folder.path / "zero_query", CONTROL: folder.path / "control"}
+    made = {name: RunFolder(place) for name, place in places.items()}
+    return {name: held for name, held in made.items() if (held.path / META_MODEL).is_file()}
 
 
 def compare(

@@ -223,6 +223,11 @@ class TrainConfig:
         """
         return replace(self, survey=NO_SURVEY, recovery=replace(self.recovery, steps=0))
 
+    def replay_steps(self, n_apis: int) -> int:
+        """Count the replay steps of a run that recovers sets from `n_apis` APIs, at most."""
+        rounds = -(-n_apis // self.meta_batch_size)
+        return self.replay.final_steps + self.replay.steps_per_round * max(rounds - 1, 0)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested plain values, which `from_dict` reads."""
         return plain_values(self)

@@ -26,7 +26,8 @@ class PlannedAPI:
         report: what its probe found.
         is_service: whether it is asked over a network.
         probe: what the probe asked.
-        run, control: what the run and its control would ask; nothing if the API cannot be used.
+        run, control: what the run and its control would ask; nothing if the API cannot be used,
+            or if no control is planned.
     """
 
     report: ProbeReport
@@ -54,17 +55,19 @@ class PlannedAPI:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan of a run and its control, API by API.
+    """A plan of a run, API by API.
 
     Attributes:
         apis: the APIs in the order of the pool.
         group: how many of them are recovered in a round.
         cap: the cap on what may be spent.
+        controls: whether the no-recovery control is planned as well.
     """
 
     apis: list[PlannedAPI]
     group: int
     cap: Cap
+    controls: bool
 
     @property
     def total(self) -> Cost:
@@ -83,10 +86,11 @@ class Plan:
 
     @property
     def spending(self) -> Spending:
-        """Return what the probes have asked, and what control and run would ask."""
+        """Return what the probes have asked, and what the run and a control would ask."""
         parts = {PROBES: sum((api.probe for api in self.apis), Cost())}
         if any(api.usable for api in self.apis):
-            parts[f"{CONTROL}, planned"] = sum((api.control for api in self.apis), Cost())
+            if self.controls:
+                parts[f"{CONTROL}, planned"] = sum((api.control for api in self.apis), Cost())
             parts[f"{RUN}, planned"] = sum((api.run for api in self.apis), Cost())
         return Spending(parts, cap=self.cap)
 
@@ -163,8 +167,11 @@ def plan(
     device: torch.device | str | None = None,
     seed: int = 0,
     progress: bool = False,
+    controls: bool = False,
 ) -> Plan:
-    """Probe every API and count what `fit_with_control` would ask it.
+    """Probe every API and count what `BiDfMKD.fit` would ask it.
+
+    With `controls` the count is that of `fit_with_control`.
 
     A probe asks each API at most `probe.PROBE_QUERIES` queries.
 
@@ -179,12 +186,11 @@ def plan(
         for api in bar.over(apis):
             report = probe(api, seed=seed)
             probed = Cost(report.queries, report.requests, api.price_of(report.queries))
-            both = [
-                run_cost(api, settings) if report.problem is None else Cost()
-                for settings in (config, config.control())
-            ]
-            planned.append(PlannedAPI(report, api.is_service, probed, *both))
-    return Plan(planned, config.meta_batch_size, Cap.of(api.budget for api in apis))
+            usable = report.problem is None
+            run = run_cost(api, config) if usable else Cost()
+            control = run_cost(api, config.control()) if usable and controls else Cost()
+            planned.append(PlannedAPI(report, api.is_service, probed, run, control))
+    return Plan(planned, config.meta_batch_size, Cap.of(api.budget for api in apis), controls)
 
 
 def too_short(plan: Plan, config: TrainConfig) -> list[str]:

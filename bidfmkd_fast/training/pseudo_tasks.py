@@ -7,19 +7,23 @@ no real picture is used, so a run on APIs must reach more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from bidfmkd_fast.black_box import APISpec
-from bidfmkd_fast.meta import TaskMemory, outer_replay_step
+from bidfmkd_fast.black_box import APISpec, BlackBox
+from bidfmkd_fast.files.folder_lock import FolderLock
+from bidfmkd_fast.meta import MetaModel, TaskMemory, outer_replay_step
 from bidfmkd_fast.priors.library import draw_pictures
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.default_model import initial_module, task_shape
+from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
 
-# Scenes, and jittered copies of each; there are more copies if a task has as many images per class.
+# Scenes, and jittered copies of each; there are more if a task has as many classes, or as many
+# images per class.
 PSEUDO_CLASSES, PSEUDO_MEMBERS = 200, 20
 
 
@@ -45,9 +49,10 @@ def learn_from_pictures(
     """
     replay, n_tasks = config.replay, config.meta_batch_size
     shape = task_shape(specs, config) or specs[0].image_shape
-    n_members = max(PSEUDO_MEMBERS, replay.n_shot + 1)
-    scenes = torch.arange(PSEUDO_CLASSES).repeat_interleave(n_members)
-    members = torch.arange(n_members).repeat(PSEUDO_CLASSES)
+    n_way = min(spec.n_classes for spec in specs)
+    n_scenes, n_members = max(PSEUDO_CLASSES, n_way), max(PSEUDO_MEMBERS, replay.n_shot + 1)
+    scenes = torch.arange(n_scenes).repeat_interleave(n_members)
+    members = torch.arange(n_members).repeat(n_scenes)
     seed = derive_seed(config.seed, "zero_query")
     memory = TaskMemory(shape)
     memory.add(
@@ -56,7 +61,6 @@ def learn_from_pictures(
     )
     module = initial_module(specs, config).to(device)
     optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr)
-    n_way = min(spec.n_classes for spec in specs)
     n_query = min(replay.n_query, n_members - replay.n_shot)
     with Bar("zero_query: train", n_steps, "steps", progress) as bar:
         for step in bar.over(range(n_steps)):
@@ -74,3 +78,26 @@ def learn_from_pictures(
             with seeded(config.seed, "zero_query", step):
                 outer_replay_step(module, optimizer, episodes, replay.inner)
     return module
+
+
+def zero_query_file(run_dir: Path) -> Path:
+    """Return the path of zero_query's meta-model in the folder of a run."""
+    return run_dir / "zero_query" / META_MODEL
+
+
+def keep_zero_query(
+    folder: RunFolder, apis: Sequence[BlackBox], device: torch.device | str = "cpu"
+) -> None:
+    """Train on pictures for as many steps as the finished run in `folder` replays at most.
+
+    The meta-model is written to `zero_query_file`. If it is there already, nothing is trained.
+    """
+    file, config = zero_query_file(folder.path), folder.config()
+    with FolderLock(folder.path):
+        if not file.is_file():
+            specs = [api.spec for api in apis]
+            n_steps = config.replay_steps(sum(not spec.labels_only for spec in specs))
+            module = learn_from_pictures(specs, config, n_steps, device=device)
+            MetaModel(
+                module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr
+            ).save(file)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bidfmkd_fast.black_box.spec import NOTHING_RECOVERED
 from bidfmkd_fast.files.atomic import write_text
-from bidfmkd_fast.training.comparison import CONTROL, ZERO_QUERY, Comparison
+from bidfmkd_fast.training.comparison import CONTROL, ZERO_QUERY, Comparison, controls_of
 from bidfmkd_fast.training.run_folder import CONFIG, METRICS, RunFolder
 from bidfmkd_fast.training.spending import read_spending
 from bidfmkd_fast.training.tables import Table, markdown_table
@@ -65,15 +64,15 @@ def write_report(
     folder: RunFolder,
     comparisons: Sequence[Comparison] = (),
     *,
-    control: RunFolder | None = None,
     extra_seconds: Mapping[str, float] | None = None,
 ) -> Path:
     """Write `report.md` into the folder of a finished run; return its path.
 
+    It links to the controls of the run that are there.
+
     Args:
         folder: the run.
         comparisons: accuracies of its models to show.
-        control: the folder of its control, to link to.
         extra_seconds: wall time of stages outside of the run, by name.
     """
     summary = folder.summary()
@@ -113,11 +112,7 @@ def write_report(
         ]
         for picture in pictures:
             lines += [f"![{picture.stem}](grids/{picture.name})", ""]
-    files = [
-        CONFIG,
-        METRICS,
-        *([os.path.relpath(control.path, folder.path)] if control is not None else []),
-    ]
+    files = [CONFIG, METRICS, *(control.path.name for control in controls_of(folder).values())]
     lines += ["## Files", "", ", ".join(f"[{name}]({name})" for name in files), ""]
     path = folder.path / REPORT
     write_text(path, "\n".join(lines))

@@ -93,7 +93,8 @@ class KeptPlan:
 def over_cap(plan: Spending) -> list[str]:
     """Say in which units a plan exceeds its cap, by itself or together with its probes."""
     lines = []
-    run = sum((spent for name, spent in plan.parts.items() if name != PROBES), Cost())
+    parts = {name: spent for name, spent in plan.parts.items() if name != PROBES}
+    run, who = sum(parts.values(), Cost()), "control and run" if len(parts) > 1 else "the run"
     for unit, field in (("queries", "queries"), ("requests", "requests"), ("cost", "price")):
         most, wanted, whole = (getattr(amount, field) for amount in (plan.cap, run, plan.total))
         if most is None or not run.queries:
@@ -101,7 +102,7 @@ def over_cap(plan: Spending) -> list[str]:
         as_text = money if unit == "cost" else "{:,}".format
         if wanted > most:
             lines.append(
-                f"over the budget: {unit} of control and run are {as_text(wanted)}, the cap is "
+                f"over the budget: {unit} of {who} are {as_text(wanted)}, the cap is "
                 f"{as_text(most)}; the run would end there; raise --max-{unit}, or lower "
                 "survey.n_images, n_per_class, recovery.steps or recovery.num_directions"
             )

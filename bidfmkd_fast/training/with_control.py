@@ -52,18 +52,27 @@ def fit_with_control(
         RunFolder.check_new(folder)  # another process may have finished it in the meantime
         if budget is not None and not (folder / "control").exists():
             _check_budget(learner, control, budget)
-        if (folder / CONFIG).exists():
-            # What the run itself has spent counts before the control asks anything.
-            begun = RunFolder(folder)
-            begun.check_settings(config)
-            with under_budget(learner.apis, budget), counted_queries(begun, learner.apis):
-                pass
+        # What the run itself has spent counts before the control asks anything.
+        count_spent(RunFolder(folder), config, learner.apis, budget)
         RunFolder.check_writable(folder)  # the run's own files, before the control asks anything
         with control._begun(folder / "control", progress, again=True) as state:
             complete = state.folder is not None and state.folder.complete
             control_run = finished_run(state) if complete else run_loop(state)
         with learner._begun(folder, progress, lock=lock) as state:
             return run_loop(state), control_run
+
+
+def count_spent(
+    folder: RunFolder, config: TrainConfig, apis: Sequence[BlackBox], budget: Budget | None
+) -> None:
+    """Take what the run in `folder` has asked, if it has begun, from `budget`.
+
+    Raises InputError if the run has other settings or another pool.
+    """
+    if (folder.path / CONFIG).exists():
+        folder.check_settings(config)
+        with under_budget(apis, budget), counted_queries(folder, apis):
+            pass
 
 
 def _check_budget(learner: BiDfMKD, control: BiDfMKD, budget: Budget) -> None:

@@ -104,7 +104,7 @@ def test_a_box_of_ones_own_is_planned_and_trained_on(kind: type[TableBox], tmp_p
         distillation=bf.DistillationConfig(inner_steps=1),
         replay=bf.ReplayConfig(final_steps=1, n_query=1, inner_steps=1),
     )
-    planned = plan([table_box(kind)], config)
+    planned = plan([table_box(kind)], config, controls=True)
     api = table_box(kind)
     run, control = fit_with_control([api], tmp_path / "run", config, progress=False)
     assert run.complete and control.complete

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bidfmkd_fast.black_box import BlackBox, TorchBlackBox
-from bidfmkd_fast.black_box.probe import sample_images
+from bidfmkd_fast.black_box.probe import PROBE_QUERIES, sample_images
 from bidfmkd_fast.cli.main import COMMANDS, _one_line_warnings, main
 from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.errors import ServiceWarning
@@ -27,6 +29,9 @@ from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.pools import load_pool
 from bidfmkd_fast.recovery import RecoveryConfig, recover
 from bidfmkd_fast.settings import to_yaml
+from bidfmkd_fast.training import TrainConfig, pseudo_tasks
+from bidfmkd_fast.training.pseudo_tasks import learn_from_pictures
+from bidfmkd_fast.training.run_folder import RunFolder
 
 RECOVERY = ["steps=1", "num_directions=1", "generator_width=4", "latent_dim=8"]
 RUN = [
@@ -38,11 +43,20 @@ RUN = [
     "--config.replay.n_query=2",
     *(f"--config.recovery.{setting}" for setting in RECOVERY),
 ]
+# 2 APIs, 2 sets, 1 step of (1 + 1 direction) on 3 classes of 3 images; the control asks for each
+# image once.
+QUERIES, CONTROL = 2 * 2 * 2 * 9, 2 * 2 * 9
 
 
 def run(line: str, *more: str) -> int:
     """Run the command line `line`, whose arguments have no blanks, with `more` arguments."""
     return main([*line.split(), *more])
+
+
+def spending_in(output: str) -> dict[str, int]:
+    """Return the queries in the spending table of an output, by the part of the run."""
+    found = re.findall(r"^((?:control|run|planned)(?:, planned)?) {2,}(\d+) ", output, re.MULTILINE)
+    return {name: int(queries) for name, queries in found}
 
 
 def dotted(prefix: str, options: list[str]) -> list[str]:
@@ -71,10 +85,9 @@ def test_train_evaluate_and_the_run_folder(pool: Path, capsys: pytest.CaptureFix
     assert config["seed"] == 5
     assert config["recovery"]["num_directions"] == 1
     assert config["n_per_class"] == 3
-    # 2 APIs, 2 sets, 1 step of (1 + 1 direction) on 3 classes of 3 images; the control asks each
-    # image once
-    assert json.loads((folder / "summary.json").read_text())["queries"] == 2 * 2 * 2 * 9
-    assert json.loads((folder / "control" / "summary.json").read_text())["queries"] == 2 * 2 * 9
+    assert json.loads((folder / "summary.json").read_text())["queries"] == QUERIES
+    assert not (folder / "control").exists() and not (folder / "zero_query").exists()
+    assert spending_in(output) == {"run": QUERIES, "planned": QUERIES}
     assert {file.name for file in (folder / "grids").iterdir()} == {"api_000.png", "api_001.png"}
     source = yaml.safe_load((folder / "source.yaml").read_text())
     assert source["data_sets"] == [{"name": "glyphs", "inverted": False}]
@@ -87,15 +100,103 @@ def test_train_evaluate_and_the_run_folder(pool: Path, capsys: pytest.CaptureFix
         "glyphs meta_test",
         "1-shot",
         "2-shot",
-        "random initialisation",
-        "no-recovery control",
-        "BiDf-MKD less no-recovery control",
+        "BiDf-MKD less random initialisation",
     ):
         assert wanted in output
-    assert "BiDf-MKD less no-recovery control" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "BiDf-MKD less random initialisation" in report
+    assert "control" not in output + report and "zero_query" not in output + report
 
     assert main(["train", "--pool", str(pool), *RUN]) == 0  # the next free name
     assert Path("runs/train-2/meta_model.safetensors").is_file()
+
+
+def test_train_with_controls(
+    pool: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Make both controls; a repeated command only makes up for a zero_query that was cut off."""
+    arguments = ["train", "--controls", "--pool", str(pool), "--out", "out", *RUN]
+
+    def cut_off(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(pseudo_tasks, "outer_replay_step", cut_off)
+        main(arguments)
+    assert Path("out/meta_model.safetensors").is_file() and not Path("out/zero_query").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(TorchBlackBox, "score", cut_off)  # nothing is asked again
+        assert main([*arguments, "--config.adapt_steps", "3"]) == 2
+        assert "holds a run of other settings" in capsys.readouterr().err
+        assert main(arguments) == 0
+    assert spending_in(capsys.readouterr().out) == {
+        "control": CONTROL,
+        "run": QUERIES,
+        "planned": CONTROL + QUERIES,
+    }
+    wanted = learn_from_pictures(
+        [api.spec for api in load_pool(pool)],
+        TrainConfig.from_yaml("out/config.yaml"),
+        n_steps=1,
+    ).state_dict()
+    learned = RunFolder(Path("out/zero_query")).meta_model().module.state_dict()
+    assert all(torch.equal(learned[name], value) for name, value in wanted.items())
+    assert main(arguments) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+    def models() -> list[str]:
+        assert run("evaluate --run out --n-way 3 --n-episodes 2 --n-shot 1 --n-query 3") == 0
+        table = capsys.readouterr().out.split("\n\n")[1]
+        return [line.split("  ")[0] for line in table.splitlines()[2:]]
+
+    names = ["random initialisation", "zero_query: pictures alone", "no-recovery control"]
+    assert models() == [*names, "BiDf-MKD"]
+    assert "[zero_query](zero_query), [control](control)" in Path("out/report.md").read_text()
+    shutil.rmtree("out/control")
+    assert models() == [*names[:2], "BiDf-MKD"]
+    assert "[zero_query](zero_query)\n" in Path("out/report.md").read_text()
+
+
+def test_controls_of_images_that_no_picture_has_are_refused_before_anything_is_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = {"n_classes": 3, "image_shape": [2, 16, 16]}
+    two = {"kind": "remote", "url": "http://127.0.0.1:9", "model": "two", "spec": spec}
+    Path("two.yaml").write_text(yaml.safe_dump({"format": 1, "apis": [two]}))
+    assert main(["train", "--controls", "--pool", "two.yaml", *RUN]) == 2
+    error = capsys.readouterr().err
+    assert "zero_query: two takes images [2, 16, 16]" in error and "leave --controls out" in error
+
+
+def test_a_run_goes_on_without_its_control_and_with_one(
+    pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--pool", str(pool), "--out", "out", *RUN]
+    assert main([*arguments, "--controls"]) == 0
+
+    def cut_off(run: str) -> None:
+        """Leave the folder as a command does that is ended in the second API."""
+        for file in ("meta_model.safetensors", "summary.json"):
+            Path(run, file).unlink()
+        for file in Path(run, "recovered").glob("api_001*"):
+            file.unlink()
+
+    cut_off("out")
+    cut_off("out/control")  # what it has asked counts, but it is not made
+    capsys.readouterr()
+    # A set more, if the control's queries did not count.
+    assert main([*arguments, "--max-queries", str(QUERIES + 18)]) == 0
+    output = capsys.readouterr().out
+    assert "a budget ended" in output
+    assert spending_in(output) == {"control": CONTROL, "run": QUERIES, "planned": CONTROL + QUERIES}
+    assert not Path("out/control/meta_model.safetensors").exists()
+    assert "[control]" not in Path("out/report.md").read_text()
+
+    shutil.rmtree("out/control")
+    cut_off("out")
+    assert main([*arguments, "--controls"]) == 0
+    assert json.loads(Path("out/control/summary.json").read_text())["queries"] == CONTROL
+    assert "[control](control)" in Path("out/report.md").read_text()
 
 
 def test_settings_come_from_a_file_and_the_command_line_wins(pool: Path) -> None:
@@ -162,8 +263,8 @@ def test_what_the_library_logs_is_shown_when_wanted(
 
 
 def test_a_budget_that_ends_midway_is_said(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # 36 for the control, then one set of 18 and a half
-    assert main(["train", "--pool", str(pool), "--max-queries", "63", *RUN]) == 0
+    # one set of 18 and a half
+    assert main(["train", "--pool", str(pool), "--max-queries", "27", *RUN]) == 0
     assert "a budget ended" in capsys.readouterr().out
     assert "budget ended" in Path("runs/train/report.md").read_text()
 
@@ -180,14 +281,22 @@ def test_probe_and_dry_run(pool: Path, capsys: pytest.CaptureFixture[str]) -> No
         "queries",
     ):
         assert wanted in output
-    assert str(2 * 2 * 9 + 2 * 9) in output  # a run of one step, and its control
-    assert main(["train", "--dry-run", "--pool", str(pool), *RUN]) == 0
+    assert spending_in(output) == {"run, planned": QUERIES // 2}
+    dry_run = ["train", "--dry-run", "--pool", str(pool), *RUN]
+    total = 2 * PROBE_QUERIES + CONTROL + QUERIES
+    assert main([*dry_run, "--controls", "--max-queries", str(total - 1)]) == 0
     output = capsys.readouterr().out
+    planned = {"control, planned": CONTROL, "run, planned": QUERIES}
+    assert spending_in(output) == planned
+    assert f"queries are {total}, the cap is {total - 1}" in output
+    assert main([*dry_run, "--max-queries", str(total - CONTROL)]) == 0
+    output = capsys.readouterr().out
+    assert spending_in(output) == {"run, planned": QUERIES}
+    assert "over the budget" not in output
     assert [line.split()[0] for line in output.splitlines()[2:5]] == ["api_000", "api_001", "all"]
     assert (
         "api_001: its scores hardly change" in output
     )  # learned for one epoch, in which it learns nothing
-    assert str(2 * (2 * 2 * 9 + 2 * 9)) in output
     assert not Path("runs").exists()
 
 
@@ -310,7 +419,8 @@ def test_a_second_command_on_a_folder_is_refused_before_it_asks(
         ("train --pool POOL --out file/out", "file"),
         ("train --pool POOL --out out", "out/report.md"),
         ("train --pool POOL --out out", "out/source.yaml"),
-        ("train --pool POOL --out out", "out/control/summary.json"),
+        ("train --pool POOL --controls --out out", "out/control/summary.json"),
+        ("train --pool POOL --controls --out out", "out/zero_query/meta_model.safetensors"),
         ("train --pool POOL --out out", "out/summary.json"),
         ("compare --out out", "out/comparison.md"),
         ("evaluate --run out", "out/report.md"),
@@ -511,7 +621,10 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
             "plan: a step on",
         ),
         ("pool --width 1000000", "train_pool: width must be at most 4096; got 1000000"),
-        ("train --pool POOL --max-queries 40", "control, survey and one recovery step ask"),
+        (
+            "train --pool POOL --controls --max-queries 40",
+            "control, survey and one recovery step ask",
+        ),
         ("train --pool POOL --device nowhere", "device must be one that torch can use"),
         ("train", "the following arguments are required: --pool"),
         ("recover --pool POOL --api 2", "--api must be in 0..1"),

@@ -150,7 +150,7 @@ def test_train_on_a_silent_service(
         f"bidfmkd train: ended by {by}; kept in runs/train: 0 recovered sets; "
         f"asked {queries} queries in {requests} requests; go on with: {again}\n"
     )
-    ledger = LedgerFile(tmp_path / "runs" / "train" / "control" / "ledger.sqlite")
+    ledger = LedgerFile(tmp_path / "runs" / "train" / "ledger.sqlite")
     assert sum(row.requests for row in ledger.rows()) == requests
     assert sum(row.answered_queries for row in ledger.rows()) == 0
     ledger.close()

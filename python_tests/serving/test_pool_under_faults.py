@@ -60,7 +60,8 @@ def api(name: str, number: int) -> BlackBox:
 def train(out: Path) -> subprocess.Popen[str]:
     settings = [f"--config.{name}={value}" for name, value in TRAIN.items()]
     main = "from bidfmkd_fast.cli.main import main; raise SystemExit(main())"
-    command = [sys.executable, "-c", main, "train", "--pool", "pool", "--out", out.name, *settings]
+    command = [sys.executable, "-c", main, "train", "--controls", "--pool", "pool", *settings]
+    command += ["--out", out.name]
     return subprocess.Popen(
         command,
         cwd=out.parent,

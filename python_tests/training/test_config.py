@@ -148,6 +148,12 @@ def test_files_that_are_no_settings(tmp_path: Path) -> None:
         TrainConfig.from_yaml(bad)
 
 
+@pytest.mark.parametrize(("n_apis", "steps"), [(0, 11), (1, 11), (4, 11), (5, 18), (9, 25)])
+def test_replay_steps_of_rounds_of_four_apis(n_apis: int, steps: int) -> None:
+    config = TrainConfig(replay=ReplayConfig(steps_per_round=7, final_steps=11))
+    assert config.replay_steps(n_apis) == steps
+
+
 def test_the_control_has_no_survey_and_no_recovery_steps() -> None:
     control = UNUSUAL.control()
     config = replace(UNUSUAL, recovery=replace(UNUSUAL.recovery, steps=5))

@@ -89,13 +89,18 @@ def test_planned_queries_are_those_that_are_asked(name: str) -> None:
     learner = BiDfMKD(apis, config=config)
     run = learner.fit()
     assert learner.planned_queries() == run.queries == sum(api.ledger.queries for api in apis)
+    planned = plan([make(number) for number in range(2)], config)
+    assert planned.queries == run.queries and list(planned.spending.parts) == [
+        "probes",
+        "run, planned",
+    ]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_plan_is_what_a_run_and_its_control_ask(name: str, tmp_path: Path) -> None:
     make, settings, paper_compat = CASES[name]
     config = replace(TINY, recovery=replace(TINY.recovery, **settings), paper_compat=paper_compat)
-    planned = plan([make(0)], config)
+    planned = plan([make(0)], config, controls=True)
     run, control = fit_with_control([make(0)], tmp_path / "run", config)
     assert planned.queries == run.queries + control.queries != PROBE_QUERIES
     assert planned.cost == pytest.approx(sum(row.cost for row in (*run.ledger, *control.ledger)))
@@ -131,7 +136,8 @@ def test_only_the_survey_of_an_api_of_labels_is_planned_and_asked(
     makers: tuple[Any, ...], tmp_path: Path
 ) -> None:
     apis = [make(number) for number, make in enumerate(makers)]
-    planned = plan([make(number) for number, make in enumerate(makers)], SURVEYED, device="cpu")
+    boxes = [make(number) for number, make in enumerate(makers)]
+    planned = plan(boxes, SURVEYED, device="cpu", controls=True)
     learner = BiDfMKD(apis, config=SURVEYED)
     assert planned.apis[0].usable and planned.apis[0].run.queries == 20
     assert any("api 0: it gives labels only" in note for note in planned.notes)

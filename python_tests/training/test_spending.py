@@ -57,7 +57,8 @@ def numbers(rows: list[list[str]]) -> dict[str, list[str]]:
 
 
 def test_a_plan_has_the_numbers_that_the_run_then_spends(tmp_path: Path) -> None:
-    planned = numbers(plan([api()], TINY).spending.rows())
+    assert list(numbers(plan([api()], TINY).spending.rows()))[:2] == ["probes", "run, planned"]
+    planned = numbers(plan([api()], TINY, controls=True).spending.rows())
     assert planned["control, planned"] == ["18", "2", "0.036"]
     assert planned["run, planned"] == ["108", "4", "0.22"]
     fit_with_control(
@@ -86,6 +87,10 @@ def test_a_plan_over_its_budget_says_so() -> None:
     assert "queries of control and run are 126, the cap is 125" in line and "--max-queries" in line
     (line,) = over_cap(Spending(parts, cap=Cap(price=0.1)))
     assert "cost of control and run are 0.25, the cap is 0.1" in line
+    del parts["control, planned"]
+    assert over_cap(Spending(parts, cap=Cap(queries=274))) == []
+    (line,) = over_cap(Spending(parts, cap=Cap(queries=107)))
+    assert "queries of the run are 108, the cap is 107" in line
 
 
 def test_an_api_that_cannot_be_used_has_no_plan() -> None:
@@ -93,6 +98,8 @@ def test_an_api_that_cannot_be_used_has_no_plan() -> None:
     labels = FunctionBlackBox(lambda images: torch.eye(3)[images.flatten(1)[:, :3].argmax(1)], spec)
     made = plan([labels, api()], TINY)
     assert made.rows()[1][-3:] == ["-", "-", "-"]
+    assert made.total.queries == RUN.queries
+    made = plan([labels, api()], TINY, controls=True)
     assert made.total.queries == CONTROL.queries + RUN.queries
     assert list(plan([labels], TINY).spending.parts) == ["probes"]
 
