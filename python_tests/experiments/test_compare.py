@@ -145,7 +145,7 @@ def test_several_data_sets(tiny: ExperimentConfig, tmp_path: Path) -> None:
     methods = ["control", "bidf_mkd", "average", "white_box", "maml"]
     tables = run_comparison(config, tmp_path / "out", methods=methods, progress=False)
     assert "(glyphs meta_test)" in tables and "(colours meta_test)" in tables
-    assert tables.count("no-recovery control") == 4  # in two tables of each data set
+    assert tables.count("no-recovery control") == 6  # in three tables of each data set
 
 
 @pytest.mark.parametrize(
