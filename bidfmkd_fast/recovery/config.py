@@ -28,7 +28,7 @@ class RecoveryConfig:
 
     Args:
         steps: optimisation steps; 0 keeps the images of the untrained generator (the no-recovery
-            control).
+            control). A run with a survey then recovers nothing.
         num_directions: random directions per image and step (the paper's q).
         mu: step length (mu): how far a point lies from its image along a unit direction, in the
             API's input space; "auto" measures at the first images which length the API resolves,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bidfmkd_fast.black_box import APISpec
 from bidfmkd_fast.data.episodes import check_rotations
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.inner_loop import InnerLoop
@@ -152,7 +153,7 @@ class TrainConfig:
         paper_compat: follow the authors' public code where it departs from the paper
             (`docs/architecture.md`).
         survey: what all APIs are asked first, and how it is distilled.
-        recovery: how each set is recovered.
+        recovery: how each set is recovered; with 0 steps and a survey nothing is.
         distillation: how the recovered sets are distilled.
         replay: how the recovered images are replayed as tasks.
 
@@ -164,7 +165,7 @@ class TrainConfig:
     n_per_class: int = 10
     meta_batch_size: int = 4
     meta_model_width: int = 32
-    adapt_steps: int = 10
+    adapt_steps: int = 20
     adapt_lr: float = 0.1
     meta_model_side: int = 0
     boundary_start: int = 0
@@ -223,6 +224,14 @@ class TrainConfig:
         """
         return replace(self, survey=NO_SURVEY, recovery=replace(self.recovery, steps=0))
 
+    def recovers_from(self, spec: APISpec) -> bool:
+        """Return whether sets are recovered from an API with this spec.
+
+        Nothing is recovered from an API that gives labels only. With a survey and no recovery steps
+        the run is the survey alone.
+        """
+        return not spec.labels_only and (self.recovery.steps > 0 or self.survey.n_images == 0)
+
     def replay_steps(self, n_apis: int) -> int:
         """Count the replay steps of a run that recovers sets from `n_apis` APIs, at most."""
         rounds = -(-n_apis // self.meta_batch_size)
@@ -267,7 +276,7 @@ class TrainConfig:
     @classmethod
     def v01(cls) -> TrainConfig:
         """Return the default settings of version 0.1: recovery and replay without a survey."""
-        return cls(survey=NO_SURVEY)
+        return cls(survey=NO_SURVEY, adapt_steps=10)
 
 
 def paper(compat: bool = False) -> TrainConfig:
@@ -283,6 +292,7 @@ def paper(compat: bool = False) -> TrainConfig:
         paper_compat=compat,
         n_per_class=30,
         meta_batch_size=4,
+        adapt_steps=10,
         meta_model_width=32,
         adapt_lr=0.01,
         boundary_start=1000,

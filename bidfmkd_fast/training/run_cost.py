@@ -20,7 +20,7 @@ from bidfmkd_fast.training.spending import Cap, write_plan
 def run_cost(api: BlackBox, config: TrainConfig) -> Cost:
     """Count what a run asks one API if nothing goes wrong: the survey and two sets of images.
 
-    An API that gives labels only is asked the survey alone.
+    An API from which nothing is recovered is asked the survey alone.
 
     A service is not contacted.
     """
@@ -44,11 +44,11 @@ def check_learnable(operation: str, apis: Sequence[BlackBox], config: TrainConfi
 
 
 def recovery_cost(api: BlackBox, config: TrainConfig) -> Cost:
-    """Count what the recovery of both sets of one API asks: nothing if it gives labels only.
+    """Count what the recovery of both sets of one API asks, if the run recovers any.
 
     A service is not contacted.
     """
-    if api.spec.labels_only:
+    if not config.recovers_from(api.spec):
         return Cost()
     one_set = set_cost(as_known(api), config.recovery, config.n_per_class, config.paper_compat)
     return one_set * len(PARTS)
@@ -85,5 +85,5 @@ def keep_plan(folder: Path, apis: Sequence[BlackBox], config: TrainConfig) -> No
     `bidfmkd status` shows it while the run is under way.
     """
     planned = sum((run_cost(api, config) for api in apis), Cost())
-    n_sets = len(PARTS) * sum(not api.spec.labels_only for api in apis)
+    n_sets = len(PARTS) * sum(config.recovers_from(api.spec) for api in apis)
     write_plan(folder, planned, Cap.of(api.budget for api in apis), n_sets)

@@ -26,8 +26,7 @@ def check_run_memory(
 
     `operation` opens the message; `own_generator` is as for `check_set_memory`. Counted are a step
     of each recovery on `device`, and on the CPU the recovered images, the pictures and scores of
-    the survey, and the tasks of one outer step. Nothing is recovered from APIs that give labels
-    only.
+    the survey, and the tasks of one outer step.
     """
     if (n_images := config.survey.n_images) > 0:
         shape = task_shape([api.spec for api in apis], config) or apis[0].spec.image_shape
@@ -48,7 +47,7 @@ def check_run_memory(
             "lower survey.batch_size",
             device,
         )
-    apis = [api for api in apis if not api.spec.labels_only]
+    apis = [api for api in apis if config.recovers_from(api.spec)]
     if not apis:
         return
     for api in apis:

@@ -101,8 +101,9 @@ class RunState:
 
     @property
     def recoverable(self) -> list[int]:
-        """Return the numbers of the APIs that give scores, so that recovery can use them."""
-        return [index for index, api in enumerate(self.apis) if not api.spec.labels_only]
+        """Return the numbers of the APIs from which sets are recovered."""
+        apis = enumerate(self.apis)
+        return [index for index, api in apis if self.config.recovers_from(api.spec)]
 
     def note_labels_only(self) -> None:
         """Write to the log from which APIs nothing is recovered; the report says so, too."""

@@ -82,7 +82,7 @@ def _check_budget(learner: BiDfMKD, control: BiDfMKD, budget: Budget) -> None:
     for api in apis:
         needed += survey_cost(as_known(api), config.survey.n_images)
     for api in apis:
-        if not api.spec.labels_only:  # the first API from which something is recovered
+        if config.recovers_from(api.spec):  # the first API from which something is recovered
             n_images = config.n_per_class * api.spec.n_classes
             needed += first_step_cost(as_known(api), config.recovery, n_images, config.paper_compat)
             break

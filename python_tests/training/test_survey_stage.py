@@ -81,6 +81,23 @@ def test_every_api_is_asked_once_and_counted(tmp_path: Path) -> None:
     assert run.seconds["survey"] > 0
 
 
+def test_without_recovery_steps_the_run_is_the_survey_alone(tmp_path: Path) -> None:
+    config = replace(SURVEYED, recovery=replace(SURVEYED.recovery, steps=0))
+    learner = BiDfMKD(pool(), config=config)
+    run = learner.fit(tmp_path / "run", progress=False)
+    assert run.complete and not run.recovered
+    assert run.queries == learner.planned_queries() == 3 * N
+    assert {record["stage"] for record in run.history} == {"survey"}
+    # The features are those of the joint distillation, and nothing has changed them since.
+    idle = replace(SURVEYED, bilevel_distillation=False, task_replay=False)
+    other = BiDfMKD(pool(), config=idle).fit(progress=False).meta_model.module.state_dict()
+    ours = run.meta_model.module.state_dict()
+    assert all(torch.equal(ours[name], other[name]) for name in other)
+    assert "finished" in status_text(tmp_path / "run")
+    report = write_report(RunFolder.open(tmp_path / "run")).read_text()
+    assert f"{3 * N:,}" in report and "recovered as wanted" not in report
+
+
 def test_the_record_of_an_epoch_has_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*arguments: Any) -> Iterator[Epoch]:
         for epoch in distil_jointly(*arguments):
