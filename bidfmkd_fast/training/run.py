@@ -83,13 +83,18 @@ class Run:
     labels_only: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        n_apis = len({recovered_set.api_index for recovered_set in self.recovered})
         missing = "" if self.complete else ", not complete"
         return (
-            f"Run({len(self.recovered)} sets from {n_apis} APIs for {self.queries:,} queries in "
+            f"Run({len(self.recovered)} sets from {self.n_apis} APIs for {self.queries:,} queries in "
             f"{self.requests:,} requests, {sum(self.seconds.values()):.0f} s{missing}; "
             f"{self.meta_model!r})"
         )
+
+    @property
+    def n_apis(self) -> int:
+        """Return the number of APIs that answered or gave a set."""
+        answered = {row.number for row in self.ledger if row.answered_queries}
+        return len(answered | {recovered_set.api_index for recovered_set in self.recovered})
 
     def matched(self, part: str) -> float | None:
         """Return the share of images that their APIs classify as wanted, over all sets of `part`.

@@ -243,7 +243,7 @@ class RunFolder:
         summary = {
             "queries": run.queries,
             "requests": run.requests,
-            "apis": len({recovered_set.api_index for recovered_set in run.recovered}),
+            "apis": run.n_apis,
             "images": len(run.memory),
             "matched": {part: run.matched(part) for part in PARTS},
             "seconds": {stage: round(seconds, 3) for stage, seconds in run.seconds.items()},
