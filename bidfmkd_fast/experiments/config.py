@@ -28,6 +28,8 @@ class PoolConfig:
         width: filters of a Conv4.
         resnet_width: channels of a ResNet's first stage.
         epochs: passes over an API's images.
+        seed: seed of the pool. None takes the seed of the run, so that every seed of a comparison
+            has a pool of its own.
     """
 
     scenario: str = "ss"
@@ -38,6 +40,7 @@ class PoolConfig:
     width: int = 32
     resnet_width: int = 64
     epochs: int = 30
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)

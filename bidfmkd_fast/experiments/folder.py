@@ -15,9 +15,10 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.experiments.config import ExperimentConfig, PoolConfig
 from bidfmkd_fast.files.atomic import PARTIAL, cannot_write, write_exact
 from bidfmkd_fast.files.folder_lock import LOCK
+from bidfmkd_fast.files.yaml_files import dump_yaml
 from bidfmkd_fast.pools.api_training import train_pool
 from bidfmkd_fast.pools.pool import LIST, Pool, read_pool
-from bidfmkd_fast.settings import settings_from_yaml, to_yaml
+from bidfmkd_fast.settings import plain_values, settings_from_yaml, to_yaml
 
 EXPERIMENT = "experiment.yaml"
 
@@ -75,8 +76,14 @@ def made_once(folder: Path, make: Callable[[Path], object], last: str, goes_on: 
 def pool_of(
     out: Path, config: PoolConfig, datasets: Sequence[Dataset], seed: int, progress: bool
 ) -> Pool:
-    """Return the pool of these settings and this seed; train it in `out/pools` if it is missing."""
-    digest = hashlib.blake2b(to_yaml(config).encode(), digest_size=4).hexdigest()
+    """Return the pool of these settings; train it in `out/pools` if it is missing.
+
+    `seed` is that of the run, which the pool has as well unless its settings name another.
+    """
+    seed = seed if config.seed is None else config.seed
+    values = plain_values(config)
+    del values["seed"]  # it is in the name, and version 0.1 had no such setting
+    digest = hashlib.blake2b(dump_yaml(values).encode(), digest_size=4).hexdigest()
     folder = out / "pools" / f"seed_{seed}_{digest}"
 
     def make(partial: Path) -> None:
