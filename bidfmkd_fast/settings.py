@@ -7,7 +7,7 @@ import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -22,6 +22,7 @@ MOST_WIDTH = 4096
 # A settings class may have a static method of this name. It gets the values of a file and adds what
 # a file of an older version lacks, so that it still means what it meant.
 UPGRADED = "upgraded"
+AUTO = "auto"  # of a setting that is a number or is measured
 
 
 def settings_from_yaml(kind: type[Settings], path: str | Path) -> Settings:
@@ -37,6 +38,8 @@ def settings_from_yaml(kind: type[Settings], path: str | Path) -> Settings:
 
 def settings_from_values(kind: type[Settings], values: Any) -> Settings:
     """Return the settings of class `kind` in nested `values`, with defaults for missing keys.
+
+    What is missing in a nested class is as in the default of its field.
 
     Raises:
         InputError: a key is unknown (the message names the closest known one), or a value is out of
@@ -192,15 +195,36 @@ def check_positive(settings: Any, *names: str) -> None:
             )
 
 
-def _built(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Return the settings made of checked values, nested ones first."""
-    hints = get_type_hints(kind)
-    return kind(
-        **{
-            key: _built(hints[key], value) if is_dataclass(hints[key]) else value
-            for key, value in values.items()
-        }
-    )
+def check_number_or_auto(settings: Any, name: str) -> None:
+    """Raise InputError unless a field is "auto" or a finite number above 0.
+
+    A number that came as text becomes one, since YAML 1.1 reads 1e-3 as text.
+    """
+    value = getattr(settings, name)
+    if value == AUTO:
+        return
+    if isinstance(number := _number(value) if isinstance(value, str) else value, str):
+        raise InputTypeError(
+            f"{type(settings).__name__}: {name} must be a number or 'auto'; got {value!r}"
+        )
+    object.__setattr__(settings, name, number)
+    check_positive(settings, name)
+
+
+def _built(
+    kind: type[Settings], values: Mapping[str, Any], default: Settings | None = None
+) -> Settings:
+    """Return the settings made of checked values; what is missing is as in `default`, if given."""
+    hints, made = get_type_hints(kind), dict(values)
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name in values and is_dataclass(hints[field.name]):
+            inner = None
+            if default is not None:
+                inner = getattr(default, field.name)
+            elif field.default_factory is not MISSING:
+                inner = field.default_factory()
+            made[field.name] = _built(hints[field.name], values[field.name], inner)
+    return kind(**made) if default is None else replace(default, **made)  # type: ignore[type-var]
 
 
 def _wanted(hint: Any) -> str:

@@ -48,15 +48,19 @@ def test_the_full_ones_have_the_settings_of_the_paper(file: Path) -> None:
 @pytest.mark.parametrize(
     "file", [file for file in EXPERIMENTS if file.stem.endswith("_v01")], ids=lambda file: file.stem
 )
-def test_those_of_version_01_differ_in_survey_and_episodes_only(file: Path) -> None:
+def test_those_of_version_01_have_its_method_and_the_same_pool(file: Path) -> None:
     old = settings_from_yaml(ExperimentConfig, file)
     new = settings_from_yaml(ExperimentConfig, file.with_stem(file.stem.removesuffix("_v01")))
-    assert new.train.survey.n_images > 0
+    v01 = TrainConfig.v01()
+    assert new.train.survey.n_images > 0 == new.train.recovery.steps
+    assert old.train.recovery.steps == v01.recovery.steps
     assert new.evaluation.episode_seed == 0
+    kept = {name: getattr(v01, name) for name in ("survey", "adapt_steps", "adapt_lr")}
+    rates = old.evaluation.adapt_lrs
     assert old == replace(
         new,
-        train=replace(new.train, survey=TrainConfig.v01().survey),
-        evaluation=replace(new.evaluation, episode_seed=None),
+        train=replace(new.train, recovery=old.train.recovery, **kept),
+        evaluation=replace(new.evaluation, episode_seed=None, adapt_lrs=rates),
     )
 
 

@@ -10,7 +10,7 @@ from bidfmkd_fast.cli.options import Command, add_out, add_seed, out_folder
 from bidfmkd_fast.experiments.compare import REPORT, run_comparison
 from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.experiments.demo import DemoConfig, demo_config, run_demo, with_seed
-from bidfmkd_fast.experiments.methods import DEFAULT_METHODS, METHODS, REFERENCES
+from bidfmkd_fast.experiments.methods import METHODS, REFERENCES
 from bidfmkd_fast.experiments.sweep import run_sweep
 from bidfmkd_fast.settings import settings_from_values
 from bidfmkd_fast.training import TrainConfig
@@ -64,8 +64,8 @@ def _add_compare_options(parser: ArgumentParser, _: Sequence[str]) -> None:
         "--methods",
         type=str,
         nargs="+",
-        default=list(DEFAULT_METHODS),
-        help=f"methods, out of {', '.join(METHODS)}; differences are to the first of "
+        help=f"methods, out of {', '.join(METHODS)}; default: all but control, and but those that "
+        "need recovered sets if train.recovery.steps is 0; differences are to the first of "
         f"{', '.join(REFERENCES)} among them",
     )
 

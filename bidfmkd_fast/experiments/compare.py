@@ -14,10 +14,11 @@ from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.folder import open_folder, pool_of
 from bidfmkd_fast.experiments.meta_test import Result, train_and_test
 from bidfmkd_fast.experiments.methods import (
-    DEFAULT_METHODS,
     METHODS,
+    NEED_RECOVERY,
     OURS,
     USES_OUR_SETS,
+    default_methods,
 )
 from bidfmkd_fast.experiments.tables import TitledTable, comparison_tables
 from bidfmkd_fast.files.atomic import check_writable, make_folder, write_text
@@ -33,7 +34,7 @@ def run_comparison(
     config: ExperimentConfig,
     out: str | Path,
     *,
-    methods: Sequence[str] = DEFAULT_METHODS,
+    methods: Sequence[str] | None = None,
     seeds: Sequence[int] = (0,),
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -43,14 +44,15 @@ def run_comparison(
     Everything is kept in the folder `out`, the tables in `comparison.md`. A second call with the
     same folder continues a comparison that was cut off: no API, method or meta-test that is
     finished is made twice. A second call may also name other methods or seeds, whose results are
-    added.
+    added. Without `methods` they are those of `default_methods`.
 
     Raises:
-        InputError: a method is unknown, or none is named; the data sets have too few classes or
+        InputError: a method is unknown, or none is named; a method needs recovered sets and the
+            settings recover none; the data sets have too few classes or
             images for the settings (found before anything is trained); or `out` holds another
             experiment, is in use, or cannot be written to.
     """
-    chosen = _chosen(methods)
+    chosen = _chosen(default_methods(config.train) if methods is None else methods, config)
     check_seeds("compare", seeds)
     usable_device("compare", device)
     with FolderLock(out):
@@ -60,13 +62,19 @@ def run_comparison(
         return _compare_in(folder, config, datasets, chosen, seeds, device, progress)
 
 
-def _chosen(methods: Sequence[str]) -> list[str]:
+def _chosen(methods: Sequence[str], config: ExperimentConfig) -> list[str]:
     """Return the methods in the order of the table."""
     if not methods:
         raise InputError(f"compare: methods must be one or more of {', '.join(METHODS)}; got none")
     for method in methods:
         if method not in METHODS:
             raise InputError(f"compare: methods must be among {', '.join(METHODS)}; got {method!r}")
+    needing = [method for method in NEED_RECOVERY if method in methods]
+    if needing and not config.train.recovery.steps:
+        raise InputError(
+            f"compare: {', '.join(needing)} need recovered sets, and train.recovery.steps is 0; "
+            "raise it, or leave them out of the methods"
+        )
     for method in USES_OUR_SETS.intersection(methods):
         if OURS not in methods:
             raise InputError(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bidfmkd_fast.data import load_dataset
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.meta import MetaModel
 from bidfmkd_fast.pools.api_training import train_pool
 from bidfmkd_fast.pools.pool import load_pool
 from bidfmkd_fast.training import BiDfMKD, ReplayConfig, TrainConfig
+from bidfmkd_fast.training.adaptation_rate import adapting
 from bidfmkd_fast.training.comparison import LEARNED, RANDOM, ZERO_QUERY, compare
 from bidfmkd_fast.training.grids import write_grids
 from bidfmkd_fast.training.pseudo_tasks import learn_from_pictures
@@ -90,11 +90,7 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool =
     write_grids(run, folder)
 
     started = time.perf_counter()
-    zero_query = MetaModel(
-        from_pictures,
-        adapt_steps=config.train.adapt_steps,
-        adapt_learning_rate=config.train.adapt_lr,
-    )
+    zero_query = adapting(from_pictures, [api.spec for api in apis], config.train)
     comparison = compare(
         {RANDOM: run.initial_model, ZERO_QUERY: zero_query, LEARNED: run.meta_model},
         dataset,

@@ -14,9 +14,9 @@ from bidfmkd_fast.black_box.ledger_file import LedgerRow
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.files.atomic import write_json
-from bidfmkd_fast.meta import MetaModel
 from bidfmkd_fast.pools.pool import Pool
 from bidfmkd_fast.training import BiDfMKD, TrainConfig
+from bidfmkd_fast.training.adaptation_rate import adapting
 from bidfmkd_fast.training.default_model import initial_module
 from bidfmkd_fast.training.run_folder import META_MODEL, SUMMARY
 
@@ -84,7 +84,5 @@ def finish_method(
     rows = [asdict(row) for row in ledger]
     summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}, "ledger": rows}
     write_json(folder / SUMMARY, summary)
-    meta_model = MetaModel(
-        module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr
-    )
-    meta_model.save(folder / META_MODEL)
+    specs = [entry.spec for entry in experiment.pool.trained]
+    adapting(module, specs, config).save(folder / META_MODEL)

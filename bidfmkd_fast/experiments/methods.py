@@ -30,6 +30,7 @@ from bidfmkd_fast.pools.pool import load_modules, load_pool
 from bidfmkd_fast.recovery import recover
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
+from bidfmkd_fast.training import TrainConfig
 from bidfmkd_fast.training.comparison import ZERO_QUERY
 from bidfmkd_fast.training.recovered_set import read_images_and_scores
 from bidfmkd_fast.training.run_folder import RunFolder
@@ -172,12 +173,21 @@ METHODS: dict[str, tuple[str, Method]] = {
 
 
 OURS = "bidf_mkd"
-# `compare` trains these unless it is asked for others. The no-recovery control is no honest bar:
-# pictures that ask no API (`zero_query`) give more than it does.
-DEFAULT_METHODS = tuple(method for method in METHODS if method != "control")
+# These use recovered sets, or recover some themselves.
+NEED_RECOVERY = ("single", "average", "white_box")
 # The first of these that is in a comparison is what the other methods are compared with.
 REFERENCES = ("zero_query", "random", "control")
 USES_OUR_SETS = frozenset({"average"})  # methods that need the finished BiDf-MKD run
+
+
+def default_methods(train: TrainConfig) -> list[str]:
+    """Return the methods that `compare` trains with these settings unless it is asked for others.
+
+    The no-recovery control is not among them. It is no honest bar, since pictures that ask no API
+    (`zero_query`) give more than it does.
+    """
+    left_out = ["control", *(() if train.recovery.steps else NEED_RECOVERY)]
+    return [method for method in METHODS if method not in left_out]
 
 
 def recovered_sets(folder: Path, api_index: int) -> tuple[Tensor, Tensor]:

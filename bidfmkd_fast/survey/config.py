@@ -25,7 +25,7 @@ class SurveyConfig:
         InputError: a value out of its range; `InputTypeError` if it is of the wrong type.
     """
 
-    n_images: int = 2000
+    n_images: int = 6000
     epochs: int = 20
     batch_size: int = 64
     temperature: float = 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from bidfmkd_fast.training.run_cost import check_learnable, keep_plan, run_cost
 from bidfmkd_fast.training.run_folder import RunFolder
 from bidfmkd_fast.training.run_memory import check_run_memory
 from bidfmkd_fast.training.run_state import RunState
+from bidfmkd_fast.training.spending import CONTROL
 
 
 class BiDfMKD:
@@ -127,7 +129,15 @@ class BiDfMKD:
 
         Warns:
             ServiceWarning: a service was skipped or left out.
+            UserWarning: the settings have neither a survey nor recovery steps, as a control has.
         """
+        learns = self.config.survey.n_images or self.config.recovery.steps
+        if not learns and self.label != CONTROL:
+            warnings.warn(
+                "BiDfMKD: survey.n_images and recovery.steps are both 0, so this is a no-recovery "
+                "control, which learns from images of untrained generators; raise either",
+                stacklevel=2,
+            )
         with self._begun(run_dir, progress) as run:
             return run_loop(run)
 

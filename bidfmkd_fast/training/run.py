@@ -85,8 +85,8 @@ class Run:
     def __repr__(self) -> str:
         missing = "" if self.complete else ", not complete"
         return (
-            f"Run({len(self.recovered)} sets from {self.n_apis} APIs for {self.queries:,} queries in "
-            f"{self.requests:,} requests, {sum(self.seconds.values()):.0f} s{missing}; "
+            f"Run({len(self.recovered)} sets from {self.n_apis} APIs for {self.queries:,} queries "
+            f"in {self.requests:,} requests, {sum(self.seconds.values()):.0f} s{missing}; "
             f"{self.meta_model!r})"
         )
 

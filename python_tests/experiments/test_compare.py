@@ -148,6 +148,19 @@ def test_several_data_sets(tiny: ExperimentConfig, tmp_path: Path) -> None:
     assert tables.count("no-recovery control") == 6  # in three tables of each data set
 
 
+def test_a_survey_alone_has_no_sets_that_other_methods_could_use(
+    tiny: ExperimentConfig, tmp_path: Path
+) -> None:
+    train = replace(tiny.train, recovery=replace(tiny.train.recovery, steps=0))
+    methods = baselines.default_methods(train)
+    assert methods == ["random", "zero_query", "random_teachers", "bidf_mkd", "maml"]
+    assert set(baselines.default_methods(tiny.train)) == {*methods, *baselines.NEED_RECOVERY}
+    with pytest.raises(InputError, match=r"single, white_box need recovered sets, and train\.reco"):
+        run_comparison(
+            replace(tiny, train=train), tmp_path / "out", methods=["white_box", "single"]
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

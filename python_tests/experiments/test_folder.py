@@ -66,7 +66,7 @@ def test_a_folder_holds_one_experiment(tmp_path: Path) -> None:
 def test_a_folder_of_version_01_goes_on_with_its_own_settings(tmp_path: Path) -> None:
     """Write the file as version 0.1 did, which had no survey and no seed of the episodes."""
     file = tmp_path / "old" / "experiment.yaml"
-    values = plain_values(ExperimentConfig())
+    values = plain_values(ExperimentConfig(train=TrainConfig.v01()))
     del values["train"]["survey"], values["evaluation"]["episode_seed"]
     file.parent.mkdir()
     file.write_text(yaml.safe_dump(values))
@@ -87,6 +87,7 @@ def test_pools_are_trained_once_for_settings_and_seed(
     before = {file: file.stat().st_mtime_ns for file in tiny_pool.folder.iterdir()}
     assert pool_of(out, tiny.pool, datasets, 0, False) == tiny_pool
     assert before == {file: file.stat().st_mtime_ns for file in tiny_pool.folder.iterdir()}
+    assert pool_of(out, replace(tiny.pool, seed=0), datasets, 5, False) == tiny_pool
     other = pool_of(out, replace(tiny.pool, n_apis=1), datasets, 0, False)
     assert other.folder != tiny_pool.folder and len(other.entries) == 1
     assert other.entries[0] == tiny_pool.entries[0]

@@ -43,6 +43,15 @@ def test_what_is_not_given_is_the_default(tmp_path: Path) -> None:
     assert TrainConfig.from_yaml(tmp_path / "empty.yaml") == TrainConfig()
 
 
+def test_recovery_is_off_by_default_and_stays_off_where_a_file_names_another_setting() -> None:
+    assert TrainConfig().recovery == RecoveryConfig(steps=0)
+    wanted = TrainConfig(recovery=RecoveryConfig(steps=0, mu=0.3))
+    assert TrainConfig.from_dict({"recovery": {"mu": 0.3}}) == wanted
+    experiment = settings_from_values(ExperimentConfig, {"train": {"recovery": {"mu": 0.3}}})
+    assert experiment.train == wanted
+    assert TrainConfig.v01().recovery.steps == paper().recovery.steps // 2.5 == 80
+
+
 def test_a_file_of_version_01_keeps_its_meaning(tmp_path: Path) -> None:
     """It holds every setting but the survey, so its run had none."""
     written = replace(TrainConfig.v01(), seed=3)
@@ -91,7 +100,8 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(
     [
         ({"seed": 1.5}, "seed must be of type int"),
         ({"seed": True}, "seed must be of type int"),
-        ({"adapt_lr": "much"}, "adapt_lr must be of type float"),
+        ({"adapt_lr": "much"}, "adapt_lr must be a number or 'auto'; got 'much'"),
+        ({"adapt_lr": True}, "adapt_lr must be"),
         ({"recovery": 3}, "settings under 'recovery'"),
         ({"distillation": {"first_order": 1}}, "first_order must be of type bool"),
     ],

@@ -98,6 +98,12 @@ def test_without_recovery_steps_the_run_is_the_survey_alone(tmp_path: Path) -> N
     assert "| APIs | 3 |" in report and "recovered as wanted" not in report
 
 
+def test_settings_that_learn_from_no_api_warn() -> None:
+    neither = replace(SURVEYED.control(), n_per_class=2)
+    with pytest.warns(UserWarning, match=r"survey.n_images and recovery.steps are both 0"):
+        BiDfMKD(pool(), config=neither).fit(progress=False)
+
+
 def test_the_record_of_an_epoch_has_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*arguments: Any) -> Iterator[Epoch]:
         for epoch in distil_jointly(*arguments):
