@@ -12,7 +12,6 @@ from bidfmkd_fast.experiments.config import check_seeds
 from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.folder import open_folder, pool_of
 from bidfmkd_fast.experiments.meta_test import Result, train_and_test
-from bidfmkd_fast.experiments.methods import OURS
 from bidfmkd_fast.experiments.sweep_file import Sweep, read_sweep
 from bidfmkd_fast.experiments.sweep_plot import need_matplotlib, plot_sweep
 from bidfmkd_fast.experiments.tables import by_data_set, sweep_tables
@@ -83,5 +82,5 @@ def _run_cells(
             pool = pool_of(folder, config.pool, datasets, seed, progress)
             at = folder / "cells" / cell.folder_name / f"seed_{seed}"
             experiment = Experiment(pool, datasets, config, at, device, progress)
-            results[-1].append(train_and_test(OURS, experiment, at))
+            results[-1].append(train_and_test(cell.method, experiment, at))
     return results

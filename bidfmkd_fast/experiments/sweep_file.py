@@ -13,6 +13,7 @@ from typing import Any
 
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.experiments.config import ExperimentConfig
+from bidfmkd_fast.experiments.methods import METHODS, OURS, USES_OUR_SETS
 from bidfmkd_fast.files.yaml_files import read_mapping
 from bidfmkd_fast.settings import closest, dotted_keys, named, settings_from_values
 
@@ -32,6 +33,7 @@ class Cell:
         point: the dotted keys of the grid with their values here.
         changes: all dotted keys that differ from the experiment, those of the variant included.
         config: the settings of the experiment with these changes.
+        method: what is trained, one of `METHODS`.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Cell:
     point: Mapping[str, Any]
     changes: Mapping[str, Any]
     config: ExperimentConfig
+    method: str = OURS
 
     @property
     def folder_name(self) -> str:
@@ -61,8 +64,8 @@ def read_sweep(path: str | Path) -> Sweep:
     """Read a sweep from a YAML file with three keys.
 
     `experiment` is a file of `configs/`, relative to this one. `variants` gives names to sets of
-    dotted keys with values. `grid` gives dotted keys lists of values. The cells are all variants at
-    all points of the grid.
+    dotted keys with values; the key `method` trains another method of `compare` than BiDf-MKD.
+    `grid` gives dotted keys lists of values. The cells are all variants at all points of the grid.
 
     Raises:
         InputError: the file is missing or not of this form, a setting is unknown, or a value is out
@@ -128,6 +131,9 @@ def _cell(
                 "keep one of the two"
             )
         every[key] = value
+        if key == "method":
+            _check_method(variant, value)
+            continue
         if key.split(".")[0] not in known:
             raise InputError(f"unknown key {key!r}; {closest(key, known)}")
         if any(key == shared or key.startswith(f"{shared}.") for shared in _SHARED):
@@ -144,7 +150,16 @@ def _cell(
     parts = [variant] if variant else []
     parts += [f"{key.split('.')[-1]}={value}" for key, value in point.items()]
     name = ", ".join(parts) or "as it is"
-    return Cell(name, variant, point, every, settings_from_values(ExperimentConfig, values))
+    config = settings_from_values(ExperimentConfig, values)
+    return Cell(name, variant, point, every, config, every.get("method", OURS))
+
+
+def _check_method(variant: str, method: Any) -> None:
+    known = [name for name in METHODS if name not in USES_OUR_SETS]
+    if method not in known:
+        raise InputError(
+            f"variant {variant!r}: method must be one of {', '.join(known)}; got {method!r}"
+        )
 
 
 def _dotted(changes: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bidfmkd_fast.experiments.sweep_file import Cell
 
 
+_MARKERS = "os^DvP"  # a variant is told by its marker as well as by its colour
 _LABEL = 0.12  # share of a panel's width that a label of about four digits takes
 
 
@@ -65,7 +66,8 @@ def draw_sweep(
             panel.invert_yaxis()
             panel.set_xlabel("accuracy, %")
             continue
-        for variant in dict.fromkeys(cell.variant for cell in cells):
+        variants = dict.fromkeys(cell.variant for cell in cells)
+        for variant, marker in zip(variants, itertools.cycle(_MARKERS)):
             rows = sorted(
                 (cell.point[axis], i) for i, cell in enumerate(cells) if cell.variant == variant
             )
@@ -73,7 +75,7 @@ def draw_sweep(
                 [value for value, _ in rows],
                 [means[i] for _, i in rows],
                 [widths[i] for _, i in rows],
-                fmt="o-",
+                fmt=f"{marker}-",
                 capsize=3,
                 label=variant or None,
             )

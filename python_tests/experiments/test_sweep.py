@@ -91,6 +91,25 @@ def test_a_sweep_goes_on_cell_by_cell(
     assert capsys.readouterr().out == ""
 
 
+def test_a_variant_may_be_another_method(
+    experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, int]] = []
+    for name, (label, plain) in list(baselines.METHODS.items()):
+
+        def method(experiment: Any, folder: Path, name: str = name, plain: Any = plain) -> None:
+            trained.append((name, experiment.train.replay.final_steps))
+            plain(experiment, folder)
+
+        monkeypatch.setitem(baselines.METHODS, name, (label, method))
+    variants = {"pictures": {"method": "zero_query"}, "real": {"method": "maml"}, "ours": {}}
+    grid = {"train.replay.final_steps": [1, 2]}
+    file = write(experiment_file.parent, variants=variants, grid=grid)
+    text = run_sweep(file, tmp_path / "out", progress=False)
+    assert trained == [(m, n) for m in ("zero_query", "maml", "bidf_mkd") for n in (1, 2)]
+    assert "real, final_steps=2" in text
+
+
 def test_variants_are_plotted_by_name(experiment_file: Path, tmp_path: Path) -> None:
     """Check that the plot has the names, and that two seeds share their episodes.
 
@@ -208,6 +227,8 @@ def test_nested_settings_change_what_they_name_and_nothing_else(experiment_file:
             "pool.n_apis is set twice for one cell",
         ),
         ({"grid": {"pool.n_apis": [2, 2]}}, "the same cell twice"),
+        ({"variants": {"a": {"method": "average"}}}, "variant 'a': method must be one of random, "),
+        ({"variants": {"a": {"method": {"x": 1}}}}, "unknown key 'method.x'"),
         (
             {"grid": {f"pool.{key}": [*range(1, 301)] for key in ("n_apis", "width", "epochs")}},
             "sweep.yaml has 27,000,000 cells, more than 10,000; shorten its lists",
