@@ -613,11 +613,12 @@ def test_a_pool_of_several_data_sets_is_meta_tested_on_each(
             "replay.n_shot + replay.n_query must be at most",
         ),
         (
-            "train --pool POOL --config.n_per_class 1000000000",
+            "train --pool POOL --config.recovery.steps 9 --config.n_per_class 1000000000",
             "BiDfMKD: a step on n_per_class=1000000000 images of",
         ),
         (
-            "train --dry-run --pool POOL --config.recovery.latent_dim 1000000000000",
+            "train --dry-run --pool POOL --config.recovery.steps 9 "
+            "--config.recovery.latent_dim 1000000000000",
             "plan: a step on",
         ),
         ("pool --width 1000000", "train_pool: width must be at most 4096; got 1000000"),
