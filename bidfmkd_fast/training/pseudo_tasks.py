@@ -87,7 +87,10 @@ def zero_query_file(run_dir: Path) -> Path:
 
 
 def keep_zero_query(
-    folder: RunFolder, apis: Sequence[BlackBox], device: torch.device | str = "cpu"
+    folder: RunFolder,
+    apis: Sequence[BlackBox],
+    device: torch.device | str = "cpu",
+    progress: bool = True,
 ) -> None:
     """Train on pictures for as many steps as the finished run in `folder` replays at most.
 
@@ -98,5 +101,5 @@ def keep_zero_query(
         if not file.is_file():
             specs = [api.spec for api in apis]
             n_steps = config.replay_steps(sum(not spec.labels_only for spec in specs))
-            module = learn_from_pictures(specs, config, n_steps, device=device)
+            module = learn_from_pictures(specs, config, n_steps, device=device, progress=progress)
             adapting(module, specs, config).save(file)
