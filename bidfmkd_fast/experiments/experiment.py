@@ -74,15 +74,16 @@ def finish_method(
     queries: int,
     seconds: float,
     ledger: Sequence[LedgerRow] = (),
+    learned_at: float | None = None,
 ) -> None:
     """Write the folder of a finished method that is no run.
 
     `queries` is the number of queries that the method needs, even if another method has asked them.
-    `ledger` has only the queries that this method asked itself.
+    `ledger` has only the queries that this method asked itself. `learned_at` is as for `adapting`.
     """
     config = experiment.train
     rows = [asdict(row) for row in ledger]
     summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}, "ledger": rows}
     write_json(folder / SUMMARY, summary)
     specs = [entry.spec for entry in experiment.pool.trained]
-    adapting(module, specs, config).save(folder / META_MODEL)
+    adapting(module, specs, config, learned_at).save(folder / META_MODEL)

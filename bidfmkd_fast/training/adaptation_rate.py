@@ -22,12 +22,19 @@ RATES = (0.1, 0.03, 0.3)
 _CLASSES, _SHOTS, _QUERIES, _EPISODES = 100, 5, 15, 16
 
 
-def adapting(module: nn.Module, specs: Sequence[APISpec], config: TrainConfig) -> MetaModel:
+def adapting(
+    module: nn.Module,
+    specs: Sequence[APISpec],
+    config: TrainConfig,
+    learned_at: float | None = None,
+) -> MetaModel:
     """Return the meta-model of a trained module, with the rate of its adaptation.
 
     With `config.adapt_lr` "auto" it is the one of `RATES` with the highest accuracy on 16 tasks of
     procedural pictures, five images per class. A class is one scene, and its images are jittered
-    copies. `specs` are those of the APIs, for the shape of the images and the number of classes.
+    copies. `specs` are those of the APIs, for the shape of the images and the number of classes. A
+    module that has learned to adapt at the rate `learned_at` keeps that rate instead, since it may
+    know tasks of pictures better than others.
     """
 
     def at(rate: float) -> MetaModel:
@@ -35,6 +42,8 @@ def adapting(module: nn.Module, specs: Sequence[APISpec], config: TrainConfig) -
 
     if config.adapt_lr != AUTO:
         return at(float(config.adapt_lr))
+    if learned_at is not None:
+        return at(learned_at)
     shape = task_shape(specs, config) or specs[0].image_shape
     if not can_draw(shape):
         return at(RATES[0])

@@ -102,4 +102,4 @@ def keep_zero_query(
             specs = [api.spec for api in apis]
             n_steps = config.replay_steps(sum(not spec.labels_only for spec in specs))
             module = learn_from_pictures(specs, config, n_steps, device=device, progress=progress)
-            adapting(module, specs, config).save(file)
+            adapting(module, specs, config, config.replay.inner_lr).save(file)

@@ -48,6 +48,13 @@ def test_a_rate_of_the_settings_is_kept() -> None:
     assert adapting(initial_module([SPEC], config), [SPEC], config).adapt_learning_rate == 0.25
 
 
+def test_what_has_learned_to_adapt_keeps_its_rate() -> None:
+    module = initial_module([SPEC], CONFIG)
+    assert adapting(module, [SPEC], CONFIG, 0.07).adapt_learning_rate == 0.07
+    fixed = replace(CONFIG, adapt_lr=0.25)
+    assert adapting(module, [SPEC], fixed, 0.07).adapt_learning_rate == 0.25
+
+
 def test_equal_rates_and_shapes_that_cannot_be_drawn_get_the_first() -> None:
     idle = replace(CONFIG, adapt_steps=0)
     assert adapting(initial_module([SPEC], idle), [SPEC], idle).adapt_learning_rate == RATES[0]
