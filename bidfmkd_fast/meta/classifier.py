@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.files.atomic import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import failures_explained
 from bidfmkd_fast.meta.labels import Classes, label_values
 from bidfmkd_fast.meta.model_images import Shape, images_of
-from bidfmkd_fast.models import model_summary
+from bidfmkd_fast.models import build_model, model_arguments, model_summary
 
+FORMAT = 1  # of the files that `Classifier.save` writes
+_METADATA_KEY = "bidfmkd_classifier"
+META_MODEL_KEY = "bidfmkd_meta_model"  # of the files that `MetaModel.save` writes
 _BATCH = 256  # images that a classifier with fixed statistics runs at once
 
 
 class Classifier:
     """A meta-model adapted to one task, with its own copy of the module.
 
-    `MetaModel.adapt` makes it. Images are given in any
+    `MetaModel.adapt` makes it, and `Classifier.load` reads one from a file. Images are given in any
     of the forms that `MetaModel.adapt` takes, and are brought to the model's size and channels in
     the same way.
 
@@ -116,6 +122,91 @@ class Classifier:
         if scores.shape[1] == len(self.classes_):
             return scores
         return scores[:, self._classes.outputs.to(scores.device)]
+
+    def save(self, path: str | Path) -> None:
+        """Write the safetensors file `path`, and its folder if there is none.
+
+        The file holds weights, statistics, class names, image shape and architecture as tensors and
+        JSON. `Classifier.load` needs nothing else, neither the run nor its pool.
+
+        Raises:
+            InputError: the file cannot be written, or the package cannot rebuild the module.
+        """
+        architecture = model_arguments(self.module)
+        if architecture is None:
+            raise InputError(
+                f"Classifier.save: the package cannot rebuild a module of class "
+                f"{type(self.module).__name__}, so a file would not load; keep the weights of your "
+                "own module with torch.save(classifier.module.state_dict(), path), or use a "
+                "meta-model of this package"
+            )
+        about = {
+            "format": FORMAT,
+            "classes": self.classes_.tolist(),
+            "outputs": self._classes.outputs.tolist(),
+            "labels_as_tensor": self._classes.as_tensor,
+            "image_shape": list(self.image_shape),
+            "transductive": self.transductive,
+            "architecture": architecture,
+        }
+        write_tensors(Path(path), self.module.state_dict(), {_METADATA_KEY: json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Classifier:
+        """Load the classifier that `save` wrote to `path`, on the CPU.
+
+        Raises:
+            InputError: the file is missing, damaged, no classifier, or of another version.
+        """
+        operation = "Classifier.load"
+        try:
+            state, metadata = read_tensors(Path(path))
+        except InputError as error:
+            raise InputError(f"{operation}: {path} is no saved classifier: {error}") from None
+        if _METADATA_KEY not in metadata:
+            kind = (
+                "it is a meta-model: load it with MetaModel.load, adapt it, and save the result"
+                if META_MODEL_KEY in metadata
+                else "wanted a file that `bidfmkd adapt` or Classifier.save wrote"
+            )
+            raise InputError(f"{operation}: {path} is no saved classifier; {kind}")
+        try:
+            about = json.loads(metadata[_METADATA_KEY])
+            version = about["format"]
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{operation}: {path} is damaged: {error!r}") from None
+        if version != FORMAT:
+            raise InputError(
+                f"{operation}: {path} has format {version!r}, and this version of bidfmkd_fast "
+                f"reads format {FORMAT}; install the version that wrote it, or adapt again"
+            )
+        if spoilt := [name for name, value in state.items() if value.isnan().any()]:
+            raise InputError(f"{operation}: {path} holds NaN in {', '.join(spoilt)}")
+        try:
+            return cls._of_file(about, state)
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{operation}: {path} is damaged: {reason}") from None
+
+    @classmethod
+    def _of_file(cls, about: dict[str, Any], state: dict[str, Tensor]) -> Classifier:
+        """Build the classifier from a file's metadata and tensors; any error means damage."""
+        architecture = about["architecture"]
+        module = build_model(**architecture | {"image_size": tuple(architecture["image_size"])})
+        if not about["transductive"]:
+            keep_statistics(module)
+            module.eval()
+        module.load_state_dict(state)
+        names = label_values("Classifier.load", about["classes"])
+        outputs = torch.tensor(about["outputs"], dtype=torch.int64)
+        shape = tuple(map(int, about["image_shape"]))
+        n_outputs = int(architecture["n_classes"])
+        if outputs.shape != names.shape or not 0 <= int(outputs.min()) <= outputs.max() < n_outputs:
+            raise ValueError("classes and outputs do not fit together")
+        if len(shape) != 3 or np.any(np.unique(names) != names):
+            raise ValueError("image_shape must have three numbers, and classes must be sorted")
+        classes = Classes(names, outputs, bool(about["labels_as_tensor"]))
+        return cls(module, classes, shape, transductive=bool(about["transductive"]))
 
     def __repr__(self) -> str:
         return f"Classifier({model_summary(self.module)})"

@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.atomic import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import check_device, failures_explained
-from bidfmkd_fast.meta.classifier import Classifier, fix_statistics, with_labels
+from bidfmkd_fast.meta.classifier import META_MODEL_KEY, Classifier, fix_statistics, with_labels
 from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters, cross_entropy_with
 from bidfmkd_fast.meta.labels import number_classes
 from bidfmkd_fast.meta.model_images import images_of, module_shape
 from bidfmkd_fast.models import build_model, model_arguments, model_summary
 from bidfmkd_fast.models.head import with_classes
-
-METADATA_KEY = "bidfmkd_meta_model"
 
 
 class MetaModel:
@@ -166,7 +164,7 @@ class MetaModel:
             "adapt_learning_rate": self.adapt_learning_rate,
             "architecture": model_arguments(self.module),
         }
-        write_tensors(Path(path), self.module.state_dict(), {METADATA_KEY: json.dumps(about)})
+        write_tensors(Path(path), self.module.state_dict(), {META_MODEL_KEY: json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path, module: nn.Module | None = None) -> MetaModel:
@@ -180,7 +178,7 @@ class MetaModel:
         """
         try:
             state, metadata = read_tensors(Path(path))
-            about = json.loads(metadata[METADATA_KEY])
+            about = json.loads(metadata[META_MODEL_KEY])
             steps, learning_rate = about["adapt_steps"], about["adapt_learning_rate"]
             architecture = about["architecture"]
         except InputError as error:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tolerances import TOLERANCES
 from torch import Tensor, nn
 
@@ -234,6 +238,9 @@ def test_a_module_of_ones_own_takes_pictures_of_one_size(seed: int) -> None:
     assert classifier.predict(wide).shape == (6,)  # resized to the support set's size
     with pytest.raises(InputError, match="differ in size, and the module is not one of"):
         bf.MetaModel(module).adapt([*images[:5], wide[5]], labels)
+    with pytest.raises(InputError, match="Classifier.save: .* cannot rebuild .* Sequential"):
+        classifier.save("nowhere.safetensors")
+    assert not Path("nowhere.safetensors").exists()
 
 
 def test_images_of_any_size_stay_as_they_are(seed: int) -> None:
@@ -244,3 +251,81 @@ def test_images_of_any_size_stay_as_they_are(seed: int) -> None:
     assert torch.equal(images_of("test", tensors, model.module), tensors)
     assert images_of("test", images, model.module).shape == (15, 3, 16, 16)
     assert model.adapt(images, labels).score(tensors, labels) == 1.0
+
+
+@pytest.mark.parametrize("name", ["conv4", "conv4_any_size", "resnet10"])
+@pytest.mark.parametrize("transductive", [False, True])
+def test_a_saved_classifier_comes_back(
+    name: str, transductive: bool, seed: int, tmp_path: Path
+) -> None:
+    images, names = pictures(seed)
+    new, _ = pictures(seed + 1)
+    model, file = meta_model(seed, name=name), tmp_path / "new" / "classifier.safetensors"
+    for labels in (
+        names,
+        [len(name) + NAMES.index(name) for name in names],
+        torch.tensor([NAMES.index(name) + 1 for name in names]),
+    ):
+        classifier = model.adapt(images, labels, transductive=transductive)
+        classifier.save(file)
+        loaded = bf.Classifier.load(file)
+        assert torch.equal(loaded.scores(new), classifier.scores(new))
+        assert loaded.classes_.dtype == classifier.classes_.dtype
+        assert loaded.classes_.tolist() == classifier.classes_.tolist()
+        assert type(loaded.predict(new)) is type(classifier.predict(new))
+        np.testing.assert_array_equal(loaded.predict(new), classifier.predict(new))
+        assert loaded.image_shape == (3, 16, 16) and loaded.transductive is transductive
+        again = tmp_path / "again"
+        loaded.save(again)
+        assert again.read_bytes() == file.read_bytes()
+
+
+def test_files_that_are_no_classifier_are_refused(seed: int, tmp_path: Path) -> None:
+    images, labels = pictures(seed)
+    model = meta_model(seed)
+    file, other = tmp_path / "good.safetensors", tmp_path / "other.safetensors"
+    classifier = model.adapt(images, labels)
+    classifier.save(file)
+    with safe_open(file, framework="pt") as opened:
+        held = json.loads(opened.metadata()["bidfmkd_classifier"])
+    tensors = load_file(file)
+
+    def refused(message: str) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            bf.Classifier.load(other)
+        assert "\n" not in str(caught.value) and str(other) in str(caught.value)
+
+    refused("is no saved classifier: .* No such file")
+    other.write_bytes(pickle.dumps({"weights": 1}))
+    refused("is no saved classifier")
+    save_file(tensors, other)
+    refused("is no saved classifier; wanted a file that")
+    model.save(other)
+    refused("it is a meta-model: load it with MetaModel.load, adapt it")
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    other.write_bytes(content)
+    refused("does not match its checksum")
+    for change, message in (
+        ({"format": 2}, "has format 2, and this version of bidfmkd_fast reads format 1"),
+        ({"classes": ["ant"]}, "is damaged"),
+        ({"classes": ["cat", "bee", "ant"]}, "is damaged: .*sorted"),
+        ({"classes": [0.5, 1, 2]}, "is damaged"),
+        ({"outputs": [0, 1, 9]}, "is damaged"),
+        ({"architecture": {"name": "conv5"}}, "is damaged"),
+        ({"architecture": None}, "is damaged"),
+        ({"architecture": held["architecture"] | {"width": 8}}, "is damaged"),
+        ({"image_shape": [3, 16]}, "is damaged"),
+    ):
+        save_file(tensors, other, {"bidfmkd_classifier": json.dumps(held | change)})
+        refused(message)
+    for text in ("[]", "{", "{}", "7"):
+        save_file(tensors, other, {"bidfmkd_classifier": text})
+        refused("is damaged")
+    name = next(iter(tensors))
+    save_file(
+        tensors | {name: tensors[name] * torch.nan}, other, {"bidfmkd_classifier": json.dumps(held)}
+    )
+    refused(f"holds NaN in {name}")
+    with pytest.raises(InputError, match="not a saved meta-model"):
+        bf.MetaModel.load(file)
