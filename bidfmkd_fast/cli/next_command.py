@@ -109,6 +109,11 @@ def after_run(folder: Path) -> str:
     )
 
 
+def after_adapt(classifier: Path, pictures: Path) -> str:
+    """Return the line after an adaptation: how to classify pictures, here those of the support."""
+    return "next: " + shlex.join(["bidfmkd", "predict", str(classifier), str(pictures)])
+
+
 def _evaluation(folder: Path, datasets: Sequence[Dataset]) -> list[str]:
     """Return the options that `evaluate` needs on these data sets.
 

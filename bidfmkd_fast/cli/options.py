@@ -28,7 +28,7 @@ class Command:
         example: a command line that `--help` shows.
         settings: the class whose fields are the keys under `--config`; None if the command has no
             `--config`.
-        positional: the argument that is typed without a name before it; "" if there is none.
+        positional: the arguments that are typed without a name before them, divided by blanks.
     """
 
     run: Callable[[Any], None]
@@ -143,7 +143,7 @@ def plain_error(message: str, command: str, positional: str) -> str:
     """Return an error of jsonargparse in one line, with arguments as the user types them."""
 
     def typed(name: str) -> str:
-        return name.upper() if name == positional else f"--{name.replace('_', '-')}"
+        return name.upper() if name in positional.split() else f"--{name.replace('_', '-')}"
 
     message = " ".join(message.split())
     message = re.sub(rf"\b{command}\.(\w+)", lambda match: typed(match[1]), message)

@@ -1,5 +1,6 @@
 """Learn the meta-model: inner loop, distillation, replay from the task memory, and evaluation."""
 
+from bidfmkd_fast.meta.classifier import Classifier
 from bidfmkd_fast.meta.distill import (
     DistillationTask,
     adapt_to_api,
@@ -10,7 +11,7 @@ from bidfmkd_fast.meta.evaluate import Evaluation, PairedDifference, evaluate, p
 from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters
 from bidfmkd_fast.meta.maml import maml_loss, outer_replay_step
 from bidfmkd_fast.meta.memory import TaskMemory
-from bidfmkd_fast.meta.model import Classifier, MetaModel
+from bidfmkd_fast.meta.model import MetaModel
 
 __all__ = [
     "Classifier",

@@ -1,4 +1,4 @@
-"""Check the inputs of a meta-model and its classifiers: images in unit range, labels from 0."""
+"""Check the images of a meta-model and its classifiers: their form, range and device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def failures_explained(operation: str, images: Tensor) -> Iterator[None]:
         ) from error
 
 
-def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -> None:
+def check_images(operation: str, name: str, images: object, module: nn.Module) -> None:
     """Raise an InputError unless `module` can take `images`: `[N, C, H, W]` in unit range."""
     parameter = next(module.parameters(), None)
     if parameter is None:
@@ -38,7 +38,8 @@ def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -
     if not isinstance(images, Tensor) or images.dtype != parameter.dtype:
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise InputTypeError(
-            f"{operation}: {name} must be a {parameter.dtype} tensor in unit range; got {got}"
+            f"{operation}: {name} must be a {parameter.dtype} tensor in unit range, or uint8; got "
+            f"{got}"
         )
     if images.ndim != 4 or len(images) == 0:
         raise InputError(
@@ -55,6 +56,11 @@ def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -
             f"{operation}: {name} must be on the module's device, {parameter.device}; got "
             f"{images.device}"
         )
+    check_range(operation, name, images)
+
+
+def check_range(operation: str, name: str, images: Tensor) -> None:
+    """Raise an InputError unless `images` are finite and in unit range, or a little outside."""
     low, high = torch.stack(images.detach().aminmax()).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):  # aminmax returns NaN if there is any
         raise InputError(f"{operation}: {name} must be finite; got NaN or infinity")
@@ -65,25 +71,10 @@ def check_images(operation: str, name: str, images: Tensor, module: nn.Module) -
         )
 
 
-def check_labels(labels: Tensor, images: Tensor) -> None:
-    """Raise an InputError unless `labels` are int64 `[N]` from 0, one per image, on its device."""
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise InputTypeError(f"adapt: support_labels must be an int64 tensor; got {got}")
-    if labels.shape != images.shape[:1]:
+def check_device(labels: Tensor, module: nn.Module) -> None:
+    """Raise an InputError unless `labels` are on the device of `module`."""
+    device = next((parameter.device for parameter in module.parameters()), labels.device)
+    if labels.device != device:
         raise InputError(
-            f"adapt: support_labels must be [N] with N = {len(images)}, one per support image; got "
-            f"{list(labels.shape)}"
+            f"adapt: labels must be on the images' device, {device}; got {labels.device}"
         )
-    if labels.device != images.device:
-        raise InputError(
-            f"adapt: support_labels must be on the images' device, {images.device}; got "
-            f"{labels.device}"
-        )
-    if int(labels.max()) >= MOST_CLASSES:
-        raise InputError(
-            f"adapt: support_labels must be below {MOST_CLASSES:,}; got {int(labels.max())}; "
-            "number the classes of a task from 0"
-        )
-    if labels.min() < 0:
-        raise InputError(f"adapt: support_labels must be 0 or more; got {int(labels.min())}")

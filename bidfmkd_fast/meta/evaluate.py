@@ -167,7 +167,7 @@ def _accuracy(
         steps,
         transductive=transductive,
     )
-    predicted = classifier.predict(episode.query_images.to(device)).cpu()
+    predicted = torch.as_tensor(classifier.predict(episode.query_images.to(device))).cpu()
     return (predicted == episode.query_labels).double().mean()[None]
 
 

@@ -7,61 +7,17 @@ import json
 import math
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.atomic import read_tensors, write_tensors
-from bidfmkd_fast.meta.checks import check_images, check_labels, failures_explained
+from bidfmkd_fast.meta.checks import check_device, failures_explained
+from bidfmkd_fast.meta.classifier import META_MODEL_KEY, Classifier, fix_statistics, with_labels
 from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters, cross_entropy_with
+from bidfmkd_fast.meta.labels import number_classes
+from bidfmkd_fast.meta.model_images import images_of, module_shape
 from bidfmkd_fast.models import build_model, model_arguments, model_summary
 from bidfmkd_fast.models.head import with_classes
-
-_METADATA_KEY = "bidfmkd_meta_model"
-
-
-class Classifier:
-    """A meta-model adapted to one task, with its own copy of the module.
-
-    `MetaModel.adapt` makes it.
-
-    Args:
-        module: the adapted module.
-        labels: labels of the support set, int64 `[N]`, the only ones that `predict` returns; None
-            for all outputs of the module.
-    """
-
-    def __init__(self, module: nn.Module, labels: Tensor | None = None) -> None:
-        self._module = module
-        self._labels = None if labels is None else labels.unique()
-
-    @torch.no_grad()
-    def scores(self, images: Tensor) -> Tensor:
-        """Compute the logits `[N, n_classes]` of `images` `[N, C, H, W]` in unit range.
-
-        The logits of all outputs are returned, also of those that no label of the support set uses.
-        Values a little outside of the range are accepted, since augmented images have them.
-
-        Raises:
-            InputError: other images, or values below -0.5 or above 1.5.
-        """
-        check_images("scores", "images", images, self._module)
-        with failures_explained("scores", images):
-            return self._module(images)
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Return the label with the highest score, int64 `[N]`, for images `[N, C, H, W]`.
-
-        Only labels of the support set are returned: an output of the module beyond them belongs to
-        no class of the task. The images are in unit range, as for `scores`.
-        """
-        scores = self.scores(images)
-        if self._labels is None or len(self._labels) == scores.shape[1]:
-            return scores.argmax(dim=1)
-        return self._labels[scores[:, self._labels].argmax(dim=1)]
-
-    def __repr__(self) -> str:
-        return f"Classifier({model_summary(self._module)})"
 
 
 class MetaModel:
@@ -103,53 +59,73 @@ class MetaModel:
 
     def adapt(
         self,
-        support_images: Tensor,
-        support_labels: Tensor,
+        images: object,
+        labels: object = None,
         steps: int | None = None,
         learning_rate: float | None = None,
         *,
-        transductive: bool = True,
+        transductive: bool = False,
     ) -> Classifier:
         """Return a classifier for the task of the given support set.
 
         It takes `steps` steps of gradient descent on the cross entropy. The module itself does not
         change.
 
+        Pictures are brought to the size and channels of the model by the rule of `bidfmkd convert`
+        (`data.readers.images.to_pixels`): turned upright as their camera says (EXIF), made grey or
+        RGB, and resized bilinearly without regard to their proportions. A module of the user's own
+        takes pictures of one size as they are.
+
         Args:
-            support_images: `[N, C, H, W]` in unit range.
-            support_labels: int64 `[N]`, numbered from 0, below 1,000. A task may have more classes
-                than the module has outputs: then the last layer grows (`models.head.with_classes`).
+            images: the support images: a tensor `[N, C, H, W]`, float in unit range or uint8; a
+                NumPy array `[N, H, W, C]` or grey `[N, H, W]` of the same ranges; a list of Pillow
+                images, of paths or of arrays `[H, W, C]`; or a folder with a folder of pictures per
+                class, or a CSV with the columns `file,label`.
+            labels: a string or an integer per image, `[N]`, of 2 to 1,000 classes; None for a
+                folder or a CSV. Labels of an int64 tensor that are 0 or more and below 1,000 name
+                the outputs of the module. A task may have more classes than the module has outputs:
+                then the last layer grows (`models.head.with_classes`).
             steps: gradient steps; `adapt_steps` when None.
             learning_rate: learning rate; `adapt_learning_rate` when None.
-            transductive: True evaluates as the paper and MAML do: batch norm uses the statistics
-                of the images that are classified together. The answer for one image then depends
-                on the others of its batch, and is poor for a batch of one. False fixes the
-                statistics (variance unbiased) to those of the support set under the adapted
-                parameters and puts the classifier into `eval()`, so that every image is classified
-                by itself.
+            transductive: False fixes the statistics of batch norm (variance unbiased) to those of
+                the support set under the adapted parameters and puts the classifier into `eval()`,
+                so that every image is classified by itself. True evaluates as the paper and MAML
+                do, and as `evaluate` does by default: batch norm uses the statistics of the images
+                that are classified together. The answer for one image then depends on the others
+                of its batch, and is poor for a batch of one.
 
         Raises:
-            InputError: images or labels of the wrong rank, length, range or device;
-                `InputTypeError` if they are of the wrong type.
+            InputError: images or labels of the wrong rank, length, range or device, a file that is
+                no picture, or another number of classes; `InputTypeError` if they are of the wrong
+                type.
         """
-        check_images("adapt", "support_images", support_images, self.module)
-        check_labels(support_labels, support_images)
-        n_classes = int(support_labels.max()) + 1
-        with failures_explained("adapt", support_images):
-            own = self.for_classes("adapt", n_classes, support_images[:2]).module
+        images, labels = with_labels("adapt", images, labels)
+        if isinstance(labels, Tensor):
+            check_device(labels, self.module)
+        classes, targets = number_classes("adapt", labels)
+        support = images_of("adapt", images, self.module)
+        if len(targets) != len(support):
+            raise InputError(
+                f"adapt: labels must be [N] with N = {len(support)}, one per image; got "
+                f"[{len(targets)}]"
+            )
+        targets = targets.to(support.device)
+        with failures_explained("adapt", support):
+            own = self.for_classes("adapt", classes.n_outputs, support[:2]).module
             adapted = adapt_parameters(
                 own,
                 dict(own.named_parameters()),
-                cross_entropy_with(support_labels),
-                support_images,
+                cross_entropy_with(targets),
+                support,
                 self.inner_loop(steps, learning_rate),
                 create_graph=False,
             )
             module = copy.deepcopy(own)
             module.load_state_dict(adapted, strict=False)
             if not transductive:
-                _fix_statistics(module, support_images)
-        return Classifier(module, support_labels)
+                fix_statistics(module, support)
+        shape = module_shape(module) or (support.shape[1], support.shape[2], support.shape[3])
+        return Classifier(module, classes, shape, transductive=transductive)
 
     def for_classes(self, operation: str, n_classes: int, images: Tensor) -> MetaModel:
         """Return the meta-model for tasks of `n_classes` classes; `images` are some that it takes.
@@ -188,7 +164,7 @@ class MetaModel:
             "adapt_learning_rate": self.adapt_learning_rate,
             "architecture": model_arguments(self.module),
         }
-        write_tensors(Path(path), self.module.state_dict(), {_METADATA_KEY: json.dumps(about)})
+        write_tensors(Path(path), self.module.state_dict(), {META_MODEL_KEY: json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path, module: nn.Module | None = None) -> MetaModel:
@@ -202,7 +178,7 @@ class MetaModel:
         """
         try:
             state, metadata = read_tensors(Path(path))
-            about = json.loads(metadata[_METADATA_KEY])
+            about = json.loads(metadata[META_MODEL_KEY])
             steps, learning_rate = about["adapt_steps"], about["adapt_learning_rate"]
             architecture = about["architecture"]
         except InputError as error:
@@ -226,17 +202,3 @@ class MetaModel:
             reason = " ".join(str(error).split())
             raise InputError(f"MetaModel.load: {path} does not fit the module: {reason}") from error
         return cls(module, adapt_steps=steps, adapt_learning_rate=learning_rate)
-
-
-def _fix_statistics(module: nn.Module, images: Tensor) -> None:
-    """Put `module` into `eval()` with the batch-norm statistics of `images` `[N, C, H, W]`."""
-    module.eval()
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.running_mean = images.new_zeros(layer.num_features)
-            layer.running_var = images.new_ones(layer.num_features)
-            layer.track_running_stats, layer.momentum = True, 1.0
-            layer.train()
-    with torch.no_grad():
-        module(images)
-    module.eval()

@@ -52,7 +52,9 @@ def test_accuracies_are_those_of_adapting_to_each_episode_by_hand(seed: int) -> 
     expected = []
     for index in range(6):
         episode = sampler.episode(index)
-        classifier = model.adapt(episode.support_images, episode.support_labels, steps=3)
+        classifier = model.adapt(
+            episode.support_images, episode.support_labels, steps=3, transductive=True
+        )
         predicted = classifier.predict(episode.query_images).tolist()
         hits = sum(
             p == label for p, label in zip(predicted, episode.query_labels.tolist(), strict=True)

@@ -34,7 +34,9 @@ def test_the_rate_is_the_best_on_pseudo_tasks() -> None:
         model, hits = MetaModel(module, adapt_steps=2, adapt_learning_rate=rate), []
         for index in range(16):
             episode = sampler.episode(index)
-            classifier = model.adapt(episode.support_images, episode.support_labels)
+            classifier = model.adapt(
+                episode.support_images, episode.support_labels, transductive=True
+            )
             hits.append((classifier.predict(episode.query_images) == episode.query_labels).float())
         accuracies[rate] = torch.stack(hits).mean().item()
     assert accuracies[made.adapt_learning_rate] == pytest.approx(max(accuracies.values()), abs=0.02)

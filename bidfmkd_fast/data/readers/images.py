@@ -55,15 +55,16 @@ _EXIF_DAMAGED = (
 class Wanted(NamedTuple):
     """The form in which images are decoded.
 
-    `size` is height and width; None keeps those of each image. `mode` is "L" (grey), "RGB", or None
-    for the mode of each file. `upright` turns an image as the orientation mark of its camera (EXIF)
-    says.
+    `size` is (height, width), or one number for both; None keeps those of each image. `mode` is "L"
+    (grey), "RGB", or None for the mode of each file. `upright` turns an image as the orientation
+    mark of its camera (EXIF) says. `operation` opens the message of every error.
     """
 
-    size: int | None
+    size: int | tuple[int, int] | None
     resample: Image.Resampling = Image.Resampling.BILINEAR
     mode: str | None = None
     upright: bool = True
+    operation: str = "convert_dataset"
 
 
 @cache
@@ -83,37 +84,59 @@ def is_image_name(name: str) -> bool:
 
 
 def decode(content: bytes, where: str, wanted: Wanted) -> np.ndarray:
-    """Decode one image to uint8 `[H, W]` (grey) or `[H, W, 3]` (RGB).
+    """Decode one image file to uint8 `[H, W]` (grey) or `[H, W, 3]` (RGB), as `to_pixels` does.
 
-    The image is turned upright and resized, without regard to its proportions. Grey images of 16
-    bits are scaled to 8; transparency is ignored. `where` names the file in errors.
+    `where` names the file in errors.
 
     Raises:
-        InputError: Pillow cannot read the file as a common image; the image holds floats or 32-bit
-            integers; or it is so large that it may be an attack (a decompression bomb).
+        InputError: Pillow cannot read the file as a common image, or as for `to_pixels`.
     """
     formats = (*FORMATS, "HEIF") if _reads_heif() else FORMATS
+    operation = wanted.operation
     try:
         with Image.open(io.BytesIO(content), formats=formats) as opened:
-            opened.load()
-            image = _upright(opened) if wanted.upright else opened
-            image = _eight_bits(image, opened, where)
-            image = image.convert(wanted.mode or ("L" if image.mode in _GREY else "RGB"))
+            return to_pixels(opened, where, wanted)
     except UnidentifiedImageError as error:
         if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not _reads_heif():
             raise InputError(
-                f"convert_dataset: {where} is HEIC; `pip install pillow-heif` makes it readable"
+                f"{operation}: {where} is HEIC; `pip install pillow-heif` makes it readable"
             ) from error
         raise InputError(
-            f"convert_dataset: {where} is not an image (wanted one of {', '.join(formats)}), or a "
+            f"{operation}: {where} is not an image (wanted one of {', '.join(formats)}), or a "
             "damaged one"
         ) from error
     except InputError:
         raise
+    except Exception as error:
+        raise InputError(f"{operation}: {where} cannot be read as an image: {error}") from error
+
+
+def to_pixels(opened: Image.Image, where: str, wanted: Wanted) -> np.ndarray:
+    """Bring a Pillow image to the form `wanted`: uint8 `[H, W]` (grey) or `[H, W, 3]` (RGB).
+
+    The only place of this rule, for `convert` and for the pictures of `MetaModel.adapt`: the image
+    is turned upright, brought to 8 bits and to grey or RGB, and resized without regard to its
+    proportions. Grey images of 16 bits are scaled to 8; transparency is ignored.
+
+    Raises:
+        InputError: the image is damaged; it holds floats or 32-bit integers; or it is so large that
+            it may be an attack (a decompression bomb).
+    """
+    try:
+        opened.load()
+        image = _upright(opened) if wanted.upright else opened
+        image = _eight_bits(image, opened, where, wanted.operation)
+        image = image.convert(wanted.mode or ("L" if image.mode in _GREY else "RGB"))
+    except InputError:
+        raise
     except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
-        raise InputError(f"convert_dataset: {where} cannot be read as an image: {error}") from error
-    if wanted.size is not None and image.size != (wanted.size, wanted.size):
-        image = image.resize((wanted.size, wanted.size), wanted.resample)
+        raise InputError(
+            f"{wanted.operation}: {where} cannot be read as an image: {error}"
+        ) from error
+    if wanted.size is not None:
+        height, width = (wanted.size,) * 2 if isinstance(wanted.size, int) else wanted.size
+        if image.size != (width, height):
+            image = image.resize((width, height), wanted.resample)
     return np.asarray(image)
 
 
@@ -127,13 +150,16 @@ def decode_all(tree: Tree, names: Sequence[str], wanted: Wanted, progress: bool)
     row_of = {name: row for row, name in enumerate(names)}
     images: np.ndarray | None = None
     first = ""
-    with Bar("convert", len(names), "images", progress) as bar, _warnings_with_files():
+    with (
+        Bar("convert", len(names), "images", progress) as bar,
+        warnings_with_files(wanted.operation),
+    ):
         for name, image in _in_threads(tree, names, wanted):
             if images is None:
                 images, first = np.empty((len(names), *image.shape), np.uint8), name
             if image.shape[:2] != images.shape[1:3]:
                 raise InputError(
-                    "convert_dataset: images differ in size: "
+                    f"{wanted.operation}: images differ in size: "
                     f"{first} is {images.shape[2]}x{images.shape[1]}, "
                     f"{name} is {image.shape[1]}x{image.shape[0]}; "
                     "give --size, 84 in most papers"
@@ -160,7 +186,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _eight_bits(image: Image.Image, opened: Image.Image, where: str) -> Image.Image:
+def _eight_bits(image: Image.Image, opened: Image.Image, where: str, operation: str) -> Image.Image:
     """Scale grey of 16 bits to 8, 0..65535 to 0..255; return other images as they are."""
     if image.mode[0] not in "IF":
         return image
@@ -169,8 +195,7 @@ def _eight_bits(image: Image.Image, opened: Image.Image, where: str) -> Image.Im
     ):
         kind = "floats" if image.mode == "F" else "32-bit integers"
         raise InputError(
-            f"convert_dataset: {where} holds {kind}, whose range is unknown; "
-            "convert it to 8 or 16 bits"
+            f"{operation}: {where} holds {kind}, whose range is unknown; convert it to 8 or 16 bits"
         )
     values = np.asarray(image).astype(np.int64)
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 = 257 x 255
@@ -180,7 +205,7 @@ _reading = threading.local()  # .name: the file whose image this thread decodes
 
 
 @contextmanager
-def _warnings_with_files() -> Iterator[None]:
+def warnings_with_files(operation: str) -> Iterator[None]:
     """Gather the warnings of Pillow in all threads; after the block, warn once per kind of fault.
 
     Each warning names the files, which Pillow does not know.
@@ -205,8 +230,14 @@ def _warnings_with_files() -> Iterator[None]:
     for text, names in files_of.items():
         more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
         warnings.warn(
-            f"convert_dataset: {', '.join(names[:3])}{more}: {text}", UserWarning, stacklevel=4
+            f"{operation}: {', '.join(names[:3])}{more}: {text}", UserWarning, stacklevel=4
         )
+
+
+def decode_noted(content: bytes, where: str, wanted: Wanted) -> np.ndarray:
+    """Decode as `decode` does, inside `warnings_with_files`, whose warnings then name the file."""
+    _reading.name = where
+    return decode(content, where, wanted)
 
 
 def _in_threads(
@@ -217,15 +248,13 @@ def _in_threads(
     Threads help because Pillow decodes outside Python's global lock.
     """
 
-    def decoded(content: bytes, name: str) -> np.ndarray:
-        _reading.name = f"{tree.path}: {name}"
-        return decode(content, _reading.name, wanted)
-
     workers = torch.get_num_threads()
     waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for name, content in tree.stream(names):
-            waiting.append((name, pool.submit(decoded, content, name)))
+            waiting.append(
+                (name, pool.submit(decode_noted, content, f"{tree.path}: {name}", wanted))
+            )
             if len(waiting) > 4 * workers:  # bounds the images held in memory
                 done, future = waiting.popleft()
                 yield done, future.result()

@@ -47,8 +47,8 @@ class Tree(ABC):
     def __init__(self, path: Path, names: Iterable[str]) -> None:
         every = sorted(set(names))
         self.path = path
-        self.names = [name for name in every if _visible(name)]
-        self.hidden = [name for name in every if not _visible(name)]
+        self.names = [name for name in every if is_visible(name)]
+        self.hidden = [name for name in every if not is_visible(name)]
 
     @property
     def name(self) -> str:
@@ -215,7 +215,8 @@ def _walk(root: Path) -> Iterator[str]:
         yield from ((Path(folder) / file).relative_to(root).as_posix() for file in files)
 
 
-def _visible(name: str) -> bool:
+def is_visible(name: str) -> bool:
+    """Return False for a path that is hidden or that an operating system made."""
     return not any(part.startswith(".") or part.lower() in _SYSTEM for part in name.split("/"))
 
 
