@@ -14,7 +14,6 @@ from bidfmkd_fast.meta.inner_loop import InnerLoop
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.recovery.paper_compat import SPLITS
 from bidfmkd_fast.settings import (
-    AUTO,
     MOST_WIDTH,
     check_least,
     check_most,
@@ -170,7 +169,7 @@ class TrainConfig:
     meta_batch_size: int = 4
     meta_model_width: int = 32
     adapt_steps: int = 20
-    adapt_lr: float | str = AUTO
+    adapt_lr: float | str = 0.1
     meta_model_side: int = 0
     boundary_start: int = 0
     boundary_recovery: bool = True
@@ -281,7 +280,7 @@ class TrainConfig:
     @classmethod
     def v01(cls) -> TrainConfig:
         """Return the default settings of version 0.1: recovery and replay without a survey."""
-        return cls(survey=NO_SURVEY, recovery=RecoveryConfig(), adapt_steps=10, adapt_lr=0.1)
+        return cls(survey=NO_SURVEY, recovery=RecoveryConfig(), adapt_steps=10)
 
 
 def paper(compat: bool = False) -> TrainConfig:

@@ -14,7 +14,7 @@ from bidfmkd_fast.training import TrainConfig, adaptation_rate
 from bidfmkd_fast.training.adaptation_rate import RATES, adapting
 from bidfmkd_fast.training.default_model import initial_module
 
-CONFIG = TrainConfig(seed=3, adapt_steps=2, meta_model_width=4)
+CONFIG = TrainConfig(seed=3, adapt_steps=2, adapt_lr="auto", meta_model_width=4)
 SPEC = APISpec(n_classes=3, image_shape=(1, 16, 16))
 
 
