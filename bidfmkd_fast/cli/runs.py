@@ -77,7 +77,7 @@ def train(options: Any) -> None:
         print(f"left out: {', '.join(summary['skipped'])}; the report says why\n")
     print(f"{text_table(read_spending(out).rows())}\n")
     print(f"{text_table(outcome_rows(summary))}\n")
-    print(f"report with pictures: {report}\n{after_run(out)}")
+    print(f"report: {report}\n{after_run(out)}")
 
 
 def _fit(

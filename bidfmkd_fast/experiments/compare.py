@@ -15,9 +15,9 @@ from bidfmkd_fast.experiments.folder import open_folder, pool_of
 from bidfmkd_fast.experiments.meta_test import Result, train_and_test
 from bidfmkd_fast.experiments.methods import (
     METHODS,
-    NEED_RECOVERY,
     OURS,
     USES_OUR_SETS,
+    check_recovered,
     default_methods,
 )
 from bidfmkd_fast.experiments.tables import TitledTable, comparison_tables
@@ -48,9 +48,9 @@ def run_comparison(
 
     Raises:
         InputError: a method is unknown, or none is named; a method needs recovered sets and the
-            settings recover none; the data sets have too few classes or
-            images for the settings (found before anything is trained); or `out` holds another
-            experiment, is in use, or cannot be written to.
+            settings recover none; the data sets have too few classes or images for the settings
+            (found before anything is trained); or `out` holds another experiment, is in use, or
+            cannot be written to.
     """
     chosen = _chosen(default_methods(config.train) if methods is None else methods, config)
     check_seeds("compare", seeds)
@@ -69,12 +69,7 @@ def _chosen(methods: Sequence[str], config: ExperimentConfig) -> list[str]:
     for method in methods:
         if method not in METHODS:
             raise InputError(f"compare: methods must be among {', '.join(METHODS)}; got {method!r}")
-    needing = [method for method in NEED_RECOVERY if method in methods]
-    if needing and not config.train.recovery.steps:
-        raise InputError(
-            f"compare: {', '.join(needing)} need recovered sets, and train.recovery.steps is 0; "
-            "raise it, or leave them out of the methods"
-        )
+    check_recovered("compare", methods, config.train)
     for method in USES_OUR_SETS.intersection(methods):
         if OURS not in methods:
             raise InputError(

@@ -124,8 +124,7 @@ class BaselineConfig:
         steps: optimisation steps of the distillation of one API.
         batch_size: images per step.
         learning_rate: Adam's learning rate.
-        maml_steps: outer steps of MAML on real data; 0 takes as many as the replay. It converges
-            after about 3,000.
+        maml_steps: outer steps of MAML on real data; 0 takes as many as the replay.
     """
 
     steps: int = 300

@@ -11,13 +11,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.pools.api_training import train_pool
 from bidfmkd_fast.pools.pool import load_pool
 from bidfmkd_fast.training import BiDfMKD, ReplayConfig, TrainConfig
-from bidfmkd_fast.training.comparison import (
-    LEARNED,
-    RANDOM,
-    ZERO_QUERY,
-    compare,
-    controls_of,
-)
+from bidfmkd_fast.training.comparison import LEARNED, RANDOM, ZERO_QUERY, compare, controls_of
 from bidfmkd_fast.training.grids import write_grids
 from bidfmkd_fast.training.pseudo_tasks import keep_zero_query
 from bidfmkd_fast.training.report import outcome_rows, write_report
@@ -110,9 +104,7 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: bool =
     )
     spending = text_table(read_spending(out).rows())
     outcome = text_table(outcome_rows(folder.summary(), seconds))
-    return "\n\n".join(
-        [apis_text, str(comparison), spending, outcome, f"report with pictures: {report}"]
-    )
+    return "\n\n".join([apis_text, str(comparison), spending, outcome, f"report: {report}"])
 
 
 def with_seed(config: DemoConfig, seed: int) -> DemoConfig:

@@ -6,7 +6,7 @@ The other methods leave out recovery or meta-learning, or use the APIs' true gra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -189,6 +189,16 @@ def default_methods(train: TrainConfig) -> list[str]:
     """
     left_out = ["control", *(() if train.recovery.steps else NEED_RECOVERY)]
     return [method for method in METHODS if method not in left_out]
+
+
+def check_recovered(operation: str, methods: Sequence[str], train: TrainConfig) -> None:
+    """Raise InputError if a method needs recovered sets and the settings recover none."""
+    needing = [method for method in NEED_RECOVERY if method in methods]
+    if needing and not train.recovery.steps:
+        raise InputError(
+            f"{operation}: recovered sets are needed by {', '.join(needing)}, and "
+            "train.recovery.steps is 0; raise it, or leave out what needs them"
+        )
 
 
 def recovered_sets(folder: Path, api_index: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.experiments.config import ExperimentConfig
-from bidfmkd_fast.experiments.methods import METHODS, OURS, USES_OUR_SETS
+from bidfmkd_fast.experiments.methods import METHODS, OURS, USES_OUR_SETS, check_recovered
 from bidfmkd_fast.files.yaml_files import read_mapping
 from bidfmkd_fast.settings import closest, dotted_keys, named, settings_from_values
 
@@ -150,8 +150,9 @@ def _cell(
     parts = [variant] if variant else []
     parts += [f"{key.split('.')[-1]}={value}" for key, value in point.items()]
     name = ", ".join(parts) or "as it is"
-    config = settings_from_values(ExperimentConfig, values)
-    return Cell(name, variant, point, every, config, every.get("method", OURS))
+    config, method = settings_from_values(ExperimentConfig, values), every.get("method", OURS)
+    check_recovered(f"cell {name!r}", [method], config.train)
+    return Cell(name, variant, point, every, config, method)
 
 
 def _check_method(variant: str, method: Any) -> None:

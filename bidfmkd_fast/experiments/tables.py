@@ -93,14 +93,10 @@ def by_data_set(results: Sequence[Result]) -> dict[str, list[Evaluation]]:
 def _at_own_rate(results: Results) -> Results | None:
     """Return the results with the rates of the runs, or None if some are not known."""
     own = {
-        method: [result.at_own_rate for result in of_method]
+        method: [at_own for result in of_method if (at_own := result.at_own_rate) is not None]
         for method, of_method in results.items()
     }
-    known = {
-        method: [result for result in of_method if result is not None]
-        for method, of_method in own.items()
-    }
-    return known if known == own else None
+    return own if all(len(own[method]) == len(results[method]) for method in results) else None
 
 
 def _positions(result: Result) -> dict[str, list[int]]:

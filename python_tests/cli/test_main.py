@@ -79,7 +79,7 @@ def test_train_evaluate_and_the_run_folder(pool: Path, capsys: pytest.CaptureFix
     assert main(["train", "--pool", str(pool), "--seed", "5", *RUN]) == 0
     output = capsys.readouterr().out
     assert "next: bidfmkd evaluate --run runs/train --n-way 3\n" in output
-    assert "report with pictures: runs/train/report.md" in output
+    assert "report: runs/train/report.md" in output
     folder = Path("runs/train")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["seed"] == 5

@@ -155,7 +155,7 @@ def test_a_survey_alone_has_no_sets_that_other_methods_could_use(
     methods = baselines.default_methods(train)
     assert methods == ["random", "zero_query", "random_teachers", "bidf_mkd", "maml"]
     assert set(baselines.default_methods(tiny.train)) == {*methods, *baselines.NEED_RECOVERY}
-    with pytest.raises(InputError, match=r"single, white_box need recovered sets, and train\.reco"):
+    with pytest.raises(InputError, match=r"sets are needed by single, white_box, and train\.recov"):
         run_comparison(
             replace(tiny, train=train), tmp_path / "out", methods=["white_box", "single"]
         )

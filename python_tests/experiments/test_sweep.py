@@ -230,6 +230,10 @@ def test_nested_settings_change_what_they_name_and_nothing_else(experiment_file:
         ({"variants": {"a": {"method": "average"}}}, "variant 'a': method must be one of random, "),
         ({"variants": {"a": {"method": {"x": 1}}}}, "unknown key 'method.x'"),
         (
+            {"variants": {"a": {"method": "white_box", "train.recovery.steps": 0}}},
+            "cell 'a': recovered sets are needed by white_box, and train.recovery.steps is 0",
+        ),
+        (
             {"grid": {f"pool.{key}": [*range(1, 301)] for key in ("n_apis", "width", "epochs")}},
             "sweep.yaml has 27,000,000 cells, more than 10,000; shorten its lists",
         ),
