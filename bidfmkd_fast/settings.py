@@ -22,7 +22,6 @@ MOST_WIDTH = 4096
 # A settings class may have a static method of this name. It gets the values of a file and adds what
 # a file of an older version lacks, so that it still means what it meant.
 UPGRADED = "upgraded"
-AUTO = "auto"  # of a setting that is a number or is measured
 
 
 def settings_from_yaml(kind: type[Settings], path: str | Path) -> Settings:
@@ -193,22 +192,6 @@ def check_positive(settings: Any, *names: str) -> None:
             raise InputError(
                 f"{type(settings).__name__}: {name} must be finite and above 0; got {value}"
             )
-
-
-def check_number_or_auto(settings: Any, name: str) -> None:
-    """Raise InputError unless a field is "auto" or a finite number above 0.
-
-    A number that came as text becomes one, since YAML 1.1 reads 1e-3 as text.
-    """
-    value = getattr(settings, name)
-    if value == AUTO:
-        return
-    if isinstance(number := _number(value) if isinstance(value, str) else value, str):
-        raise InputTypeError(
-            f"{type(settings).__name__}: {name} must be a number or 'auto'; got {value!r}"
-        )
-    object.__setattr__(settings, name, number)
-    check_positive(settings, name)
 
 
 def _built(

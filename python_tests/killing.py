@@ -37,7 +37,6 @@ N_CLASSES, SHAPE, N_PER_CLASS, STEPS, DIRECTIONS = 3, (1, 16, 16), 3, 8, 2
 B = N_CLASSES * N_PER_CLASS
 SET = STEPS * (1 + DIRECTIONS) * B  # queries of a set
 CONFIG = TrainConfig(
-    adapt_lr=0.1,
     survey=SurveyConfig(n_images=0),
     n_per_class=N_PER_CLASS,
     meta_batch_size=3,

@@ -65,7 +65,6 @@ def test_every_object_tells_itself_in_one_line() -> None:
     apis = [bf.FunctionBlackBox(lambda images: images.flatten(1)[:, :2], spec) for _ in range(3)]
     recovery = bf.RecoveryConfig(steps=2, num_directions=2, generator_width=2)
     config = bf.TrainConfig(
-        adapt_lr=0.1,
         survey=bf.SurveyConfig(n_images=0),
         n_per_class=2,
         recovery=recovery,

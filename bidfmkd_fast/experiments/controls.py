@@ -49,8 +49,7 @@ def zero_query(experiment: Experiment, folder: Path) -> None:
         device=experiment.device,
         progress=experiment.progress,
     )
-    seconds, inner_lr = time.perf_counter() - started, experiment.train.replay.inner_lr
-    finish_method(folder, experiment, module, 0, seconds, learned_at=inner_lr)
+    finish_method(folder, experiment, module, 0, time.perf_counter() - started)
 
 
 def random_teachers(experiment: Experiment, folder: Path) -> None:

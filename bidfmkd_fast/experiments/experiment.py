@@ -14,9 +14,9 @@ from bidfmkd_fast.black_box.ledger_file import LedgerRow
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.files.atomic import write_json
+from bidfmkd_fast.meta import MetaModel
 from bidfmkd_fast.pools.pool import Pool
 from bidfmkd_fast.training import BiDfMKD, TrainConfig
-from bidfmkd_fast.training.adaptation_rate import adapting
 from bidfmkd_fast.training.default_model import initial_module
 from bidfmkd_fast.training.run_folder import META_MODEL, SUMMARY
 
@@ -74,16 +74,17 @@ def finish_method(
     queries: int,
     seconds: float,
     ledger: Sequence[LedgerRow] = (),
-    learned_at: float | None = None,
 ) -> None:
     """Write the folder of a finished method that is no run.
 
     `queries` is the number of queries that the method needs, even if another method has asked them.
-    `ledger` has only the queries that this method asked itself. `learned_at` is as for `adapting`.
+    `ledger` has only the queries that this method asked itself.
     """
     config = experiment.train
     rows = [asdict(row) for row in ledger]
     summary = {"queries": queries, "seconds": {"training": round(seconds, 3)}, "ledger": rows}
     write_json(folder / SUMMARY, summary)
-    specs = [entry.spec for entry in experiment.pool.trained]
-    adapting(module, specs, config, learned_at).save(folder / META_MODEL)
+    meta_model = MetaModel(
+        module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr
+    )
+    meta_model.save(folder / META_MODEL)

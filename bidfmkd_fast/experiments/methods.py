@@ -154,8 +154,7 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
                     episodes,
                     replay.inner,
                 )
-    seconds = time.perf_counter() - started
-    finish_method(folder, experiment, module, 0, seconds, learned_at=replay.inner_lr)
+    finish_method(folder, experiment, module, 0, time.perf_counter() - started)
 
 
 # Label and function of each method, in the order of the table: without recovery, without

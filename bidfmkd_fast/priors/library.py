@@ -42,12 +42,6 @@ KINDS: dict[str, Kind] = {
 _PLAIN = [name for name in KINDS if name != "mixture"]
 
 
-def can_draw(image_shape: Sequence[int]) -> bool:
-    """Return whether the library has pictures of a shape (C, H, W)."""
-    channels, height, width = image_shape
-    return channels in (1, 3) and min(height, width) >= 4
-
-
 def procedural_images(
     n: int,
     image_shape: Sequence[int],

@@ -9,11 +9,11 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.ops.directions import DIRECTIONS
 from bidfmkd_fast.ops.scores import DIVERGENCES
 from bidfmkd_fast.recovery.generator import PRECISIONS
+from bidfmkd_fast.recovery.mu import AUTO, as_number
 from bidfmkd_fast.settings import (
     MOST_WIDTH,
     check_least,
     check_most,
-    check_number_or_auto,
     check_positive,
     check_types,
 )
@@ -71,7 +71,8 @@ class RecoveryConfig:
     def __post_init__(self) -> None:
         if isinstance(self.betas, list):
             object.__setattr__(self, "betas", tuple(self.betas))
-        check_number_or_auto(self, "mu")
+        if isinstance(self.mu, str) and self.mu != AUTO:
+            object.__setattr__(self, "mu", as_number(self.mu))
         check_types(self)
         check_least(
             self,
@@ -83,7 +84,7 @@ class RecoveryConfig:
             max_images=1,
         )
         check_most(self, generator_width=MOST_WIDTH)
-        check_positive(self, "learning_rate")
+        check_positive(self, "learning_rate", *(() if self.mu == AUTO else ("mu",)))
         if not 0 <= self.boundary_weight < math.inf:
             raise InputError(
                 "RecoveryConfig: boundary_weight must be finite and at least 0; got "

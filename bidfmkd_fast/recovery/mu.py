@@ -15,12 +15,12 @@ from torch import Tensor
 from bidfmkd_fast.black_box import APISpec, BlackBox
 from bidfmkd_fast.black_box.signature import is_one_hot
 from bidfmkd_fast.black_box.step_length import N_IMAGES, measure_steps, too_short, unmoved
-from bidfmkd_fast.errors import PrecisionWarning
-from bidfmkd_fast.settings import AUTO
+from bidfmkd_fast.errors import InputTypeError, PrecisionWarning
 
 if TYPE_CHECKING:
     from bidfmkd_fast.recovery.journal import Journal
 
+AUTO = "auto"
 _UNMOVED = 0.5  # share of unmoved images above which the user is warned
 
 
@@ -71,3 +71,17 @@ def warn_if_unmoved(scores: Tensor, labels: Tensor, spec: APISpec, mu: float) ->
             f"{100 * share:.0f} % of the images do not change; increase mu or use mu='auto'"
         )
         warnings.warn(message, PrecisionWarning, stacklevel=5)
+
+
+def as_number(text: str) -> float:
+    """Convert a `mu` that came as text to a number; YAML 1.1 reads 1e-3 as text.
+
+    Raises:
+        InputTypeError: the text is no number.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise InputTypeError(
+            f"RecoveryConfig: mu must be a number or 'auto'; got {text!r}"
+        ) from None

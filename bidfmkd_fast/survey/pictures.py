@@ -10,7 +10,6 @@ from torch import Tensor
 from bidfmkd_fast.black_box import APISpec
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.priors import procedural_images
-from bidfmkd_fast.priors.library import can_draw
 from bidfmkd_fast.seeds import derive_seed
 
 _CHUNK = 1024  # pictures drawn at once where all of them are kept as bytes
@@ -22,7 +21,8 @@ def check_drawable(
     advice: str = "set survey.n_images to 0 to leave the survey out",
 ) -> None:
     """Raise InputError unless the picture library can draw images of the API's shape."""
-    if not can_draw(spec.image_shape):
+    channels, height, width = spec.image_shape
+    if channels not in (1, 3) or min(height, width) < 4:
         raise InputError(
             f"{operation}: {spec.name} takes images {list(spec.image_shape)}, but pictures have 1 "
             f"or 3 channels and sides of at least 4; {advice}"

@@ -17,7 +17,6 @@ from bidfmkd_fast.settings import (
     MOST_WIDTH,
     check_least,
     check_most,
-    check_number_or_auto,
     check_positive,
     check_types,
     plain_values,
@@ -141,8 +140,7 @@ class TrainConfig:
         meta_model_width: filters of the default meta-model, a Conv4; at most 4,096.
         adapt_steps: gradient steps in which the finished meta-model adapts to a new task, unless
             `adapt` is given another number; at most 10,000.
-        adapt_lr: learning rate of these steps. "auto" chooses 0.03, 0.1 or 0.3 by the accuracy on
-            tasks of procedural pictures, for which neither an API nor a real image is needed.
+        adapt_lr: learning rate of these steps.
         meta_model_side: side of the square images to which a meta-model for any size resizes its
             tasks, at most 8,192. With 0 it is a plain Conv4 if all APIs take images of one shape,
             else the side is the largest among the APIs.
@@ -169,7 +167,7 @@ class TrainConfig:
     meta_batch_size: int = 4
     meta_model_width: int = 32
     adapt_steps: int = 20
-    adapt_lr: float | str = 0.1
+    adapt_lr: float = 0.1
     meta_model_side: int = 0
     boundary_start: int = 0
     boundary_recovery: bool = True
@@ -201,7 +199,7 @@ class TrainConfig:
             adapt_steps=_MOST_INNER_STEPS,
             meta_model_side=_MOST_SIDE,
         )
-        check_number_or_auto(self, "adapt_lr")
+        check_positive(self, "adapt_lr")
         replay, held = self.replay, 2 * self.n_per_class
         if (replay.final_steps or replay.steps_per_round) and replay.n_shot + replay.n_query > held:
             raise InputError(

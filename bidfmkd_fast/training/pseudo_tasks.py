@@ -14,11 +14,10 @@ from torch import nn
 
 from bidfmkd_fast.black_box import APISpec, BlackBox
 from bidfmkd_fast.files.folder_lock import FolderLock
-from bidfmkd_fast.meta import TaskMemory, outer_replay_step
+from bidfmkd_fast.meta import MetaModel, TaskMemory, outer_replay_step
 from bidfmkd_fast.priors.library import draw_pictures
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded
-from bidfmkd_fast.training.adaptation_rate import adapting
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.default_model import initial_module, task_shape
 from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
@@ -102,4 +101,6 @@ def keep_zero_query(
             specs = [api.spec for api in apis]
             n_steps = config.replay_steps(sum(not spec.labels_only for spec in specs))
             module = learn_from_pictures(specs, config, n_steps, device=device, progress=progress)
-            adapting(module, specs, config, config.replay.inner_lr).save(file)
+            MetaModel(
+                module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr
+            ).save(file)

@@ -19,7 +19,6 @@ from bidfmkd_fast.black_box.ledger_file import LedgerFile, LedgerRow, row_of
 from bidfmkd_fast.black_box.spec import NOTHING_RECOVERED
 from bidfmkd_fast.errors import BudgetExhausted, ServiceWarning
 from bidfmkd_fast.meta import DistillationTask, MetaModel, TaskMemory
-from bidfmkd_fast.training.adaptation_rate import adapting
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.default_model import task_shape
 from bidfmkd_fast.training.outcome import Outcome
@@ -83,8 +82,7 @@ class RunState:
         self._sized = len({api.spec.image_shape for api in self.apis}) > 1
         self.recovered: list[RecoveredSet] = []
         self.history: list[dict[str, Any]] = []
-        stages = ("survey", "recovery", "distillation", "replay", "adaptation")
-        self.seconds = dict.fromkeys(stages, 0.0)
+        self.seconds = {"survey": 0.0, "recovery": 0.0, "distillation": 0.0, "replay": 0.0}
         self.outer_step = self.replay_step = self.surveyed = 0
         self.last_error: Exception | None = None
         self._budget_ended = False
@@ -239,8 +237,9 @@ class RunState:
         self._skipped[index] = reason
 
     def _meta_model(self, module: nn.Module) -> MetaModel:
-        with self.timed("adaptation"):
-            return adapting(module, [api.spec for api in self.apis], self.config)
+        return MetaModel(
+            module, adapt_steps=self.config.adapt_steps, adapt_learning_rate=self.config.adapt_lr
+        )
 
     def _ledger_rows(self) -> list[LedgerRow]:
         """Return what each API was asked for this run, by processes that were killed as well."""

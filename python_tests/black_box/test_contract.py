@@ -96,7 +96,6 @@ def test_a_box_of_ones_own_is_probed() -> None:
 @pytest.mark.parametrize("kind", [TableBox, SlowBox])
 def test_a_box_of_ones_own_is_planned_and_trained_on(kind: type[TableBox], tmp_path: Path) -> None:
     config = bf.TrainConfig(
-        adapt_lr=0.1,
         survey=bf.SurveyConfig(n_images=0),
         n_per_class=2,
         meta_batch_size=1,

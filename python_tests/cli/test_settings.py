@@ -61,7 +61,7 @@ def test_files_parts_and_single_settings_in_the_order_given() -> None:
             "task_replay: yes",
             "run.yaml: task_replay must be of type bool (true or false); got 'yes'",
         ),
-        ("adapt_lr: 1:30", "TrainConfig: adapt_lr must be a number or 'auto'; got '1:30'"),
+        ("adapt_lr: 1:30", "run.yaml: adapt_lr must be of type float; got '1:30'"),
         (
             "recovery: {step: 3}",
             "run.yaml: unknown key 'recovery.step'; did you mean 'recovery.steps'?",

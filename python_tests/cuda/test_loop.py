@@ -235,7 +235,6 @@ def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
 def test_a_whole_run(device: torch.device, seed: int) -> None:
     apis = [make_api(seed + i, device) for i in range(3)]
     config = bf.TrainConfig(
-        adapt_lr=0.1,
         survey=bf.SurveyConfig(n_images=0),
         seed=seed,
         n_per_class=N_PER_CLASS,

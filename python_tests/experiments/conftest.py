@@ -26,7 +26,6 @@ RUN_QUERIES = N_APIS * 2 * STEPS * (1 + DIRECTIONS) * SET
 TINY = ExperimentConfig(
     pool=PoolConfig(n_apis=N_APIS, n_way=N_WAY, width=2, epochs=2),
     train=TrainConfig(
-        adapt_lr=0.1,
         survey=SurveyConfig(n_images=0),
         n_per_class=N_PER_CLASS,
         meta_batch_size=2,

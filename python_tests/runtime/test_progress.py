@@ -184,7 +184,6 @@ def test_a_run_and_its_control_are_told_apart(
     every_moment: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     config = bf.TrainConfig(
-        adapt_lr=0.1,
         survey=bf.SurveyConfig(n_images=0),
         n_per_class=3,
         meta_model_width=4,
@@ -203,7 +202,6 @@ def test_a_logger_tells_what_happens_and_is_quiet_by_itself(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = bf.TrainConfig(
-        adapt_lr=0.1,
         survey=bf.SurveyConfig(n_images=0),
         n_per_class=3,
         meta_model_width=4,

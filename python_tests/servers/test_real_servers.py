@@ -154,7 +154,6 @@ def test_a_run_through_real_servers(
     server: RealServer, pool: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     config = TrainConfig(
-        adapt_lr=0.1,
         survey=SurveyConfig(n_images=0),
         n_per_class=3,
         meta_batch_size=2,

@@ -43,7 +43,6 @@ B = N_CLASSES * N_PER_CLASS
 STEP = 3 * B  # queries of one recovery step with two directions
 
 TINY = TrainConfig(
-    adapt_lr=0.1,
     survey=SurveyConfig(n_images=0),
     n_per_class=N_PER_CLASS,
     meta_batch_size=2,
@@ -247,7 +246,7 @@ def test_queries_requests_and_the_plan() -> None:
     assert run.queries + 5 == sum(box.ledger.queries for box in apis)
     assert run.requests + 1 == sum(box.ledger.requests for box in apis)
     assert run.complete
-    assert set(run.seconds) == {"survey", "recovery", "distillation", "replay", "adaptation"}
+    assert set(run.seconds) == {"survey", "recovery", "distillation", "replay"}
     assert all(seconds > 0 for stage, seconds in run.seconds.items() if stage != "survey")
     assert run.seconds["survey"] == 0
     assert run.history[-1]["queries"] == run.queries

@@ -29,7 +29,6 @@ from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, METRICS
 
 STEP = 27
 TINY = TrainConfig(
-    adapt_lr=0.1,
     survey=SurveyConfig(n_images=0),
     n_per_class=3,
     meta_batch_size=2,

@@ -18,7 +18,6 @@ from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run
 from bidfmkd_fast.training.run_folder import RunFolder
 
 CONFIG = TrainConfig(
-    adapt_lr=0.1,
     survey=SurveyConfig(n_images=0),
     n_per_class=3,
     meta_model_width=4,

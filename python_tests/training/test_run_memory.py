@@ -16,7 +16,6 @@ from bidfmkd_fast.training.plan import plan
 
 N_CLASSES = 3
 TINY = TrainConfig(
-    adapt_lr=0.1,
     n_per_class=3,
     meta_batch_size=2,
     meta_model_width=4,

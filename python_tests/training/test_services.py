@@ -44,7 +44,6 @@ from bidfmkd_fast.training.run_folder import LEDGER, RunFolder
 N_CLASSES, SHAPE, B = 3, (1, 16, 16), 9
 STEP = 3 * B
 TINY = TrainConfig(
-    adapt_lr=0.1,
     survey=SurveyConfig(n_images=0),
     n_per_class=3,
     meta_batch_size=2,

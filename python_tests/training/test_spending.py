@@ -28,7 +28,6 @@ from bidfmkd_fast.training.spending import Cap, Spending, over_cap, read_spendin
 from bidfmkd_fast.training.status import LOCK, status_text
 
 TINY = TrainConfig(
-    adapt_lr=0.1,
     survey=SurveyConfig(n_images=0),
     n_per_class=3,
     meta_batch_size=2,
