@@ -43,7 +43,14 @@ from bidfmkd_fast.pools import load_pool, train_pool
 from bidfmkd_fast.priors import procedural_images
 from bidfmkd_fast.recovery import Recovered, RecoveryConfig, recover
 from bidfmkd_fast.survey import SurveyConfig
-from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig
+from bidfmkd_fast.training import (
+    BiDfMKD,
+    Callback,
+    DistillationConfig,
+    ReplayConfig,
+    Run,
+    TrainConfig,
+)
 from bidfmkd_fast.zeroth_order import ZerothOrder, as_differentiable
 
 try:
@@ -56,6 +63,7 @@ __all__ = [
     "BiDfMKD",
     "BlackBox",
     "Budget",
+    "Callback",
     "Classifier",
     "Dataset",
     "DistillationConfig",

@@ -36,7 +36,14 @@ PUBLIC = {
     ),
     *("OnnxBlackBox", "RemoteBlackBox", "GrpcBlackBox", "JSONBlackBox"),
     *("DistillationConfig", "ReplayConfig", "Episode", "EpisodeSampler"),
-    *("Classifier", "Run", "Dataset", "Evaluation", "SurveyConfig"),
+    *(
+        "Callback",
+        "Classifier",
+        "Run",
+        "Dataset",
+        "Evaluation",
+        "SurveyConfig",
+    ),
 }
 
 

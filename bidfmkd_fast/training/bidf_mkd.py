@@ -17,9 +17,11 @@ from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.runtime.allocator import keep_freed_memory
 from bidfmkd_fast.runtime.machine import usable_device
+from bidfmkd_fast.secrets import scrub
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.survey.backbone import check_backbone
 from bidfmkd_fast.survey.pictures import check_drawable
+from bidfmkd_fast.training.callbacks import Callback, RunInfo, check_callbacks, started
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.counted_queries import counted_queries
 from bidfmkd_fast.training.default_model import initial_module, task_shape
@@ -106,7 +108,12 @@ class BiDfMKD:
         """Count the queries that `fit` asks of all APIs together if no budget ends it."""
         return sum(run_cost(api, self.config).queries for api in self.apis)
 
-    def fit(self, run_dir: str | Path | None = None, progress: bool = True) -> Run:
+    def fit(
+        self,
+        run_dir: str | Path | None = None,
+        progress: bool = True,
+        callbacks: Sequence[Callback] = (),
+    ) -> Run:
         """Run the whole algorithm; with `run_dir`, write the run to that folder as it proceeds.
 
         Every call starts anew, unless `run_dir` holds a run of the same settings that was cut off.
@@ -118,6 +125,9 @@ class BiDfMKD:
         Several services are recovered at once. A service that does not answer, or whose answers are
         no scores, is skipped with a warning and asked again at the end. If it fails then too, the
         report names it.
+
+        The `callbacks` are called when the run starts, for every new record of `metrics.jsonl`, and
+        when it ends; see `Callback`. What they raise ends the run, which can be continued.
 
         Raises:
             InputError: `run_dir` holds a finished run, a run of other settings or of another pool,
@@ -138,7 +148,14 @@ class BiDfMKD:
                 "control, which learns from images of untrained generators; raise either",
                 stacklevel=2,
             )
-        with self._begun(run_dir, progress) as run:
+        callbacks = check_callbacks("BiDfMKD.fit", callbacks)
+        names = tuple(scrub(api.name) for api in self.apis)
+        folder = None if run_dir is None else Path(run_dir)
+        info = RunInfo(self.config, names, self.planned_queries(), folder)
+        with (
+            self._begun(run_dir, progress, callbacks=callbacks) as run,
+            started(callbacks, info, run),
+        ):
             return run_loop(run)
 
     @contextmanager
@@ -149,6 +166,7 @@ class BiDfMKD:
         *,
         again: bool = False,
         lock: FolderLock | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> Iterator[RunState]:
         """Give the state of a run at its start, with its budgets set and its folder locked.
 
@@ -178,6 +196,7 @@ class BiDfMKD:
                     ledger,
                     progress,
                     self.label,
+                    callbacks,
                 )
         except Exception:
             if folder is not None:

@@ -11,7 +11,6 @@ from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import (
     PARTIAL,
-    append_line,
     check_writable,
     read_tensors,
     reserve,
@@ -20,7 +19,6 @@ from bidfmkd_fast.files.atomic import (
     write_tensors,
 )
 from bidfmkd_fast.files.folder_lock import FolderLock
-from bidfmkd_fast.secrets import scrubbed
 from bidfmkd_fast.settings import first_difference
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.kept_values import read_summary
@@ -112,8 +110,6 @@ class RunFolder:
             check_writable(self.survey_file(0).with_name("any"))
         self._clear()
         write_exact(self.path / CONFIG, config.to_yaml())
-        # The metrics of a run that was cut off are written anew as its sets are read back.
-        (self.path / METRICS).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Release the folder for other runs."""
@@ -157,10 +153,6 @@ class RunFolder:
                 "fit(run_dir) wrote"
             )
         return cls(folder)
-
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`."""
-        append_line(self.path / METRICS, json.dumps(scrubbed(record)))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the lines of `metrics.jsonl`. Raises InputError if they are not readable."""

@@ -19,11 +19,13 @@ from bidfmkd_fast.black_box.ledger_file import LedgerFile, LedgerRow, row_of
 from bidfmkd_fast.black_box.spec import NOTHING_RECOVERED
 from bidfmkd_fast.errors import BudgetExhausted, ServiceWarning
 from bidfmkd_fast.meta import DistillationTask, MetaModel, TaskMemory
+from bidfmkd_fast.training.callbacks import Callback
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.default_model import task_shape
 from bidfmkd_fast.training.outcome import Outcome
+from bidfmkd_fast.training.records import Records
 from bidfmkd_fast.training.run import RecoveredSet, Run
-from bidfmkd_fast.training.run_folder import RunFolder
+from bidfmkd_fast.training.run_folder import METRICS, RunFolder
 
 _log = logging.getLogger("bidfmkd_fast")  # the logger whose filter removes secrets
 
@@ -43,16 +45,18 @@ class RunState:
         ledger: the ledger of `folder`.
         progress: whether to show progress bars.
         label: the name of the run on its progress bars.
+        callbacks: what to call for every new record.
 
     Attributes:
         memory: the recovered images by class, for replay.
         recovered: the recovered sets, in the order in which they were kept.
-        history: the records of `metrics.jsonl`.
+        records: the records of `metrics.jsonl`.
         seconds: wall time per stage.
         outer_step: steps that the meta-model has taken, distillation and replay together.
         replay_step: the replay steps among them.
         surveyed: the number of APIs that have answered the survey.
         last_error: the last error that kept an API from giving both sets.
+        result: the finished run; None until `finish` has written its files.
     """
 
     apis: Sequence[BlackBox]
@@ -64,6 +68,7 @@ class RunState:
     ledger: LedgerFile | None = None
     progress: bool = True
     label: str = "run"
+    callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
         self.initial_module = copy.deepcopy(self.module)
@@ -81,10 +86,12 @@ class RunState:
         self.memory = TaskMemory(task_shape([api.spec for api in self.apis], self.config))
         self._sized = len({api.spec.image_shape for api in self.apis}) > 1
         self.recovered: list[RecoveredSet] = []
-        self.history: list[dict[str, Any]] = []
+        file = None if self.folder is None else self.folder.path / METRICS
+        self.records = Records(file, self.callbacks)
         self.seconds = {"survey": 0.0, "recovery": 0.0, "distillation": 0.0, "replay": 0.0}
         self.outer_step = self.replay_step = self.surveyed = 0
         self.last_error: Exception | None = None
+        self.result: Run | None = None
         self._budget_ended = False
         self._skipped: dict[int, str] = {}
         self._unsurveyed: dict[str, str] = {}  # reasons by the name of the API
@@ -151,15 +158,13 @@ class RunState:
         return failed
 
     def record(self, stage: str, **values: Any) -> None:
-        """Append a record of `stage` to the history and to `metrics.jsonl`."""
+        """Append a record of `stage` to the history and to `metrics.jsonl`; call the callbacks."""
         record = {"stage": stage, "step": self.outer_step, **values}
         record |= {
             "queries": sum(row.queries for row in self._ledger_rows()),
             "seconds": round(sum(self.seconds.values()), 3),
         }
-        self.history.append(record)
-        if self.folder is not None:
-            self.folder.append_metrics(record)
+        self.records.add(record)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -178,7 +183,7 @@ class RunState:
             initial_model=self._meta_model(self.initial_module),
             memory=self.memory,
             recovered=self.recovered,
-            history=self.history,
+            history=self.records.history,
             queries=sum(row.queries for row in rows),
             requests=sum(row.requests for row in rows),
             seconds=self.seconds,
@@ -190,8 +195,10 @@ class RunState:
             ledger=rows,
             labels_only=tuple(api.name for api in self.apis if api.spec.labels_only),
         )
+        self.records.write()
         if self.folder is not None:
             self.folder.finish(run)
+        self.result = run
         return run
 
     def _keep_set(self, recovered_set: RecoveredSet) -> None:
@@ -214,6 +221,7 @@ class RunState:
             "recovery",
             api=api.name,
             set=recovered_set.part,
+            sets=len(self.recovered),
             loss=recovered.losses.mean().item(),
             accuracy=recovered_set.matched.float().mean().item(),
             complete=recovered.complete,

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import count
 
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
@@ -120,10 +121,10 @@ def distil_survey(run: RunState, pictures: SharedPictures, answers: Sequence[Ans
             shape = task_shape(specs, run.config) or specs[0].image_shape
             shared = pictures.as_bytes(config.n_images, shape).to(run.device)
         epochs = bar.over(distil_jointly(run.module, shared, surveyed, config, run.config.seed))
-        while True:
+        for number in count(1):
             with run.timed("survey"):  # each epoch by itself, so that its record has its seconds
                 epoch = next(epochs, None)
             if epoch is None:
                 break
             bar.show(loss=epoch.loss)
-            run.record("survey", loss=epoch.loss, accuracy=epoch.agreement)
+            run.record("survey", epoch=number, loss=epoch.loss, accuracy=epoch.agreement)
