@@ -49,6 +49,7 @@ from bidfmkd_fast.training import (
     DistillationConfig,
     ReplayConfig,
     Run,
+    TensorBoardCallback,
     TrainConfig,
 )
 from bidfmkd_fast.zeroth_order import ZerothOrder, as_differentiable
@@ -81,6 +82,7 @@ __all__ = [
     "ReplayConfig",
     "Run",
     "SurveyConfig",
+    "TensorBoardCallback",
     "TorchBlackBox",
     "TrainConfig",
     "ZerothOrder",

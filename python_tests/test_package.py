@@ -38,6 +38,7 @@ PUBLIC = {
     *("DistillationConfig", "ReplayConfig", "Episode", "EpisodeSampler"),
     *(
         "Callback",
+        "TensorBoardCallback",
         "Classifier",
         "Run",
         "Dataset",
