@@ -137,6 +137,7 @@ def _log_lines(name: str) -> Iterator[None]:
             f"got {wanted.lower()!r}"
         )
     logger, handler = logging.getLogger("bidfmkd_fast"), logging.StreamHandler()
+    handler.addFilter(lambda record: not hasattr(record, "warned"))  # shown as a warning already
     handler.setFormatter(logging.Formatter(f"%(asctime)s {name}: %(message)s", "%H:%M:%S"))
     before = logger.level
     logger.addHandler(handler)

@@ -136,4 +136,5 @@ def distil(run: RunState, tasks: Sequence[DistillationTask]) -> None:
             paper_compat=run.config.paper_compat,
         )
     run.outer_step += 1
+    run.log(f"distillation, outer step {run.outer_step}: loss {metrics['loss']:.4g}")
     run.record("distillation", loss=metrics["loss"], accuracy=metrics["agreement"])

@@ -48,6 +48,7 @@ def replay(run: RunState, steps: int, patience: int = 0) -> None:
                 bar.show(**means)
                 unrecorded = []
             if stop:
+                run.log(f"replay until outer step {run.outer_step}: loss {means['loss']:.4g}")
                 break
 
 

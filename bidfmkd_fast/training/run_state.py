@@ -112,6 +112,10 @@ class RunState:
         apis = enumerate(self.apis)
         return [index for index, api in apis if self.config.recovers_from(api.spec)]
 
+    def log(self, what: str) -> None:
+        """Write to the log what the run does, at level INFO."""
+        _log.info("%s: %s", self.label, what)
+
     def note_labels_only(self) -> None:
         """Write to the log from which APIs nothing is recovered; the report says so, too."""
         for api in self.apis:
@@ -142,13 +146,13 @@ class RunState:
         A budget that ends makes no warning, since the report says so.
         """
         self.last_error = error
+        name, reason = self.apis[index].name, " ".join(str(error).split())
         if isinstance(error, BudgetExhausted):
             self._budget_ended = True
+            _log.info("%s: the survey ends here: %s", name, reason)
             return
-        name, reason = self.apis[index].name, " ".join(str(error).split())
         consequence = "goes on without it" if again else "asks it again at the end"
-        warnings.warn(f"{name}: the survey {consequence}: {reason}", ServiceWarning, stacklevel=2)
-        _log.info("%s: the survey %s: %s", name, consequence, reason)
+        _warn(f"{name}: the survey {consequence}: {reason}")
         if again:
             self._unsurveyed[name] = f"survey: {reason}"
 
@@ -198,6 +202,10 @@ class RunState:
         self.records.write()
         if self.folder is not None:
             self.folder.finish(run)
+        self.log(
+            f"finished with {len(run.recovered)} sets, {run.queries:,} queries in "
+            f"{run.requests:,} requests"
+        )
         self.result = run
         return run
 
@@ -230,17 +238,17 @@ class RunState:
     def _note_failure(self, index: int, error: Exception) -> None:
         """Note that a budget ended, or warn that a service is skipped for `error`."""
         self.last_error = error
+        name, reason = self.apis[index].name, " ".join(str(error).split())
         if isinstance(error, BudgetExhausted):
             self._budget_ended = True
+            _log.info("%s: its recovery ends here: %s", name, reason)
             return
-        name, reason = self.apis[index].name, " ".join(str(error).split())
         consequence = (
             "it is left out"
             if index in self._failed_before
             else "it is skipped and asked again at the end"
         )
-        warnings.warn(f"{name}: {consequence}: {reason}", ServiceWarning, stacklevel=2)
-        _log.info("%s: %s: %s", name, consequence, reason)
+        _warn(f"{name}: {consequence}: {reason}")
         self._failed_before.add(index)
         self._skipped[index] = reason
 
@@ -257,6 +265,15 @@ class RunState:
             row_of(before.number, api, before)
             for api, before in zip(self.apis, self._ledger_before, strict=True)
         ]
+
+
+def _warn(text: str) -> None:
+    """Warn about a service, and write the same to the log.
+
+    The command line leaves log records with `warned` out, since it shows warnings.
+    """
+    warnings.warn(text, ServiceWarning, stacklevel=3)
+    _log.info("%s", text, extra={"warned": True})
 
 
 def _class_key(api: BlackBox, index: int, label: int, sized: bool) -> tuple[str, str]:

@@ -36,6 +36,7 @@ def survey(run: RunState) -> None:
     if not config.n_images:
         return
     pictures = SharedPictures(run.config.seed)
+    run.log(f"the survey of {config.n_images:,} pictures begins")
     with ExitStack() as files:
         answers = [
             files.enter_context(
@@ -128,3 +129,5 @@ def distil_survey(run: RunState, pictures: SharedPictures, answers: Sequence[Ans
                 break
             bar.show(loss=epoch.loss)
             run.record("survey", epoch=number, loss=epoch.loss, accuracy=epoch.agreement)
+            last_loss = epoch.loss
+    run.log(f"the survey has ended with a loss of {last_loss:.4g} after {config.epochs} epochs")

@@ -211,12 +211,26 @@ def test_a_logger_tells_what_happens_and_is_quiet_by_itself(
     handlers = logging.getLogger("bidfmkd_fast").handlers
     assert [type(handler) for handler in handlers] == [logging.NullHandler]
     with caplog.at_level(logging.INFO, "bidfmkd_fast"):
-        bf.BiDfMKD([slow_api()], config=config).fit(progress=False)
+        run = bf.BiDfMKD([slow_api()], config=config).fit(progress=False)
+    distilled, replayed = (record["loss"] for record in run.history[2:])
     assert caplog.messages == [
         "slow: recovering the support set",
         "slow: recovering the query set",
         "slow: kept the support set of 9 images",
         "slow: kept the query set of 9 images",
+        f"run: distillation, outer step 1: loss {distilled:.4g}",
+        f"run: replay until outer step 2: loss {replayed:.4g}",
+        "run: finished with 2 sets, 36 queries in 2 requests",
+    ]
+    config = bf.TrainConfig(survey=bf.SurveyConfig(n_images=8, epochs=2), meta_model_width=4)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "bidfmkd_fast"):
+        run = bf.BiDfMKD([slow_api()], config=config).fit(progress=False)
+    assert caplog.messages == [
+        "run: the survey of 8 pictures begins",
+        "slow: asking about 8 pictures",
+        f"run: the survey has ended with a loss of {run.history[-1]['loss']:.4g} after 2 epochs",
+        "run: finished with 0 sets, 8 queries in 1 requests",
     ]
     assert capsys.readouterr().err == ""
 
