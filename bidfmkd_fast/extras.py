@@ -13,6 +13,7 @@ EXTRAS = {
     "serve": ("starlette>=0.40", "uvicorn>=0.30"),
     "onnx": ("onnxruntime>=1.17",),
     "grpc": ("tritonclient[grpc]>=2.40",),
+    "hub": ("huggingface_hub>=0.24",),
     "tensorboard": ("tensorboard>=2.14",),
 }
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -13,11 +15,16 @@ from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.atomic import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import check_device, failures_explained
 from bidfmkd_fast.meta.classifier import META_MODEL_KEY, Classifier, fix_statistics, with_labels
+from bidfmkd_fast.meta.hub import find_weights, push, save_folder
 from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters, cross_entropy_with
 from bidfmkd_fast.meta.labels import number_classes
 from bidfmkd_fast.meta.model_images import images_of, module_shape
 from bidfmkd_fast.models import build_model, model_arguments, model_summary
 from bidfmkd_fast.models.head import with_classes
+
+if TYPE_CHECKING:
+    from bidfmkd_fast.meta.evaluate import Evaluation
+    from bidfmkd_fast.training.run import Run
 
 
 class MetaModel:
@@ -202,3 +209,83 @@ class MetaModel:
             reason = " ".join(str(error).split())
             raise InputError(f"MetaModel.load: {path} does not fit the module: {reason}") from error
         return cls(module, adapt_steps=steps, adapt_learning_rate=learning_rate)
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        run: Run | str | Path | None = None,
+        evaluation: Evaluation | Sequence[Evaluation] | None = None,
+        license: str | None = None,
+    ) -> None:
+        """Write a folder with the weights, `config.json` and a model card, `README.md`.
+
+        Args:
+            folder: the folder; made if it is missing. Nothing in it is written over.
+            run: the run that made this meta-model, or its folder. The card then names the APIs and
+                data sets and says what was asked.
+            evaluation: what `evaluate` has returned, once or several times, for the card.
+            license: identifier of the license of the weights, such as "apache-2.0", for the card.
+
+        Raises:
+            InputError: a file is there already or cannot be written, or the run is not finished or
+                has another meta-model.
+        """
+        place = Path(folder).expanduser()
+        operation = "MetaModel.save_pretrained"
+        save_folder(operation, self, place, run, evaluation, license, place.resolve().name)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        run: Run | str | Path | None = None,
+        evaluation: Evaluation | Sequence[Evaluation] | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Upload a meta-model of bidfmkd_fast",
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub; return the commit's URL.
+
+        Args:
+            repo: name of the repository, user/name; it is made if it is missing. In one that is
+                there the files of these names are replaced by a new commit.
+            run, evaluation, license: as for `save_pretrained`.
+            private: whether a new repository is private; None for the account's default.
+            token: a token of the hub; None for the one of `hf auth login`.
+            message: the commit's message.
+
+        Raises:
+            InputError: the package huggingface_hub is missing, the hub refuses or does not answer,
+                or as for `save_pretrained`.
+        """
+        about = {"run": run, "evaluation": evaluation, "licence": license}
+        return push("MetaModel.push_to_hub", self, repo, private, token, message, **about)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_folder: str | Path,
+        *,
+        module: nn.Module | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> MetaModel:
+        """Load a meta-model from a folder, or from a repository of the Hugging Face Hub.
+
+        Only the safetensors file is read. A folder of `save_pretrained` or of a finished run is
+        read without the package huggingface_hub.
+
+        Args:
+            repo_or_folder: the folder; if there is none of this name, the repository, user/name.
+            module: as for `load`.
+            revision: branch, tag or commit of the repository; None for its main branch.
+            token: a token of the hub; None for the one of `hf auth login`.
+
+        Raises:
+            InputError: there is no such folder or repository, or it holds no meta-model; or as for
+                `load`.
+        """
+        operation = "MetaModel.from_pretrained"
+        return cls.load(find_weights(operation, repo_or_folder, revision, token), module)
