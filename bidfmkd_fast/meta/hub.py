@@ -96,9 +96,10 @@ def find_weights(
         raise InputError(
             f"{operation}: there is no folder {repository}, and a repository is named user/name"
         )
-    hub = _hub(f"{operation}: there is no folder {repository}, and to download a repository")
+    taken = f"{operation}: {repository} is no folder, so it is taken for a repository"
+    hub = _hub(taken)
     _hide(token)
-    with _failures(operation, repository):
+    with _failures(taken):
         return Path(
             hub.hf_hub_download(
                 repo_id=repository,
@@ -139,7 +140,7 @@ def push(
     _hide(token)
     with tempfile.TemporaryDirectory(prefix="bidfmkd-") as place:
         save_folder(operation, model, Path(place), name=repository, **about)
-        with _failures(operation, repository):
+        with _failures(f"{operation}: {repository}"):
             api = hub.HfApi(token=token, library_name=LIBRARY)
             api.create_repo(repo_id=repository, private=private, exist_ok=True)
             commit = api.upload_folder(
@@ -165,16 +166,16 @@ def _hide(token: str | None) -> None:
 
 
 @contextmanager
-def _failures(operation: str, repository: str) -> Iterator[None]:
-    """Turn whatever the hub's client raises into one line that names the repository.
+def _failures(what: str) -> Iterator[None]:
+    """Turn whatever the hub's client raises into one line that opens with `what`.
 
     The classes of its errors differ between its versions, and network errors come from below it.
     """
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise InputError(
-            f"{operation}: the Hugging Face Hub did not serve {repository}: {reason}; check the "
-            "name and the network, and log in with `hf auth login` or give token="
+            f"{what}: the Hugging Face Hub failed: {reason}; check the name and the network, and "
+            "log in with `hf auth login` or give token="
         ) from error

@@ -193,11 +193,12 @@ def test_what_the_hub_refuses_is_one_line_without_the_token(
     error = ConnectionError("401:\n hf_abcdefgh may not\nwrite")
     install(monkeypatch, Hub(tmp_path / "uploaded", error))
     model = made[0].meta_model
-    said = "the Hugging Face Hub did not serve me/model: 401: <token> may not write; check the name"
-    with pytest.raises(InputError, match=f"^MetaModel.push_to_hub: {said}"):
+    said = "the Hugging Face Hub failed: 401: <token> may not write; check the name and"
+    with pytest.raises(InputError, match=f"^MetaModel.push_to_hub: me/model: {said}"):
         model.push_to_hub("me/model", token="hf_abcdefgh")
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
-    with pytest.raises(InputError, match=f"^MetaModel.from_pretrained: {said}") as raised:
+    taken = "me/model is no folder, so it is taken for a repository"
+    with pytest.raises(InputError, match=f"^MetaModel.from_pretrained: {taken}: {said}") as raised:
         bf.MetaModel.from_pretrained("me/model")
     assert "\n" not in str(raised.value)
 
@@ -264,7 +265,7 @@ def test_a_run_that_does_not_serve_is_refused_before_anything_is_written(
         (5, "repo_or_folder must be a string or a path; got int"),
         (
             "me/model",
-            "there is no folder me/model, and to download a repository: huggingface_hub is not "
+            "me/model is no folder, so it is taken for a repository: huggingface_hub is not "
             "installed; `pip install 'huggingface_hub>=0.24'`",
         ),
         (".", "holds no meta_model.safetensors; give a folder of save_pretrained or of a finished"),
