@@ -53,8 +53,8 @@ class Run:
         initial_model: the same model before training.
         memory: every recovered image by (data set, class).
         recovered: the recovered sets in order.
-        history: the records of `metrics.jsonl`: one per recovered set, one per distillation step,
-            and one per 25 replay steps.
+        history: the records of `metrics.jsonl`: one per epoch of the survey, per recovered set, per
+            distillation step, and per 25 replay steps.
         queries, requests: what the run asked of all APIs together; every attempt counts.
         seconds: wall time per stage: "recovery", "distillation", "replay".
         complete: False if a budget ended before every API was recovered in full, or if a service

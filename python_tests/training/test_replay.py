@@ -41,6 +41,8 @@ def test_patience_where_metrics_are_read_late(monkeypatch: pytest.MonkeyPatch) -
         progress=False,
         label="run",
         record=lambda stage, **values: recorded.append(values["accuracy"]),
+        log=lambda what: None,
+        outer_step=0,
     )
     training_replay.replay(run, 35, patience=3)  # type: ignore[arg-type]
     assert len(taken) == 9  # metrics are read at steps 3, 6 and 9; the fifth was the best
