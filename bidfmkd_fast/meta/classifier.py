@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.atomic import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import failures_explained
+from bidfmkd_fast.meta.fixed_statistics import keep_statistics
 from bidfmkd_fast.meta.labels import Classes, label_values
 from bidfmkd_fast.meta.model_images import Shape, images_of
 from bidfmkd_fast.models import build_model, model_arguments, model_summary
@@ -228,28 +229,3 @@ def with_labels(operation: str, images: object, labels: object) -> tuple[object,
             "a folder of pictures per class"
         )
     return labelled_files(operation, Path(images).expanduser())
-
-
-def fix_statistics(module: nn.Module, images: Tensor) -> None:
-    """Put `module` into `eval()` with the batch-norm statistics of `images` `[N, C, H, W]`."""
-    module.eval()
-    for layer in keep_statistics(module):
-        layer.momentum = 1.0
-        layer.train()
-    with torch.no_grad():
-        module(images)
-    module.eval()
-
-
-def keep_statistics(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Give each batch norm of `module` running statistics; return these layers."""
-    layers = [
-        layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    ]
-    like = next(module.parameters())
-    for layer in layers:
-        layer.running_mean = like.new_zeros(layer.num_features)
-        layer.running_var = like.new_ones(layer.num_features)
-        layer.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=like.device)
-        layer.track_running_stats = True
-    return layers

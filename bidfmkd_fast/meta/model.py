@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.atomic import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import check_device, failures_explained
-from bidfmkd_fast.meta.classifier import META_MODEL_KEY, Classifier, fix_statistics, with_labels
+from bidfmkd_fast.meta.classifier import META_MODEL_KEY, Classifier, with_labels
+from bidfmkd_fast.meta.fixed_statistics import fix_statistics
 from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters, cross_entropy_with
 from bidfmkd_fast.meta.labels import number_classes
 from bidfmkd_fast.meta.model_images import images_of, module_shape
