@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.arguments import check_integer
-from bidfmkd_fast.cli.next_command import after_adapt
+from bidfmkd_fast.cli.next_command import after_adapt, learned_inverted, source_of
 from bidfmkd_fast.cli.options import Command, add_seed
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import check_writable, write_exact
@@ -37,10 +37,13 @@ def adapt(options: Any) -> None:
     out = Path(options.out).expanduser()
     _refuse_existing("adapt", out)
     meta_model = RunFolder.open(options.run).meta_model()
+    invert = options.invert
+    if invert is None:
+        invert = learned_inverted(source_of(Path(options.run)))
     source = Path(options.pictures).expanduser()
     files, labels = labelled_files("adapt", source)
     with seeded(options.seed, "adapt"):
-        classifier = meta_model.adapt(files, labels)
+        classifier = meta_model.adapt(files, labels, invert=invert)
         check_writable(out)
         accuracy = classifier.score(files, labels)
     classifier.save(out)
@@ -51,6 +54,11 @@ def adapt(options: Any) -> None:
         f"{len(counts):,} classes, {len(files):,} pictures, "
         f"{100 * accuracy:.1f} % of these classified correctly; try pictures that it has not seen"
     )
+    if invert:
+        keep = (
+            "" if options.invert else ", as the run's were; --invert false keeps them as they are"
+        )
+        print(f"pictures are inverted{keep}")
     print(f"classifier: {out}")
     print(after_adapt(out, source if source.is_dir() else files[0]))
 
@@ -127,6 +135,12 @@ def _add_adapt_options(parser: ArgumentParser, _: Sequence[str]) -> None:
         help="folder with a folder of pictures per class, or a CSV with the columns file,label",
     )
     parser.add_argument("--out", type=str, required=True, help="new file of the classifier")
+    parser.add_argument(
+        "--invert",
+        type=bool,
+        help="exchange black and white, here and in all pictures that are classified later; "
+        "default: true if the run learned from inverted images in all its data sets",
+    )
     add_seed(parser)
 
 

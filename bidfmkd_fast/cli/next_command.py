@@ -47,12 +47,30 @@ def files_of(datasets: Sequence[Dataset], given: Sequence[str]) -> dict[str, str
     }
 
 
+def learned_inverted(source: dict[str, Any]) -> bool:
+    """Return True if a run learned from inverted images in all the data sets of its source.
+
+    Raises:
+        InputError: the source is damaged.
+    """
+    known = _known_data_sets(source)
+    return bool(known) and all(entry["inverted"] is True for entry in known)
+
+
 def datasets_of(source: dict[str, Any]) -> list[Dataset]:
     """Load the data sets that a run's source names.
 
     Raises:
         InputError: the source is damaged, or a data set cannot be loaded.
     """
+    return [
+        load_dataset(entry.get("file", entry["name"]), invert=entry["inverted"])
+        for entry in _known_data_sets(source)
+    ]
+
+
+def _known_data_sets(source: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a run's source says of each data set: its name, and whether it was inverted."""
     known = source.get("data_sets", [])
     if not isinstance(known, list) or not all(
         isinstance(entry, dict) and {"name", "inverted"} <= set(entry) for entry in known
@@ -60,9 +78,7 @@ def datasets_of(source: dict[str, Any]) -> list[Dataset]:
         raise InputError(
             f"source: data_sets must list mappings with name and inverted; got {shortly(known)}"
         )
-    return [
-        load_dataset(entry.get("file", entry["name"]), invert=entry["inverted"]) for entry in known
-    ]
+    return known
 
 
 def after_convert(dataset: Dataset, path: Path) -> str:

@@ -18,7 +18,7 @@ from bidfmkd_fast.meta.labels import Classes, label_values
 from bidfmkd_fast.meta.model_images import Shape, images_of
 from bidfmkd_fast.models import build_model, model_arguments, model_summary
 
-FORMAT = 1  # of the files that `Classifier.save` writes
+FORMAT = 2  # of the files that `Classifier.save` writes; format 1 lacks the key "invert"
 _METADATA_KEY = "bidfmkd_classifier"
 META_MODEL_KEY = "bidfmkd_meta_model"  # of the files that `MetaModel.save` writes
 _BATCH = 256  # images that a classifier with fixed statistics runs at once
@@ -37,6 +37,8 @@ class Classifier:
         image_shape: (C, H, W) of the images that the module takes.
         transductive: whether batch norm uses the statistics of the images that are classified
             together, so that the answer for one image depends on the others.
+        invert: whether images are inverted before the module sees them, as its training images
+            were.
 
     Attributes:
         classes_: the labels of the support set, sorted and unique: a NumPy array of int64 or text,
@@ -44,12 +46,19 @@ class Classifier:
     """
 
     def __init__(
-        self, module: nn.Module, classes: Classes, image_shape: Shape, *, transductive: bool = False
+        self,
+        module: nn.Module,
+        classes: Classes,
+        image_shape: Shape,
+        *,
+        transductive: bool = False,
+        invert: bool = False,
     ) -> None:
         self.module = module
         self.classes_ = classes.names
         self.image_shape = image_shape
         self.transductive = transductive
+        self.invert = invert
         self._classes = classes
 
     @torch.no_grad()
@@ -63,7 +72,7 @@ class Classifier:
         Raises:
             InputError: images of another form, or values below -0.5 or above 1.5.
         """
-        batch = images_of("scores", images, self.module, self.image_shape)
+        batch = images_of("scores", images, self.module, self.image_shape, invert=self.invert)
         with failures_explained("scores", batch):
             if self.transductive:
                 return self.module(batch)
@@ -148,6 +157,7 @@ class Classifier:
             "labels_as_tensor": self._classes.as_tensor,
             "image_shape": list(self.image_shape),
             "transductive": self.transductive,
+            "invert": self.invert,
             "architecture": architecture,
         }
         write_tensors(Path(path), self.module.state_dict(), {_METADATA_KEY: json.dumps(about)})
@@ -176,10 +186,10 @@ class Classifier:
             version = about["format"]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{operation}: {path} is damaged: {error!r}") from None
-        if version != FORMAT:
+        if version not in range(1, FORMAT + 1):
             raise InputError(
                 f"{operation}: {path} has format {version!r}, and this version of bidfmkd_fast "
-                f"reads format {FORMAT}; install the version that wrote it, or adapt again"
+                f"reads formats 1 to {FORMAT}; install the version that wrote it, or adapt again"
             )
         if spoilt := [name for name, value in state.items() if value.isnan().any()]:
             raise InputError(f"{operation}: {path} holds NaN in {', '.join(spoilt)}")
@@ -207,7 +217,8 @@ class Classifier:
         if len(shape) != 3 or np.any(np.unique(names) != names):
             raise ValueError("image_shape must have three numbers, and classes must be sorted")
         classes = Classes(names, outputs, bool(about["labels_as_tensor"]))
-        return cls(module, classes, shape, transductive=bool(about["transductive"]))
+        transductive, invert = bool(about["transductive"]), bool(about.get("invert", False))
+        return cls(module, classes, shape, transductive=transductive, invert=invert)
 
     def __repr__(self) -> str:
         return f"Classifier({model_summary(self.module)})"

@@ -66,6 +66,7 @@ class MetaModel:
         learning_rate: float | None = None,
         *,
         transductive: bool = False,
+        invert: bool = False,
     ) -> Classifier:
         """Return a classifier for the task of the given support set.
 
@@ -94,6 +95,9 @@ class MetaModel:
                 do, and as `evaluate` does by default: batch norm uses the statistics of the images
                 that are classified together. The answer for one image then depends on the others
                 of its batch, and is poor for a batch of one.
+            invert: True exchanges black and white in these images and in all that the classifier
+                is asked about. Use it where the module learned from inverted images
+                (`load_dataset(..., invert=True)`) and the pictures are not inverted themselves.
 
         Raises:
             InputError: images or labels of the wrong rank, length, range or device, a file that is
@@ -104,7 +108,7 @@ class MetaModel:
         if isinstance(labels, Tensor):
             check_device(labels, self.module)
         classes, targets = number_classes("adapt", labels)
-        support = images_of("adapt", images, self.module)
+        support = images_of("adapt", images, self.module, invert=invert)
         if len(targets) != len(support):
             raise InputError(
                 f"adapt: labels must be [N] with N = {len(support)}, one per image; got "
@@ -126,7 +130,7 @@ class MetaModel:
             if not transductive:
                 fix_statistics(module, support)
         shape = module_shape(module) or (support.shape[1], support.shape[2], support.shape[3])
-        return Classifier(module, classes, shape, transductive=transductive)
+        return Classifier(module, classes, shape, transductive=transductive, invert=invert)
 
     def for_classes(self, operation: str, n_classes: int, images: Tensor) -> MetaModel:
         """Return the meta-model for tasks of `n_classes` classes; `images` are some that it takes.

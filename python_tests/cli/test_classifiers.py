@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,49 @@ def test_the_help_says_that_nothing_is_sent(
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert "Nothing is sent anywhere" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("inverted", "option", "wanted"),
+    [
+        ([True, True], [], True),
+        ([True], ["--invert", "false"], False),
+        ([True, False], [], False),
+        ([], [], False),
+        ([False], ["--invert", "true"], True),
+    ],
+)
+def test_pictures_are_inverted_as_those_of_the_run_were(
+    inverted: list[bool],
+    option: list[str],
+    wanted: bool,
+    seed: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(RUN, "run")
+    sets = [{"name": f"set {n}", "inverted": flag} for n, flag in enumerate(inverted)]
+    Path("run/source.yaml").write_text(json.dumps({"data_sets": sets}))
+    write("support", seed, 2)
+    command = ["adapt", "--run", "run", "--pictures", "support", "--out", "c.st", *option]
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    assert ("pictures are inverted" in output) is wanted
+    assert ("--invert false keeps them" in output) is (wanted and not option)
+    assert bf.Classifier.load("c.st").invert is wanted
+    assert main(["predict", "c.st", "support", "--out", "labels.csv"]) == 0
+    model = RunFolder.open(RUN).meta_model()
+    labels = model.adapt("support", invert=wanted).predict("support").tolist()
+    assert [row[1] for row in rows("labels.csv")[1:]] == labels
+
+
+def test_a_damaged_source_is_one_line(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(RUN, "run")
+    Path("run/source.yaml").write_text("data_sets: [omniglot]\n")
+    write("support", seed, 2)
+    assert main(["adapt", "--run", "run", "--pictures", "support", "--out", "c.st"]) == 2
+    error = capsys.readouterr().err
+    assert "data_sets must list mappings with name and inverted" in error
+    assert error.count("\n") == 1 and not Path("c.st").exists()
 
 
 def test_a_transductive_classifier_sees_all_pictures_together(
