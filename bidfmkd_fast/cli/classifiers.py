@@ -1,4 +1,4 @@
-"""Define the commands about a user's own classes: `adapt` makes a classifier, `predict` asks it."""
+"""Define the commands about a user's own classes: `adapt`, `predict` and `export`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.arguments import check_integer
-from bidfmkd_fast.cli.next_command import after_adapt, learned_inverted, source_of
+from bidfmkd_fast.cli.next_command import after_adapt, after_predict, learned_inverted, source_of
 from bidfmkd_fast.cli.options import Command, add_seed
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import check_writable, write_exact
@@ -72,7 +72,8 @@ def predict(options: Any) -> None:
     out = None if options.out is None else Path(options.out).expanduser()
     if out is not None:
         _refuse_existing("predict", out)
-    classifier = Classifier.load(Path(options.classifier).expanduser())
+    path = Path(options.classifier).expanduser()
+    classifier = Classifier.load(path)
     check_integer("predict", "top", options.top, 1, len(classifier.classes_))
     files = list(
         dict.fromkeys(
@@ -98,6 +99,38 @@ def predict(options: Any) -> None:
     print(_table(rows, whole=out is None))
     if out is not None:
         print(f"\n{len(files):,} pictures in {out}")
+    if not classifier.transductive and (line := after_predict(path)):
+        print(line)
+
+
+def export(options: Any) -> None:
+    """Export the file that `bidfmkd adapt` wrote, for programs that do without this package: to
+    ONNX, to torch.export, or both. Nothing is sent anywhere: the file is written and tried on this
+    machine.
+    """
+    if options.onnx is None and options.torch is None:
+        raise InputError("export: give --onnx FILE.onnx, --torch FILE.pt2, or both")
+    onnx, torch = (
+        None if given is None else Path(given).expanduser()
+        for given in (options.onnx, options.torch)
+    )
+    for option, out in (("onnx", onnx), ("torch", torch)):
+        if out is not None:
+            _refuse_existing("export", out, option)
+    if onnx is not None and torch is not None and onnx.resolve() == torch.resolve():
+        raise InputError(f"export: --onnx and --torch must be two files; got {onnx} for both")
+    classifier = Classifier.load(Path(options.classifier).expanduser())
+    if onnx is not None:
+        classifier.export_onnx(onnx)
+        print(f"ONNX: {onnx}")
+    if torch is not None:
+        classifier.export_torch(torch)
+        print(f"torch.export: {torch}")
+    channels, height, width = classifier.image_shape
+    print(
+        f"images [N, {channels}, {height}, {width}] in [0, 1] -> probabilities of "
+        f"{len(classifier.classes_):,} classes; loaded again and equal to the classifier"
+    )
 
 
 def _predictions(classifier: Classifier, files: Sequence[Path], top: int) -> Iterator[list[str]]:
@@ -121,9 +154,9 @@ def _table(rows: Table, whole: bool = False) -> str:
     return f"{text_table(rows[: _MOST_ROWS + 1])}\nand {more:,} more"
 
 
-def _refuse_existing(command: str, out: Path) -> None:
+def _refuse_existing(command: str, out: Path, option: str = "out") -> None:
     if out.exists():
-        raise InputError(f"{command}: {out} exists already; give another --out or remove it")
+        raise InputError(f"{command}: {out} exists already; give another --{option} or remove it")
 
 
 def _add_adapt_options(parser: ArgumentParser, _: Sequence[str]) -> None:
@@ -156,6 +189,14 @@ def _add_predict_options(parser: ArgumentParser, _: Sequence[str]) -> None:
     add_seed(parser)
 
 
+def _add_export_options(parser: ArgumentParser, _: Sequence[str]) -> None:
+    parser.add_argument("classifier", type=str, help="file that `bidfmkd adapt` wrote")
+    parser.add_argument("--onnx", type=str, help="new ONNX file, such as pets.onnx")
+    parser.add_argument(
+        "--torch", type=str, help="new file for torch.export.load, such as pets.pt2"
+    )
+
+
 ADAPT = Command(
     adapt,
     _add_adapt_options,
@@ -166,4 +207,10 @@ PREDICT = Command(
     _add_predict_options,
     "bidfmkd predict pets.safetensors new --out labels.csv",
     positional="classifier pictures",
+)
+EXPORT = Command(
+    export,
+    _add_export_options,
+    "bidfmkd export pets.safetensors --onnx pets.onnx",
+    positional="classifier",
 )

@@ -6,6 +6,7 @@ in `source.yaml` which images they came from.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from bidfmkd_fast.data import Dataset, load_dataset
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.extras import installed
 from bidfmkd_fast.files.atomic import write_exact
 from bidfmkd_fast.files.yaml_files import dump_yaml, read_mapping, shortly
 from bidfmkd_fast.secrets import scrubbed
@@ -128,6 +130,18 @@ def after_run(folder: Path) -> str:
 def after_adapt(classifier: Path, pictures: Path) -> str:
     """Return the line after an adaptation: how to classify pictures, here those of the support."""
     return "next: " + shlex.join(["bidfmkd", "predict", str(classifier), str(pictures)])
+
+
+def after_predict(classifier: Path) -> str:
+    """Return the line after pictures were classified: how to export the classifier.
+
+    It is empty where that command would fail, since a package is missing, the file exists already,
+    or its folder cannot be written to.
+    """
+    out = classifier.with_suffix(".onnx")
+    if not installed("export") or out.exists() or not os.access(out.parent, os.W_OK):
+        return ""
+    return "next: " + shlex.join(["bidfmkd", "export", str(classifier), "--onnx", str(out)])
 
 
 def _evaluation(folder: Path, datasets: Sequence[Dataset]) -> list[str]:
