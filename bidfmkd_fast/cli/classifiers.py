@@ -120,11 +120,12 @@ def export(options: Any) -> None:
     if onnx is not None and torch is not None and onnx.resolve() == torch.resolve():
         raise InputError(f"export: --onnx and --torch must be two files; got {onnx} for both")
     classifier = Classifier.load(Path(options.classifier).expanduser())
+    check_writable(*(out for out in (onnx, torch) if out is not None))  # both or neither
     if onnx is not None:
-        classifier.export_onnx(onnx)
+        classifier.export_onnx(onnx, seed=options.seed)
         print(f"ONNX: {onnx}")
     if torch is not None:
-        classifier.export_torch(torch)
+        classifier.export_torch(torch, seed=options.seed)
         print(f"torch.export: {torch}")
     channels, height, width = classifier.image_shape
     print(
@@ -195,6 +196,7 @@ def _add_export_options(parser: ArgumentParser, _: Sequence[str]) -> None:
     parser.add_argument(
         "--torch", type=str, help="new file for torch.export.load, such as pets.pt2"
     )
+    add_seed(parser)
 
 
 ADAPT = Command(

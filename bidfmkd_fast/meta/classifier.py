@@ -148,22 +148,22 @@ class Classifier:
         outputs = self._classes.outputs.to(next(self.module.parameters()).device)
         return DeployedClassifier(self.module, outputs, self.invert).eval()
 
-    def export_onnx(self, path: str | Path) -> None:
+    def export_onnx(self, path: str | Path, *, seed: int = 0) -> None:
         """Write the new ONNX file `path`, and its folder if there is none; extra `export`.
 
         Its input `images` is float32 `[N, C, H, W]` of `image_shape`, values 0 to 1, for any N, and
         its output `probabilities` is float32 `[N, n_classes]` in the order of `classes_`. The
         metadata `bidfmkd_classifier.json` holds class names and image form, `description.txt` the
         same in words. The file is compared with the classifier before it gets its name: on random
-        images, in batches of 1 and 7, probabilities must agree within 1e-4.
+        images (`seed`), in batches of 1 and 7, probabilities must agree within 1e-4.
 
         Raises:
             InputError: the classifier is transductive, a package is missing, `path` exists or
                 cannot be written, the module cannot be exported, or the file answers otherwise.
         """
-        export_onnx(self, Path(path))
+        export_onnx(self, Path(path), seed)
 
-    def export_torch(self, path: str | Path) -> None:
+    def export_torch(self, path: str | Path, *, seed: int = 0) -> None:
         """Write the new file `path` for `torch.export.load`, otherwise as `export_onnx` does.
 
         `bidfmkd_classifier.json` and `description.txt` are among its extra files.
@@ -171,7 +171,7 @@ class Classifier:
         Raises:
             InputError: as for `export_onnx`, but no package beside torch is needed.
         """
-        export_torch(self, Path(path))
+        export_torch(self, Path(path), seed)
 
     def save(self, path: str | Path) -> None:
         """Write the safetensors file `path`, and its folder if there is none.

@@ -23,6 +23,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.extras import not_installed
 from bidfmkd_fast.files.atomic import check_writable, written_whole
 from bidfmkd_fast.meta.deployed import INPUT, OUTPUT, about, check_steady, description
+from bidfmkd_fast.seeds import torch_generator
 
 if TYPE_CHECKING:
     from bidfmkd_fast.meta.classifier import Classifier
@@ -37,7 +38,7 @@ _FATAL = 4  # level of onnxruntime's log; its errors are raised as exceptions as
 Answer = Callable[[Tensor], Tensor]
 
 
-def export_onnx(classifier: Classifier, path: Path) -> None:
+def export_onnx(classifier: Classifier, path: Path, seed: int = 0) -> None:
     """Write the ONNX file `path`; see `Classifier.export_onnx`."""
     operation = "Classifier.export_onnx"
     try:
@@ -78,10 +79,11 @@ def export_onnx(classifier: Classifier, path: Path) -> None:
         session = onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
         return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
-    _write(operation, classifier, path, model.SerializeToString(deterministic=True), load)
+    content = model.SerializeToString(deterministic=True)
+    _write(operation, classifier, path, content, load, seed)
 
 
-def export_torch(classifier: Classifier, path: Path) -> None:
+def export_torch(classifier: Classifier, path: Path, seed: int = 0) -> None:
     """Write the file `path` of torch.export; see `Classifier.export_torch`."""
     operation = "Classifier.export_torch"
     program = _program(operation, classifier, path)
@@ -93,7 +95,7 @@ def export_torch(classifier: Classifier, path: Path) -> None:
     def load(name: str) -> Answer:
         return torch.export.load(io.BytesIO(Path(name).read_bytes())).module()
 
-    _write(operation, classifier, path, buffer.getvalue(), load)
+    _write(operation, classifier, path, buffer.getvalue(), load, seed)
 
 
 def _program(operation: str, classifier: Classifier, path: Path) -> torch.export.ExportedProgram:
@@ -123,6 +125,7 @@ def _write(
     path: Path,
     content: bytes,
     load: Callable[[str], Answer],
+    seed: int,
 ) -> None:
     """Write `content` to the file `path`, unless what `load` makes of it answers otherwise."""
     with written_whole(path) as file:
@@ -132,16 +135,16 @@ def _write(
         with _explained(operation, "the exported file cannot be loaded, so none is left"):
             answer = load(str(file.name))
         for size in _BATCHES:
-            _compare(operation, classifier, answer, size)
+            _compare(operation, classifier, answer, size, seed)
 
 
 @torch.no_grad()
-def _compare(operation: str, classifier: Classifier, answer: Answer, size: int) -> None:
+def _compare(operation: str, classifier: Classifier, answer: Answer, size: int, seed: int) -> None:
     """Raise an InputError unless probabilities and labels for random images are the classifier's.
 
     A label may differ only where its probability is within the tolerance of the best.
     """
-    generator = torch.Generator().manual_seed(size)
+    generator = torch_generator(seed, "export", size)
     shape = classifier.image_shape
     brightness = torch.rand(size, shape[0], 1, 1, generator=generator)
     images = torch.rand(size, *shape, generator=generator) * brightness

@@ -188,7 +188,7 @@ def prepare(seed: int) -> None:
         ("export good.st --onnx many.csv", "many.csv exists already; give another --onnx"),
         ("export good.st --onnx new --torch no.st", "no.st exists already; give another --torch"),
         ("export good.st --onnx new --torch empty/../new", "must be two files; got new for both"),
-        ("export good.st --torch no.st/new", "cannot write to no.st/new"),
+        ("export good.st --onnx new --torch no.st/new", "cannot write to no.st/new"),
         ("export meta.st --torch new", "it is a meta-model"),
         ("export trans.st --torch new", "the classifier is transductive"),
         ("serve trans.st", "serve: the classifier is transductive"),

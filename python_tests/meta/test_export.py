@@ -197,7 +197,18 @@ def test_a_file_that_answers_otherwise_is_not_left(
     monkeypatch.setattr(classifier, "predict_proba", lambda images: ours(images)[:, :2])
     with pytest.raises(InputError, match=r"it answers \[1, 3\] instead of \[1, 2\]; no file"):
         classifier.export_torch(tmp_path / "pets.pt2")
-    monkeypatch.setattr(classifier, "predict_proba", ours)
+    asked: list[Tensor] = []
+
+    def noted(images: Tensor) -> Tensor:
+        asked.append(images)
+        return ours(images)
+
+    monkeypatch.setattr(classifier, "predict_proba", noted)
+    for number in (0, 1):
+        classifier.export_torch(tmp_path / "pets.pt2", seed=number)
+        (tmp_path / "pets.pt2").unlink()
+    assert [len(images) for images in asked] == [1, 7, 1, 7]
+    assert not torch.equal(asked[1], asked[3])
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines")
