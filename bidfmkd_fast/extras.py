@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import shlex
 
 from bidfmkd_fast.errors import InputError
@@ -12,10 +14,17 @@ EXTRAS = {
     "bench": ("matplotlib>=3.7",),
     "serve": ("starlette>=0.40", "uvicorn>=0.30"),
     "onnx": ("onnxruntime>=1.17",),
+    "export": ("onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.17"),
     "grpc": ("tritonclient[grpc]>=2.40",),
     "hub": ("huggingface_hub>=0.24",),
     "tensorboard": ("tensorboard>=2.14",),
 }
+
+
+def installed(extra: str) -> bool:
+    """Return True if Python finds every package of the extra; nothing is imported."""
+    names = [re.split(r"[^\w-]", package)[0] for package in EXTRAS[extra]]
+    return all(importlib.util.find_spec(name) is not None for name in names)
 
 
 def not_installed(operation: str, module: str | None, extra: str) -> InputError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bidfmkd_fast.extras import EXTRAS, not_installed
+from bidfmkd_fast.extras import EXTRAS, installed, not_installed
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +26,14 @@ def test_the_advice_names_the_packages_of_the_extra() -> None:
             "install",
             *packages,
         ]  # a shell hands over whole names
+
+
+def test_an_extra_is_installed_if_all_its_packages_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = ("pytest>=8", "numpy", "pip-with-a-name_that-is-not-there[all]>=1")
+    monkeypatch.setitem(EXTRAS, "made up", packages[:2])
+    assert installed("made up")
+    monkeypatch.setitem(EXTRAS, "made up", packages)
+    assert not installed("made up")
 
 
 def test_the_extras_are_those_of_the_project() -> None:

@@ -1,4 +1,4 @@
-"""Define the commands about a user's own classes: `adapt` makes a classifier, `predict` asks it."""
+"""Define the commands about a user's own classes: `adapt`, `predict` and `export`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.arguments import check_integer
-from bidfmkd_fast.cli.next_command import after_adapt
+from bidfmkd_fast.cli.next_command import after_adapt, after_predict, learned_inverted, source_of
 from bidfmkd_fast.cli.options import Command, add_seed
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import check_writable, write_exact
@@ -37,10 +37,13 @@ def adapt(options: Any) -> None:
     out = Path(options.out).expanduser()
     _refuse_existing("adapt", out)
     meta_model = RunFolder.open(options.run).meta_model()
+    invert = options.invert
+    if invert is None:
+        invert = learned_inverted(source_of(Path(options.run)))
     source = Path(options.pictures).expanduser()
     files, labels = labelled_files("adapt", source)
     with seeded(options.seed, "adapt"):
-        classifier = meta_model.adapt(files, labels)
+        classifier = meta_model.adapt(files, labels, invert=invert)
         check_writable(out)
         accuracy = classifier.score(files, labels)
     classifier.save(out)
@@ -51,6 +54,11 @@ def adapt(options: Any) -> None:
         f"{len(counts):,} classes, {len(files):,} pictures, "
         f"{100 * accuracy:.1f} % of these classified correctly; try pictures that it has not seen"
     )
+    if invert:
+        keep = (
+            "" if options.invert else ", as the run's were; --invert false keeps them as they are"
+        )
+        print(f"pictures are inverted{keep}")
     print(f"classifier: {out}")
     print(after_adapt(out, source if source.is_dir() else files[0]))
 
@@ -64,7 +72,8 @@ def predict(options: Any) -> None:
     out = None if options.out is None else Path(options.out).expanduser()
     if out is not None:
         _refuse_existing("predict", out)
-    classifier = Classifier.load(Path(options.classifier).expanduser())
+    path = Path(options.classifier).expanduser()
+    classifier = Classifier.load(path)
     check_integer("predict", "top", options.top, 1, len(classifier.classes_))
     files = list(
         dict.fromkeys(
@@ -90,6 +99,39 @@ def predict(options: Any) -> None:
     print(_table(rows, whole=out is None))
     if out is not None:
         print(f"\n{len(files):,} pictures in {out}")
+    if not classifier.transductive and (line := after_predict(path)):
+        print(line)
+
+
+def export(options: Any) -> None:
+    """Export the file that `bidfmkd adapt` wrote, for programs that do without this package: to
+    ONNX, to torch.export, or both. Nothing is sent anywhere: the file is written and tried on this
+    machine.
+    """
+    if options.onnx is None and options.torch is None:
+        raise InputError("export: give --onnx FILE.onnx, --torch FILE.pt2, or both")
+    onnx, torch = (
+        None if given is None else Path(given).expanduser()
+        for given in (options.onnx, options.torch)
+    )
+    for option, out in (("onnx", onnx), ("torch", torch)):
+        if out is not None:
+            _refuse_existing("export", out, option)
+    if onnx is not None and torch is not None and onnx.resolve() == torch.resolve():
+        raise InputError(f"export: --onnx and --torch must be two files; got {onnx} for both")
+    classifier = Classifier.load(Path(options.classifier).expanduser())
+    check_writable(*(out for out in (onnx, torch) if out is not None))  # both or neither
+    if onnx is not None:
+        classifier.export_onnx(onnx, seed=options.seed)
+        print(f"ONNX: {onnx}")
+    if torch is not None:
+        classifier.export_torch(torch, seed=options.seed)
+        print(f"torch.export: {torch}")
+    channels, height, width = classifier.image_shape
+    print(
+        f"images [N, {channels}, {height}, {width}] in [0, 1] -> probabilities of "
+        f"{len(classifier.classes_):,} classes; loaded again and equal to the classifier"
+    )
 
 
 def _predictions(classifier: Classifier, files: Sequence[Path], top: int) -> Iterator[list[str]]:
@@ -113,9 +155,9 @@ def _table(rows: Table, whole: bool = False) -> str:
     return f"{text_table(rows[: _MOST_ROWS + 1])}\nand {more:,} more"
 
 
-def _refuse_existing(command: str, out: Path) -> None:
+def _refuse_existing(command: str, out: Path, option: str = "out") -> None:
     if out.exists():
-        raise InputError(f"{command}: {out} exists already; give another --out or remove it")
+        raise InputError(f"{command}: {out} exists already; give another --{option} or remove it")
 
 
 def _add_adapt_options(parser: ArgumentParser, _: Sequence[str]) -> None:
@@ -127,6 +169,12 @@ def _add_adapt_options(parser: ArgumentParser, _: Sequence[str]) -> None:
         help="folder with a folder of pictures per class, or a CSV with the columns file,label",
     )
     parser.add_argument("--out", type=str, required=True, help="new file of the classifier")
+    parser.add_argument(
+        "--invert",
+        type=bool,
+        help="exchange black and white, here and in all pictures that are classified later; "
+        "default: true if the run learned from inverted images in all its data sets",
+    )
     add_seed(parser)
 
 
@@ -142,6 +190,15 @@ def _add_predict_options(parser: ArgumentParser, _: Sequence[str]) -> None:
     add_seed(parser)
 
 
+def _add_export_options(parser: ArgumentParser, _: Sequence[str]) -> None:
+    parser.add_argument("classifier", type=str, help="file that `bidfmkd adapt` wrote")
+    parser.add_argument("--onnx", type=str, help="new ONNX file, such as pets.onnx")
+    parser.add_argument(
+        "--torch", type=str, help="new file for torch.export.load, such as pets.pt2"
+    )
+    add_seed(parser)
+
+
 ADAPT = Command(
     adapt,
     _add_adapt_options,
@@ -152,4 +209,10 @@ PREDICT = Command(
     _add_predict_options,
     "bidfmkd predict pets.safetensors new --out labels.csv",
     positional="classifier pictures",
+)
+EXPORT = Command(
+    export,
+    _add_export_options,
+    "bidfmkd export pets.safetensors --onnx pets.onnx",
+    positional="classifier",
 )

@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {  # in the order of `bidfmkd --help`
     "evaluate": runs.EVALUATE,
     "adapt": classifiers.ADAPT,
     "predict": classifiers.PREDICT,
+    "export": classifiers.EXPORT,
     "recover": apis.RECOVER,
     "probe": apis.PROBE,
     "bench": tools.BENCH,

@@ -6,6 +6,7 @@ in `source.yaml` which images they came from.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from bidfmkd_fast.data import Dataset, load_dataset
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.extras import installed
 from bidfmkd_fast.files.atomic import write_exact
 from bidfmkd_fast.files.yaml_files import dump_yaml, read_mapping, shortly
 from bidfmkd_fast.secrets import scrubbed
@@ -47,12 +49,30 @@ def files_of(datasets: Sequence[Dataset], given: Sequence[str]) -> dict[str, str
     }
 
 
+def learned_inverted(source: dict[str, Any]) -> bool:
+    """Return True if a run learned from inverted images in all the data sets of its source.
+
+    Raises:
+        InputError: the source is damaged.
+    """
+    known = _known_data_sets(source)
+    return bool(known) and all(entry["inverted"] is True for entry in known)
+
+
 def datasets_of(source: dict[str, Any]) -> list[Dataset]:
     """Load the data sets that a run's source names.
 
     Raises:
         InputError: the source is damaged, or a data set cannot be loaded.
     """
+    return [
+        load_dataset(entry.get("file", entry["name"]), invert=entry["inverted"])
+        for entry in _known_data_sets(source)
+    ]
+
+
+def _known_data_sets(source: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a run's source says of each data set: its name, and whether it was inverted."""
     known = source.get("data_sets", [])
     if not isinstance(known, list) or not all(
         isinstance(entry, dict) and {"name", "inverted"} <= set(entry) for entry in known
@@ -60,9 +80,7 @@ def datasets_of(source: dict[str, Any]) -> list[Dataset]:
         raise InputError(
             f"source: data_sets must list mappings with name and inverted; got {shortly(known)}"
         )
-    return [
-        load_dataset(entry.get("file", entry["name"]), invert=entry["inverted"]) for entry in known
-    ]
+    return known
 
 
 def after_convert(dataset: Dataset, path: Path) -> str:
@@ -112,6 +130,18 @@ def after_run(folder: Path) -> str:
 def after_adapt(classifier: Path, pictures: Path) -> str:
     """Return the line after an adaptation: how to classify pictures, here those of the support."""
     return "next: " + shlex.join(["bidfmkd", "predict", str(classifier), str(pictures)])
+
+
+def after_predict(classifier: Path) -> str:
+    """Return the line after pictures were classified: how to export the classifier.
+
+    It is empty where that command would fail, since a package is missing, the file exists already,
+    or its folder cannot be written to.
+    """
+    out = classifier.with_suffix(".onnx")
+    if not installed("export") or out.exists() or not os.access(out.parent, os.W_OK):
+        return ""
+    return "next: " + shlex.join(["bidfmkd", "export", str(classifier), "--onnx", str(out)])
 
 
 def _evaluation(folder: Path, datasets: Sequence[Dataset]) -> list[str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidfmkd_fast.black_box import APISpec, BlackBox, TorchBlackBox
 from bidfmkd_fast.cli.next_command import after_pool, files_of, write_source
 from bidfmkd_fast.cli.options import Command, add_out, add_seed, out_folder
 from bidfmkd_fast.data import Dataset, load_dataset
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta import Classifier
+from bidfmkd_fast.meta.deployed import check_steady
 from bidfmkd_fast.pools import Pool, load_pool, train_pool
 from bidfmkd_fast.pools.api_training import ARCHITECTURES
 from bidfmkd_fast.runtime.signals import Terminated
@@ -106,13 +110,15 @@ def _add_pool_options(parser: ArgumentParser, _: Sequence[str]) -> None:
 
 
 def serve(options: Any) -> None:
-    """Serve every API of a pool over the Open Inference Protocol v2 on 127.0.0.1, with faults on
-    demand.
+    """Serve every API of a pool, or the classifier that `bidfmkd adapt` wrote, over the Open
+    Inference Protocol v2 on 127.0.0.1, with faults on demand.
     """
     # Starlette and uvicorn are an extra, which the other commands do without.
     from bidfmkd_fast.serving.server import Service, serve_until_interrupted
 
-    apis = load_pool(options.pool)
+    path = Path(options.pool).expanduser()
+    is_classifier = path.is_file() and path.suffix not in (".yaml", ".yml")
+    apis = [_classifier_api(path)] if is_classifier else load_pool(path)
     common = Behaviour(**options.config)
     behaviours = behaviours_of([api.name for api in apis], common, options.per_model)
     service = Service(apis, behaviours, options.seed)
@@ -126,9 +132,23 @@ def serve(options: Any) -> None:
             raise  # Ctrl-C is the usual way to end a server and no failure; SIGTERM keeps its code
 
 
+def _classifier_api(path: Path) -> BlackBox:
+    """Return the classifier in a file as an API of probabilities, named by the stem of the file."""
+    classifier = Classifier.load(path)
+    check_steady("serve", classifier)
+    spec = APISpec(
+        len(classifier.classes_),
+        classifier.image_shape,
+        scores_kind="probabilities",
+        class_names=tuple(map(str, classifier.classes_)),
+        name=path.stem,
+    )
+    return TorchBlackBox(classifier.as_module(), spec)
+
+
 def _add_serve_options(parser: ArgumentParser, _: Sequence[str]) -> None:
     add_seed(parser)
-    parser.add_argument("pool", type=str, help="folder of a trained pool")
+    parser.add_argument("pool", type=str, help="folder of a pool, or a file of `bidfmkd adapt`")
     parser.add_argument(
         "--port", type=int, default=8000, help="port of 127.0.0.1; no other address is served"
     )

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.atomic import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import failures_explained
+from bidfmkd_fast.meta.deployed import DeployedClassifier, check_steady
+from bidfmkd_fast.meta.export import export_onnx, export_torch
+from bidfmkd_fast.meta.fixed_statistics import keep_statistics
 from bidfmkd_fast.meta.labels import Classes, label_values
 from bidfmkd_fast.meta.model_images import Shape, images_of
 from bidfmkd_fast.models import build_model, model_arguments, model_summary
 
-FORMAT = 1  # of the files that `Classifier.save` writes
+FORMAT = 2  # of the files that `Classifier.save` writes; format 1 lacks the key "invert"
 _METADATA_KEY = "bidfmkd_classifier"
 META_MODEL_KEY = "bidfmkd_meta_model"  # of the files that `MetaModel.save` writes
 _BATCH = 256  # images that a classifier with fixed statistics runs at once
@@ -36,6 +39,8 @@ class Classifier:
         image_shape: (C, H, W) of the images that the module takes.
         transductive: whether batch norm uses the statistics of the images that are classified
             together, so that the answer for one image depends on the others.
+        invert: whether images are inverted before the module sees them, as its training images
+            were.
 
     Attributes:
         classes_: the labels of the support set, sorted and unique: a NumPy array of int64 or text,
@@ -43,12 +48,19 @@ class Classifier:
     """
 
     def __init__(
-        self, module: nn.Module, classes: Classes, image_shape: Shape, *, transductive: bool = False
+        self,
+        module: nn.Module,
+        classes: Classes,
+        image_shape: Shape,
+        *,
+        transductive: bool = False,
+        invert: bool = False,
     ) -> None:
         self.module = module
         self.classes_ = classes.names
         self.image_shape = image_shape
         self.transductive = transductive
+        self.invert = invert
         self._classes = classes
 
     @torch.no_grad()
@@ -62,7 +74,7 @@ class Classifier:
         Raises:
             InputError: images of another form, or values below -0.5 or above 1.5.
         """
-        batch = images_of("scores", images, self.module, self.image_shape)
+        batch = images_of("scores", images, self.module, self.image_shape, invert=self.invert)
         with failures_explained("scores", batch):
             if self.transductive:
                 return self.module(batch)
@@ -123,6 +135,44 @@ class Classifier:
             return scores
         return scores[:, self._classes.outputs.to(scores.device)]
 
+    def as_module(self) -> nn.Module:
+        """Return a module from images `[N, C, H, W]` of `image_shape`, float in unit range, to the
+        probabilities `[N, n_classes]` of `predict_proba`.
+
+        The module shares its weights with the classifier.
+
+        Raises:
+            InputError: the classifier is transductive.
+        """
+        check_steady("Classifier.as_module", self)
+        outputs = self._classes.outputs.to(next(self.module.parameters()).device)
+        return DeployedClassifier(self.module, outputs, self.invert).eval()
+
+    def export_onnx(self, path: str | Path, *, seed: int = 0) -> None:
+        """Write the new ONNX file `path`, and its folder if there is none; extra `export`.
+
+        Its input `images` is float32 `[N, C, H, W]` of `image_shape`, values 0 to 1, for any N, and
+        its output `probabilities` is float32 `[N, n_classes]` in the order of `classes_`. The
+        metadata `bidfmkd_classifier.json` holds class names and image form, `description.txt` the
+        same in words. The file is compared with the classifier before it gets its name: on random
+        images (`seed`), in batches of 1 and 7, probabilities must agree within 1e-4.
+
+        Raises:
+            InputError: the classifier is transductive, a package is missing, `path` exists or
+                cannot be written, the module cannot be exported, or the file answers otherwise.
+        """
+        export_onnx(self, Path(path), seed)
+
+    def export_torch(self, path: str | Path, *, seed: int = 0) -> None:
+        """Write the new file `path` for `torch.export.load`, otherwise as `export_onnx` does.
+
+        `bidfmkd_classifier.json` and `description.txt` are among its extra files.
+
+        Raises:
+            InputError: as for `export_onnx`, but no package beside torch is needed.
+        """
+        export_torch(self, Path(path), seed)
+
     def save(self, path: str | Path) -> None:
         """Write the safetensors file `path`, and its folder if there is none.
 
@@ -147,6 +197,7 @@ class Classifier:
             "labels_as_tensor": self._classes.as_tensor,
             "image_shape": list(self.image_shape),
             "transductive": self.transductive,
+            "invert": self.invert,
             "architecture": architecture,
         }
         write_tensors(Path(path), self.module.state_dict(), {_METADATA_KEY: json.dumps(about)})
@@ -175,10 +226,10 @@ class Classifier:
             version = about["format"]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{operation}: {path} is damaged: {error!r}") from None
-        if version != FORMAT:
+        if version not in range(1, FORMAT + 1):
             raise InputError(
                 f"{operation}: {path} has format {version!r}, and this version of bidfmkd_fast "
-                f"reads format {FORMAT}; install the version that wrote it, or adapt again"
+                f"reads formats 1 to {FORMAT}; install the version that wrote it, or adapt again"
             )
         if spoilt := [name for name, value in state.items() if value.isnan().any()]:
             raise InputError(f"{operation}: {path} holds NaN in {', '.join(spoilt)}")
@@ -206,7 +257,8 @@ class Classifier:
         if len(shape) != 3 or np.any(np.unique(names) != names):
             raise ValueError("image_shape must have three numbers, and classes must be sorted")
         classes = Classes(names, outputs, bool(about["labels_as_tensor"]))
-        return cls(module, classes, shape, transductive=bool(about["transductive"]))
+        transductive, invert = bool(about["transductive"]), bool(about.get("invert", False))
+        return cls(module, classes, shape, transductive=transductive, invert=invert)
 
     def __repr__(self) -> str:
         return f"Classifier({model_summary(self.module)})"
@@ -228,28 +280,3 @@ def with_labels(operation: str, images: object, labels: object) -> tuple[object,
             "a folder of pictures per class"
         )
     return labelled_files(operation, Path(images).expanduser())
-
-
-def fix_statistics(module: nn.Module, images: Tensor) -> None:
-    """Put `module` into `eval()` with the batch-norm statistics of `images` `[N, C, H, W]`."""
-    module.eval()
-    for layer in keep_statistics(module):
-        layer.momentum = 1.0
-        layer.train()
-    with torch.no_grad():
-        module(images)
-    module.eval()
-
-
-def keep_statistics(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Give each batch norm of `module` running statistics; return these layers."""
-    layers = [
-        layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    ]
-    like = next(module.parameters())
-    for layer in layers:
-        layer.running_mean = like.new_zeros(layer.num_features)
-        layer.running_var = like.new_ones(layer.num_features)
-        layer.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=like.device)
-        layer.track_running_stats = True
-    return layers

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.atomic import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import check_device, failures_explained
-from bidfmkd_fast.meta.classifier import META_MODEL_KEY, Classifier, fix_statistics, with_labels
+from bidfmkd_fast.meta.classifier import META_MODEL_KEY, Classifier, with_labels
+from bidfmkd_fast.meta.fixed_statistics import fix_statistics
 from bidfmkd_fast.meta.hub import find_weights, push, save_folder
 from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters, cross_entropy_with
 from bidfmkd_fast.meta.labels import number_classes
@@ -72,6 +73,7 @@ class MetaModel:
         learning_rate: float | None = None,
         *,
         transductive: bool = False,
+        invert: bool = False,
     ) -> Classifier:
         """Return a classifier for the task of the given support set.
 
@@ -100,6 +102,9 @@ class MetaModel:
                 do, and as `evaluate` does by default: batch norm uses the statistics of the images
                 that are classified together. The answer for one image then depends on the others
                 of its batch, and is poor for a batch of one.
+            invert: True exchanges black and white in these images and in all that the classifier
+                is asked about. Use it where the module learned from inverted images
+                (`load_dataset(..., invert=True)`) and the pictures are not inverted themselves.
 
         Raises:
             InputError: images or labels of the wrong rank, length, range or device, a file that is
@@ -110,7 +115,7 @@ class MetaModel:
         if isinstance(labels, Tensor):
             check_device(labels, self.module)
         classes, targets = number_classes("adapt", labels)
-        support = images_of("adapt", images, self.module)
+        support = images_of("adapt", images, self.module, invert=invert)
         if len(targets) != len(support):
             raise InputError(
                 f"adapt: labels must be [N] with N = {len(support)}, one per image; got "
@@ -132,7 +137,7 @@ class MetaModel:
             if not transductive:
                 fix_statistics(module, support)
         shape = module_shape(module) or (support.shape[1], support.shape[2], support.shape[3])
-        return Classifier(module, classes, shape, transductive=transductive)
+        return Classifier(module, classes, shape, transductive=transductive, invert=invert)
 
     def for_classes(self, operation: str, n_classes: int, images: Tensor) -> MetaModel:
         """Return the meta-model for tasks of `n_classes` classes; `images` are some that it takes.

@@ -24,7 +24,12 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights with which Pillow mak
 
 
 def images_of(
-    operation: str, pictures: object, module: nn.Module, image_shape: Shape | None = None
+    operation: str,
+    pictures: object,
+    module: nn.Module,
+    image_shape: Shape | None = None,
+    *,
+    invert: bool = False,
 ) -> Tensor:
     """Return pictures as images `[N, C, H, W]` in unit range, of the module's type and device.
 
@@ -36,6 +41,7 @@ def images_of(
         module: the module. One that `models.build_model` makes decides the shape of the images.
         image_shape: (C, H, W) to which pictures are brought for any other module; None keeps
             theirs. Float tensors for such a module are always passed on as they are.
+        invert: whether the images are inverted at the end (`inverted`).
 
     Raises:
         InputError: pictures of another form or range; `InputTypeError` if they are of another type.
@@ -58,7 +64,12 @@ def images_of(
         images = _of_others(operation, pictures, known or image_shape, parameter)
     check_images(operation, "images", images, module)
     assert isinstance(images, Tensor)
-    return images
+    return inverted(images) if invert else images
+
+
+def inverted(images: Tensor) -> Tensor:
+    """Return images in unit range with black and white exchanged, as `load_dataset` inverts."""
+    return 1 - images
 
 
 def module_shape(module: nn.Module) -> Shape | None:

@@ -6,6 +6,7 @@ Everything that is asked and answered is counted.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -179,7 +180,16 @@ class _Model:
             "max_batch_size": most,
             "input": [self._input.config(batched=most > 0)],
             "output": [output.config(batched=most > 0) for output in self._outputs],
+            "parameters": {name: {"string_value": text} for name, text in self._about().items()},
         }
+
+    def _about(self) -> dict[str, str]:
+        """Return what the protocol has no place for, as parameters of Triton's configuration."""
+        spec = self._api.spec
+        about = {"class_names": json.dumps(spec.class_names)} if spec.class_names else {}
+        if self._behaviour.top_k is None:
+            about["scores_kind"] = self._behaviour.scores_kind or spec.returned_kind
+        return about
 
     def statistics(self) -> dict[str, Any]:
         """Return the counts of the model, as `Service.statistics` describes them."""

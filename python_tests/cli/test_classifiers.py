@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
+import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from safetensors.torch import save_file
 
 import bidfmkd_fast as bf
 from bidfmkd_fast.cli.main import main
+from bidfmkd_fast.extras import EXTRAS, installed
 from bidfmkd_fast.training.run_folder import RunFolder
 
 RUN = Path(__file__).parent.parent / "old_folders" / "run"  # images of 1x28x28
@@ -57,7 +61,16 @@ def test_from_a_folder_per_class_to_labels(seed: int, capsys: pytest.CaptureFixt
     assert "3 classes, 15 pictures" in output and "left          5" in output
     command = shlex.split(output.splitlines()[-1].removeprefix("next: bidfmkd "))
     assert main(command) == 0
-    assert capsys.readouterr().out.count("support/left/") == 5
+    output = capsys.readouterr().out
+    assert output.count("support/left/") == 5
+    if installed("export"):  # else nothing follows
+        command = shlex.split(output.splitlines()[-1].removeprefix("next: bidfmkd "))
+        assert command == ["export", "c.st", "--onnx", "c.onnx"]
+        assert main(command) == 0
+        assert "ONNX: c.onnx\nimages [N, 1, 28, 28] in [0, 1] -> " in capsys.readouterr().out
+        assert bf.OnnxBlackBox("c.onnx").spec.n_classes == 3
+        assert main(["predict", "c.st", "support"]) == 0
+    assert "next: " not in capsys.readouterr().out
 
     # Compare with Pillow's pixels, by hand, and the library.
     def images(files: list[Path]) -> torch.Tensor:
@@ -116,6 +129,8 @@ def prepare(seed: int) -> None:
     """Make a good classifier, and sources that are bad in one way each."""
     write("support", seed, 2)
     assert main(["adapt", "--run", str(RUN), "--pictures", "support", "--out", "good.st"]) == 0
+    transductive = RunFolder.open(RUN).meta_model().adapt("support", transductive=True)
+    transductive.save("trans.st")
     picture = Path("support/up/0.png").read_bytes()
     for file, content in {
         "single/cat/1.png": picture,
@@ -168,6 +183,17 @@ def prepare(seed: int) -> None:
         ("predict good.st support --out many.csv", "many.csv exists already"),
         ("predict good.st", "the following arguments are required: PICTURES"),
         ("predict", "the following arguments are required: CLASSIFIER"),
+        ("export", "the following arguments are required: CLASSIFIER"),
+        ("export good.st", "give --onnx FILE.onnx, --torch FILE.pt2, or both"),
+        ("export good.st --onnx many.csv", "many.csv exists already; give another --onnx"),
+        ("export good.st --onnx new --torch no.st", "no.st exists already; give another --torch"),
+        ("export good.st --onnx new --torch empty/../new", "must be two files; got new for both"),
+        ("export good.st --onnx new --torch no.st/new", "cannot write to no.st/new"),
+        ("export meta.st --torch new", "it is a meta-model"),
+        ("export trans.st --torch new", "the classifier is transductive"),
+        ("serve trans.st", "serve: the classifier is transductive"),
+        ("serve no.st", "no.st is no saved classifier"),
+        ("serve nowhere.st", "there is no pool list nowhere.st"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -187,13 +213,104 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert {file: file.read_bytes() for file in Path().rglob("*") if file.is_file()} == before
 
 
-@pytest.mark.parametrize("command", ["adapt", "predict"])
+@pytest.mark.parametrize("command", ["adapt", "predict", "export"])
 def test_the_help_says_that_nothing_is_sent(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert "Nothing is sent anywhere" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("inverted", "option", "wanted"),
+    [
+        ([True, True], [], True),
+        ([True], ["--invert", "false"], False),
+        ([True, False], [], False),
+        ([], [], False),
+        ([False], ["--invert", "true"], True),
+    ],
+)
+def test_pictures_are_inverted_as_those_of_the_run_were(
+    inverted: list[bool],
+    option: list[str],
+    wanted: bool,
+    seed: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(RUN, "run")
+    sets = [{"name": f"set {n}", "inverted": flag} for n, flag in enumerate(inverted)]
+    Path("run/source.yaml").write_text(json.dumps({"data_sets": sets}))
+    write("support", seed, 2)
+    command = ["adapt", "--run", "run", "--pictures", "support", "--out", "c.st", *option]
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    assert ("pictures are inverted" in output) is wanted
+    assert ("--invert false keeps them" in output) is (wanted and not option)
+    assert bf.Classifier.load("c.st").invert is wanted
+    assert main(["predict", "c.st", "support", "--out", "labels.csv"]) == 0
+    model = RunFolder.open(RUN).meta_model()
+    labels = model.adapt("support", invert=wanted).predict("support").tolist()
+    assert [row[1] for row in rows("labels.csv")[1:]] == labels
+
+
+def test_export_is_named_only_where_it_would_run(
+    seed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("support", seed, 2)
+    assert main(["adapt", "--run", str(RUN), "--pictures", "support", "--out", "c.st"]) == 0
+    monkeypatch.setitem(EXTRAS, "export", ("no_such_package>=1",))
+    capsys.readouterr()
+    assert main(["predict", "c.st", "support"]) == 0
+    assert "next: " not in capsys.readouterr().out
+    assert main(["export", "c.st", "--torch", "c.pt2"]) == 0
+    assert capsys.readouterr().out.startswith("torch.export: c.pt2\nimages [N, 1, 28, 28] in")
+    images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
+    got = torch.export.load("c.pt2").module()(images)
+    torch.testing.assert_close(
+        got, bf.Classifier.load("c.st").predict_proba(images), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.filterwarnings("ignore::bidfmkd_fast.errors.ServiceWarning")
+def test_a_classifier_is_served_and_learned_from(
+    seed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = pytest.importorskip("bidfmkd_fast.serving.server")
+    write("support", seed, 4)
+    classifier = RunFolder.open(RUN).meta_model().adapt("support", invert=True)
+    classifier.save("my pets é.st")
+    served = []
+    monkeypatch.setattr(
+        server, "serve_until_interrupted", lambda service, *_, **__: served.append(service)
+    )
+    assert main(["serve", "my pets é.st"]) == 0
+    with server.running(served[0]) as url:
+        api = bf.RemoteBlackBox(url, "my pets é")
+        assert api.spec.scores_kind == "probabilities"
+        images = torch.rand(9, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(api(images), classifier.predict_proba(images), rtol=0, atol=1e-5)
+        with urllib.request.urlopen(f"{url}/v2/models/{quote('my pets é')}/config") as answer:
+            names = json.load(answer)["parameters"]["class_names"]["string_value"]
+        assert json.loads(names) == sorted(NAMES)
+        assert main(["probe", "--url", url, "--model", "my pets é"]) == 0
+        assert "my pets é" in capsys.readouterr().out
+        survey = bf.SurveyConfig(n_images=20, epochs=1)
+        config = bf.TrainConfig(survey=survey, recovery=bf.RecoveryConfig(steps=0))
+        run = bf.BiDfMKD([api], config=config).fit(progress=False)
+        assert run.meta_model.adapt("support").predict("support").shape == (12,)
+        assert api.ledger.queries >= 20
+
+
+def test_a_damaged_source_is_one_line(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(RUN, "run")
+    Path("run/source.yaml").write_text("data_sets: [omniglot]\n")
+    write("support", seed, 2)
+    assert main(["adapt", "--run", "run", "--pictures", "support", "--out", "c.st"]) == 2
+    error = capsys.readouterr().err
+    assert "data_sets must list mappings with name and inverted" in error
+    assert error.count("\n") == 1 and not Path("c.st").exists()
 
 
 def test_a_transductive_classifier_sees_all_pictures_together(

@@ -280,6 +280,39 @@ def test_a_saved_classifier_comes_back(
         assert again.read_bytes() == file.read_bytes()
 
 
+def test_inverted_pictures_are_inverted_everywhere(seed: int, tmp_path: Path) -> None:
+    """Compare with images that are inverted beforehand."""
+    images, labels = pictures(seed, 5, 16, 16)
+    new, _ = pictures(seed + 1, 5, 16, 16)
+    model = meta_model(seed)
+
+    def by_hand(pixels: np.ndarray) -> Tensor:
+        return 1 - torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 255
+
+    classifier = model.adapt(images, labels, invert=True)
+    wanted = model.adapt(by_hand(images), labels)
+    assert classifier.invert is True and wanted.invert is False
+    classifier.save(tmp_path / "c.safetensors")
+    for asked in (classifier, bf.Classifier.load(tmp_path / "c.safetensors")):
+        probabilities = asked.predict_proba(new)
+        assert torch.equal(probabilities, wanted.predict_proba(by_hand(new)))
+        assert not torch.allclose(probabilities, wanted.predict_proba(new), atol=1e-2)
+
+
+def test_a_file_of_format_1_does_not_invert(seed: int, tmp_path: Path) -> None:
+    images, labels = pictures(seed)
+    file = tmp_path / "c.safetensors"
+    classifier = meta_model(seed).adapt(images, labels)
+    classifier.save(file)
+    with safe_open(file, framework="pt") as opened:
+        held = json.loads(opened.metadata()["bidfmkd_classifier"])
+    assert held.pop("invert") is False and held.pop("format") == 2
+    save_file(load_file(file), file, {"bidfmkd_classifier": json.dumps(held | {"format": 1})})
+    loaded = bf.Classifier.load(file)
+    assert loaded.invert is False
+    assert torch.equal(loaded.scores(images), classifier.scores(images))
+
+
 def test_files_that_are_no_classifier_are_refused(seed: int, tmp_path: Path) -> None:
     images, labels = pictures(seed)
     model = meta_model(seed)
@@ -307,7 +340,7 @@ def test_files_that_are_no_classifier_are_refused(seed: int, tmp_path: Path) -> 
     other.write_bytes(content)
     refused("does not match its checksum")
     for change, message in (
-        ({"format": 2}, "has format 2, and this version of bidfmkd_fast reads format 1"),
+        ({"format": 3}, "has format 3, and this version of bidfmkd_fast reads formats 1 to 2"),
         ({"classes": ["ant"]}, "is damaged"),
         ({"classes": ["cat", "bee", "ant"]}, "is damaged: .*sorted"),
         ({"classes": [0.5, 1, 2]}, "is damaged"),

@@ -148,6 +148,9 @@ def test_health_metadata_and_configuration(seed: int) -> None:
         assert config["input"] == [
             {"name": "images", "data_type": "TYPE_FP32", "dims": list(SHAPE)}
         ]
+        assert config["parameters"] == {}  # top_k names no kind
+        config = get("/v2/models/b/config")
+        assert config["parameters"] == {"scores_kind": {"string_value": "logits"}}
         assert (
             get("/v2/models/b/config")["max_batch_size"] == 0
         )  # Triton's word for no batch dimension of its own

@@ -18,6 +18,7 @@ import numpy as np
 from bidfmkd_fast.black_box.remote.reading import reading, short, shown
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import BadAnswer, InputError
+from bidfmkd_fast.ops.scores import SCORES_KINDS
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 Array = np.ndarray[Any, Any]
@@ -46,6 +47,7 @@ class V2Model:
         input_name, datatype, shape: name, datatype and shape of the only input.
         outputs: `(name, datatype, shape)` of each output.
         max_batch: most images per request; None if the server states none.
+        scores_kind: kind of the scores, if the server states one that the package knows.
     """
 
     input_name: str
@@ -53,12 +55,14 @@ class V2Model:
     shape: tuple[int, ...]
     outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     max_batch: int | None
+    scores_kind: str | None = None
 
     @classmethod
     def read(cls, name: str, metadata: Any, config: Any) -> V2Model:
         """Read a model's metadata and, if the server has it, its configuration.
 
-        Only the `max_batch_size` of Triton is taken from the configuration.
+        From the configuration of Triton only `max_batch_size` is taken, and the parameter
+        `scores_kind`, which `bidfmkd serve` sets.
 
         Raises:
             BadAnswer: the metadata are not those of a model.
@@ -75,7 +79,7 @@ class V2Model:
             raise ServerMismatch(
                 f"{name}: the model must take one input, the images; it takes {len(inputs)}"
             )
-        return cls(*inputs[0], tuple(outputs), limit or None)
+        return cls(*inputs[0], tuple(outputs), limit or None, _scores_kind(config))
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
@@ -86,6 +90,8 @@ class V2Model:
     def fields(self) -> dict[str, Any]:
         """Return the fields of an `APISpec` that follow from the metadata."""
         fields: dict[str, Any] = {"max_batch": self.max_batch} if self.max_batch else {}
+        if self.scores_kind is not None:
+            fields["scores_kind"] = self.scores_kind
         if self.datatype == "UINT8":
             fields["dtype"] = "uint8"
         if self.image_shape is not None and self.datatype != "BYTES":
@@ -237,6 +243,15 @@ def per_image(values: Array) -> Array:
     """Return an output as `[N, n]` if only one of its axes after the first is longer than 1."""
     wide = [size for size in values.shape[1:] if size != 1]
     return values.reshape(len(values), *wide) if values.ndim > 2 and len(wide) == 1 else values
+
+
+def _scores_kind(config: Any) -> str | None:
+    """Return the parameter `scores_kind` of a configuration; None for one that says nothing."""
+    try:
+        kind = config["parameters"]["scores_kind"]["string_value"]
+    except (KeyError, TypeError):
+        return None
+    return kind if kind in SCORES_KINDS else None
 
 
 def _described(tensor: Any) -> tuple[str, str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bidfmkd_fast.black_box import APISpec, Budget, RemoteBlackBox
+from bidfmkd_fast.black_box.remote.v2_messages import V2Model
 from bidfmkd_fast.errors import (
     APIUnavailable,
     BadAnswer,
@@ -455,3 +456,23 @@ def test_a_model_of_two_labels_is_refused_before_it_is_asked(server: Any) -> Non
     with pytest.raises(InputError, match="must have one output of labels"):
         RemoteBlackBox(server.url, "m", spec, **QUICK)(images_of(3, 0))
     assert server.posts == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kind"),
+    [
+        ({"scores_kind": {"string_value": "probabilities"}}, "probabilities"),
+        ({"scores_kind": {"string_value": "labels"}}, None),
+        ({"scores_kind": {"string_value": ["logits"]}}, None),
+        ({"scores_kind": "logits"}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_a_kind_of_scores_in_the_configuration(parameters: object, kind: str | None) -> None:
+    """Check that a known kind is read, and that what other servers put there does no harm."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 3]}
+    metadata = {"inputs": [tensor | {"shape": [-1, 1, 4, 4]}], "outputs": [tensor]}
+    model = V2Model.read("m", metadata, {"parameters": parameters})
+    assert model.scores_kind == kind
+    assert model.fields().get("scores_kind") == kind
