@@ -91,9 +91,9 @@ def add_caps(parser: ArgumentParser) -> None:
     )
 
 
-def add_pool_and_device(parser: ArgumentParser) -> None:
+def add_pool_and_device(parser: ArgumentParser, *, required: bool = True) -> None:
     """Add `--pool` and `--device` for a command that learns from the APIs of a pool."""
-    parser.add_argument("--pool", type=str, required=True, help="folder of a pool")
+    parser.add_argument("--pool", type=str, required=required, help="folder of a pool")
     parser.add_argument(
         "--device", type=str, default="cpu", help="device of generator and meta-model"
     )

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from bidfmkd_fast.black_box import APISpec, BlackBox, TorchBlackBox
 from bidfmkd_fast.cli.next_command import after_pool, files_of, write_source
 from bidfmkd_fast.cli.options import Command, add_out, add_seed, out_folder
+from bidfmkd_fast.cli.services import add_services, print_found, services_of
 from bidfmkd_fast.data import Dataset, load_dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta import Classifier
 from bidfmkd_fast.meta.deployed import check_steady
-from bidfmkd_fast.pools import Pool, load_pool, train_pool
+from bidfmkd_fast.pools import Pool, Services, load_pool, pool_from_services, train_pool
 from bidfmkd_fast.pools.api_training import ARCHITECTURES
+from bidfmkd_fast.pools.pool import LIST
 from bidfmkd_fast.runtime.signals import Terminated
 from bidfmkd_fast.serving import Behaviour, behaviours_of
 from bidfmkd_fast.training.tables import text_table
@@ -23,10 +25,28 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 
+# The options of `pool` about training, with their defaults. The seed is not listed: it may be given
+# to any command.
+_TRAINING: dict[str, Any] = {
+    "scenario": "ss",
+    "dataset": ["glyphs"],
+    "invert": [False],
+    "n_apis": 20,
+    "n_way": 5,
+    "width": 32,
+    "resnet_width": 64,
+    "epochs": 30,
+}
+
+
 def pool(options: Any) -> None:
     """Train a pool of APIs on random class subsets: one data set and architecture (ss), mixed
-    (sh), both mixed (mh).
+    (sh), both mixed (mh); or list the models of prediction services (--from-services).
     """
+    services = services_of(options, "--from-services")
+    if services is not None:
+        _list_services(services, options)
+        return
     datasets = load_datasets(options.dataset, options.invert)
     trained = train_pool(
         datasets,
@@ -50,6 +70,17 @@ def pool(options: Any) -> None:
     if len(rows) > 2:  # the header and two kinds
         print(f"\n{text_table(rows)}\n")
     print(after_pool(trained.folder))
+
+
+def _list_services(services: Services, options: Any) -> None:
+    """Write the pool of `services`, and print what it holds and what to do next."""
+    if given := [name for name, default in _TRAINING.items() if options[name] != default]:
+        raise InputError(
+            f"--{given[0].replace('_', '-')} is about training APIs; --from-services trains none"
+        )
+    folder = out_folder(options, "pool")
+    print_found(pool_from_services(services, folder))
+    print(f'look at the lines of {folder / LIST} that say "check"\n{after_pool(folder)}')
 
 
 def load_datasets(names: Sequence[str], inverted: Sequence[bool]) -> list[Dataset]:
@@ -83,30 +114,42 @@ def _add_pool_options(parser: ArgumentParser, _: Sequence[str]) -> None:
     parser.add_argument(
         "--scenario",
         choices=tuple(ARCHITECTURES),
-        default="ss",
+        default=_TRAINING["scenario"],
         help="ss: one data set and architecture; sh: mixed architectures; mh: both mixed",
     )
     parser.add_argument(
         "--dataset",
         type=str,
         nargs="+",
-        default=["glyphs"],
+        default=_TRAINING["dataset"],
         help="glyphs, a name in $BIDFMKD_DATA, or a path to an .npz; several for mh",
     )
     parser.add_argument(
         "--invert",
         type=bool,
         nargs="+",
-        default=[False],
+        default=_TRAINING["invert"],
         help="use 255 minus the pixels (for black on white); one for all data sets, or one each",
     )
-    parser.add_argument("--n-apis", type=int, default=20, help="APIs to train")
-    parser.add_argument("--n-way", type=int, default=5, help="classes per API")
-    parser.add_argument("--width", type=int, default=32, help="filters of the Conv4")
+    parser.add_argument("--n-apis", type=int, default=_TRAINING["n_apis"], help="APIs to train")
+    parser.add_argument("--n-way", type=int, default=_TRAINING["n_way"], help="classes per API")
     parser.add_argument(
-        "--resnet-width", type=int, default=64, help="channels of a ResNet's first stage"
+        "--width", type=int, default=_TRAINING["width"], help="filters of the Conv4"
     )
-    parser.add_argument("--epochs", type=int, default=30, help="passes over an API's images")
+    parser.add_argument(
+        "--resnet-width",
+        type=int,
+        default=_TRAINING["resnet_width"],
+        help="channels of a ResNet's first stage",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=_TRAINING["epochs"], help="passes over an API's images"
+    )
+    add_services(
+        parser,
+        "--from-services",
+        "train nothing; list the models of these servers of the Open Inference Protocol v2",
+    )
 
 
 def serve(options: Any) -> None:

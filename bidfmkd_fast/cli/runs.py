@@ -22,12 +22,16 @@ from bidfmkd_fast.cli.options import (
 )
 from bidfmkd_fast.cli.plan_text import print_plan
 from bidfmkd_fast.cli.pools import load_datasets
+from bidfmkd_fast.cli.services import add_services, print_found, services_of
 from bidfmkd_fast.data import SPLITS, Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import check_writable
 from bidfmkd_fast.files.folder_lock import check_free
 from bidfmkd_fast.meta import MetaModel
-from bidfmkd_fast.pools import load_pool, read_pool
+from bidfmkd_fast.pools import Services, find_services, load_pool, read_pool
+from bidfmkd_fast.pools.pool import LIST, boxes_of
+from bidfmkd_fast.pools.services_of_run import check_same, listed_in
+from bidfmkd_fast.runtime.machine import usable_device
 from bidfmkd_fast.survey.pictures import check_drawable
 from bidfmkd_fast.training import BiDfMKD, Run, TrainConfig, fit_with_control, paper
 from bidfmkd_fast.training.comparison import LEARNED, RANDOM, compare, controls_of
@@ -45,14 +49,39 @@ if TYPE_CHECKING:
 
 
 def train(options: Any) -> None:
-    """Meta-learn from a pool of APIs; a second call with the same --out continues a run that was
-    cut off.
+    """Meta-learn from a pool of APIs, or from prediction services (--url); a second call with the
+    same --out continues a run that was cut off.
     """
+    services = services_of(options, "--url")
+    if (services is None) == (options.pool is None):
+        raise InputError("give either --pool FOLDER or --url URL [URL ...]")
     config = train_config(options)
     out, budget = out_folder(options, "train"), budget_of(options)
     if not options.dry_run:
         check_free(out)
-    apis = load_pool(options.pool)
+    if services is None:
+        _train(options, load_pool(options.pool), config, budget, out)
+        return
+    usable_device("train", options.device)  # before anything is asked
+    if options.dry_run:
+        _train(options, _boxes_to_plan(services, budget, out), config, budget, out)
+        return
+    options.pool = str(out)  # the list of services lies in the folder of the run
+    with listed_in(out, services, budget) as found:
+        if found is not None:
+            print_found(found)
+            print(f'look at the lines of {out / LIST} that say "check"\n', flush=True)
+        _train(options, load_pool(out), config, budget, out)
+
+
+def _train(
+    options: Any,
+    apis: list[BlackBox],
+    config: TrainConfig,
+    budget: Budget | None,
+    out: Path,
+) -> None:
+    """Make the run of `train`, or with `--dry-run` print its plan."""
     if options.controls:
         for api in apis:
             check_drawable(api.spec, "zero_query", "leave --controls out")
@@ -78,6 +107,17 @@ def train(options: Any) -> None:
     print(f"{text_table(read_spending(out).rows())}\n")
     print(f"{text_table(outcome_rows(summary))}\n")
     print(f"report: {report}\n{after_run(out)}")
+
+
+def _boxes_to_plan(services: Services, budget: Budget | None, out: Path) -> list[BlackBox]:
+    """Return the APIs that a run in `out` would learn from; write nothing."""
+    if (out / LIST).is_file():
+        check_same(read_pool(out), services)
+        return load_pool(out)
+    found = find_services(services, budget)
+    print_found(found)
+    print(flush=True)
+    return boxes_of(found.pool(out), "services")
 
 
 def _fit(
@@ -142,7 +182,12 @@ def _add_train_options(parser: ArgumentParser, arguments: Sequence[str]) -> None
         "pictures alone (zero_query), which asks none",
     )
     add_caps(parser)
-    add_pool_and_device(parser)
+    add_pool_and_device(parser, required=False)
+    add_services(
+        parser,
+        "--url",
+        "servers of the Open Inference Protocol v2, instead of a pool; their list is kept in --out",
+    )
 
 
 def status(options: Any) -> None:

@@ -116,7 +116,14 @@ def read_pool(path: str | Path) -> Pool:
         raise InputError(
             f"load_pool: there is no pool list {file}; train one with `bidfmkd pool` or train_pool"
         )
-    content = read_yaml(file, "load_pool")
+    return pool_of_list(read_yaml(file, "load_pool"), file)
+
+
+def pool_of_list(content: Any, file: Path) -> Pool:
+    """Return the pool that the `content` of the list `file` describes.
+
+    Raises InputError if the list has no API, or is not of this package's form.
+    """
     if (
         not isinstance(content, dict)
         or set(content) != {"format", "apis"}
@@ -167,9 +174,13 @@ def load_pool(path: str | Path) -> list[BlackBox]:
         APIUnavailable: the list leaves out `n_classes` or `image_shape` of a service, and the
             service does not answer when it is asked for them.
     """
+    return boxes_of(read_pool(path), path)
+
+
+def boxes_of(pool: Pool, path: str | Path) -> list[BlackBox]:
+    """Return the APIs of a pool as black boxes, as `load_pool`; `path` stands in errors."""
     from bidfmkd_fast.black_box.local.torch_module import TorchBlackBox
 
-    pool = read_pool(path)
     return [
         build_source(entry, pool.folder, f"{path}, API {i}")
         if isinstance(entry, SourceEntry)

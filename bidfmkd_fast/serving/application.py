@@ -92,6 +92,10 @@ class Service:
             rows.append([model["name"], *(f"{count:,}" for count in counts)])
         return rows
 
+    def index(self) -> list[dict[str, str]]:
+        """Return the list of all models, in the form of Triton's model repository extension."""
+        return [{"name": name, "version": "1", "state": "READY"} for name in self.models]
+
     def _routes(self) -> list[Route]:
         async def alive(request: HTTPRequest) -> Response:
             return Response()
@@ -103,6 +107,9 @@ class Service:
             return JSONResponse(
                 {"name": "bidfmkd_fast", "version": __version__, "extensions": extensions}
             )
+
+        async def index(request: HTTPRequest) -> Response:
+            return JSONResponse(self.index())
 
         async def ready(request: HTTPRequest) -> Response:
             self._model(request.path_params["name"])
@@ -124,6 +131,7 @@ class Service:
             Route("/v2", server),
             Route("/v2/health/live", alive),
             Route("/v2/health/ready", alive),
+            Route("/v2/repository/index", index, methods=["POST"]),
             Route("/v2/models/stats", statistics),
         ]
         for model in ("/v2/models/{name}", "/v2/models/{name}/versions/1"):

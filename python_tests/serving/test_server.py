@@ -120,6 +120,21 @@ def test_uint8_images_span_the_input_range(seed: int) -> None:
     np.testing.assert_allclose(scores, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_all_models_are_listed_in_the_form_of_triton(seed: int) -> None:
+    with served(seed, Behaviour(failed=1.0)) as (url, service):
+        answer = HTTP.request("POST", f"{url}/v2/repository/index", json={"ready": True})
+        assert (
+            answer.status == 200 and HTTP.request("GET", f"{url}/v2/repository/index").status == 405
+        )
+        assert [(model["name"], model["state"]) for model in answer.json()] == [
+            ("a", "READY"),
+            ("b", "READY"),
+        ]
+        assert not any(
+            model["received"]["requests"] for model in service.statistics()["model_stats"]
+        )
+
+
 def test_health_metadata_and_configuration(seed: int) -> None:
     def get(path: str) -> dict:
         response = HTTP.request("GET", url + path)

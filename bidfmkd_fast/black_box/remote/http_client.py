@@ -137,7 +137,14 @@ class HTTPClient:
             if 300 <= answer.status < 400 and (target := answer.headers.get("Location")):
                 shown = secrets.shown_url(short(target))
                 message += f" and names {shown!r} instead; redirects are not followed"
-            raise APIUnavailable(f"{message}: {words_of(answer.data)}")
+            advice = ""
+            if answer.status in (401, 403):
+                advice = (
+                    "; name the environment variable that holds the token (token_variable)"
+                    if self._token_variable is None
+                    else f"; check the token in the environment variable {self._token_variable}"
+                )
+            raise APIUnavailable(f"{message}: {words_of(answer.data)}{advice}")
 
     def _send(
         self,

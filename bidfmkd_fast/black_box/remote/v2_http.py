@@ -7,7 +7,6 @@ import uuid
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
-from urllib.parse import quote
 
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from bidfmkd_fast.black_box.remote.reading import words_of
 from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge
 from bidfmkd_fast.black_box.remote.v2 import V2BlackBox
 from bidfmkd_fast.black_box.remote.v2_messages import V2Model, infer_request, infer_response
+from bidfmkd_fast.black_box.remote.v2_server import model_path, read_model
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.black_box.wire import wire_array, wire_files
 from bidfmkd_fast.errors import APIUnavailable, InputError, ServiceWarning
@@ -75,9 +75,7 @@ class RemoteBlackBox(V2BlackBox):
             )
         name = spec.name if isinstance(spec, APISpec) else model
         self._client = HTTPClient(name, url, in_flight, ConnectionOptions(**connection))
-        self._path = f"/v2/models/{quote(model, safe='')}" + (
-            f"/versions/{quote(version, safe='')}" if version else ""
-        )
+        self._path = model_path(model, version)
         self._transport_lock = threading.Lock()
         self._binary = {"binary": True, "json": False, "auto": None}[transport]
         self._start(
@@ -99,15 +97,13 @@ class RemoteBlackBox(V2BlackBox):
                 # MLServer lists none. It may close the connection on a large binary request
                 # instead of answering.
                 self._use_json(f"{self._client.name}: the server lists no extension")
-        metadata = self._client.get_json(self._path)
-        if metadata is None:
+        model = read_model(self._client, self._path, self._client.name)
+        if model is None:
             raise APIUnavailable(
                 f"{self._client.name}: the server at {self._client.url} has no model at "
                 f"{self._path}"
             )
-        return V2Model.read(
-            self._client.name, metadata, self._client.get_json(f"{self._path}/config")
-        )
+        return model
 
     def _request(self, images: Tensor, attempt: Attempt) -> Tensor:
         model = self._served()
