@@ -53,6 +53,18 @@ def datasets_of(source: dict[str, Any]) -> list[Dataset]:
     Raises:
         InputError: the source is damaged, or a data set cannot be loaded.
     """
+    return [
+        load_dataset(entry.get("file", entry["name"]), invert=entry["inverted"])
+        for entry in known_data_sets(source)
+    ]
+
+
+def known_data_sets(source: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of a run's source about its data sets; none if it has none.
+
+    Raises:
+        InputError: the source is damaged.
+    """
     known = source.get("data_sets", [])
     if not isinstance(known, list) or not all(
         isinstance(entry, dict) and {"name", "inverted"} <= set(entry) for entry in known
@@ -60,9 +72,7 @@ def datasets_of(source: dict[str, Any]) -> list[Dataset]:
         raise InputError(
             f"source: data_sets must list mappings with name and inverted; got {shortly(known)}"
         )
-    return [
-        load_dataset(entry.get("file", entry["name"]), invert=entry["inverted"]) for entry in known
-    ]
+    return known
 
 
 def after_convert(dataset: Dataset, path: Path) -> str:
