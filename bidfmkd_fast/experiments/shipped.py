@@ -30,10 +30,10 @@ def config_file(given: str | Path, reader: str, kind: str = "") -> Path:
     """
     path = Path(given)
     shipped = {file.stem: file for file in sorted((shipped_folder() / kind).glob("*.yaml"))}
+    if not path.is_file() and str(given) in shipped:
+        return shipped[str(given)]  # also beside a folder of that name, such as that of the results
     if path.exists():
         return path
-    if str(given) in shipped:
-        return shipped[str(given)]
     raise InputError(
         f"{reader}: cannot read {given}: No such file, and no configuration of that name; "
         f"there are {', '.join(shipped) or 'none'}"

@@ -32,6 +32,9 @@ def test_names_and_files() -> None:
     assert config_file("ablation", "sweep", "sweeps").samefile(CONFIGS / "sweeps/ablation.yaml")
     Path("mh_small").write_text("pool: {n_apis: 2}")  # a file of the user's comes first
     assert config_file("mh_small", "compare") == Path("mh_small")
+    Path("mh").mkdir()  # a folder is no file of settings
+    assert config_file("mh", "compare").samefile(CONFIGS / "mh.yaml")
+    assert config_file(".", "compare") == Path(".")  # the reader says that it is a folder
 
 
 def test_the_commands_take_names() -> None:
