@@ -120,11 +120,14 @@ def first_difference(held: Any, given: Any) -> str:
 
     Returns for example "recovery.mu is 0.1 there; got 0.2".
     """
-    for key in dotted_keys(type(held)):
-        there, here = attrgetter(key)(held), attrgetter(key)(given)
-        if there != here and not is_dataclass(here):
-            return f"{key} is {there!r} there; got {here!r}"
-    raise AssertionError("the settings do not differ")
+    key = differing_keys(held, given)[0]
+    return f"{key} is {attrgetter(key)(held)!r} there; got {attrgetter(key)(given)!r}"
+
+
+def differing_keys(a: Any, b: Any) -> list[str]:
+    """Return the dotted keys in whose values two settings of one class differ."""
+    pairs = {key: (attrgetter(key)(a), attrgetter(key)(b)) for key in dotted_keys(type(a))}
+    return [key for key, (x, y) in pairs.items() if x != y and not is_dataclass(x)]
 
 
 def closest(key: str, known: Sequence[str], where: str = "") -> str:

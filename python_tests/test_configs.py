@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bidfmkd_fast.experiments.config import ExperimentConfig
+from bidfmkd_fast.experiments.shipped import shipped_folder
 from bidfmkd_fast.experiments.sweep_file import read_sweep
 from bidfmkd_fast.settings import plain_values, settings_from_yaml
 from bidfmkd_fast.training import TrainConfig, paper
@@ -76,3 +77,10 @@ def test_a_sweep_is_read(file: Path) -> None:
         assert not by_name["without replay"].task_replay
         assert not by_name["without bi-level distillation"].bilevel_distillation
         assert by_name["no recovery (the control)"] == sweep.base.train.control()
+
+
+def test_they_are_those_of_the_package() -> None:
+    """Check that the package finds these files, and that a wheel gets them."""
+    assert sorted(shipped_folder().rglob("*.yaml")) == sorted([*EXPERIMENTS, *SWEEPS])
+    project = (CONFIGS.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert '\n"bidfmkd_fast/configs" = "configs"' in project

@@ -58,7 +58,9 @@ def _add_compare_options(parser: ArgumentParser, _: Sequence[str]) -> None:
     add_out(parser, "compare")
     _add_seeds_and_device(parser)
     parser.add_class_arguments(
-        ExperimentConfig, "config", help="settings of the experiment; see configs/"
+        ExperimentConfig,
+        "config",
+        help="settings of the experiment; a file, or a name of configs/",
     )
     parser.add_argument(
         "--methods",
@@ -82,7 +84,10 @@ def _add_sweep_options(parser: ArgumentParser, _: Sequence[str]) -> None:
     add_out(parser, "sweep")
     _add_seeds_and_device(parser)
     parser.add_argument(
-        "--file", type=str, required=True, help="YAML file: experiment, variants, grid"
+        "--file",
+        type=str,
+        required=True,
+        help="YAML file (experiment, variants, grid), or a name of configs/sweeps/",
     )
 
 
@@ -99,11 +104,11 @@ DEMO = Command(demo, _add_demo_options, "bidfmkd demo --seed 1", DemoConfig)
 COMPARE = Command(
     compare,
     _add_compare_options,
-    "bidfmkd compare --config configs/omniglot_ss_small.yaml",
+    "bidfmkd compare --config omniglot_ss_small",
     ExperimentConfig,
 )
 SWEEP = Command(
     sweep,
     _add_sweep_options,
-    "bidfmkd sweep --file configs/sweeps/ablation.yaml --out runs/ablation",
+    "bidfmkd sweep --file ablation --out runs/ablation",
 )

@@ -10,7 +10,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bidfmkd_fast.cli import apis, classifiers, experiments, pools, runs, tools
+from bidfmkd_fast.cli import (
+    apis,
+    classifiers,
+    compare_runs,
+    experiments,
+    init_config,
+    pools,
+    runs,
+    tools,
+)
 from bidfmkd_fast.cli.ending import last_line
 from bidfmkd_fast.cli.options import Command, build_parser, check_seeds, plain_error, without_notes
 from bidfmkd_fast.cli.settings import merge, take_settings
@@ -24,6 +33,7 @@ COMMANDS: dict[str, Command] = {  # in the order of `bidfmkd --help`
     "train": runs.TRAIN,
     "status": runs.STATUS,
     "evaluate": runs.EVALUATE,
+    "compare-runs": compare_runs.COMPARE_RUNS,
     "adapt": classifiers.ADAPT,
     "predict": classifiers.PREDICT,
     "export": classifiers.EXPORT,
@@ -34,6 +44,7 @@ COMMANDS: dict[str, Command] = {  # in the order of `bidfmkd --help`
     "convert": tools.CONVERT,
     "compare": experiments.COMPARE,
     "sweep": experiments.SWEEP,
+    "init-config": init_config.INIT_CONFIG,
 }
 
 

@@ -55,7 +55,7 @@ def learned_inverted(source: dict[str, Any]) -> bool:
     Raises:
         InputError: the source is damaged.
     """
-    known = _known_data_sets(source)
+    known = known_data_sets(source)
     return bool(known) and all(entry["inverted"] is True for entry in known)
 
 
@@ -67,12 +67,16 @@ def datasets_of(source: dict[str, Any]) -> list[Dataset]:
     """
     return [
         load_dataset(entry.get("file", entry["name"]), invert=entry["inverted"])
-        for entry in _known_data_sets(source)
+        for entry in known_data_sets(source)
     ]
 
 
-def _known_data_sets(source: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what a run's source says of each data set: its name, and whether it was inverted."""
+def known_data_sets(source: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of a run's source about its data sets; none if it has none.
+
+    Raises:
+        InputError: the source is damaged.
+    """
     known = source.get("data_sets", [])
     if not isinstance(known, list) or not all(
         isinstance(entry, dict) and {"name", "inverted"} <= set(entry) for entry in known

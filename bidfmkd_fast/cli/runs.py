@@ -210,7 +210,7 @@ def evaluate(options: Any) -> None:
     folder = RunFolder.open(options.run)
     check_writable(folder.path / REPORT)
     folder.summary()  # the report needs it; damage is found now and not after all episodes
-    datasets = _datasets_to_evaluate(options, folder)
+    datasets = datasets_to_evaluate(options, folder)
     models = {RANDOM: folder.initial_model()}
     models |= {name: control.meta_model() for name, control in controls_of(folder).items()}
     models[LEARNED] = folder.meta_model()
@@ -221,25 +221,12 @@ def evaluate(options: Any) -> None:
             )
             for name, model in models.items()
         }
-    comparisons = [
-        compare(
-            models,
-            dataset,
-            n_shots=options.n_shot,
-            n_way=options.n_way,
-            n_query=options.n_query,
-            n_episodes=options.n_episodes,
-            split=options.split,
-            seed=options.seed,
-            progress=True,
-        )
-        for dataset in datasets
-    ]
+    comparisons = [compare(models, dataset, **episode_options(options)) for dataset in datasets]
     report = write_report(folder, comparisons)
     print("\n\n".join([*map(str, comparisons), f"report: {report}"]))
 
 
-def _datasets_to_evaluate(options: Any, folder: RunFolder) -> list[Dataset]:
+def datasets_to_evaluate(options: Any, folder: RunFolder) -> list[Dataset]:
     """Load the data sets of `--dataset`, or by default those that the run's pool learned from."""
     if options.dataset:
         return load_datasets(options.dataset, options.invert or [False])
@@ -257,8 +244,20 @@ def _datasets_to_evaluate(options: Any, folder: RunFolder) -> list[Dataset]:
 
 
 def _add_evaluate_options(parser: ArgumentParser, _: Sequence[str]) -> None:
-    add_seed(parser)
     parser.add_argument("--run", type=str, required=True, help="folder of a finished run")
+    add_episode_options(parser)
+
+
+def episode_options(options: Any) -> dict[str, Any]:
+    """Return what `add_episode_options` adds, as the arguments of `compare`."""
+    names = ("n_way", "n_query", "n_episodes", "split", "seed")
+    chosen = {name: options[name] for name in names}
+    return {**chosen, "n_shots": options.n_shot, "progress": True}
+
+
+def add_episode_options(parser: ArgumentParser) -> None:
+    """Add the options of a meta-test of runs: data sets, rate of the adaptation and episodes."""
+    add_seed(parser)
     parser.add_argument(
         "--dataset",
         type=str,

@@ -12,6 +12,8 @@ from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.experiments.config import ExperimentConfig
+from bidfmkd_fast.experiments.shipped import config_file
 from bidfmkd_fast.files.yaml_files import parse_yaml, read_mapping
 from bidfmkd_fast.settings import check_values, fits
 
@@ -24,8 +26,9 @@ def take_settings(
     """Return the arguments without `--config`, and the settings it names as nested values.
 
     `--config run.yaml` and `--config '{seed: 3}'` set several values, `--config.recovery.steps 3` a
-    single one. If a value is set twice, the later one counts. `kind` is the class whose fields are
-    the keys; a command without settings (None) keeps its arguments as they are.
+    single one. If a value is set twice, the later one counts. For an experiment, the name of a
+    configuration that comes with the package serves as its file. `kind` is the class whose fields
+    are the keys; a command without settings (None) keeps its arguments as they are.
 
     Raises:
         InputError: a file that cannot be read, an unknown key, or a value of the wrong type.
@@ -72,7 +75,8 @@ def _values(kind: type[Any], option: str, keys: Sequence[str], text: str) -> dic
     elif text.lstrip().startswith("{") or ": " in text:
         value = parse_yaml(text, option)
     else:
-        value, name, where = read_mapping(text, option), f"{option} {text}: ", ""
+        file = config_file(text, option) if hint is ExperimentConfig else text
+        value, name, where = read_mapping(file, option), f"{option} {text}: ", ""
     for key in reversed(keys):
         value = {key: value}
     return check_values(kind, value, name, where)

@@ -20,6 +20,7 @@ from bidfmkd_fast.experiments.methods import (
     check_recovered,
     default_methods,
 )
+from bidfmkd_fast.experiments.result_files import CSV, TEX, Tested, write_results
 from bidfmkd_fast.experiments.tables import TitledTable, comparison_tables
 from bidfmkd_fast.files.atomic import check_writable, make_folder, write_text
 from bidfmkd_fast.files.folder_lock import FolderLock
@@ -41,10 +42,11 @@ def run_comparison(
 ) -> str:
     """Train and meta-test every method under every seed, and return the tables.
 
-    Everything is kept in the folder `out`, the tables in `comparison.md`. A second call with the
-    same folder continues a comparison that was cut off: no API, method or meta-test that is
-    finished is made twice. A second call may also name other methods or seeds, whose results are
-    added. Without `methods` they are those of `default_methods`.
+    Everything is kept in the folder `out`, the tables in `comparison.md`, for other programs in
+    `results.csv` and `results.tex`. A second call with the same folder continues a comparison that
+    was cut off: no API, method or meta-test that is finished is made twice. A second call may also
+    name other methods or seeds, whose results are added. Without `methods` they are those of
+    `default_methods`.
 
     Raises:
         InputError: a method is unknown, or none is named; a method needs recovered sets and the
@@ -58,7 +60,7 @@ def run_comparison(
     with FolderLock(out):
         datasets = config.check()
         folder = open_folder(out, config)
-        check_writable(folder / REPORT)
+        check_writable(folder / REPORT, folder / CSV, folder / TEX)
         return _compare_in(folder, config, datasets, chosen, seeds, device, progress)
 
 
@@ -111,6 +113,8 @@ def _compare_in(
     )
     tables = list(comparison_tables(results, seeds))
     write_text(folder / REPORT, "\n\n".join([head, *_drawn(tables, markdown_table)]) + "\n")
+    tested = [Tested(METHODS[name][0], name, config, results[name]) for name in chosen]
+    write_results(folder, tested, tables, seeds, device)
     return "\n\n".join([title, *_drawn(tables, text_table)])
 
 

@@ -58,7 +58,7 @@ def difference_table(results: Results, positions: Sequence[int], shots: Sequence
     }
     ours, label, several = runs[OURS], METHODS[OURS][0], len(results[OURS]) > 1
     rows = [
-        [f"{label} less {METHODS[method][0]}", *_differences(ours, theirs, several)]
+        [f"{label} less {METHODS[method][0]}", *difference_cells(ours, theirs, several)]
         for method, theirs in runs.items()
         if method != OURS
     ]
@@ -68,7 +68,7 @@ def difference_table(results: Results, positions: Sequence[int], shots: Sequence
             for pair in zip(*(runs[method] for method in ASK_NO_API), strict=True)
         ]
         name = f"knowledge: {label} less what asks no API"
-        rows.append([name, *_differences(ours, better, several)])
+        rows.append([name, *difference_cells(ours, better, several)])
     if runs.keys() >= {NO_GAIN, FULL_GAIN}:
         shares = [
             cell
@@ -76,12 +76,17 @@ def difference_table(results: Results, positions: Sequence[int], shots: Sequence
             for cell in _share(Difference.of(of_method, none), Difference.of(full, none), several)
         ]
         rows.append([f"gain share of {label}", *shares])
+    return [difference_header(shots, several), *rows]
+
+
+def difference_header(shots: Sequence[str], several: bool) -> list[str]:
+    """Return the header of a table of `difference_cells`."""
     if several:
         shots = [f"{shot} over {units}" for shot in shots for units in ("seeds", "episodes")]
-    return [["points", *shots], *rows]
+    return ["points", *shots]
 
 
-def _differences(ours: Sequence[Runs], theirs: Sequence[Runs], several: bool) -> Iterator[str]:
+def difference_cells(ours: Sequence[Runs], theirs: Sequence[Runs], several: bool) -> Iterator[str]:
     """Yield the cells of a row: one per number of shots, or two if there are `several` seeds."""
     for a, b in zip(ours, theirs, strict=True):
         difference = Difference.of(a, b)

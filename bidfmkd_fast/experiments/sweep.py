@@ -12,6 +12,7 @@ from bidfmkd_fast.experiments.config import check_seeds
 from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.folder import open_folder, pool_of
 from bidfmkd_fast.experiments.meta_test import Result, train_and_test
+from bidfmkd_fast.experiments.result_files import CSV, TEX, Tested, write_results
 from bidfmkd_fast.experiments.sweep_file import Sweep, read_sweep
 from bidfmkd_fast.experiments.sweep_plot import need_matplotlib, plot_sweep
 from bidfmkd_fast.experiments.tables import by_data_set, sweep_tables
@@ -33,9 +34,10 @@ def run_sweep(
 ) -> str:
     """Train and meta-test every cell under every seed, and return the table.
 
-    Everything is kept in the folder `out`, the table in `sweep.md` beside the plot `sweep.png`. A
-    second call with the same folder continues a sweep that was cut off, in the cell that was under
-    way. Finished cells are kept, also if the file has more cells than before.
+    Everything is kept in the folder `out`, the table in `sweep.md` beside the plot `sweep.png`, for
+    other programs in `results.csv` and `results.tex`. A second call with the same folder continues
+    a sweep that was cut off, in the cell that was under way. Finished cells are kept, also if the
+    file has more cells than before.
 
     Raises:
         InputError: the file is wrong (see `read_sweep`), found before anything is trained; or `out`
@@ -48,7 +50,7 @@ def run_sweep(
     with FolderLock(out):
         datasets = sweep.base.check()
         folder = open_folder(out, sweep.base)
-        check_writable(folder / TABLE, folder / PLOT)
+        check_writable(*(folder / name for name in (TABLE, PLOT, CSV, TEX)))
         results = _run_cells(folder, sweep, datasets, seeds, device, progress)
         plot_sweep(sweep.cells, [by_data_set(of_cell) for of_cell in results], folder / PLOT)
         names = [cell.name for cell in sweep.cells]
@@ -59,6 +61,11 @@ def run_sweep(
         )
         report = [head, *(f"{title}\n\n{markdown_table(rows)}" for title, rows in tables)]
         write_text(folder / TABLE, "\n\n".join([*report, f"![sweep]({PLOT})"]) + "\n")
+        tested = [
+            Tested(cell.name, cell.method, cell.config, of_cell)
+            for cell, of_cell in zip(sweep.cells, results, strict=True)
+        ]
+        write_results(folder, tested, tables, seeds, device)
     texts = [f"{title}\n\n{text_table(rows)}" for title, rows in tables]
     return "\n\n".join([*texts, f"plot: {folder / PLOT}"])
 

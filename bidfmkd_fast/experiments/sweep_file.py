@@ -14,6 +14,7 @@ from typing import Any
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.experiments.methods import METHODS, OURS, USES_OUR_SETS, check_recovered
+from bidfmkd_fast.experiments.shipped import config_file
 from bidfmkd_fast.files.yaml_files import read_mapping
 from bidfmkd_fast.settings import closest, dotted_keys, named, settings_from_values
 
@@ -61,7 +62,7 @@ class Sweep:
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """Read a sweep from a YAML file with three keys.
+    """Read a sweep from a YAML file with three keys, or the one of that name in `configs/sweeps/`.
 
     `experiment` is a file of `configs/`, relative to this one. `variants` gives names to sets of
     dotted keys with values; the key `method` trains another method of `compare` than BiDf-MKD.
@@ -71,7 +72,7 @@ def read_sweep(path: str | Path) -> Sweep:
         InputError: the file is missing or not of this form, a setting is unknown, or a value is out
             of range.
     """
-    file = Path(path)
+    file = config_file(path, "sweep", "sweeps")
     content = read_mapping(file, "sweep")
     if unknown := [str(key) for key in content if key not in _KEYS]:
         raise InputError(

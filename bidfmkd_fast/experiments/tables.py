@@ -12,6 +12,8 @@ from bidfmkd_fast.training.tables import Table
 
 TitledTable = tuple[str, Table]
 
+METHOD, CELL = "method", "cell"  # the first column of a main table
+
 OWN_RATE = "the run's own rate of adaptation, for which no real image was used"
 
 ONE_SEED = (
@@ -42,7 +44,7 @@ def comparison_tables(results: Results, seeds: Sequence[int]) -> Iterator[Titled
         first = next(iter(results))
         shots = _shots(evaluations[first])
         own_shots = [] if own is None else [f"{shot} at own rate" for shot in shots]
-        rows = [_header("method", shots, reference, own_shots)]
+        rows = [_header(METHOD, shots, reference, own_shots)]
         for method, of_method in evaluations.items():
             label = METHODS[method][0]
             theirs = [] if own is None else [_over_seeds(own[method], at) for at in positions]
@@ -76,10 +78,15 @@ def sweep_tables(
             for cell_results in results
         ]
         first = by_cell[0]
-        rows = [_header("cell", _shots(first), "the first", [])]
+        rows = [_header(CELL, _shots(first), "the first", [])]
         for name, cell_results, evaluations in zip(names, results, by_cell, strict=True):
             rows.append(_row(name, cell_results, positions, evaluations, first, []))
         yield _title(results[0], positions[0]), rows
+
+
+def main_tables(tables: Sequence[TitledTable]) -> list[TitledTable]:
+    """Return those with the accuracies of all methods or cells: one for each data set."""
+    return [(title, rows) for title, rows in tables if rows and rows[0][0] in (METHOD, CELL)]
 
 
 def by_data_set(results: Sequence[Result]) -> dict[str, list[Evaluation]]:
