@@ -115,6 +115,7 @@ def distil_survey(run: RunState, pictures: SharedPictures, answers: Sequence[Ans
     ]
     if not surveyed:
         return
+    names = [kept.spec.name for kept in answers if kept.queries]
     with Bar(f"{run.label}: joint distillation", config.epochs, "epochs", run.progress) as bar:
         with run.timed("survey"):
             shape = task_shape(specs, run.config) or specs[0].image_shape
@@ -126,4 +127,9 @@ def distil_survey(run: RunState, pictures: SharedPictures, answers: Sequence[Ans
             if epoch is None:
                 break
             bar.show(loss=epoch.loss)
-            run.record("survey", loss=epoch.loss, accuracy=epoch.agreement)
+            run.record(
+                "survey",
+                loss=epoch.loss,
+                accuracy=epoch.agreement,
+                accuracy_by_api=dict(zip(names, epoch.by_api)),
+            )
