@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bidfmkd_fast.cli import apis, classifiers, experiments, pools, runs, tools
+from bidfmkd_fast.cli import apis, classifiers, experiments, pools, report, runs, tools
 from bidfmkd_fast.cli.ending import last_line
 from bidfmkd_fast.cli.options import Command, build_parser, check_seeds, plain_error, without_notes
 from bidfmkd_fast.cli.settings import merge, take_settings
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Command] = {  # in the order of `bidfmkd --help`
     "train": runs.TRAIN,
     "status": runs.STATUS,
     "evaluate": runs.EVALUATE,
+    "report": report.REPORT,
     "adapt": classifiers.ADAPT,
     "predict": classifiers.PREDICT,
     "recover": apis.RECOVER,
