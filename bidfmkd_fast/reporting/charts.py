@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MOST_LINES = len(COLOURS)  # more series than this are drawn thin, with their median
 _ROW, _FRAME = 0.27, 0.85  # inches of a row of a chart with names, and of what is around the rows
+_LEGEND = 56  # letters that fit beside each other into a legend
 
 
 class Chart(NamedTuple):
@@ -81,7 +82,7 @@ def bar_chart(names: Sequence[str], values: Sequence[float], unit: str, name: st
 
 def dot_chart(names: Sequence[str], kinds: Sequence[Series], unit: str, name: str) -> Chart:
     """Draw a row per name and, for each series, a dot per row: `x` is its value, `y` its row."""
-    figure = new_figure(_FRAME + (0.25 if len(kinds) > 1 else 0) + _ROW * len(names))
+    figure = new_figure(_FRAME + (0.2 * len(kinds) if len(kinds) > 1 else 0) + _ROW * len(names))
     axes = figure.subplots()
     about = []
     for position, kind in enumerate(kinds):
@@ -185,7 +186,8 @@ def _name_rows(axes: Axes, names: Sequence[str], most: int = 22) -> None:
 
 def _legend_below(figure: Figure) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3 if len(labels) < 4 else 2)
+    ncols = max(1, _LEGEND // (max(map(len, labels)) + 6))  # six letters for a line and a gap
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(ncols, len(labels)))
 
 
 def _few_ticks(whole: bool) -> Any:

@@ -16,7 +16,6 @@ from bidfmkd_fast.reporting.curves import learning_curves
 from bidfmkd_fast.reporting.facts import RunFacts
 from bidfmkd_fast.reporting.pictures import AskedPicture, Picture, asked_pictures, recovered_grids
 from bidfmkd_fast.settings import dotted_keys, plain_values
-from bidfmkd_fast.training.comparison import LEARNED
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.report import ABOUT_CONTROLS, outcome_rows
 from bidfmkd_fast.training.spending import money
@@ -110,9 +109,9 @@ def _accuracy(facts: RunFacts) -> Section:
         models = facts.comparisons[0].evaluations
         section.remarks += [text for name, text in ABOUT_CONTROLS.items() if name in models]
         section.remarks += [
-            "The interval is mean ± 1.96 standard errors over the episodes: where the mean over "
-            f"ever more episodes would lie for these very models. {LEARNED} and the others took "
-            "the same episodes, so the paired difference is the sharper comparison.",
+            "The interval is mean ± 1.96 standard errors over the episodes: in 95 of 100 such "
+            "evaluations of these very models it would hold their mean over all episodes. "
+            "All models took the same episodes, so the paired differences are sharper.",
             "The interval says nothing about another seed: a single run proves nothing about the "
             "method. Repeat it with several seeds (bidfmkd compare) before you conclude anything.",
             "Batch norm sees a whole query set at once (transductive evaluation).",

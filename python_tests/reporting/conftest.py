@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 from training.test_comparison import comparison
 
 import bidfmkd_fast as bf
+from bidfmkd_fast.reporting import read_facts, write_page
 from bidfmkd_fast.training.comparison import write_comparisons
 
 CONFIG = bf.TrainConfig(
@@ -36,6 +38,15 @@ def made_run(glyphs_pool: Path) -> Path:
     learner = bf.BiDfMKD(
         bf.load_pool(glyphs_pool), config=CONFIG, budget=bf.Budget(max_queries=10_000)
     )
-    learner.fit(folder, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # APIs that have hardly learned anything hardly react
+        learner.fit(folder, progress=False)
     write_comparisons(folder, [comparison()])
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_page(made_run: Path) -> Path:
+    """Return the page of the run, which names a command with a long argument."""
+    following = f"next: bidfmkd status '{'run ü' * 60}'"
+    return write_page(read_facts(made_run), made_run.with_name("page.html"), following)
