@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-
-import numpy
 import torch
 
-import bidfmkd_fast
 from bidfmkd_fast.ops import backend
-from bidfmkd_fast.runtime.machine import machine_text
+from bidfmkd_fast.runtime.machine import machine_text, versions
 
 
 def diagnostics() -> list[tuple[str, str]]:
@@ -18,12 +14,7 @@ def diagnostics() -> list[tuple[str, str]]:
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = {"cpu": machine_text("cpu")}
     devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(n_cuda)}
-    rows = [
-        ("bidfmkd_fast", bidfmkd_fast.__version__),
-        ("python", f"{platform.python_version()} on {platform.system()}"),
-        ("torch", torch.__version__),
-        ("numpy", numpy.__version__),
-    ]
+    rows = list(versions().items())
     if info is None:
         rows += [("native module", "not available"), ("load error", str(backend.load_error))]
     else:

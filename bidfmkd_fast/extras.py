@@ -12,6 +12,7 @@ from bidfmkd_fast.errors import InputError
 # `bidfmkd-fast[serve]` on no index.
 EXTRAS = {
     "bench": ("matplotlib>=3.7",),
+    "report": ("jinja2>=3.1", "matplotlib>=3.7"),
     "serve": ("starlette>=0.40", "uvicorn>=0.30"),
     "onnx": ("onnxruntime>=1.17",),
     "export": ("onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.17"),

@@ -17,6 +17,7 @@ from bidfmkd_fast.cli import (
     experiments,
     init_config,
     pools,
+    report,
     runs,
     tools,
 )
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Command] = {  # in the order of `bidfmkd --help`
     "status": runs.STATUS,
     "evaluate": runs.EVALUATE,
     "compare-runs": compare_runs.COMPARE_RUNS,
+    "report": report.REPORT,
     "adapt": classifiers.ADAPT,
     "predict": classifiers.PREDICT,
     "export": classifiers.EXPORT,

@@ -131,6 +131,25 @@ def after_run(folder: Path) -> str:
     )
 
 
+def after_report(folder: Path) -> str:
+    """Return the lines for the page of a run: how to go on with an unfinished run, or as
+    `after_run`; a run that was evaluated has no next command.
+    """
+    from bidfmkd_fast.training.comparison import ACCURACY
+    from bidfmkd_fast.training.run_folder import META_MODEL
+
+    if not (folder / META_MODEL).is_file():
+        status = shlex.join(["bidfmkd", "status", str(folder)])
+        return (
+            "the run has not finished; the same `bidfmkd train` command goes on with it\n"
+            f"next: {status}"
+        )
+    if (folder / ACCURACY).is_file():
+        adapt = shlex.join(["bidfmkd", "adapt", "--run", str(folder)])
+        return f"to learn new classes: {adapt} --pictures FOLDER --out CLASSIFIER.safetensors"
+    return after_run(folder)
+
+
 def after_adapt(classifier: Path, pictures: Path) -> str:
     """Return the line after an adaptation: how to classify pictures, here those of the support."""
     return "next: " + shlex.join(["bidfmkd", "predict", str(classifier), str(pictures)])

@@ -34,7 +34,14 @@ from bidfmkd_fast.pools.services_of_run import check_same, listed_in
 from bidfmkd_fast.runtime.machine import usable_device
 from bidfmkd_fast.survey.pictures import check_drawable
 from bidfmkd_fast.training import BiDfMKD, Run, TrainConfig, fit_with_control, paper
-from bidfmkd_fast.training.comparison import LEARNED, RANDOM, compare, controls_of
+from bidfmkd_fast.training.comparison import (
+    ACCURACY,
+    LEARNED,
+    RANDOM,
+    compare,
+    controls_of,
+    write_comparisons,
+)
 from bidfmkd_fast.training.grids import write_grids
 from bidfmkd_fast.training.pseudo_tasks import keep_zero_query, zero_query_file
 from bidfmkd_fast.training.report import REPORT, outcome_rows, write_report
@@ -208,7 +215,7 @@ def evaluate(options: Any) -> None:
     has, on the same episodes.
     """
     folder = RunFolder.open(options.run)
-    check_writable(folder.path / REPORT)
+    check_writable(folder.path / REPORT, folder.path / ACCURACY)
     folder.summary()  # the report needs it; damage is found now and not after all episodes
     datasets = datasets_to_evaluate(options, folder)
     models = {RANDOM: folder.initial_model()}
@@ -222,6 +229,7 @@ def evaluate(options: Any) -> None:
             for name, model in models.items()
         }
     comparisons = [compare(models, dataset, **episode_options(options)) for dataset in datasets]
+    write_comparisons(folder.path, comparisons)
     report = write_report(folder, comparisons)
     print("\n\n".join([*map(str, comparisons), f"report: {report}"]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,21 +152,13 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 
 def _to_record(test: MetaTest) -> dict[str, Any]:
-    record = {"learning_rate": test.learning_rate, **_values(test.evaluation)}
-    return record if test.own is None else {**record, "own_rate": _values(test.own)}
-
-
-def _values(evaluation: Evaluation) -> dict[str, Any]:
-    values = asdict(replace(evaluation, per_episode=torch.empty(0)))
-    return {**values, "per_episode": evaluation.per_episode.tolist()}
+    record = {"learning_rate": test.learning_rate, **test.evaluation.to_record()}
+    return record if test.own is None else {**record, "own_rate": test.own.to_record()}
 
 
 def _from_record(record: dict[str, Any]) -> MetaTest:
     values = dict(record)
     rate, own = values.pop("learning_rate"), values.pop("own_rate", None)
-    return MetaTest(rate, _evaluation(values), _evaluation(own) if own else None)
-
-
-def _evaluation(values: dict[str, Any]) -> Evaluation:
-    per_episode = torch.tensor(values["per_episode"], dtype=torch.float64)
-    return Evaluation(**{**values, "per_episode": per_episode})
+    return MetaTest(
+        rate, Evaluation.from_record(values), Evaluation.from_record(own) if own else None
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +64,17 @@ class Evaluation:
             f"{100 * self.mean:.2f} % ± {100 * self.ci95:.2f} on {len(self.per_episode)} episodes "
             f"of {self.dataset} {self.split}, {self.n_way}-way {self.n_shot}-shot"
         )
+
+    def to_record(self) -> dict[str, Any]:
+        """Return plain values for a JSON file, which `from_record` reads."""
+        values = asdict(replace(self, per_episode=torch.empty(0)))
+        return {**values, "per_episode": self.per_episode.tolist()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Evaluation:
+        """Return the evaluation of a record that `to_record` made."""
+        per_episode = torch.tensor(record["per_episode"], dtype=torch.float64)
+        return cls(**{**record, "per_episode": per_episode})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import platform
 import re
 from pathlib import Path
 
+import numpy
 import torch
 
 from bidfmkd_fast.errors import InputError
@@ -46,3 +47,15 @@ def machine_text(device: torch.device | str) -> str:
         return torch.cuda.get_device_name(device)
     n_threads = torch.get_num_threads()
     return f"{cpu_name()}, {n_threads} thread{'s' if n_threads > 1 else ''}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package and of what it computes with, by name."""
+    import bidfmkd_fast
+
+    return {
+        "bidfmkd_fast": bidfmkd_fast.__version__,
+        "python": f"{platform.python_version()} on {platform.system()}",
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,56 @@ def count_answers(path: Path) -> int:
                 first, n, _ = _HEAD.unpack_from(payload, 1)
                 pictures.update(range(first, first + n))
     return len(pictures)
+
+
+class KeptAnswers(NamedTuple):
+    """The answers in a file: `numbers` int64 `[n]` of the pictures, and `scores` `[n, n_classes]`.
+
+    `pictures` is the seed of the pictures; the rest is from the spec of the API.
+    """
+
+    name: str
+    scores_kind: str
+    image_shape: tuple[int, int, int]
+    pictures: int
+    numbers: Tensor
+    scores: Tensor
+
+
+def read_answers(path: Path, most: int) -> KeptAnswers | None:
+    """Read the first `most` pictures and answers of a file, for a reader who lacks the API's spec.
+
+    Return None if the file has no answer yet. Nothing is written, since the survey may be under
+    way. Raises InputError if the file is damaged or cannot be read.
+    """
+    settings: dict[str, Any] = {}
+    scores: dict[int, Tensor] = {}
+    try:
+        with _naming("cannot read", path):
+            for payload in RecordFile(path).read():
+                if payload[:1] == b"S":
+                    settings = dict(json.loads(payload[1:]))
+                    continue
+                first, _, n_classes = _HEAD.unpack_from(payload, 1)
+                values = np.frombuffer(payload[1 + _HEAD.size :], "<f4").astype(np.float32)
+                rows = torch.from_numpy(values).view(-1, n_classes)
+                scores.update(enumerate(rows[:most], first))
+        if not scores:
+            return None
+        numbers = sorted(scores)[:most]
+        channels, height, width = map(int, settings["image_shape"])
+        return KeptAnswers(
+            str(settings["name"]),
+            str(settings["scores_kind"]),
+            (channels, height, width),
+            int(settings["pictures"]),
+            torch.tensor(numbers),
+            torch.stack([scores[number] for number in numbers]),
+        )
+    except (RuntimeError, TypeError, ValueError, KeyError, struct.error) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"survey: {path} is damaged, or holds no answers of a survey") from None
 
 
 class Answers:

@@ -37,10 +37,15 @@ class Surveyed(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """What one pass over the pictures has given: means over its steps and the APIs."""
+    """What one pass over the pictures has given: means over its steps and the APIs.
+
+    Agreement is the share of pictures to which head and API give the same class. `by_api` has it
+    for each API, in the order of the APIs.
+    """
 
     loss: float
-    agreement: float  # share of pictures to which head and API give the same class
+    agreement: float
+    by_api: tuple[float, ...] = ()
 
 
 def distil_jointly(
@@ -91,19 +96,22 @@ def distil_jointly(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
     )
     draws = torch_generator(seed, "survey", "order")
+    n_answered = torch.stack([asked.answered.sum() for asked in surveyed]).clamp_min(1).to(device)
     for epoch in range(config.epochs):
         order = useful[torch.randperm(len(useful), generator=draws)]
         totals = torch.zeros(2, dtype=torch.float64, device=device)
+        agreed = torch.zeros(len(surveyed), dtype=torch.float64, device=device)
         for rows in order.tensor_split(n_batches):
             images = pictures[rows].float() / 255
             with seeded(seed, "survey", "step", schedule.last_epoch):  # for dropout
                 out = features(images)
-            loss, agreement = _loss(out, rows, surveyed, heads, config.temperature)
+            loss, agreement, equal = _loss(out, rows, surveyed, heads, config.temperature)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
             totals += torch.stack([loss.detach(), agreement]).double()
+            agreed += equal
         loss_mean, agreement_mean = (totals / n_batches).tolist()
         # The loss does not show what the last step of all has done to the parameters.
         if not (math.isfinite(loss_mean) and all(p.isfinite().all() for p in trained)):
@@ -111,7 +119,7 @@ def distil_jointly(
                 f"survey: the joint distillation has diverged in epoch {epoch + 1}, with a loss of "
                 f"{loss_mean}; lower survey.learning_rate ({config.learning_rate:g})"
             )
-        yield Epoch(loss_mean, agreement_mean)
+        yield Epoch(loss_mean, agreement_mean, tuple((agreed / n_answered).tolist()))
     zero_head(module, some)
 
 
@@ -121,10 +129,13 @@ def _loss(
     surveyed: Sequence[Surveyed],
     heads: nn.ModuleList,
     temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the mean loss over the APIs and the share of equal classes, both scalars."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean loss over the APIs and the share of equal classes, both scalars, and the
+    number of pictures with equal classes for each API, `[n_apis]`.
+    """
     losses, agreements = [], []
-    for asked, head in zip(surveyed, heads, strict=True):
+    n_equal = torch.zeros(len(surveyed), device=features.device)
+    for number, (asked, head) in enumerate(zip(surveyed, heads, strict=True)):
         answered = asked.answered[rows]
         if not answered.any():
             continue
@@ -135,8 +146,10 @@ def _loss(
             if asked.kind == "labels"
             else ops.kd_loss(logits, scores, temperature, scores_kind=asked.kind)
         )
-        agreements.append((logits.argmax(1) == scores.argmax(1)).float().mean())
-    return torch.stack(losses).mean(), torch.stack(agreements).mean()
+        equal = (logits.argmax(1) == scores.argmax(1)).float()
+        agreements.append(equal.mean())
+        n_equal[number] = equal.sum()
+    return torch.stack(losses).mean(), torch.stack(agreements).mean(), n_equal
 
 
 def _label_loss(logits: Tensor, one_hot: Tensor) -> Tensor:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files.atomic import write_json
+from bidfmkd_fast.files.json_files import read_json
 from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate, paired_difference
 from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
 from bidfmkd_fast.training.tables import Table, text_table
 
 RANDOM, CONTROL, LEARNED = "random initialisation", "no-recovery control", "BiDf-MKD"
 ZERO_QUERY = "zero_query: pictures alone"
+ACCURACY = "accuracy.json"  # in the folder of a run: what the last `evaluate` has found
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +109,51 @@ def compare(
             for name, model in models.items()
         }
     )
+
+
+def write_comparisons(folder: Path, comparisons: Sequence[Comparison]) -> None:
+    """Keep comparisons, with the accuracy on every episode, in `accuracy.json` of a run folder.
+
+    Those of an earlier evaluation are replaced, as in the report of the run.
+    """
+    kept = [
+        {
+            model: [evaluation.to_record() for evaluation in by_shot.values()]
+            for model, by_shot in comparison.evaluations.items()
+        }
+        for comparison in comparisons
+    ]
+    write_json(folder / ACCURACY, kept)
+
+
+def read_comparisons(folder: Path) -> list[Comparison]:
+    """Read what `write_comparisons` kept; an empty list if there is no such file.
+
+    Raises InputError if the file is damaged.
+    """
+    file = folder / ACCURACY
+    if not file.is_file():
+        return []
+    kept, found = read_json(file, "run folder"), []
+    try:
+        for models in kept:
+            evaluations = {
+                model: {
+                    evaluation.n_shot: evaluation
+                    for evaluation in map(Evaluation.from_record, records)
+                }
+                for model, records in models.items()
+            }
+            comparison = Comparison(evaluations)
+            # These fail on a file that lacks models or episodes.
+            _ = comparison.title, comparison.accuracies, comparison.differences
+            found.append(comparison)
+    except (TypeError, ValueError, KeyError, AttributeError, StopIteration, InputError) as error:
+        raise InputError(
+            f"run folder: {file} is damaged ({type(error).__name__}: {error}); remove it and run "
+            "`bidfmkd evaluate` again"
+        ) from None
+    return found
 
 
 def _percent(mean: float, ci95: float, sign: str = "") -> str:

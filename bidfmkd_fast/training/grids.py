@@ -36,7 +36,14 @@ def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
 
 
 def save_grid(sets: Sequence[RecoveredSet], path: Path) -> None:
-    """Draw the sets of one API side by side as a PNG, with a labelled row per class.
+    """Write the picture of `draw_grid` as a PNG."""
+    sheet = draw_grid(sets)
+    with written_whole(path) as file:
+        sheet.save(file, format="PNG")
+
+
+def draw_grid(sets: Sequence[RecoveredSet]) -> Image.Image:
+    """Draw the sets of one API side by side, with a labelled row per class.
 
     The images are enlarged without smoothing. The frame of an image is blue if the API classifies
     it as wanted; else it is orange and its upper right corner is filled, so that the two kinds
@@ -52,8 +59,7 @@ def save_grid(sets: Sequence[RecoveredSet], path: Path) -> None:
     for panel in panels:
         sheet.paste(panel, (left, 0))
         left += panel.width + gap
-    with written_whole(path) as file:
-        sheet.save(file, format="PNG")
+    return sheet
 
 
 def _panel(recovered_set: RecoveredSet) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from bidfmkd_fast.files.atomic import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box import APISpec, BlackBox
+    from bidfmkd_fast.recovery import Recovered
     from bidfmkd_fast.training.run import RecoveredSet
 
 SUPPORT, QUERY = PARTS = ("support", "query")
@@ -62,7 +64,6 @@ def read_recovered(
         InputError: the file is damaged, does not hold a set of `n_per_class` images for each class
             of `api`, or is the set of another API. The message names the file.
     """
-    from bidfmkd_fast.recovery import Recovered
     from bidfmkd_fast.training.run import RecoveredSet
 
     spec = api.spec
@@ -76,17 +77,35 @@ def read_recovered(
         )
     if (problem := _problem(tensors, spec, n_per_class)) is not None:
         raise _damaged(file, problem)
-    complete, mu = tensors["state"].tolist()
-    recovered = Recovered(
-        tensors["images"],
-        tensors["labels"],
-        tensors["scores"],
-        tensors["losses"],
-        [dict(zip(_RECORD, row)) for row in tensors["history"].tolist()],
-        bool(complete),
-        None if math.isnan(mu) else mu,
-    )
-    return RecoveredSet(index, api.name, spec.names, part, recovered)
+    return RecoveredSet(index, api.name, spec.names, part, _recovered(tensors))
+
+
+def read_set(file: Path) -> RecoveredSet:
+    """Read what `save_recovered` wrote without knowing the API; nothing is compared with its spec.
+
+    Raises:
+        InputError: the file is damaged, or its name is not that of a set of a run.
+    """
+    from bidfmkd_fast.training.run import RecoveredSet
+
+    tensors, about = _read(file)
+    named = re.fullmatch(r"api_(\d+)_(support|query)\.safetensors", file.name)
+    try:
+        names = tuple(map(str, json.loads(about["class_names"])))
+        whole = (
+            named is not None
+            and tensors["images"].ndim == 4
+            and tensors["scores"].shape == (len(tensors["images"]), len(names))
+            and tensors["labels"].shape == tensors["losses"].shape == tensors["scores"].shape[:1]
+            and len(tensors["labels"]) > 0
+            and 0 <= int(tensors["labels"].min()) <= int(tensors["labels"].max()) < len(names)
+        )
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if named is None or not whole:
+        raise _damaged(file, "its images, labels, scores and class names do not fit together")
+    api_name = about.get("api", named[1])
+    return RecoveredSet(int(named[1]), api_name, names, named[2], _recovered(tensors))
 
 
 def read_images_and_scores(file: Path) -> tuple[Tensor, Tensor]:
@@ -135,6 +154,22 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if tensors["history"].shape[1:] != (len(_RECORD),) or tensors["state"].shape != (2,):
         raise _damaged(file, "its history is not a table of steps")
     return tensors, about
+
+
+def _recovered(tensors: dict[str, Tensor]) -> Recovered:
+    """Return what the checked tensors of a set's file hold."""
+    from bidfmkd_fast.recovery import Recovered
+
+    complete, mu = tensors["state"].tolist()
+    return Recovered(
+        tensors["images"],
+        tensors["labels"],
+        tensors["scores"],
+        tensors["losses"],
+        history=[dict(zip(_RECORD, row)) for row in tensors["history"].tolist()],
+        complete=bool(complete),
+        mu=None if math.isnan(mu) else mu,
+    )
 
 
 def _problem(tensors: dict[str, Tensor], spec: APISpec, n_per_class: int) -> str | None:

@@ -14,7 +14,7 @@ from bidfmkd_fast.training.spending import read_spending
 from bidfmkd_fast.training.tables import Table, markdown_table
 
 REPORT = "report.md"
-_ABOUT = {
+ABOUT_CONTROLS = {
     CONTROL: f"The {CONTROL} is the same run without a survey, on images of untrained generators; "
     "it shows what learning to adapt achieves without recovery.",
     ZERO_QUERY: "zero_query replays pseudo-tasks of procedural pictures: no API is asked and no "
@@ -93,7 +93,7 @@ def write_report(
             lines += [markdown_table(comparison.differences), ""]
     if comparisons:
         shown = comparisons[0].evaluations
-        notes = [text for model, text in _ABOUT.items() if model in shown]
+        notes = [text for model, text in ABOUT_CONTROLS.items() if model in shown]
         notes.append("Batch norm sees a whole query set at once (transductive evaluation).")
         lines += [" ".join(notes), ""]
     lines += ["## Spending", "", markdown_table(read_spending(folder.path).rows()), ""]

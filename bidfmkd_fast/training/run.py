@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bidfmkd_fast.black_box.ledger_file import LedgerRow
@@ -89,6 +90,11 @@ class Run:
             f"in {self.requests:,} requests, {sum(self.seconds.values()):.0f} s{missing}; "
             f"{self.meta_model!r})"
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the models."""
+        return next(self.meta_model.module.parameters()).device
 
     @property
     def n_apis(self) -> int:

@@ -19,6 +19,7 @@ from bidfmkd_fast.files.atomic import (
     write_tensors,
 )
 from bidfmkd_fast.files.folder_lock import FolderLock
+from bidfmkd_fast.runtime.machine import machine_text, versions
 from bidfmkd_fast.settings import first_difference
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.kept_values import read_summary
@@ -244,6 +245,7 @@ class RunFolder:
             "skipped": run.skipped,
             "ledger": [asdict(row) for row in run.ledger],
             "labels_only": list(run.labels_only),
+            "environment": versions() | {"device": machine_text(run.device)},
         }
         write_json(self.path / SUMMARY, summary)
         run.meta_model.save(self.path / META_MODEL)  # last, since it marks a finished run

@@ -117,6 +117,7 @@ def distil_survey(run: RunState, pictures: SharedPictures, answers: Sequence[Ans
     ]
     if not surveyed:
         return
+    names = [kept.spec.name for kept in answers if kept.queries]
     with Bar(f"{run.label}: joint distillation", config.epochs, "epochs", run.progress) as bar:
         with run.timed("survey"):
             shape = task_shape(specs, run.config) or specs[0].image_shape
@@ -128,6 +129,12 @@ def distil_survey(run: RunState, pictures: SharedPictures, answers: Sequence[Ans
             if epoch is None:
                 break
             bar.show(loss=epoch.loss)
-            run.record("survey", epoch=number, loss=epoch.loss, accuracy=epoch.agreement)
+            run.record(
+                "survey",
+                epoch=number,
+                loss=epoch.loss,
+                accuracy=epoch.agreement,
+                accuracy_by_api=dict(zip(names, epoch.by_api)),
+            )
             last_loss = epoch.loss
     run.log(f"the survey has ended with a loss of {last_loss:.4g} after {config.epochs} epochs")

@@ -174,6 +174,8 @@ def test_a_conv4_learns_what_apis_answer() -> None:
     epochs: list[Epoch] = list(distil_jointly(module, pictures, surveyed, config, 0))
     assert epochs[-1].agreement > 0.8 > epochs[0].agreement
     assert epochs[-1].loss < 0.5 * epochs[0].loss
+    shares = epochs[-1].by_api  # the batches are of one size, so the mean of means is the mean
+    assert len(set(shares)) == 3 and sum(shares) / 3 == pytest.approx(epochs[-1].agreement)
     assert not module.classifier.weight.any()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,13 @@ from bidfmkd_fast.data import make_glyphs
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta import Evaluation, MetaModel
 from bidfmkd_fast.models import build_model
-from bidfmkd_fast.training.comparison import Comparison, compare
+from bidfmkd_fast.training.comparison import (
+    ACCURACY,
+    Comparison,
+    compare,
+    read_comparisons,
+    write_comparisons,
+)
 
 
 def evaluation(values: list[float], n_shot: int) -> Evaluation:
@@ -71,3 +78,21 @@ def test_compare_evaluates_every_model_on_the_same_episodes() -> None:
     assert compared.differences[1][1] == "+0.00 ± 0.00"
     with pytest.raises(InputError, match="at least one model"):
         compare({}, dataset)
+
+
+def test_what_was_evaluated_is_read_back_from_the_folder(tmp_path: Path) -> None:
+    assert read_comparisons(tmp_path) == []
+    kept = comparison()
+    write_comparisons(tmp_path, [kept, kept])
+    first, second = read_comparisons(tmp_path)
+    assert str(first) == str(second) == str(kept)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "7", "[7]", "[{}]", '[{"ours": []}]', '[{"ours": [{"mean": 1}]}]']
+)
+def test_a_damaged_evaluation_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / ACCURACY).write_text(content)
+    with pytest.raises(InputError, match="accuracy.json") as raised:
+        read_comparisons(tmp_path)
+    assert "\n" not in str(raised.value)

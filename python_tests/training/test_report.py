@@ -53,6 +53,7 @@ def test_the_report_has_table_cost_and_pictures_that_are_there(tmp_path: Path) -
     ):
         assert wanted in text
     assert "budget ended" not in text
+    assert {"bidfmkd_fast", "torch", "device"} <= set(folder.summary()["environment"])
     links = [part.split(")")[0] for part in text.split("](")[1:]]
     assert links
     assert all((folder.path / link).exists() for link in links if link != "metrics.jsonl")
