@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidfmkd_fast.cli.evaluation import add_episode_options, datasets_to_evaluate, episode_options
 from bidfmkd_fast.cli.next_command import known_data_sets, source_of
 from bidfmkd_fast.cli.options import Command
-from bidfmkd_fast.cli.runs import add_episode_options, datasets_to_evaluate, episode_options
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.experiments.compare_runs import compare_runs as compare
 from bidfmkd_fast.training.run_folder import RunFolder

@@ -1,4 +1,4 @@
-"""Define the commands about a run: `train` makes, `status` watches, `evaluate` meta-tests it."""
+"""Define the commands about a run: `train` makes it, `status` watches it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.black_box import BlackBox, Budget
-from bidfmkd_fast.cli.next_command import SOURCE, after_run, datasets_of, source_of, write_source
+from bidfmkd_fast.cli.next_command import SOURCE, after_run, source_of, write_source
 from bidfmkd_fast.cli.options import (
     Command,
     add_caps,
@@ -21,27 +21,16 @@ from bidfmkd_fast.cli.options import (
     train_config,
 )
 from bidfmkd_fast.cli.plan_text import print_plan
-from bidfmkd_fast.cli.pools import load_datasets
 from bidfmkd_fast.cli.services import add_services, print_found, services_of
-from bidfmkd_fast.data import SPLITS, Dataset
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import check_writable
 from bidfmkd_fast.files.folder_lock import check_free
-from bidfmkd_fast.meta import MetaModel
 from bidfmkd_fast.pools import Services, find_services, load_pool, read_pool
 from bidfmkd_fast.pools.pool import LIST, boxes_of
 from bidfmkd_fast.pools.services_of_run import check_same, listed_in
 from bidfmkd_fast.runtime.machine import usable_device
 from bidfmkd_fast.survey.pictures import check_drawable
 from bidfmkd_fast.training import BiDfMKD, Run, TrainConfig, fit_with_control, paper
-from bidfmkd_fast.training.comparison import (
-    ACCURACY,
-    LEARNED,
-    RANDOM,
-    compare,
-    controls_of,
-    write_comparisons,
-)
 from bidfmkd_fast.training.grids import write_grids
 from bidfmkd_fast.training.pseudo_tasks import keep_zero_query, zero_query_file
 from bidfmkd_fast.training.report import REPORT, outcome_rows, write_report
@@ -210,85 +199,6 @@ def _add_status_options(parser: ArgumentParser, _: Sequence[str]) -> None:
     )
 
 
-def evaluate(options: Any) -> None:
-    """Meta-test a run on unseen classes, beside its random initialisation and the controls that it
-    has, on the same episodes.
-    """
-    folder = RunFolder.open(options.run)
-    check_writable(folder.path / REPORT, folder.path / ACCURACY)
-    folder.summary()  # the report needs it; damage is found now and not after all episodes
-    datasets = datasets_to_evaluate(options, folder)
-    models = {RANDOM: folder.initial_model()}
-    models |= {name: control.meta_model() for name, control in controls_of(folder).items()}
-    models[LEARNED] = folder.meta_model()
-    if options.adapt_lr is not None:
-        models = {
-            name: MetaModel(
-                model.module, adapt_steps=model.adapt_steps, adapt_learning_rate=options.adapt_lr
-            )
-            for name, model in models.items()
-        }
-    comparisons = [compare(models, dataset, **episode_options(options)) for dataset in datasets]
-    write_comparisons(folder.path, comparisons)
-    report = write_report(folder, comparisons)
-    print("\n\n".join([*map(str, comparisons), f"report: {report}"]))
-
-
-def datasets_to_evaluate(options: Any, folder: RunFolder) -> list[Dataset]:
-    """Load the data sets of `--dataset`, or by default those that the run's pool learned from."""
-    if options.dataset:
-        return load_datasets(options.dataset, options.invert or [False])
-    if options.invert:
-        raise InputError(
-            "--invert goes with --dataset; without both, the data sets are those that the run's "
-            "pool learned from, inverted as they were there"
-        )
-    datasets = datasets_of(source_of(folder.path))
-    if not datasets:
-        raise InputError(
-            f"{folder.path} does not say which data set its APIs learned from; give --dataset"
-        )
-    return datasets
-
-
-def _add_evaluate_options(parser: ArgumentParser, _: Sequence[str]) -> None:
-    parser.add_argument("--run", type=str, required=True, help="folder of a finished run")
-    add_episode_options(parser)
-
-
-def episode_options(options: Any) -> dict[str, Any]:
-    """Return what `add_episode_options` adds, as the arguments of `compare`."""
-    names = ("n_way", "n_query", "n_episodes", "split", "seed")
-    chosen = {name: options[name] for name in names}
-    return {**chosen, "n_shots": options.n_shot, "progress": True}
-
-
-def add_episode_options(parser: ArgumentParser) -> None:
-    """Add the options of a meta-test of runs: data sets, rate of the adaptation and episodes."""
-    add_seed(parser)
-    parser.add_argument(
-        "--dataset",
-        type=str,
-        nargs="+",
-        help="as for pool; default: what the run's pool learned from",
-    )
-    parser.add_argument("--invert", type=bool, nargs="+", help="as for pool, with --dataset")
-    parser.add_argument(
-        "--adapt-lr", type=float, help="learning rate of the adaptation; default: the run's"
-    )
-    parser.add_argument("--n-way", type=int, default=5, help="classes per episode")
-    parser.add_argument(
-        "--n-shot",
-        type=int,
-        nargs="+",
-        default=[1, 5],
-        help="support images per class; one column each",
-    )
-    parser.add_argument("--n-query", type=int, default=15, help="query images per class")
-    parser.add_argument("--n-episodes", type=int, default=600, help="episodes")
-    parser.add_argument("--split", choices=SPLITS, default="meta_test", help="classes to draw from")
-
-
 TRAIN = Command(
     train,
     _add_train_options,
@@ -296,6 +206,3 @@ TRAIN = Command(
     TrainConfig,
 )
 STATUS = Command(status, _add_status_options, "bidfmkd status runs/train", positional="run")
-EVALUATE = Command(
-    evaluate, _add_evaluate_options, "bidfmkd evaluate --run runs/train --n-shot 1 5"
-)
