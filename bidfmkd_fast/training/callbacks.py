@@ -55,8 +55,8 @@ class Callback:
         Every record has `stage` ("survey", "recovery", "distillation" or "replay"), `step` (outer
         steps of the meta-model so far), `loss`, `accuracy`, `queries` (of all APIs so far, every
         attempt counted) and `seconds` (of all stages so far). The survey has a record for each of
-        its epochs, with `epoch`. Recovery has a record for each set, with `api`, `set` ("support"
-        or "query"), `sets` (kept so far) and `complete`.
+        its epochs, with `epoch` and `accuracy_by_api`. Recovery has a record for each set, with
+        `api`, `set` ("support" or "query"), `sets` (kept so far) and `complete`.
 
         A run that was cut off makes its earlier records again when it is continued. Its callbacks
         get the new records only, those that `metrics.jsonl` did not hold yet.
