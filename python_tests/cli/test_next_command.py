@@ -88,6 +88,12 @@ def test_from_pictures_to_an_evaluation_by_what_is_printed(
         and "2-way accuracy on 600 episodes" in output
         and "my animals meta_test" in output
     )
+    shown = re.search(r"BiDf-MKD +(\S+ ± \S+)", output)
+    assert shown is not None
+    output, nothing = run(["report", "a run"], capsys)
+    assert nothing is None and output.startswith("page: a run/report.html\n")
+    page = Path("a run/report.html").read_text(encoding="utf-8")
+    assert f"<td>{shown[1]}</td>" in page  # what `evaluate` has kept
 
 
 @pytest.mark.parametrize("data_set", ["", "withdrawn"])
