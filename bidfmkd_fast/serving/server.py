@@ -57,7 +57,8 @@ def serve_until_interrupted(service: Service, port: int, announce: Callable[[str
     """
     with _listening(port) as listener:
         names = ", ".join(service.models)
-        announce(f"{len(service.models)} models at {_url(listener)}/v2: {names}; Ctrl-C ends it")
+        models = "1 model" if len(service.models) == 1 else f"{len(service.models)} models"
+        announce(f"{models} at {_url(listener)}/v2: {names}; Ctrl-C ends it")
         _server(service).run(sockets=[listener])
 
 
