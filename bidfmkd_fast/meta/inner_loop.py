@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -27,12 +28,13 @@ class InnerLoop(NamedTuple):
     """Settings of an inner loop: `steps` of gradient descent with `learning_rate`.
 
     With `first_order` its gradients count as constants, so that the outer level gets no second
-    derivatives.
+    derivatives. `factors` multiply the learning rate of single parameters, by name.
     """
 
     steps: int
     learning_rate: float
     first_order: bool = False
+    factors: Mapping[str, float] = MappingProxyType({})
 
 
 def forward(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ def adapt_parameters(
         parameters: theta at the start, by name.
         loss: logits `[N, n_classes]` -> scalar.
         images: `[N, C, H, W]`, or what `forward` takes.
-        inner: steps, learning rate and order.
+        inner: steps, learning rates and order.
         create_graph: False if nothing is trained through the adaptation. The result then has no
             graph and shares no memory with `parameters`.
         forward: computes the logits from (module, parameters, images).
@@ -78,7 +80,7 @@ def adapt_parameters(
     Raises:
         InputError: a setting is out of range, or no parameter requires a gradient.
     """
-    steps, learning_rate, first_order = inner
+    steps, learning_rate, first_order, factors = inner
     if steps < 0:
         raise InputError(f"adapt: steps must be 0 or more; got {steps}")
     if not (math.isfinite(learning_rate) and learning_rate >= 0):
@@ -105,12 +107,11 @@ def adapt_parameters(
             for name, gradient in zip(trained, gradients, strict=True):
                 if gradient is None:
                     continue
+                rate = learning_rate * factors.get(name, 1.0)
                 if create_graph:
-                    adapted[name] = adapted[name] - learning_rate * gradient
+                    adapted[name] = adapted[name] - rate * gradient
                 else:
-                    adapted[name] = (
-                        adapted[name].detach() - learning_rate * gradient
-                    ).requires_grad_()
+                    adapted[name] = (adapted[name].detach() - rate * gradient).requires_grad_()
     return adapted
 
 

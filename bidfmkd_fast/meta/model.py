@@ -58,6 +58,7 @@ class MetaModel:
         self.module = module
         self.adapt_steps = adapt_steps
         self.adapt_learning_rate = adapt_learning_rate
+        self._factors: dict[str, float] = {}  # of the rates of a last layer that has grown
 
     def __repr__(self) -> str:
         settings = (
@@ -123,16 +124,16 @@ class MetaModel:
             )
         targets = targets.to(support.device)
         with failures_explained("adapt", support):
-            own = self.for_classes("adapt", classes.n_outputs, support[:2]).module
+            own = self.for_classes("adapt", classes.n_outputs, support[:2])
             adapted = adapt_parameters(
-                own,
-                dict(own.named_parameters()),
+                own.module,
+                dict(own.module.named_parameters()),
                 cross_entropy_with(targets),
                 support,
-                self.inner_loop(steps, learning_rate),
+                own.inner_loop(steps, learning_rate),
                 create_graph=False,
             )
-            module = copy.deepcopy(own)
+            module = copy.deepcopy(own.module)
             module.load_state_dict(adapted, strict=False)
             if not transductive:
                 fix_statistics(module, support)
@@ -142,6 +143,9 @@ class MetaModel:
     def for_classes(self, operation: str, n_classes: int, images: Tensor) -> MetaModel:
         """Return the meta-model for tasks of `n_classes` classes; `images` are some that it takes.
 
+        A last layer that grows learns at a rate that grows with it: the cross entropy is a mean
+        over the images, so that with K times the classes a row gets K times less gradient.
+
         Raises:
             InputError: the module has fewer outputs, and its last layer cannot grow.
         """
@@ -149,17 +153,25 @@ class MetaModel:
         module = with_classes(operation, self.module, n_classes, None if known else images)
         if module is self.module:
             return self
-        return MetaModel(
+        grown = MetaModel(
             module,
             adapt_steps=self.adapt_steps,
             adapt_learning_rate=self.adapt_learning_rate,
         )
+        before = dict(self.module.named_parameters())
+        grown._factors = {
+            name: len(parameter) / len(before[name])
+            for name, parameter in module.named_parameters()
+            if parameter.shape != before[name].shape
+        }
+        return grown
 
     def inner_loop(self, steps: int | None = None, learning_rate: float | None = None) -> InnerLoop:
         """Return the settings of `adapt`, with those of the meta-model in place of None."""
         return InnerLoop(
             self.adapt_steps if steps is None else steps,
             self.adapt_learning_rate if learning_rate is None else learning_rate,
+            factors=self._factors,
         )
 
     def save(self, path: str | Path) -> None:
@@ -227,18 +239,15 @@ class MetaModel:
 
         Args:
             folder: the folder; made if it is missing. Nothing in it is written over.
-            run: the run that made this meta-model, or its folder. The card then names the APIs and
-                data sets and says what was asked.
+            run: the run that made this model, or its folder; the card then says what was asked.
             evaluation: what `evaluate` has returned, once or several times, for the card.
-            license: identifier of the license of the weights, such as "apache-2.0", for the card.
+            license: of the weights, such as "apache-2.0", for the card.
 
         Raises:
-            InputError: a file is there already or cannot be written, or the run is not finished or
-                has another meta-model.
+            InputError: a file is there or cannot be written, or the run does not fit.
         """
-        place = Path(folder).expanduser()
-        operation = "MetaModel.save_pretrained"
-        save_folder(operation, self, place, run, evaluation, license, place.resolve().name)
+        place, name = Path(folder).expanduser(), Path(folder).expanduser().resolve().name
+        save_folder("MetaModel.save_pretrained", self, place, run, evaluation, license, name)
 
     def push_to_hub(
         self,
@@ -254,16 +263,14 @@ class MetaModel:
         """Upload what `save_pretrained` writes to the Hugging Face Hub; return the commit's URL.
 
         Args:
-            repo: name of the repository, user/name; it is made if it is missing. In one that is
-                there the files of these names are replaced by a new commit.
+            repo: the repository, user/name; made if it is missing, else it gets a new commit.
             run, evaluation, license: as for `save_pretrained`.
-            private: whether a new repository is private; None for the account's default.
+            private: of a new repository; None for the account's default.
             token: a token of the hub; None for the one of `hf auth login`.
-            message: the commit's message.
+            message: of the commit.
 
         Raises:
-            InputError: the package huggingface_hub is missing, the hub refuses or does not answer,
-                or as for `save_pretrained`.
+            InputError: huggingface_hub is missing, the hub fails, or as for `save_pretrained`.
         """
         about = {"run": run, "evaluation": evaluation, "licence": license}
         return push("MetaModel.push_to_hub", self, repo, private, token, message, **about)
@@ -279,18 +286,15 @@ class MetaModel:
     ) -> MetaModel:
         """Load a meta-model from a folder, or from a repository of the Hugging Face Hub.
 
-        Only the safetensors file is read. A folder of `save_pretrained` or of a finished run is
-        read without the package huggingface_hub.
+        Only the safetensors file is read; for a folder without the package huggingface_hub.
 
         Args:
             repo_or_folder: the folder; if there is none of this name, the repository, user/name.
             module: as for `load`.
-            revision: branch, tag or commit of the repository; None for its main branch.
-            token: a token of the hub; None for the one of `hf auth login`.
+            revision, token: branch, tag or commit, and token of the hub; None for the defaults.
 
         Raises:
-            InputError: there is no such folder or repository, or it holds no meta-model; or as for
-                `load`.
+            InputError: there is no such folder or repository, or as for `load`.
         """
-        operation = "MetaModel.from_pretrained"
-        return cls.load(find_weights(operation, repo_or_folder, revision, token), module)
+        found = find_weights("MetaModel.from_pretrained", repo_or_folder, revision, token)
+        return cls.load(found, module)
