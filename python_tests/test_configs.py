@@ -81,6 +81,8 @@ def test_a_sweep_is_read(file: Path) -> None:
 
 def test_they_are_those_of_the_package() -> None:
     """Check that the package finds these files, and that a wheel gets them."""
-    assert sorted(shipped_folder().rglob("*.yaml")) == sorted([*EXPERIMENTS, *SWEEPS])
+    shipped = shipped_folder()
+    found = sorted(file.relative_to(shipped) for file in shipped.rglob("*.yaml"))
+    assert found == sorted(file.relative_to(CONFIGS) for file in [*EXPERIMENTS, *SWEEPS])
     project = (CONFIGS.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert '\n"bidfmkd_fast/configs" = "configs"' in project

@@ -408,7 +408,7 @@ def test_a_second_command_on_a_folder_is_refused_before_it_asks(
             started = time.monotonic()
             assert main([*command, "--out", "busy"]) == 2
             # pool draws the glyphs before it opens the folder
-            assert time.monotonic() - started < 1 or command[0] == "pool"
+            assert time.monotonic() - started < 10 or command[0] == "pool"
             captured = capsys.readouterr()
             assert (
                 f"bidfmkd {command[0]}: busy is in use by process {os.getpid()} on " in captured.err

@@ -31,11 +31,11 @@ def scores_of(images: Tensor) -> Tensor:
 class Service(ServiceBlackBox):
     """A service in this process that fails from the request `fails_at` on."""
 
-    def __init__(self, fails_at: int = 10**6, in_flight: int = 3) -> None:
+    def __init__(self, fails_at: int = 10**6, in_flight: int = 3, patience: float = 0.2) -> None:
         super().__init__(SPEC, in_flight=in_flight)
         self.fails_at, self.n_requests, self.most = fails_at, 0, 0
         self._lock, self._under_way = threading.Lock(), 0
-        self._together = threading.Barrier(in_flight)
+        self._together, self._patience = threading.Barrier(in_flight), patience
 
     def _request(self, images: Tensor, attempt: Attempt) -> Tensor:
         attempt()
@@ -45,7 +45,7 @@ class Service(ServiceBlackBox):
             self.most = max(self.most, self._under_way)
             fails = self.n_requests >= self.fails_at
         with suppress(threading.BrokenBarrierError):
-            self._together.wait(0.2)  # until as many requests as may be are under way
+            self._together.wait(self._patience)  # until as many requests as may be are under way
         with self._lock:
             self._under_way -= 1
         if fails:
@@ -69,7 +69,7 @@ def test_every_picture_is_asked_once(seed: int) -> None:
 
 
 def test_a_service_answers_several_requests_at_once(seed: int, tmp_path: Path) -> None:
-    service, pictures = Service(), SharedPictures(seed)
+    service, pictures = Service(patience=30.0), SharedPictures(seed)
     with Answers(tmp_path / "answers", SPEC, pictures.seed, 60) as answers:
         ask(service, pictures, answers)
     assert service.most == 3 and service.n_requests == 6 == survey_cost(service, 60).requests
