@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -118,6 +119,11 @@ def _run(arguments: Sequence[str], command: str, name: str, parsed: dict[str, An
         return 2
     except (InputError, BudgetExhausted, BadAnswer, APIUnavailable) as error:
         say(f"{name}: {' '.join(str(error).split())}")
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        say(f"{name}: {error.filename} is too long for a file's name; give a shorter one")
         return 2
     return 0
 

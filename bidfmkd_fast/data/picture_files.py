@@ -179,6 +179,8 @@ def _of_csv(operation: str, source: Path) -> LabelledFiles:
     found = LabelledFiles([], [])
     try:
         text = source.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise InputError(f"{operation}: {source} cannot be read as CSV: it holds a NUL byte")
         reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
         columns = list(reader.fieldnames or ())
         if not set(_COLUMNS) <= set(columns):
@@ -186,7 +188,14 @@ def _of_csv(operation: str, source: Path) -> LabelledFiles:
                 f"{operation}: {source}: wanted the columns {','.join(_COLUMNS)}; got "
                 f"{','.join(columns) or 'an empty file'}"
             )
+        if doubled := [name for name in _COLUMNS if columns.count(name) > 1]:
+            raise InputError(f"{operation}: {source} has the column {doubled[0]} twice")
         for row in reader:
+            if None in row:  # an unquoted comma in a file name or label
+                raise InputError(
+                    f"{operation}: {source}, line {reader.line_num}: wanted {len(columns)} fields; "
+                    f"got {len(columns) + len(row[None])}; quote a field that holds a comma"
+                )
             if not row["file"] or not row["label"]:
                 raise InputError(
                     f"{operation}: {source}, line {reader.line_num}: wanted a file and a label; "

@@ -323,3 +323,21 @@ def test_a_transductive_classifier_sees_all_pictures_together(
     assert main(["predict", "c.st", "support", "--out", "labels.csv"]) == 0
     wanted = bf.Classifier.load("c.st").predict("support").tolist()
     assert [row[1] for row in rows("labels.csv")[1:]] == wanted
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["adapt", "--run", "LONG", "--pictures", "x", "--out", "y"],
+        ["predict", "LONG", "x"],
+        ["report", "LONG"],
+        ["init-config", "--out", "LONG"],
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = 300 * "x"
+    assert main([long if argument == "LONG" else argument for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert long in line and line.endswith(" is too long for a file's name; give a shorter one")
