@@ -17,9 +17,10 @@ _LEAST_DECIMALS = 2
 
 
 def look_at_scores(api: BlackBox) -> tuple[APISpec, list[str]]:
-    """Ask an API about `KIND_QUERIES` random patterns, whatever kind of scores its spec states.
+    """Ask an API about `KIND_QUERIES` random patterns for the kind and the decimals of its scores.
 
-    The spec must state logits, which any scores can be.
+    A spec that states another kind than logits, as a server may have said, keeps it: logits can be
+    any numbers, so that they are also what a spec says of an unknown kind.
 
     Returns:
         the spec with the `scores_kind` and `decimals` that the scores look like, and what looks
@@ -35,7 +36,8 @@ def look_at_scores(api: BlackBox) -> tuple[APISpec, list[str]]:
         scores = api(images)
     finally:
         api.first_answers = kept
-    kind, decimals = kind_of(scores), decimals_of(scores)
+    stated, decimals = api.spec.scores_kind, decimals_of(scores)
+    kind = kind_of(scores) if stated == "logits" else stated
     if kind == "labels" or decimals is None or decimals < _LEAST_DECIMALS:
         decimals = None
     spec = replace(api.spec, scores_kind=kind, decimals=decimals)

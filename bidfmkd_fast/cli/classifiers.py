@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.cli.next_command import after_adapt, after_predict, learned_inverted, source_of
-from bidfmkd_fast.cli.options import Command, add_seed
+from bidfmkd_fast.cli.options import Command, add_seed, new_file
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import check_writable, write_exact
 from bidfmkd_fast.meta import Classifier
@@ -34,8 +34,7 @@ def adapt(options: Any) -> None:
     # Reading pictures needs Pillow, which other commands do without.
     from bidfmkd_fast.data.picture_files import labelled_files
 
-    out = Path(options.out).expanduser()
-    _refuse_existing("adapt", out)
+    out = new_file("adapt", options.out)
     meta_model = RunFolder.open(options.run).meta_model()
     invert = options.invert
     if invert is None:
@@ -69,9 +68,7 @@ def predict(options: Any) -> None:
     """
     from bidfmkd_fast.data.picture_files import picture_files
 
-    out = None if options.out is None else Path(options.out).expanduser()
-    if out is not None:
-        _refuse_existing("predict", out)
+    out = None if options.out is None else new_file("predict", options.out)
     path = Path(options.classifier).expanduser()
     classifier = Classifier.load(path)
     check_integer("predict", "top", options.top, 1, len(classifier.classes_))
@@ -111,12 +108,9 @@ def export(options: Any) -> None:
     if options.onnx is None and options.torch is None:
         raise InputError("export: give --onnx FILE.onnx, --torch FILE.pt2, or both")
     onnx, torch = (
-        None if given is None else Path(given).expanduser()
-        for given in (options.onnx, options.torch)
+        None if options[option] is None else new_file("export", options[option], option)
+        for option in ("onnx", "torch")
     )
-    for option, out in (("onnx", onnx), ("torch", torch)):
-        if out is not None:
-            _refuse_existing("export", out, option)
     if onnx is not None and torch is not None and onnx.resolve() == torch.resolve():
         raise InputError(f"export: --onnx and --torch must be two files; got {onnx} for both")
     classifier = Classifier.load(Path(options.classifier).expanduser())
@@ -153,11 +147,6 @@ def _table(rows: Table, whole: bool = False) -> str:
         return text_table(rows)
     more = len(rows) - 1 - _MOST_ROWS
     return f"{text_table(rows[: _MOST_ROWS + 1])}\nand {more:,} more"
-
-
-def _refuse_existing(command: str, out: Path, option: str = "out") -> None:
-    if out.exists():
-        raise InputError(f"{command}: {out} exists already; give another --{option} or remove it")
 
 
 def _add_adapt_options(parser: ArgumentParser, _: Sequence[str]) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.cli.annotated import annotated_yaml
-from bidfmkd_fast.cli.options import Command
-from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.cli.options import Command, new_file
 from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.experiments.shipped import shipped_folder
 from bidfmkd_fast.files.atomic import write_exact
@@ -32,9 +30,7 @@ def init_config(options: Any) -> None:
     """Write a YAML file with every setting and what it means, to be changed and given to --config
     of train or compare.
     """
-    out = Path(options.out)
-    if out.exists():
-        raise InputError(f"init-config: {out} exists already; give another --out or remove it")
+    out = new_file("init-config", options.out)
     title = f"{options.kind}, preset {options.preset}: {_USES[options.kind]} {out.name}"
     write_exact(out, annotated_yaml(preset(options.kind, options.preset), title))
     print(f"settings: {out}")

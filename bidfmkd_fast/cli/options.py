@@ -111,6 +111,14 @@ def out_folder(options: Any, command: str) -> Path:
     return Path(options.out)
 
 
+def new_file(command: str, given: str, option: str = "out") -> Path:
+    """Return the path of a file that the command will write; raise InputError if it is there."""
+    out = Path(given).expanduser()
+    if out.exists():
+        raise InputError(f"{command}: {out} exists already; give another --{option} or remove it")
+    return out
+
+
 def budget_of(options: Any) -> Budget | None:
     """Return the budget that the options of `add_caps` set; None if they set none."""
     caps = (options.max_queries, options.max_requests, options.max_cost)

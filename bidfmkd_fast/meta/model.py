@@ -96,7 +96,7 @@ class MetaModel:
                 the outputs of the module. A task may have more classes than the module has outputs:
                 then the last layer grows (`models.head.with_classes`).
             steps: gradient steps; `adapt_steps` when None.
-            learning_rate: learning rate; `adapt_learning_rate` when None.
+            learning_rate: `adapt_learning_rate` when None; times its growth for a grown last layer.
             transductive: False fixes the statistics of batch norm (variance unbiased) to those of
                 the support set under the adapted parameters and puts the classifier into `eval()`,
                 so that every image is classified by itself. True evaluates as the paper and MAML

@@ -45,7 +45,7 @@ class Epoch(NamedTuple):
 
     loss: float
     agreement: float
-    by_api: tuple[float, ...] = ()
+    by_api: tuple[float, ...]
 
 
 def distil_jointly(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,12 @@ def test_kind_and_decimals(
     assert (spec.scores_kind, spec.decimals) == (kind, decimals)
     assert (spec.n_classes, spec.image_shape) == (N, SHAPE)
     assert api.ledger.queries == KIND_QUERIES
+
+
+def test_a_kind_that_a_server_has_stated_is_kept(seed: int) -> None:
+    api = box(lambda x: torch.eye(N)[x.argmax(1)], seed)  # by their looks these are labels
+    api.spec = replace(api.spec, scores_kind="probabilities")
+    assert look_at_scores(api)[0].scores_kind == "probabilities"
 
 
 def test_what_looks_wrong_is_returned_and_not_warned_of(

@@ -88,6 +88,6 @@ def test_evaluate_adapts_as_adapt_does(seed: int) -> None:
             episode.support_images, episode.support_labels, transductive=True
         )
         by_hand.append(classifier.score(episode.query_images, episode.query_labels))
-    torch.testing.assert_close(
-        evaluation.per_episode, torch.tensor(by_hand, dtype=torch.float64), atol=0.051, rtol=0
-    )
+    # Stacked tasks are summed in another order, so that a tie may fall to another class.
+    differ = (evaluation.per_episode - torch.tensor(by_hand, dtype=torch.float64)).abs()
+    assert differ.max() <= 1 / 40 + 1e-9 and differ.gt(0).sum() <= 1
