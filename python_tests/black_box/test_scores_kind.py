@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -44,8 +43,10 @@ def test_kind_and_decimals(
 
 
 def test_a_kind_that_a_server_has_stated_is_kept(seed: int) -> None:
-    api = box(lambda x: torch.eye(N)[x.argmax(1)], seed)  # by their looks these are labels
-    api.spec = replace(api.spec, scores_kind="probabilities")
+    spec = APISpec(N, SHAPE, scores_kind="probabilities")
+    weights = torch.randn(64, N, generator=torch.Generator().manual_seed(seed))
+    # By their looks these are labels.
+    api = FunctionBlackBox(lambda x: torch.eye(N)[(x.flatten(1) @ weights).argmax(1)], spec)
     assert look_at_scores(api)[0].scores_kind == "probabilities"
 
 
