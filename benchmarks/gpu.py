@@ -16,6 +16,7 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ def main() -> int:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("gpu.py: no CUDA device that torch can use")
+    # The APIs are not trained, so that recovery doubts their answers.
+    warnings.simplefilter("ignore", bf.ServiceWarning)
     problem = ops.backend.device_problem(torch.device("cuda", torch.cuda.current_device()))
     if problem is not None:
         raise SystemExit(f"gpu.py: {problem}")

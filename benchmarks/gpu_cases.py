@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -27,6 +28,7 @@ from benchmarks.cases.steps import (
 )
 from benchmarks.gpu_harness import Function, captured, rows_of
 from benchmarks.gpu_kernels import N_CLASSES, SHAPE, B, Q, kernels
+from benchmarks.gpu_survey import joint_distillation, pictures
 from benchmarks.harness import OURS, Row
 from bidfmkd_fast.meta import InnerLoop, TaskMemory
 from bidfmkd_fast.meta.replay_on_device import DeviceReplay
@@ -220,8 +222,8 @@ def black_box(runs: int) -> Iterator[Row]:
 def whole_run(runs: int) -> Iterator[Row]:
     """Time each stage of a run of eight APIs at the default settings, per API, round or step."""
     n_apis, per_round, final = 8, 100, 300
-    config = bf.TrainConfig(
-        survey=bf.SurveyConfig(n_images=0),
+    config = replace(
+        bf.TrainConfig.v01(),
         replay=bf.ReplayConfig(steps_per_round=per_round, patience=0, final_steps=final),
     )
     rounds = n_apis // config.meta_batch_size
@@ -259,5 +261,7 @@ GROUPS: tuple[Callable[[int], Iterator[Row]], ...] = (
     side_by_side,
     replay_steps,
     evaluation,
+    pictures,
+    joint_distillation,
     whole_run,
 )

@@ -20,17 +20,20 @@ CONFIG = SurveyConfig(n_images=N_PICTURES, epochs=1, batch_size=64)
 
 
 def plainly_distilled(module: nn.Module, images: torch.Tensor, scores: torch.Tensor) -> None:
-    """Train features and ten heads for one epoch; images `[N, C, H, W]`, scores `[A, N, n]`."""
+    """Train features and a head per API for one epoch; images `[N, C, H, W]`, scores `[A, N, n]`.
+
+    All are on one device.
+    """
     body = nn.Sequential(module.blocks, nn.Flatten())
     with seeded(SEED, "survey", "heads"):
         heads = nn.ModuleList(
-            nn.Linear(module.classifier.in_features, N_CLASSES) for _ in range(N_APIS)
-        )
+            nn.Linear(module.classifier.in_features, scores.shape[2]) for _ in scores
+        ).to(images.device)
     optimizer = torch.optim.Adam([*module.parameters(), *heads.parameters()], CONFIG.learning_rate)
-    n_batches = N_PICTURES // CONFIG.batch_size
+    n_batches = len(images) // CONFIG.batch_size
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_batches)
-    order = torch.randperm(N_PICTURES, generator=torch_generator(SEED, "survey", "order"))
-    for rows in order.tensor_split(n_batches):
+    order = torch.randperm(len(images), generator=torch_generator(SEED, "survey", "order"))
+    for rows in order.to(images.device).tensor_split(n_batches):
         features = body(images[rows])
         loss = torch.stack(
             [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.models.head import zero_head
+from bidfmkd_fast.runtime.captured_step import RepeatedStep
 from bidfmkd_fast.seeds import seeded, torch_generator
 from bidfmkd_fast.survey.backbone import features_of
 from bidfmkd_fast.survey.config import SurveyConfig
@@ -88,7 +91,10 @@ def distil_jointly(
             nn.Linear(n_features, asked.scores.shape[1]) for asked in surveyed
         ).to(device)
     trained = [p for p in (*module.parameters(), *heads.parameters()) if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
+    on_gpu = device.type == "cuda"
+    # A captured step reads the rate from the device.
+    rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
+    optimizer = torch.optim.Adam(trained, lr=rate, capturable=on_gpu)
     # A batch of one picture has no statistics, so what is left over joins the batch before it.
     n_batches = max(1, len(useful) // config.batch_size)
     n_steps = config.epochs * n_batches
@@ -97,21 +103,33 @@ def distil_jointly(
     )
     draws = torch_generator(seed, "survey", "order")
     n_answered = torch.stack([asked.answered.sum() for asked in surveyed]).clamp_min(1).to(device)
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    agreed = torch.zeros(len(surveyed), dtype=torch.float64, device=device)
+
+    def step(rows: Tensor) -> None:
+        """Learn from the pictures in `rows`; add to `totals` and `agreed`."""
+        out = features(pictures[rows].float() / 255)
+        loss, agreement, equal = _loss(out, rows, surveyed, heads, config.temperature)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        totals.add_(torch.stack([loss.detach(), agreement]))
+        agreed.add_(equal)
+
+    # No graph can hold the choice of the rows that an API has answered, or the draws of dropout.
+    in_graphs = on_gpu and can_stack(module) and all(a.answered.all() for a in surveyed)
+    graphs = _Graphs(step, device) if in_graphs else None
     for epoch in range(config.epochs):
         order = useful[torch.randperm(len(useful), generator=draws)]
-        totals = torch.zeros(2, dtype=torch.float64, device=device)
-        agreed = torch.zeros(len(surveyed), dtype=torch.float64, device=device)
-        for rows in order.tensor_split(n_batches):
-            images = pictures[rows].float() / 255
-            with seeded(seed, "survey", "step", schedule.last_epoch):  # for dropout
-                out = features(images)
-            loss, agreement, equal = _loss(out, rows, surveyed, heads, config.temperature)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+        totals.zero_()
+        agreed.zero_()
+        for rows in (order if graphs is None else order.to(device)).tensor_split(n_batches):
+            if graphs is not None:
+                graphs.step(rows)
+            else:
+                with seeded(seed, "survey", "step", schedule.last_epoch):  # for dropout
+                    step(rows)
             schedule.step()
-            totals += torch.stack([loss.detach(), agreement]).double()
-            agreed += equal
         loss_mean, agreement_mean = (totals / n_batches).tolist()
         # The loss does not show what the last step of all has done to the parameters.
         if not (math.isfinite(loss_mean) and all(p.isfinite().all() for p in trained)):
@@ -121,6 +139,22 @@ def distil_jointly(
             )
         yield Epoch(loss_mean, agreement_mean, tuple((agreed / n_answered).tolist()))
     zero_head(module, some)
+
+
+class _Graphs:
+    """Repeats a step on rows, with a graph for each number of rows."""
+
+    def __init__(self, step: Callable[[Tensor], None], device: torch.device) -> None:
+        self._step, self._device = step, device
+        self._held: dict[int, tuple[Tensor, RepeatedStep]] = {}
+
+    def step(self, rows: Tensor) -> None:
+        """Take a step on `rows`, int64 `[N]` on the device."""
+        if len(rows) not in self._held:
+            self._held[len(rows)] = torch.empty_like(rows), RepeatedStep(self._device)
+        held, repeated = self._held[len(rows)]
+        held.copy_(rows)
+        repeated(partial(self._step, held))
 
 
 def _loss(
@@ -136,11 +170,14 @@ def _loss(
     losses, agreements = [], []
     n_equal = torch.zeros(len(surveyed), device=features.device)
     for number, (asked, head) in enumerate(zip(surveyed, heads, strict=True)):
-        answered = asked.answered[rows]
-        if not answered.any():
-            continue
-        scores = asked.scores[rows[answered]]
-        logits = head(features[answered.to(features.device)])
+        scores, own = asked.scores[rows], features
+        if not rows.is_cuda:  # else all rows are answered
+            answered = asked.answered[rows]
+            if not answered.any():
+                continue
+            scores = asked.scores[rows[answered]]
+            own = features[answered.to(features.device)]
+        logits = head(own)
         losses.append(
             _label_loss(logits, scores)
             if asked.kind == "labels"

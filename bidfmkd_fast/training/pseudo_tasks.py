@@ -15,6 +15,8 @@ from torch import nn
 from bidfmkd_fast.black_box import APISpec, BlackBox
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.meta import MetaModel, TaskMemory, outer_replay_step
+from bidfmkd_fast.meta.replay_on_device import MOST_UNREAD, DeviceReplay
+from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.priors.library import draw_pictures
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded
@@ -60,10 +62,30 @@ def learn_from_pictures(
         [("pictures", str(scene)) for scene in scenes.tolist()],
     )
     module = initial_module(specs, config).to(device)
-    optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr)
+    optimizer = torch.optim.Adam(
+        module.parameters(),
+        lr=replay.outer_lr,
+        capturable=next(module.parameters()).is_cuda,
+    )
     n_query = min(replay.n_query, n_members - replay.n_shot)
+    on_device = None
+    if next(module.parameters()).is_cuda and can_stack(module, n_way):
+        on_device = DeviceReplay(
+            module,
+            optimizer,
+            memory,
+            (n_way, replay.n_shot, n_query),
+            n_tasks,
+            replay.inner,
+            rotations=replay.rotations,
+        )
     with Bar("zero_query: train", n_steps, "steps", progress) as bar:
         for step in bar.over(range(n_steps)):
+            if on_device is not None:
+                on_device.step(seed, step * n_tasks)
+                if on_device.unread == MOST_UNREAD or step + 1 == n_steps:
+                    on_device.records()  # refuses what is no longer finite
+                continue
             episodes = [
                 memory.sample_episode(
                     n_way,
