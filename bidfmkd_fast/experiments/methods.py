@@ -25,6 +25,8 @@ from bidfmkd_fast.experiments.controls import (
 )
 from bidfmkd_fast.experiments.experiment import Experiment, finish_method, fit_run
 from bidfmkd_fast.meta import outer_replay_step
+from bidfmkd_fast.meta.replay_on_device import MOST_UNREAD, DeviceEpisodes
+from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.models.head import zero_head
 from bidfmkd_fast.pools.pool import load_modules, load_pool
 from bidfmkd_fast.recovery import recover
@@ -139,14 +141,35 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
         for dataset in experiment.datasets
     ]
     module = experiment.fresh()
-    optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr)
+    on_gpu = next(module.parameters()).is_cuda
+    optimizer = torch.optim.Adam(module.parameters(), lr=replay.outer_lr, capturable=on_gpu)
+    n_way, n_tasks = experiment.config.pool.n_way, config.meta_batch_size
+    on_device = None
+    if (
+        on_gpu
+        and can_stack(module, n_way)
+        and len({d.image_shape for d in experiment.datasets}) == 1
+    ):
+        on_device = DeviceEpisodes(
+            module,
+            optimizer,
+            experiment.datasets[0].image_shape,
+            (n_way, replay.n_shot, replay.n_query),
+            n_tasks,
+            replay.inner,
+        )
     n_steps = experiment.config.baselines.maml_steps or experiment.replay_steps
     with Bar("maml: train", n_steps, "steps", experiment.progress) as bar:
         for step in bar.over(range(n_steps)):
-            indices = range(step * config.meta_batch_size, (step + 1) * config.meta_batch_size)
+            indices = range(step * n_tasks, (step + 1) * n_tasks)
             episodes = [
                 samplers[index % len(samplers)].episode(index // len(samplers)) for index in indices
             ]
+            if on_device is not None:
+                on_device.step(episodes)
+                if on_device.unread == MOST_UNREAD or step + 1 == n_steps:
+                    on_device.records()  # refuses what is no longer finite
+                continue
             with seeded(config.seed, "maml", step):
                 outer_replay_step(
                     module,

@@ -7,12 +7,12 @@ copy of the memory, adapts to them and learns from them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bidfmkd_fast.data.episodes import turned
+from bidfmkd_fast.data.episodes import Episode, turned
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.inner_loop import InnerLoop
 from bidfmkd_fast.meta.maml import loss_of_stack
@@ -23,19 +23,17 @@ from bidfmkd_fast.runtime.captured_step import RepeatedStep
 MOST_UNREAD = 1000  # steps
 
 
-class DeviceReplay:
-    """Outer steps as `outer_replay_step` takes them, on tasks of a memory as it is now.
+class _DeviceSteps:
+    """Outer steps as `outer_replay_step` takes them.
 
     Nothing waits for the result until `records` is called, after at most `MOST_UNREAD` steps.
 
     Args:
         module: a module that `can_stack` accepts.
         optimizer: over the module's parameters; on CUDA made with `capturable=True`.
-        memory: the images; a copy of them is held on the module's device.
         sizes: n_way, n_shot and n_query of every task.
         n_tasks: tasks of one outer step, all in one stack.
         inner: steps, learning rate and order of the inner loop.
-        rotations: as for `TaskMemory.sample_episode`.
 
     Attributes:
         unread: steps since `records` was last called.
@@ -45,27 +43,15 @@ class DeviceReplay:
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        memory: TaskMemory,
         sizes: tuple[int, int, int],
         n_tasks: int,
         inner: InnerLoop,
-        *,
-        rotations: int = 1,
     ) -> None:
         self.unread = 0
         self._module, self._optimizer, self._inner = module, optimizer, inner
-        self._size, self._rotations = TaskSize(*sizes), rotations
+        self._size, self._n_tasks = TaskSize(*sizes), n_tasks
         n_way, n_shot, n_query = sizes
         device = next(module.parameters()).device
-        self._images = torch.cat([memory.task_images_of(key) for key in memory.classes]).to(device)
-        self._counts = memory.counts
-        # The row in `_images` of the first image of each class.
-        starts = [0, *itertools.accumulate(self._counts)]
-        self._first_rows = torch.tensor(starts[:-1])
-        # The row and the quarter turns of each image of a step.
-        self._rows = torch.zeros(
-            2, n_tasks, n_way * (n_shot + n_query), dtype=torch.int64, device=device
-        )
         labels = torch.arange(n_way, device=device).expand(n_tasks, n_way)
         self._support_labels = labels.repeat_interleave(n_shot, dim=1)
         self._query_labels = labels.repeat_interleave(n_query, dim=1)
@@ -76,29 +62,6 @@ class DeviceReplay:
             [torch.cuda.Stream(device) for _ in range(n_tasks)] if device.type == "cuda" else []
         )
         self._repeated = RepeatedStep(device)
-
-    def step(self, seed: int, first_task: int) -> None:
-        """Take one outer step on the tasks `first_task`, `first_task + 1`, ... of stream `seed`."""
-        tasks = range(first_task, first_task + self._rows.shape[1])
-        stacked = torch.stack([self._draw(seed, task) for task in tasks], dim=1)
-        # Pinned memory is copied without the host waiting for the device.
-        self._rows.copy_(stacked.pin_memory() if self._rows.is_cuda else stacked, non_blocking=True)
-        self._repeated(self._step)
-        self.unread += 1
-
-    def _draw(self, seed: int, index: int) -> Tensor:
-        """Draw a task; return row and quarter turns of each image, int64 `[2, N]`.
-
-        The order is that of an episode: support images class by class, then query images.
-        """
-        draw = draw_task(
-            self._counts, self._size, seed=seed, index=index, rotations=self._rotations
-        )
-        positions, turns = torch.tensor(draw.classes).T
-        rows = self._first_rows[positions][:, None] + draw.rows  # [n_way, n_shot + n_query]
-        both = torch.stack([rows, turns[:, None].expand_as(rows)])
-        n_shot = self._size.n_shot
-        return torch.cat([both[..., :n_shot].flatten(1), both[..., n_shot:].flatten(1)], dim=1)
 
     def records(self) -> list[dict[str, float]]:
         """Return `loss` and `accuracy` of the steps since the last call, means over their tasks.
@@ -117,16 +80,19 @@ class DeviceReplay:
         self.unread = 0
         return [{"loss": loss, "accuracy": accuracy} for loss, accuracy in values]
 
+    def _images_of_step(self) -> Tensor:
+        """Return the images of a step on the device, `[E, N, C, H, W]`, support images first."""
+        raise NotImplementedError
+
+    def _take(self) -> None:
+        """Take a step, from a graph where there is one."""
+        self._repeated(self._step)
+        self.unread += 1
+
     def _step(self) -> None:
         """Do the work of one step, in place on the tensors of this object; a graph holds it."""
         n_support = self._size.n_way * self._size.n_shot
-        rows, turns = self._rows
-        images = self._images.index_select(0, rows.flatten())
-        images = images.unflatten(0, rows.shape)  # [E, N, C, H, W]
-        for quarter in range(4 // self._rotations, 4, 4 // self._rotations):
-            images = torch.where(
-                (turns == quarter)[:, :, None, None, None], turned(images, quarter), images
-            )
+        images = self._images_of_step()
         losses, accuracies = self._losses(images[:, :n_support], images[:, n_support:])
         self._optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
@@ -181,3 +147,105 @@ class DeviceReplay:
             self._inner,
             self._size.n_way,
         )
+
+
+class DeviceReplay(_DeviceSteps):
+    """Outer steps on tasks of a memory as it is now.
+
+    Args:
+        module, optimizer, sizes, n_tasks, inner: as for the steps above.
+        memory: the images; a copy of them is held on the module's device.
+        rotations: as for `TaskMemory.sample_episode`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        memory: TaskMemory,
+        sizes: tuple[int, int, int],
+        n_tasks: int,
+        inner: InnerLoop,
+        *,
+        rotations: int = 1,
+    ) -> None:
+        super().__init__(module, optimizer, sizes, n_tasks, inner)
+        self._rotations = rotations
+        n_way, n_shot, n_query = sizes
+        device = next(module.parameters()).device
+        self._images = torch.cat([memory.task_images_of(key) for key in memory.classes]).to(device)
+        self._counts = memory.counts
+        # The row in `_images` of the first image of each class.
+        starts = [0, *itertools.accumulate(self._counts)]
+        self._first_rows = torch.tensor(starts[:-1])
+        # The row and the quarter turns of each image of a step.
+        self._rows = torch.zeros(
+            2, n_tasks, n_way * (n_shot + n_query), dtype=torch.int64, device=device
+        )
+
+    def step(self, seed: int, first_task: int) -> None:
+        """Take one outer step on the tasks `first_task`, `first_task + 1`, ... of stream `seed`."""
+        tasks = range(first_task, first_task + self._n_tasks)
+        stacked = torch.stack([self._draw(seed, task) for task in tasks], dim=1)
+        # Pinned memory is copied without the host waiting for the device.
+        self._rows.copy_(stacked.pin_memory() if self._rows.is_cuda else stacked, non_blocking=True)
+        self._take()
+
+    def _draw(self, seed: int, index: int) -> Tensor:
+        """Draw a task; return row and quarter turns of each image, int64 `[2, N]`.
+
+        The order is that of an episode: support images class by class, then query images.
+        """
+        draw = draw_task(
+            self._counts, self._size, seed=seed, index=index, rotations=self._rotations
+        )
+        positions, turns = torch.tensor(draw.classes).T
+        rows = self._first_rows[positions][:, None] + draw.rows  # [n_way, n_shot + n_query]
+        both = torch.stack([rows, turns[:, None].expand_as(rows)])
+        n_shot = self._size.n_shot
+        return torch.cat([both[..., :n_shot].flatten(1), both[..., n_shot:].flatten(1)], dim=1)
+
+    def _images_of_step(self) -> Tensor:
+        rows, turns = self._rows
+        images = self._images.index_select(0, rows.flatten())
+        images = images.unflatten(0, rows.shape)  # [E, N, C, H, W]
+        for quarter in range(4 // self._rotations, 4, 4 // self._rotations):
+            images = torch.where(
+                (turns == quarter)[:, :, None, None, None], turned(images, quarter), images
+            )
+        return images
+
+
+class DeviceEpisodes(_DeviceSteps):
+    """Outer steps on episodes from the host, such as those of real data.
+
+    Args:
+        module, optimizer, sizes, n_tasks, inner: as for the steps above.
+        image_shape: (C, H, W) of the episodes' images.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        image_shape: tuple[int, int, int],
+        sizes: tuple[int, int, int],
+        n_tasks: int,
+        inner: InnerLoop,
+    ) -> None:
+        super().__init__(module, optimizer, sizes, n_tasks, inner)
+        n_way, n_shot, n_query = sizes
+        device = next(module.parameters()).device
+        self._images = torch.zeros(n_tasks, n_way * (n_shot + n_query), *image_shape, device=device)
+
+    def step(self, episodes: Sequence[Episode]) -> None:
+        """Take one outer step on the episodes, all of the sizes and the shape of this object."""
+        stacked = torch.stack(
+            [torch.cat([one.support_images, one.query_images]) for one in episodes]
+        )
+        on_gpu = self._images.is_cuda
+        self._images.copy_(stacked.pin_memory() if on_gpu else stacked, non_blocking=True)
+        self._take()
+
+    def _images_of_step(self) -> Tensor:
+        return self._images

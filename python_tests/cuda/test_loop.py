@@ -16,7 +16,7 @@ from tolerances import TOLERANCES
 
 import bidfmkd_fast as bf
 from bidfmkd_fast.meta import InnerLoop, TaskMemory, outer_replay_step
-from bidfmkd_fast.meta.replay_on_device import DeviceReplay
+from bidfmkd_fast.meta.replay_on_device import DeviceEpisodes, DeviceReplay
 from bidfmkd_fast.models import Conv4
 from bidfmkd_fast.recovery import Journal, Objective, Recovered, journal
 from bidfmkd_fast.recovery.image_maker import ImageMaker
@@ -205,7 +205,8 @@ def test_a_step_that_cannot_be_captured_runs_plainly(device: torch.device) -> No
     assert runner._graph is None
 
 
-def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
+@pytest.mark.parametrize("from_host", [False, True])
+def test_replay_from_a_graph(device: torch.device, from_host: bool, seed: int) -> None:
     memory, sizes, inner = (
         TaskMemory(),
         (N_CLASSES, 1, 4),
@@ -218,16 +219,21 @@ def test_replay_from_a_graph(device: torch.device, seed: int) -> None:
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, capturable=True)
     plain = torch.optim.Adam(twin.parameters(), lr=1e-3, capturable=True)
     replay = DeviceReplay(module, optimizer, memory, sizes, 2, inner)
+    hosted = DeviceEpisodes(module, optimizer, SHAPE, sizes, 2, inner)
+    steps: DeviceReplay | DeviceEpisodes = hosted if from_host else replay
     expected = []
     with full_float32():
         for step in range(7):
-            replay.step(seed, 2 * step)
             episodes = [
                 memory.sample_episode(*sizes, seed=seed, index=2 * step + i) for i in range(2)
             ]
+            if from_host:
+                hosted.step(episodes)
+            else:
+                replay.step(seed, 2 * step)
             expected.append(outer_replay_step(twin, plain, episodes, inner))
-    assert replay._repeated._graph is not None
-    for record, wanted in zip(replay.records(), expected, strict=True):
+    assert steps._repeated._graph is not None
+    for record, wanted in zip(steps.records(), expected, strict=True):
         assert record["loss"] == pytest.approx(wanted["loss"], rel=RTOL, abs=ATOL)
     for value, wanted in zip(module.parameters(), twin.parameters()):
         torch.testing.assert_close(value, wanted, rtol=RTOL, atol=ATOL)

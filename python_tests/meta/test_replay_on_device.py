@@ -1,4 +1,4 @@
-"""Check that `DeviceReplay` takes the steps of `outer_replay_step`.
+"""Check that `DeviceReplay` and `DeviceEpisodes` take the steps of `outer_replay_step`.
 
 Here it runs on the CPU, where steps are plain calls instead of a graph.
 """
@@ -13,7 +13,7 @@ from looks import NoLooks
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta import InnerLoop, TaskMemory, outer_replay_step
-from bidfmkd_fast.meta.replay_on_device import DeviceReplay
+from bidfmkd_fast.meta.replay_on_device import DeviceEpisodes, DeviceReplay
 from bidfmkd_fast.models import AnySizeConv4, Conv4
 
 N_WAY, N_SHOT, N_QUERY, N_TASKS = 3, 1, 4, 2
@@ -69,6 +69,26 @@ def test_the_same_steps(seed: int, rotations: int) -> None:
         assert record == pytest.approx(wanted, rel=1e-6)
     for value, wanted in zip(module.parameters(), twin.parameters()):
         assert torch.equal(value, wanted)
+
+
+def test_episodes_from_the_host_give_the_same_steps(seed: int) -> None:
+    memory, module = make_memory(seed), make_module()
+    twin = copy.deepcopy(module)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    plain = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    steps = DeviceEpisodes(module, optimizer, (1, 16, 16), (N_WAY, N_SHOT, N_QUERY), N_TASKS, INNER)
+    expected: list[dict[str, float]] = []
+    for step in range(3):
+        episodes = [
+            memory.sample_episode(N_WAY, N_SHOT, N_QUERY, seed=seed, index=step * N_TASKS + i)
+            for i in range(N_TASKS)
+        ]
+        steps.step(episodes)
+        expected.append(outer_replay_step(twin, plain, episodes, INNER))
+    for record, wanted in zip(steps.records(), expected, strict=True):
+        assert record == pytest.approx(wanted, rel=1e-6)
+    for value, wanted_value in zip(module.parameters(), twin.parameters()):
+        assert torch.equal(value, wanted_value)
 
 
 def test_images_of_different_shapes_are_fitted(seed: int) -> None:
