@@ -47,7 +47,7 @@ CONFIG = TrainConfig(
     distillation=DistillationConfig(inner_steps=2),
     replay=ReplayConfig(final_steps=2, n_query=2, inner_steps=1),
 )
-SURVEYED = replace(CONFIG, survey=SurveyConfig(n_images=35, epochs=2, batch_size=8))
+SURVEYED = replace(CONFIG, survey=SurveyConfig(n_images=35, chosen=0.5, epochs=2, batch_size=8))
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["bidfmkd_fast.cli.main", "bidfmkd_fast.pools", "torch._dynamo"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import nn
@@ -19,6 +20,20 @@ N_PICTURES, N_APIS, N_CLASSES, SEED = 320, 10, 5, 0
 CONFIG = SurveyConfig(n_images=N_PICTURES, epochs=1, batch_size=64)
 
 
+def plainly_jittered(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Turn, scale and shift images one after the other, by `draws` `[N, 4]`."""
+    jittered = []
+    for image, draw in zip(images, (CONFIG.jitter * (2 * draws - 1)).tolist(), strict=True):
+        angle, scale, right, down = draw
+        cos, sin = (1 + scale) * math.cos(angle), (1 + scale) * math.sin(angle)
+        theta = image.new_tensor([[cos, -sin, 1.2 * right], [sin, cos, 1.2 * down]])[None]
+        grid = F.affine_grid(theta, [1, *image.shape], align_corners=False)
+        jittered.append(
+            F.grid_sample(image[None], grid, padding_mode="reflection", align_corners=False)
+        )
+    return torch.cat(jittered)
+
+
 def plainly_distilled(module: nn.Module, images: torch.Tensor, scores: torch.Tensor) -> None:
     """Train features and a head per API for one epoch; images `[N, C, H, W]`, scores `[A, N, n]`.
 
@@ -33,8 +48,11 @@ def plainly_distilled(module: nn.Module, images: torch.Tensor, scores: torch.Ten
     n_batches = len(images) // CONFIG.batch_size
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_batches)
     order = torch.randperm(len(images), generator=torch_generator(SEED, "survey", "order"))
-    for rows in order.to(images.device).tensor_split(n_batches):
-        features = body(images[rows])
+    jitter = torch.rand(len(images), 4, generator=torch_generator(SEED, "survey", "jitter"))
+    for rows, draws in zip(
+        order.to(images.device).tensor_split(n_batches), jitter.tensor_split(n_batches), strict=True
+    ):
+        features = body(plainly_jittered(images[rows], draws))
         loss = torch.stack(
             [
                 F.kl_div(

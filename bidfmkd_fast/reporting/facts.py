@@ -100,18 +100,21 @@ def read_facts(path: Path) -> RunFacts:
     finished = (path / META_MODEL).is_file() and (path / SUMMARY).is_file()
     sets, shown = _read_sets(sorted((path / "recovered").glob("api_*.safetensors")))
     memory = folder.memory() if finished and (path / MEMORY).is_file() else None
+    config = folder.config() if (path / CONFIG).is_file() else None
+    # Later pictures of a survey are chosen; which, its answers do not say.
+    n_pictures = SHOWN_PICTURES if config is None else min(SHOWN_PICTURES, config.survey.n_first)
     return RunFacts(
         name=path.resolve().name,
         state=state_of(path),
         spending=read_spending(path),
-        config=folder.config() if (path / CONFIG).is_file() else None,
+        config=config,
         summary=folder.summary() if finished else None,
         ledger=_read_ledger(folder, finished),
         metrics=_read_metrics(path / METRICS),
         comparisons=read_comparisons(path),
         sets=sets,
         shown=shown,
-        answers=_read_answers(sorted((path / "survey").glob("*.answers"))),
+        answers=_read_answers(sorted((path / "survey").glob("*.answers")), n_pictures),
         memory={} if memory is None else dict(zip(memory.classes, memory.counts)),
     )
 
@@ -165,13 +168,13 @@ def _read_sets(files: Iterable[Path]) -> tuple[list[SetCourse], list[list[Recove
     return courses, pairs
 
 
-def _read_answers(files: Iterable[Path]) -> list[KeptAnswers]:
-    """Read the first answers of the first APIs that have answered anything."""
+def _read_answers(files: Iterable[Path], n_pictures: int) -> list[KeptAnswers]:
+    """Read the first `n_pictures` answers of the first APIs that have answered anything."""
     found: list[KeptAnswers] = []
     for file in files:
         if len(found) == SHOWN_APIS:
             break
-        answers = read_answers(file, SHOWN_PICTURES)
+        answers = read_answers(file, n_pictures)
         if answers is not None:
             found.append(answers)
     return found

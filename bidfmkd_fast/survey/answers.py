@@ -147,15 +147,16 @@ class Answers:
         """Return the number of pictures that are answered."""
         return int(self.answered.sum())
 
-    def missing(self, most: int) -> list[tuple[int, int]]:
-        """Return the pictures without an answer as (first, number), `most` at most in each.
+    def missing(self, most: int, numbers: range) -> list[tuple[int, int]]:
+        """Return the pictures of `numbers` without an answer as (first, number), `most` at most.
 
-        Pieces begin at multiples of `most`, so that a survey that was cut off asks the same pieces
-        as one that was not.
+        Pieces begin at multiples of `most` from the first number on, so that a survey that was cut
+        off asks the same pieces as one that was not.
         """
         pieces = []
-        for start in range(0, len(self.answered), most):
-            open_rows = (~self.answered[start : start + most]).nonzero()[:, 0].tolist()
+        for start in range(numbers.start, numbers.stop, most):
+            end = min(start + most, numbers.stop)
+            open_rows = (~self.answered[start:end]).nonzero()[:, 0].tolist()
             while open_rows:
                 n = next(
                     (i for i, row in enumerate(open_rows) if row != open_rows[0] + i),

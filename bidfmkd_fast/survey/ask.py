@@ -13,8 +13,8 @@ from bidfmkd_fast.survey.cost import piece_size
 from bidfmkd_fast.survey.pictures import SharedPictures
 
 
-def ask(api: BlackBox, pictures: SharedPictures, answers: Answers) -> None:
-    """Ask `api` about every picture that `answers` lacks, and keep each answer as it comes.
+def ask(api: BlackBox, pictures: SharedPictures, answers: Answers, numbers: range) -> None:
+    """Ask `api` about the pictures `numbers` that `answers` lacks; keep each answer as it comes.
 
     A call is one request. A service has as many under way at once as it allows.
 
@@ -38,9 +38,9 @@ def ask(api: BlackBox, pictures: SharedPictures, answers: Answers) -> None:
             failed.set()
             raise
 
-    if isinstance(api, ServiceBlackBox) and not answers.answered.all():
+    if isinstance(api, ServiceBlackBox) and answers.missing(len(answers.answered), numbers):
         api.requests_for(1)  # may ask the service for its batch limit, so that calls are requests
-    pieces = answers.missing(piece_size(api))
+    pieces = answers.missing(piece_size(api), numbers)
     if not isinstance(api, ServiceBlackBox):
         for first, n in pieces:
             ask_piece(first, n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
 from bidfmkd_fast.recovery.cost import Cost
+from bidfmkd_fast.survey.config import SurveyConfig
 
 LOCAL_PIECE = 256  # pictures per call to an API in this process
 
@@ -19,9 +20,10 @@ def piece_size(api: BlackBox) -> int:
     return min(LOCAL_PIECE, api.spec.max_batch or LOCAL_PIECE)
 
 
-def survey_cost(api: BlackBox, n_images: int) -> Cost:
-    """Count the survey of one API about `n_images` pictures if nothing goes wrong."""
-    piece = piece_size(api)
-    sizes = [min(piece, n_images - first) for first in range(0, n_images, piece)]
-    requests = sum(api.requests_for(size) for size in sizes)
+def survey_cost(api: BlackBox, config: SurveyConfig) -> Cost:
+    """Count the survey of one API if nothing goes wrong."""
+    piece, n_images, requests = piece_size(api), config.n_images, 0
+    for part in (config.n_first, n_images - config.n_first):
+        sizes = [min(piece, part - first) for first in range(0, part, piece)]
+        requests += sum(api.requests_for(size) for size in sizes)
     return Cost(n_images, requests, api.price_of(n_images))

@@ -19,6 +19,7 @@ from bidfmkd_fast.runtime.captured_step import RepeatedStep
 from bidfmkd_fast.seeds import seeded, torch_generator
 from bidfmkd_fast.survey.backbone import features_of
 from bidfmkd_fast.survey.config import SurveyConfig
+from bidfmkd_fast.survey.jitter import N_DRAWS, jittered
 
 # The probability that a label stands for. A label says nothing of the other classes, and heads that
 # are driven to probability 1 stop learning from the pictures that they know.
@@ -57,6 +58,7 @@ def distil_jointly(
     surveyed: Sequence[Surveyed],
     config: SurveyConfig,
     seed: int,
+    heads: nn.ModuleList | None = None,
 ) -> Iterator[Epoch]:
     """Train the features of `module` in place so that linear heads on them answer as the APIs do.
 
@@ -72,7 +74,8 @@ def distil_jointly(
         surveyed: the answers of the APIs, scores on the device of `module`; the APIs may differ in
             their number of classes.
         config: the settings.
-        seed: seed of heads and order.
+        seed: seed of heads, order and jitter.
+        heads: the heads to train, from `new_heads`; without them they are made and dropped.
 
     Yields:
         The means of each epoch, as it ends.
@@ -84,12 +87,8 @@ def distil_jointly(
     useful = torch.stack([asked.answered for asked in surveyed]).any(0).nonzero()[:, 0]
     some = pictures[useful[:2]] / 255
     features = features_of(module, some)
-    with torch.no_grad(), seeded(seed, "survey", "features"):
-        n_features = features(some).shape[1]
-    with seeded(seed, "survey", "heads"):
-        heads = nn.ModuleList(
-            nn.Linear(n_features, asked.scores.shape[1]) for asked in surveyed
-        ).to(device)
+    if heads is None:
+        heads = new_heads(module, pictures, surveyed, seed)
     trained = [p for p in (*module.parameters(), *heads.parameters()) if p.requires_grad]
     on_gpu = device.type == "cuda"
     # A captured step reads the rate from the device.
@@ -101,14 +100,15 @@ def distil_jointly(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
     )
-    draws = torch_generator(seed, "survey", "order")
+    draws, jitters = (torch_generator(seed, "survey", name) for name in ("order", "jitter"))
     n_answered = torch.stack([asked.answered.sum() for asked in surveyed]).clamp_min(1).to(device)
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     agreed = torch.zeros(len(surveyed), dtype=torch.float64, device=device)
 
-    def step(rows: Tensor) -> None:
-        """Learn from the pictures in `rows`; add to `totals` and `agreed`."""
-        out = features(pictures[rows].float() / 255)
+    def step(rows: Tensor, jitter: Tensor) -> None:
+        """Learn from the pictures in `rows`, jittered; add to `totals` and `agreed`."""
+        images = pictures[rows].float() / 255
+        out = features(jittered(images, jitter, config.jitter) if config.jitter else images)
         loss, agreement, equal = _loss(out, rows, surveyed, heads, config.temperature)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -121,14 +121,19 @@ def distil_jointly(
     graphs = _Graphs(step, device) if in_graphs else None
     for epoch in range(config.epochs):
         order = useful[torch.randperm(len(useful), generator=draws)]
+        jitter = torch.rand(len(useful), N_DRAWS, generator=jitters).to(device)
         totals.zero_()
         agreed.zero_()
-        for rows in (order if graphs is None else order.to(device)).tensor_split(n_batches):
+        for rows, own in zip(
+            (order if graphs is None else order.to(device)).tensor_split(n_batches),
+            jitter.tensor_split(n_batches),
+            strict=True,
+        ):
             if graphs is not None:
-                graphs.step(rows)
+                graphs.step(rows, own)
             else:
                 with seeded(seed, "survey", "step", schedule.last_epoch):  # for dropout
-                    step(rows)
+                    step(rows, own)
             schedule.step()
         loss_mean, agreement_mean = (totals / n_batches).tolist()
         # The loss does not show what the last step of all has done to the parameters.
@@ -141,20 +146,35 @@ def distil_jointly(
     zero_head(module, some)
 
 
+def new_heads(
+    module: nn.Module, pictures: Tensor, surveyed: Sequence[Surveyed], seed: int
+) -> nn.ModuleList:
+    """Return a head per API on the features of `module`; the arguments are as for the above."""
+    some = pictures[:2] / 255
+    features = features_of(module, some)
+    with torch.no_grad(), seeded(seed, "survey", "features"):
+        n_features = features(some).shape[1]
+    with seeded(seed, "survey", "heads"):
+        heads = [nn.Linear(n_features, asked.scores.shape[1]) for asked in surveyed]
+    return nn.ModuleList(heads).to(some.device)
+
+
 class _Graphs:
-    """Repeats a step on rows, with a graph for each number of rows."""
+    """Repeats a step on rows and their jitter, with a graph for each number of rows."""
 
-    def __init__(self, step: Callable[[Tensor], None], device: torch.device) -> None:
+    def __init__(self, step: Callable[[Tensor, Tensor], None], device: torch.device) -> None:
         self._step, self._device = step, device
-        self._held: dict[int, tuple[Tensor, RepeatedStep]] = {}
+        self._held: dict[int, tuple[Tensor, Tensor, RepeatedStep]] = {}
 
-    def step(self, rows: Tensor) -> None:
-        """Take a step on `rows`, int64 `[N]` on the device."""
+    def step(self, rows: Tensor, jitter: Tensor) -> None:
+        """Take a step on `rows`, int64 `[N]` on the device, and their jitter `[N, 4]`."""
         if len(rows) not in self._held:
-            self._held[len(rows)] = torch.empty_like(rows), RepeatedStep(self._device)
-        held, repeated = self._held[len(rows)]
-        held.copy_(rows)
-        repeated(partial(self._step, held))
+            held = torch.empty_like(rows), torch.empty_like(jitter), RepeatedStep(self._device)
+            self._held[len(rows)] = held
+        own_rows, own_jitter, repeated = self._held[len(rows)]
+        own_rows.copy_(rows)
+        own_jitter.copy_(jitter)
+        repeated(partial(self._step, own_rows, own_jitter))
 
 
 def _loss(

@@ -24,7 +24,7 @@ def run_cost(api: BlackBox, config: TrainConfig) -> Cost:
 
     A service is not contacted.
     """
-    return survey_cost(as_known(api), config.survey.n_images) + recovery_cost(api, config)
+    return survey_cost(as_known(api), config.survey) + recovery_cost(api, config)
 
 
 def check_learnable(operation: str, apis: Sequence[BlackBox], config: TrainConfig) -> None:

@@ -206,6 +206,11 @@ class RunFolder:
         """Return the path of an API's answers to the survey, such as `survey/api_003.answers`."""
         return self.path / "survey" / f"api_{index:03d}.answers"
 
+    @property
+    def choice_file(self) -> Path:
+        """Return the path of the scenes that the survey has chosen."""
+        return self.path / "survey" / "chosen.safetensors"
+
     def journal(self, index: int, part: str) -> Path:
         """Return the folder of a set's journal, such as `recovered/api_003_support.journal`."""
         return self.recovered_file(index, part).with_suffix(".journal")

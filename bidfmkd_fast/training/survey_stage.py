@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
@@ -12,9 +13,11 @@ from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.runtime.interrupt import Stop, current
 from bidfmkd_fast.runtime.progress import Bar
+from bidfmkd_fast.seeds import derive_seed
 from bidfmkd_fast.survey.answers import Answers
 from bidfmkd_fast.survey.ask import ask
-from bidfmkd_fast.survey.joint_distillation import Surveyed, distil_jointly
+from bidfmkd_fast.survey.choice import choose_scenes, read_choice, write_choice
+from bidfmkd_fast.survey.joint_distillation import Surveyed, distil_jointly, new_heads
 from bidfmkd_fast.survey.pictures import SharedPictures
 from bidfmkd_fast.training.default_model import task_shape
 from bidfmkd_fast.training.outcome import Outcome
@@ -26,6 +29,9 @@ _log = logging.getLogger("bidfmkd_fast")  # the logger whose filter removes secr
 
 def survey(run: RunState) -> None:
     """Ask every API once about the shared pictures; train the meta-model's features on all scores.
+
+    The pictures are asked about in two rounds: those of the second are chosen by what the answers
+    of the first taught.
 
     Answers of processes that were killed count. Nothing happens if the settings leave the survey
     out. An API that fails is left out of the distillation, beyond what it has answered.
@@ -49,18 +55,40 @@ def survey(run: RunState) -> None:
             )
             for index, api in enumerate(run.apis)
         ]
-        with run.timed("survey"):
-            _ask_all(run, pictures, answers)
+        left_out = _ask_all(run, pictures, answers, range(config.n_first))
+        if config.n_first < config.n_images and any(kept.queries for kept in answers):
+            _choose(run, pictures, answers)
+            rest = range(config.n_first, config.n_images)
+            _ask_all(run, pictures, answers, rest, left_out)
     run.surveyed = sum(kept.queries > 0 for kept in answers)
     distil_survey(run, pictures, answers)
 
 
-def _ask_all(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]) -> None:
-    """Ask services side by side and local APIs in turn; ask failed ones once more."""
-    total = sum(len(kept.answered) for kept in answers)
+def _ask_all(
+    run: RunState,
+    pictures: SharedPictures,
+    answers: Sequence[Answers],
+    numbers: range,
+    left_out: Collection[int] = (),
+) -> list[int]:
+    """Ask about the pictures `numbers`: services side by side and local APIs in turn.
+
+    Failed services are asked once more. Returns the APIs that failed then too, or ran out of their
+    budget; APIs in `left_out` are not asked.
+    """
+    total = sum(numbers.stop for _ in answers)
     n_services = sum(api.is_service for api in run.apis)
-    waiting = [index for index, kept in enumerate(answers) if not kept.answered.all()]
+    waiting = [
+        index
+        for index, kept in enumerate(answers)
+        if index not in left_out and not kept.answered[numbers.start : numbers.stop].all()
+    ]
+    failed: list[int] = []
+    if waiting:
+        with run.timed("survey"):  # of the usual shape no API's pictures are drawn again
+            pictures.as_bytes(numbers.stop, _shape(run))
     with (
+        run.timed("survey"),
         Bar(
             f"{run.label}: survey",
             total,
@@ -73,12 +101,12 @@ def _ask_all(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]
         bar.skip(sum(kept.queries for kept in answers))
         for again in (False, True):
             services.start(
-                partial(_ask_one, index, run.apis[index], pictures, answers[index])
+                partial(_ask_one, index, run.apis[index], pictures, answers[index], numbers)
                 for index in waiting
                 if run.apis[index].is_service
             )
             outcomes = [
-                _ask_one(index, run.apis[index], pictures, answers[index])
+                _ask_one(index, run.apis[index], pictures, answers[index], numbers)
                 for index in waiting
                 if not run.apis[index].is_service
             ]
@@ -87,15 +115,19 @@ def _ask_all(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]
             for outcome in sorted(outcomes, key=lambda outcome: outcome.index):
                 if outcome.error is not None:
                     run.note_unsurveyed(outcome.index, outcome.error, again)
-                    waiting += [outcome.index] if run.apis[outcome.index].is_service else []
+                    once_more = run.apis[outcome.index].is_service and not again
+                    (waiting if once_more else failed).append(outcome.index)
+    return failed
 
 
-def _ask_one(index: int, api: BlackBox, pictures: SharedPictures, answers: Answers) -> Outcome:
-    """Ask one API about all pictures it has not answered; an error of a service is returned."""
+def _ask_one(
+    index: int, api: BlackBox, pictures: SharedPictures, answers: Answers, numbers: range
+) -> Outcome:
+    """Ask one API about those pictures it has not answered; an error of a service is returned."""
     outcome = Outcome(index, asked=True)
-    _log.info("%s: asking about %s pictures", api.name, f"{len(answers.answered):,}")
+    _log.info("%s: asking about %s pictures", api.name, f"{len(numbers):,}")
     try:
-        ask(api, pictures, answers)
+        ask(api, pictures, answers, numbers)
     except (BudgetExhausted, APIUnavailable, BadAnswer) as error:
         if not (api.is_service or isinstance(error, BudgetExhausted)):
             raise
@@ -103,25 +135,61 @@ def _ask_one(index: int, api: BlackBox, pictures: SharedPictures, answers: Answe
     return outcome
 
 
-def distil_survey(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]) -> None:
-    """Train the meta-model's features on all answers; nothing happens without any."""
-    config, specs = run.config.survey, [api.spec for api in run.apis]
-    surveyed = [
+def _choose(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]) -> None:
+    """Choose the pictures of the second round, or read which were chosen before a cut."""
+    config, seed = run.config.survey, derive_seed(run.config.seed, "survey", "first round")
+    n_chosen = config.n_images - config.n_first
+    file = None if run.folder is None else run.folder.choice_file
+    if file is not None and file.exists():
+        pictures.choose(config.n_first, read_choice(file, n_chosen))
+        return
+    surveyed = _surveyed(run, answers, config.n_first)
+    module = copy.deepcopy(run.module)
+    with (
+        run.timed("survey"),
+        Bar(f"{run.label}: choose pictures", config.epochs, "epochs", run.progress) as bar,
+    ):
+        shape = _shape(run)
+        shared = pictures.as_bytes(config.n_first, shape).to(run.device)
+        heads = new_heads(module, shared, surveyed, seed)
+        for epoch in bar.over(distil_jointly(module, shared, surveyed, config, seed, heads)):
+            bar.show(loss=epoch.loss)
+        scenes = choose_scenes(module, heads, pictures.seed, shape, config.n_first, n_chosen, seed)
+    if file is not None:
+        write_choice(file, scenes)
+    pictures.choose(config.n_first, scenes)
+    run.log(f"chose {n_chosen:,} pictures after a loss of {epoch.loss:.4g}")
+
+
+def _shape(run: RunState) -> tuple[int, int, int]:
+    """Return the shape of the images that the meta-model learns from."""
+    specs = [api.spec for api in run.apis]
+    return task_shape(specs, run.config) or specs[0].image_shape
+
+
+def _surveyed(run: RunState, answers: Sequence[Answers], n_images: int) -> list[Surveyed]:
+    """Return the answers to the first `n_images` pictures of the APIs that answered any."""
+    return [
         Surveyed(
-            kept.scores.to(run.device),
-            kept.answered,
+            kept.scores[:n_images].to(run.device),
+            kept.answered[:n_images],
             "labels" if kept.spec.labels_only else kept.spec.returned_kind,
         )
         for kept in answers
-        if kept.queries
+        if kept.answered[:n_images].any()
     ]
+
+
+def distil_survey(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]) -> None:
+    """Train the meta-model's features on all answers; nothing happens without any."""
+    config = run.config.survey
+    surveyed = _surveyed(run, answers, config.n_images)
     if not surveyed:
         return
     names = [kept.spec.name for kept in answers if kept.queries]
     with Bar(f"{run.label}: joint distillation", config.epochs, "epochs", run.progress) as bar:
         with run.timed("survey"):
-            shape = task_shape(specs, run.config) or specs[0].image_shape
-            shared = pictures.as_bytes(config.n_images, shape).to(run.device)
+            shared = pictures.as_bytes(config.n_images, _shape(run)).to(run.device)
         epochs = bar.over(distil_jointly(run.module, shared, surveyed, config, run.config.seed))
         for number in count(1):
             with run.timed("survey"):  # each epoch by itself, so that its record has its seconds

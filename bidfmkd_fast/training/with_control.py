@@ -80,7 +80,7 @@ def _check_budget(learner: BiDfMKD, control: BiDfMKD, budget: Budget) -> None:
     config, apis = learner.config, learner.apis
     needed = sum((run_cost(api, control.config) for api in apis), Cost())
     for api in apis:
-        needed += survey_cost(as_known(api), config.survey.n_images)
+        needed += survey_cost(as_known(api), config.survey)
     for api in apis:
         if config.recovers_from(api.spec):  # the first API from which something is recovered
             n_images = config.n_per_class * api.spec.n_classes

@@ -23,12 +23,12 @@ def scores(first: int, n: int) -> torch.Tensor:
 def test_answers_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "survey" / "api_000.answers"
     with Answers(path, SPEC, 5, 10) as answers:
-        assert answers.missing(4) == [(0, 4), (4, 4), (8, 2)]
+        assert answers.missing(4, range(10)) == [(0, 4), (4, 4), (8, 2)]
         answers.add(8, scores(8, 2))  # in any order
         answers.add(0, scores(0, 4))
-        assert answers.missing(4) == [(4, 4)] and answers.queries == 6
+        assert answers.missing(4, range(10)) == [(4, 4)] and answers.queries == 6
     with Answers(path, SPEC, 5, 10) as answers:
-        assert answers.missing(4) == [(4, 4)]
+        assert answers.missing(4, range(10)) == [(4, 4)]
         answers.add(4, scores(4, 4))
     with Answers(path, SPEC, 5, 10) as answers:
         assert answers.answered.all() and torch.equal(answers.scores, scores(0, 10))
@@ -39,7 +39,10 @@ def test_pieces_keep_their_bounds() -> None:
     answers = Answers(None, SPEC, 5, 12)
     answers.add(2, scores(2, 3))
     answers.add(9, scores(9, 1))
-    assert answers.missing(4) == [(0, 2), (5, 3), (8, 1), (10, 2)]
+    assert answers.missing(4, range(12)) == [(0, 2), (5, 3), (8, 1), (10, 2)]
+    # A round by itself: the pieces of the second begin where the first ended.
+    assert answers.missing(4, range(6)) == [(0, 2), (5, 1)]
+    assert answers.missing(4, range(6, 12)) == [(6, 3), (10, 2)]
 
 
 @pytest.mark.parametrize("lost", [1, 13, 40])
@@ -50,7 +53,7 @@ def test_an_answer_that_was_cut_off_is_missing(tmp_path: Path, lost: int) -> Non
         answers.add(4, scores(4, 4))
     path.write_bytes(path.read_bytes()[:-lost])
     with Answers(path, SPEC, 5, 10) as answers:
-        assert answers.missing(4) == [(4, 4), (8, 2)]
+        assert answers.missing(4, range(10)) == [(4, 4), (8, 2)]
         answers.add(4, scores(4, 4))
     with Answers(path, SPEC, 5, 10) as answers:
         assert torch.equal(answers.scores[:8], scores(0, 8))

@@ -15,6 +15,7 @@ from bidfmkd_fast.black_box.remote.service import Attempt, BatchTooLarge, Servic
 from bidfmkd_fast.errors import APIUnavailable, BudgetExhausted
 from bidfmkd_fast.survey.answers import Answers
 from bidfmkd_fast.survey.ask import ask
+from bidfmkd_fast.survey.config import SurveyConfig
 from bidfmkd_fast.survey.cost import survey_cost
 from bidfmkd_fast.survey.pictures import SharedPictures
 
@@ -58,21 +59,26 @@ def test_every_picture_is_asked_once(seed: int) -> None:
     api = FunctionBlackBox(lambda images: (calls.append(images), scores_of(images))[1], SPEC)
     pictures = SharedPictures(seed)
     answers = Answers(None, SPEC, pictures.seed, 25)
-    ask(api, pictures, answers)
+    ask(api, pictures, answers, range(25))
     assert [len(call) for call in calls] == [10, 10, 5]
     asked = pictures.for_api(0, 25, SPEC)
     assert torch.equal(torch.cat(calls), asked) and torch.equal(answers.scores, scores_of(asked))
-    cost = survey_cost(api, 25)
+    cost = survey_cost(api, SurveyConfig(n_images=25, chosen=0.0))
     assert (cost.queries, cost.requests) == (api.ledger.queries, api.ledger.requests) == (25, 3)
-    ask(api, pictures, answers)
+    ask(api, pictures, answers, range(25))
     assert len(calls) == 3
 
 
 def test_a_service_answers_several_requests_at_once(seed: int, tmp_path: Path) -> None:
     service, pictures = Service(patience=30.0), SharedPictures(seed)
     with Answers(tmp_path / "answers", SPEC, pictures.seed, 60) as answers:
-        ask(service, pictures, answers)
-    assert service.most == 3 and service.n_requests == 6 == survey_cost(service, 60).requests
+        ask(service, pictures, answers, range(60))
+    assert (
+        service.most == 3
+        and service.n_requests
+        == 6
+        == survey_cost(service, SurveyConfig(n_images=60, chosen=0.5)).requests
+    )
     again = Answers(tmp_path / "answers", SPEC, pictures.seed, 60)
     assert torch.equal(again.scores, scores_of(pictures.for_api(0, 60, SPEC)))
 
@@ -81,10 +87,10 @@ def test_what_a_service_answered_before_it_failed_is_kept(seed: int) -> None:
     service, pictures = Service(fails_at=3, in_flight=1), SharedPictures(seed)
     answers = Answers(None, SPEC, pictures.seed, 60)
     with pytest.raises(APIUnavailable, match="away"):
-        ask(service, pictures, answers)
+        ask(service, pictures, answers, range(60))
     assert answers.queries == 20 and service.ledger.queries == 30
     service.fails_at = 10**6
-    ask(service, pictures, answers)
+    ask(service, pictures, answers, range(60))
     assert answers.answered.all() and service.ledger.queries == 70
     assert torch.equal(answers.scores, scores_of(pictures.for_api(0, 60, SPEC)))
 
@@ -93,7 +99,7 @@ def test_a_budget_that_ends_keeps_what_it_paid(seed: int) -> None:
     api = FunctionBlackBox(scores_of, SPEC, budget=Budget(max_queries=25))
     answers = Answers(None, SPEC, 0, 60)
     with pytest.raises(BudgetExhausted):
-        ask(api, SharedPictures(seed), answers)
+        ask(api, SharedPictures(seed), answers, range(60))
     assert answers.queries == 20 == api.ledger.queries
 
 
@@ -120,6 +126,6 @@ def test_calls_are_requests_when_a_service_lowers_its_limit(seed: int, said_befo
             super().add(first, scores)
 
     answers = Kept(None, SPEC, SharedPictures(seed).seed, 40)
-    ask(Limited(in_flight=1), SharedPictures(seed), answers)
+    ask(Limited(in_flight=1), SharedPictures(seed), answers, range(40))
     assert answers.answered.all()
     assert all(n <= 4 for n in kept[0 if said_before else 1 :])

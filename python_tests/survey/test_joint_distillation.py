@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from survey.test_jitter import plain_jitter
 from torch import Tensor, nn
 
 from bidfmkd_fast.errors import InputError
@@ -51,11 +52,17 @@ def reference(
     optimizer = torch.optim.Adam(
         [*module.parameters(), *(p for head in heads for p in head.parameters())]
     )
-    draws, n = torch_generator(seed, "survey", "order"), len(pictures)
+    draws, jitters = (torch_generator(seed, "survey", name) for name in ("order", "jitter"))
+    n = len(pictures)
     n_batches, step = n // config.batch_size, 0
     for _ in range(config.epochs):
-        for rows in torch.randperm(n, generator=draws).tensor_split(n_batches):
-            features = body(pictures[rows].double() / 255)
+        order, jitter = torch.randperm(n, generator=draws), torch.rand(n, 4, generator=jitters)
+        for rows, own in zip(order.tensor_split(n_batches), jitter.tensor_split(n_batches)):
+            images = pictures[rows].double() / 255
+            if config.jitter:
+                seen = zip(images, own.double().tolist())
+                images = torch.stack([plain_jitter(i, d, config.jitter) for i, d in seen])
+            features = body(images)
             loss = torch.zeros((), dtype=torch.float64)
             for one, head in zip(surveyed, heads, strict=True):
                 use = one.answered[rows]
@@ -90,10 +97,11 @@ def reference(
     "kind", ["logits", "probabilities", "log_probabilities", "labels", "mixed"]
 )
 def test_it_trains_as_a_plain_loop_does(kind: str, seed: int) -> None:
+    jitter = 0.1 if kind == "mixed" else 0.0  # the plain jitter takes its time
     pictures = SharedPictures(seed).as_bytes(43, SHAPE)
     kinds = ("logits", "labels", "probabilities") if kind == "mixed" else (kind,) * 3
     surveyed = [surveyed_by(pictures, seed + i, n, kinds[i]) for i, n in enumerate((3, 5, 8))]
-    config = SurveyConfig(n_images=43, epochs=3, batch_size=10, temperature=2.0)
+    config = SurveyConfig(n_images=43, epochs=3, batch_size=10, temperature=2.0, jitter=jitter)
     ours, theirs = small_module(seed), small_module(seed)
     assert len(list(distil_jointly(ours, pictures, surveyed, config, seed))) == 3
     reference(theirs, pictures, surveyed, config, seed)

@@ -33,6 +33,7 @@ from bidfmkd_fast.errors import APIUnavailable, InputError, ServiceWarning
 from bidfmkd_fast.recovery import record_file
 from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.survey.answers import Answers
+from bidfmkd_fast.survey.choice import read_choice
 from bidfmkd_fast.survey.joint_distillation import Epoch, distil_jointly
 from bidfmkd_fast.survey.pictures import SharedPictures
 from bidfmkd_fast.training import BiDfMKD, Run, survey_stage
@@ -68,6 +69,13 @@ def pool(n: int = 3) -> list[BlackBox]:
 
 def fit(apis: list[BlackBox], folder: Path | None = None) -> Run:
     return BiDfMKD(apis, config=SURVEYED).fit(folder, progress=False)
+
+
+def shared_of(folder: Path) -> SharedPictures:
+    """Return the pictures that the APIs of a run were asked about in both rounds."""
+    shared, n_first = SharedPictures(SURVEYED.seed), SURVEYED.survey.n_first
+    shared.choose(n_first, read_choice(RunFolder.open(folder).choice_file, N - n_first))
+    return shared
 
 
 def test_every_api_is_asked_once_and_counted(tmp_path: Path) -> None:
@@ -136,7 +144,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(
 def test_the_scores_of_the_same_pictures_are_kept(tmp_path: Path) -> None:
     apis = pool()
     fit(apis, tmp_path)
-    folder, shared = RunFolder.open(tmp_path), SharedPictures(SURVEYED.seed)
+    folder, shared = RunFolder.open(tmp_path), shared_of(tmp_path)
     for index, api in enumerate(apis):
         answers = Answers(folder.survey_file(index), api.spec, shared.seed, N)
         wanted = answers_of(index)(shared.for_api(0, N, api.spec))
@@ -159,7 +167,8 @@ def test_five_kills_in_the_survey(tmp_path: Path) -> None:
     """Nothing but the call under way is asked twice, and the weights are the same bit for bit."""
     assert exit_code(fit_surveyed, tmp_path / "whole", tmp_path / "whole log", None) == 0
     folder, log = tmp_path / "run", tmp_path / "log"
-    moments = [("call", 1), ("call", 3), ("record", 2), ("call", 1), ("record", 1)]
+    # The third is in the round of chosen pictures.
+    moments = [("call", 1), ("call", 3), ("call", 4), ("record", 2), ("record", 1)]
     for number, moment in enumerate(moments, start=1):
         assert exit_code(fit_surveyed, folder, log, moment) == KILLED, moment
         again = asked(log)
@@ -175,12 +184,12 @@ def test_five_kills_in_the_survey(tmp_path: Path) -> None:
 def test_a_lost_ledger_is_rebuilt_from_the_answers(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     assert exit_code(fit_surveyed, folder, log, ("call", 7)) == KILLED
-    files = sorted((folder / "survey").iterdir())
+    files = sorted((folder / "survey").glob("*.answers"))
     seed = SharedPictures(SURVEYED.seed).seed
     answered = [Answers(file, spec_of(i), seed, N).queries for i, file in enumerate(files)]
-    assert answered == [N, 20]
+    assert answered == [N, SURVEYED.survey.n_first]
     (folder / LEDGER).unlink()
-    with pytest.warns(UserWarning, match="55 queries were added"):
+    with pytest.warns(UserWarning, match="53 queries were added"):
         run = BiDfMKD(local(log, None), config=SURVEYED).fit(folder, progress=False)
     assert run.queries == queries(log) - 10  # less the call that was killed
 
@@ -208,7 +217,9 @@ def test_a_service_that_stays_away_is_left_out() -> None:
 def test_a_budget_that_ends_in_the_survey(tmp_path: Path) -> None:
     budget = Budget(max_queries=N + 10)
     run = BiDfMKD(pool(), config=SURVEYED, budget=budget).fit(tmp_path, progress=False)
-    assert run.queries == N and run.budget_ended and not run.complete
+    # The first round of two APIs; no call of the second is paid for.
+    assert run.queries == 2 * SURVEYED.survey.n_first
+    assert run.budget_ended and not run.complete
     assert [record["stage"] for record in run.history] == ["survey", "survey"]
 
 
@@ -228,7 +239,7 @@ def test_an_api_whose_pictures_cannot_be_drawn_is_refused_before_anything_is_ask
 
 def test_the_status_counts_the_survey(tmp_path: Path) -> None:
     assert exit_code(fit_surveyed, tmp_path / "run", tmp_path / "log", ("call", 7)) == KILLED
-    assert "the survey has 55 of 70 answers" in status_text(tmp_path / "run")
+    assert "the survey has 53 of 70 answers" in status_text(tmp_path / "run")
 
 
 def test_a_folder_that_cannot_hold_the_answers_is_refused_before_anything_is_asked(
@@ -306,7 +317,7 @@ def test_recovery_skips_apis_of_labels_and_says_so(
     stored = Answers(
         folder.survey_file(0), apis[0].spec, SharedPictures(SURVEYED.seed).seed, N
     ).scores
-    shared = SharedPictures(SURVEYED.seed).for_api(0, N, apis[0].spec)
+    shared = shared_of(tmp_path).for_api(0, N, apis[0].spec)
     assert torch.equal(stored.argmax(1), answers_of(0)(shared).argmax(1))
 
 
@@ -342,7 +353,7 @@ class Plain(nn.Module):
 def test_a_killed_run_of_labels_counts_its_survey_alone(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     assert exit_code(fit_labels, folder, log, 6) == KILLED
-    assert "the survey has 45 of 70 answers, nothing to recover" in status_text(folder)
+    assert "the survey has 46 of 70 answers, nothing to recover" in status_text(folder)
     assert exit_code(fit_labels, folder, log, None) == 0
     assert queries(log) <= 2 * N + 10
     assert exit_code(fit_labels, tmp_path / "whole", tmp_path / "whole log", None) == 0

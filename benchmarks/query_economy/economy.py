@@ -1,0 +1,125 @@
+"""Draw accuracy against queries and against seconds, and tell the methods' differences over seeds.
+
+    python benchmarks/query_economy/economy.py --out FOLDER results.csv ...
+
+The files are the `results.csv` of sweeps and comparisons of one data set on the same episodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from bidfmkd_fast.experiments.intervals import mean_and_t95
+from bidfmkd_fast.experiments.result_files import CHOSEN
+from bidfmkd_fast.training.tables import markdown_table
+
+MARKERS = "osD^vP"
+REFERENCE = "neither"  # the survey alone
+
+Row = dict[str, str]
+# By variant, then by queries: the rows of all seeds.
+Points = dict[str, dict[int, list[Row]]]
+
+
+def read_points(files: list[Path], n_shot: str) -> Points:
+    """Read the rows with the rate chosen on meta_val, by variant and total queries."""
+    points: Points = defaultdict(lambda: defaultdict(list))
+    for file in files:
+        with file.open(newline="", encoding="utf-8") as opened:
+            for row in csv.DictReader(opened):
+                if row["rate_protocol"] == CHOSEN and row["n_shot"] == n_shot:
+                    points[row["name"].split(", ")[0]][int(row["queries"])].append(row)
+    return points
+
+
+def values(rows: list[Row], column: str) -> torch.Tensor:
+    """Return a column of rows that differ in the seed, in the order of the seeds."""
+    return torch.tensor(
+        [float(row[column]) for row in sorted(rows, key=lambda row: int(row["seed"]))],
+        dtype=torch.float64,
+    )
+
+
+def cell(value: torch.Tensor, sign: str = "") -> str:
+    """Return mean and t-interval over the seeds, in %."""
+    mean, half = mean_and_t95(100 * value)
+    return f"{mean:{sign}.1f} ± {half:.1f}"
+
+
+def table(by_shot: dict[str, Points]) -> list[list[str]]:
+    """Return a row per variant and number of queries, with the difference to the survey alone."""
+    head = ["", "queries", "seconds"]
+    for n_shot in by_shot:
+        head += [f"{n_shot}-shot", "less the survey alone"]
+    rows = [head]
+    first = next(iter(by_shot.values()))
+    for variant, by_queries in first.items():
+        for queries in sorted(by_queries):
+            row = [
+                variant,
+                f"{queries:,}",
+                f"{values(by_queries[queries], 'seconds').median():.0f}",
+            ]
+            for points in by_shot.values():
+                own = values(points[variant][queries], "accuracy")
+                other = points.get(REFERENCE, {}).get(queries)
+                same = variant != REFERENCE and other is not None and len(other) == len(own)
+                row += [cell(own), cell(own - values(other, "accuracy"), "+") if same else ""]
+            rows.append(row)
+    return rows
+
+
+def draw(by_shot: dict[str, Points], path: Path) -> None:
+    """Write a panel per number of shots and horizontal axis: queries, and seconds of training."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    panels = figure.subplots(2, len(by_shot), squeeze=False, sharey="col")
+    for column, (n_shot, points) in enumerate(by_shot.items()):
+        for row, (axis, label) in enumerate(
+            (("queries", "queries of all APIs together"), ("seconds", "seconds of training"))
+        ):
+            panel = panels[row][column]
+            for (variant, by_queries), marker in zip(points.items(), MARKERS, strict=False):
+                spots = []
+                for _, rows in sorted(by_queries.items()):
+                    mean, half = mean_and_t95(100 * values(rows, "accuracy"))
+                    spots.append((float(values(rows, axis).median()), mean, half))
+                x, y, widths = (list(column) for column in zip(*spots, strict=True))
+                if max(x) == 0:  # it asks nothing: a line across
+                    panel.axhline(y[0], linestyle="--", color="0.4", label=variant)
+                    panel.annotate(
+                        variant, (0.02, y[0]), xycoords=("axes fraction", "data"), va="bottom"
+                    )
+                elif axis == "queries" or min(x) > 0:
+                    panel.errorbar(x, y, widths, fmt=f"{marker}-", capsize=3, label=variant)
+            panel.set_xscale("log")
+            panel.set_xlabel(label)
+            panel.set_ylabel("accuracy, %")
+            if row == 0:
+                panel.set_title(f"{n_shot}-shot")
+    panels[0][0].legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Read the files; print and write the table, write the plot."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("files", type=Path, nargs="+", help="results.csv of sweeps or comparisons")
+    parser.add_argument("--out", type=Path, required=True, help="folder of economy.md and .png")
+    options = parser.parse_args()
+    by_shot = {n_shot: read_points(options.files, n_shot) for n_shot in ("1", "5")}
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = markdown_table(table(by_shot))
+    (options.out / "economy.md").write_text(text + "\n", encoding="utf-8")
+    draw(by_shot, options.out / "economy.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
