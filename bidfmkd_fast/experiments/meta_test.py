@@ -128,7 +128,12 @@ def meta_tests_once(folder: Path, make: Callable[[], list[MetaTest]]) -> list[Me
     file = folder / EVALUATION
     if not file.is_file():
         write_exact(file, json.dumps(scrubbed([_to_record(test) for test in make()])))
-    return [_from_record(record) for record in read_json(file, "evaluation")]
+    return kept_meta_tests(folder)
+
+
+def kept_meta_tests(folder: Path) -> list[MetaTest]:
+    """Return the meta-tests in `folder/evaluation.json`; InputError if the file is damaged."""
+    return [_from_record(record) for record in read_json(folder / EVALUATION, "evaluation")]
 
 
 def share_episodes(evaluations: Sequence[Evaluation]) -> bool:

@@ -25,7 +25,7 @@ from bidfmkd_fast.experiments.controls import (
 )
 from bidfmkd_fast.experiments.experiment import Experiment, finish_method, fit_run
 from bidfmkd_fast.meta import outer_replay_step
-from bidfmkd_fast.meta.replay_on_device import MOST_UNREAD, DeviceEpisodes
+from bidfmkd_fast.meta.replay_on_device import DeviceEpisodes
 from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.models.head import zero_head
 from bidfmkd_fast.pools.pool import load_modules, load_pool
@@ -35,7 +35,8 @@ from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.training import TrainConfig
 from bidfmkd_fast.training.comparison import ZERO_QUERY
 from bidfmkd_fast.training.recovered_set import read_images_and_scores
-from bidfmkd_fast.training.run_folder import RunFolder
+from bidfmkd_fast.training.run_folder import METRICS, RunFolder
+from bidfmkd_fast.training.step_records import STEPS, StepRecords
 
 Method = Callable[[Experiment, Path], None]
 
@@ -83,7 +84,16 @@ def best_api_distilled(experiment: Experiment, folder: Path) -> None:
             images.append(api.spec.to_unit(recovered.images))
             scores.append(recovered.scores)
     module = experiment.fresh()
-    _distil(experiment, module, torch.cat(images), torch.cat(scores), api.spec.returned_kind, best)
+    records = StepRecords(folder / METRICS, "distillation", api.ledger.queries)
+    _distil(
+        experiment,
+        module,
+        torch.cat(images),
+        torch.cat(scores),
+        api.spec.returned_kind,
+        best,
+        records,
+    )
     zero_head(module)
     finish_method(
         folder,
@@ -104,11 +114,14 @@ def distilled_average(experiment: Experiment, folder: Path) -> None:
     started = time.perf_counter()
     entries = experiment.pool.trained
     total: dict[str, Tensor] = {}
+    queries = RunFolder(experiment.bidf_mkd).summary()["queries"]
+    records = StepRecords(folder / METRICS, "distillation", queries)
     with Bar("average: distil", len(entries), "APIs", experiment.progress) as bar:
         for index in bar.over(range(len(entries))):
             images, scores = recovered_sets(experiment.bidf_mkd, index)
             module = experiment.fresh()
-            _distil(experiment, module, images, scores, entries[index].spec.returned_kind, index)
+            kind = entries[index].spec.returned_kind
+            _distil(experiment, module, images, scores, kind, index, records)
             for name, value in module.named_parameters():
                 total[name] = total.get(name, torch.zeros_like(value)) + value.detach() / len(
                     entries
@@ -116,7 +129,6 @@ def distilled_average(experiment: Experiment, folder: Path) -> None:
     module = experiment.fresh()
     module.load_state_dict(total)
     zero_head(module)
-    queries = RunFolder(experiment.bidf_mkd).summary()["queries"]
     finish_method(folder, experiment, module, queries, time.perf_counter() - started)
 
 
@@ -159,6 +171,7 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
             replay.inner,
         )
     n_steps = experiment.config.baselines.maml_steps or experiment.replay_steps
+    records = StepRecords(folder / METRICS)
     with Bar("maml: train", n_steps, "steps", experiment.progress) as bar:
         for step in bar.over(range(n_steps)):
             indices = range(step * n_tasks, (step + 1) * n_tasks)
@@ -167,16 +180,12 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
             ]
             if on_device is not None:
                 on_device.step(episodes)
-                if on_device.unread == MOST_UNREAD or step + 1 == n_steps:
-                    on_device.records()  # refuses what is no longer finite
+                if on_device.unread == STEPS or step + 1 == n_steps:
+                    records.add(on_device.records())
                 continue
             with seeded(config.seed, "maml", step):
-                outer_replay_step(
-                    module,
-                    optimizer,
-                    episodes,
-                    replay.inner,
-                )
+                records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
+    records.write()
     finish_method(folder, experiment, module, 0, time.perf_counter() - started)
 
 
@@ -243,6 +252,7 @@ def _distil(
     scores: Tensor,
     scores_kind: str,
     api_index: int,
+    records: StepRecords,
 ) -> None:
     """Train `module` with Adam on the KD loss, over random mini-batches.
 
@@ -258,5 +268,10 @@ def _distil(
             images.device
         )
         optimizer.zero_grad()
-        ops.kd_loss(module(images[rows]), scores[rows], scores_kind=scores_kind).backward()
+        logits = module(images[rows])
+        loss = ops.kd_loss(logits, scores[rows], scores_kind=scores_kind)
+        loss.backward()
         optimizer.step()
+        agreement = (logits.argmax(1) == scores[rows].argmax(1)).float().mean()
+        records.add([{"loss": float(loss.detach()), "accuracy": float(agreement)}])
+    records.write()

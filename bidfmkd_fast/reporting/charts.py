@@ -124,7 +124,8 @@ def curve_chart(
         second: a second horizontal axis on top: its values by those of the first, and its label.
     """
     named = 1 < len(lines) <= MOST_LINES
-    figure = new_figure(2.7 + (0.3 if named or len(lines) > 1 else 0))
+    legend = (0.3 + 0.16 * max(0, len(lines) - 2)) if named else 0.3 if len(lines) > 1 else 0
+    figure = new_figure(2.7 + legend)
     axes = figure.subplots()
     if len(lines) > MOST_LINES:
         for line in lines:

@@ -42,14 +42,14 @@ def _stage_curve(
     seconds: dict[float, float] = {}
     queries: list[float] = []
     for number, record in enumerate(records, 1):
-        value = _number(record.get(key))
-        step = float(number) if counted == "epoch" else _number(record.get("step"))
+        value = finite_number(record.get(key))
+        step = float(number) if counted == "epoch" else finite_number(record.get("step"))
         if value is None or step is None:
             continue
         points[step] = 100 * value if key == "accuracy" else value
-        if (passed := _number(record.get("seconds"))) is not None:
+        if (passed := finite_number(record.get("seconds"))) is not None:
             seconds[step] = passed
-        if (asked := _number(record.get("queries"))) is not None:
+        if (asked := finite_number(record.get("queries"))) is not None:
             queries.append(asked)
     if len(points) < 2:
         return []
@@ -91,7 +91,7 @@ def _recovery_curves(facts: RunFacts) -> list[Chart]:
     return charts
 
 
-def _number(value: Any) -> float | None:
+def finite_number(value: Any) -> float | None:
     """Return a finite number as float; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None

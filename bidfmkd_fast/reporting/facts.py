@@ -98,7 +98,7 @@ def read_facts(path: Path) -> RunFacts:
         raise InputError(f"report: {path} holds {held}; give a folder that `bidfmkd train` wrote")
     folder = RunFolder(path)
     finished = (path / META_MODEL).is_file() and (path / SUMMARY).is_file()
-    sets, shown = _read_sets(sorted((path / "recovered").glob("api_*.safetensors")))
+    sets, shown = read_sets(sorted((path / "recovered").glob("api_*.safetensors")))
     memory = folder.memory() if finished and (path / MEMORY).is_file() else None
     config = folder.config() if (path / CONFIG).is_file() else None
     # Later pictures of a survey are chosen; which, its answers do not say.
@@ -110,7 +110,7 @@ def read_facts(path: Path) -> RunFacts:
         config=config,
         summary=folder.summary() if finished else None,
         ledger=_read_ledger(folder, finished),
-        metrics=_read_metrics(path / METRICS),
+        metrics=read_metrics(path / METRICS),
         comparisons=read_comparisons(path),
         sets=sets,
         shown=shown,
@@ -127,7 +127,7 @@ def _read_ledger(folder: RunFolder, finished: bool) -> list[LedgerRow]:
     return read_ledger(file) if file.is_file() else []
 
 
-def _read_metrics(file: Path) -> list[dict[str, Any]]:
+def read_metrics(file: Path) -> list[dict[str, Any]]:
     """Read the records of `metrics.jsonl` as far as they are whole; none if there is no file.
 
     A process that was killed may have left the last line unfinished.
@@ -151,7 +151,7 @@ def _read_metrics(file: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _read_sets(files: Iterable[Path]) -> tuple[list[SetCourse], list[list[RecoveredSet]]]:
+def read_sets(files: Iterable[Path]) -> tuple[list[SetCourse], list[list[RecoveredSet]]]:
     """Read the course of every set, and keep the images of the first APIs, support set first."""
     courses, shown = [], dict[int, list[RecoveredSet]]()
     for file in files:

@@ -1,14 +1,17 @@
-"""Render the page of a run: one HTML file that needs no network, no other file and no script."""
+"""Render the page of a run or a comparison: one HTML file that needs no other file or network."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.experiments.finished import FinishedComparison
 from bidfmkd_fast.extras import not_installed
 from bidfmkd_fast.files.atomic import check_writable, write_text
+from bidfmkd_fast.reporting.comparison import comparison_sections, comparison_sentence
 from bidfmkd_fast.reporting.facts import RunFacts
-from bidfmkd_fast.reporting.sections import sections_of, sentence
+from bidfmkd_fast.reporting.sections import Section, sections_of, sentence
 from bidfmkd_fast.reporting.svg import chart_style, need_matplotlib
 
 PAGE = "report.html"
@@ -40,6 +43,22 @@ def write_page(facts: RunFacts, out: Path, next_lines: str = "") -> Path:
         InputError: Jinja2 or matplotlib is missing, or `out` cannot be written or is another file.
             Nothing is written then.
     """
+    return _write(out, f"Run {facts.name}", sentence(facts), lambda: sections_of(facts), next_lines)
+
+
+def write_comparison_page(name: str, finished: FinishedComparison, out: Path) -> Path:
+    """Write the page about the comparison in the folder `name`; otherwise as `write_page`."""
+    about = comparison_sentence(name, finished)
+    return _write(out, f"Comparison {name}", about, lambda: comparison_sections(finished), "")
+
+
+def _write(
+    out: Path,
+    heading: str,
+    about: str,
+    sections: Callable[[], list[Section]],
+    next_lines: str,
+) -> Path:
     need_matplotlib()
     try:
         import jinja2
@@ -52,11 +71,11 @@ def write_page(facts: RunFacts, out: Path, next_lines: str = "") -> Path:
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     with chart_style():
-        sections = sections_of(facts)
+        drawn = sections()
     text = template.render(
-        name=facts.name,
-        sentence=sentence(facts),
-        sections=sections,
+        heading=heading,
+        sentence=about,
+        sections=drawn,
         glossary=GLOSSARY,
         next_lines=next_lines,
         generator=_GENERATOR,

@@ -15,7 +15,7 @@ from torch import nn
 from bidfmkd_fast.black_box import APISpec, BlackBox
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.meta import MetaModel, TaskMemory, outer_replay_step
-from bidfmkd_fast.meta.replay_on_device import MOST_UNREAD, DeviceReplay
+from bidfmkd_fast.meta.replay_on_device import DeviceReplay
 from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.priors.library import draw_pictures
 from bidfmkd_fast.runtime.progress import Bar
@@ -23,6 +23,7 @@ from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.default_model import initial_module, task_shape
 from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
+from bidfmkd_fast.training.step_records import STEPS, StepRecords
 
 # Scenes, and jittered copies of each; there are more if a task has as many classes, or as many
 # images per class.
@@ -36,6 +37,7 @@ def learn_from_pictures(
     *,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    metrics: Path | None = None,
 ) -> nn.Module:
     """Train the default meta-model of a run by MAML on pseudo-tasks, as the replay would.
 
@@ -45,6 +47,7 @@ def learn_from_pictures(
         n_steps: outer steps.
         device: where the module is trained.
         progress: whether to show a bar.
+        metrics: file for the means of loss and accuracy over every 25 steps.
 
     Returns:
         The module, which starts from the same parameters as the run.
@@ -79,12 +82,13 @@ def learn_from_pictures(
             replay.inner,
             rotations=replay.rotations,
         )
+    records = StepRecords(metrics)
     with Bar("zero_query: train", n_steps, "steps", progress) as bar:
         for step in bar.over(range(n_steps)):
             if on_device is not None:
                 on_device.step(seed, step * n_tasks)
-                if on_device.unread == MOST_UNREAD or step + 1 == n_steps:
-                    on_device.records()  # refuses what is no longer finite
+                if on_device.unread == STEPS or step + 1 == n_steps:
+                    records.add(on_device.records())
                 continue
             episodes = [
                 memory.sample_episode(
@@ -98,7 +102,8 @@ def learn_from_pictures(
                 for task in range(n_tasks)
             ]
             with seeded(config.seed, "zero_query", step):
-                outer_replay_step(module, optimizer, episodes, replay.inner)
+                records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
+    records.write()
     return module
 
 

@@ -1,0 +1,51 @@
+"""Keep what outer steps give of methods that are no runs, in a `metrics.jsonl` as a run's."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bidfmkd_fast.files.atomic import append_line, write_exact
+
+STEPS = 25  # averaged into one record, as in a run
+
+
+class StepRecords:
+    """Appends the means over every `STEPS` steps of `loss` and `accuracy` to a file.
+
+    Args:
+        file: `metrics.jsonl`, begun anew; None to keep nothing.
+        stage: what the steps are, such as "replay".
+        queries: those that were asked before the first step.
+    """
+
+    def __init__(self, file: Path | None, stage: str = "replay", queries: int = 0) -> None:
+        self._file, self._stage, self._queries = file, stage, queries
+        self._started, self._step = time.perf_counter(), 0
+        self._held: list[Mapping[str, float]] = []
+        if file is not None:
+            write_exact(file, "")
+
+    def add(self, steps: Sequence[Mapping[str, float]]) -> None:
+        """Add the `loss` and the `accuracy` of further steps."""
+        for step in steps:
+            self._step += 1
+            self._held.append(step)
+            if len(self._held) == STEPS:
+                self.write()
+
+    def write(self) -> None:
+        """Write a record of the steps since the last one, if there are any."""
+        if not self._held:
+            return
+        means = {
+            name: sum(step[name] for step in self._held) / len(self._held)
+            for name in ("loss", "accuracy")
+        }
+        record = {"stage": self._stage, "step": self._step, **means, "queries": self._queries}
+        record["seconds"] = round(time.perf_counter() - self._started, 3)
+        self._held = []
+        if self._file is not None:
+            append_line(self._file, json.dumps(record))
