@@ -103,6 +103,7 @@ class Answers:
         spec: what is known of the API.
         seed: of the shared pictures.
         n_images: number of pictures of the survey.
+        n_first: number of those before any is chosen; all of them without a choice.
 
     Attributes:
         scores: float32 `[n_images, n_classes]`; rows that are not answered are 0.
@@ -113,7 +114,9 @@ class Answers:
             read or written.
     """
 
-    def __init__(self, path: Path | None, spec: APISpec, seed: int, n_images: int) -> None:
+    def __init__(
+        self, path: Path | None, spec: APISpec, seed: int, n_images: int, n_first: int | None = None
+    ) -> None:
         self.path, self.spec = path, spec
         self.scores = torch.zeros(n_images, spec.n_classes)
         self.answered = torch.zeros(n_images, dtype=torch.bool)
@@ -123,6 +126,7 @@ class Answers:
                 {
                     "pictures": seed,
                     "n_images": n_images,
+                    "n_first": n_images if n_first is None else n_first,
                     "image_shape": spec.image_shape,
                     "input_range": spec.input_range,
                     "n_classes": spec.n_classes,
@@ -219,6 +223,7 @@ class Answers:
         self._put(first, torch.from_numpy(values).view(n, n_classes))
 
     def _check_settings(self, held: dict[str, Any]) -> None:
+        held = {"n_first": held.get("n_images"), **held}  # before pictures were chosen
         for key, value in self._settings.items():
             if held.get(key) != value:
                 raise InputError(

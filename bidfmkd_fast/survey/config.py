@@ -50,7 +50,7 @@ class SurveyConfig:
         if self.n_images == 1:
             raise InputError("SurveyConfig: n_images must be 0 or at least 2; got 1")
         check_positive(self, "temperature", "learning_rate")
-        for name, value, most in (("chosen", self.chosen, 0.9), ("jitter", self.jitter, 1.0)):
+        for name, value, most in (("chosen", self.chosen, 0.9), ("jitter", self.jitter, 0.5)):
             if not 0 <= value <= most:
                 raise InputError(f"SurveyConfig: {name} must be from 0 to {most}; got {value}")
 
@@ -58,11 +58,14 @@ class SurveyConfig:
     def n_first(self) -> int:
         """Return the number of pictures that are asked about before any is chosen."""
         # The choice needs a backbone, which learns from two pictures or more.
-        return max(min(2, self.n_images), self.n_images - int(self.chosen * self.n_images))
+        return max(min(2, self.n_images), self.n_images - round(self.chosen * self.n_images))
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out choice and jitter in settings that a run wrote before there were any."""
-        if values.keys() == _OLD_KEYS:
+        """Leave out choice and jitter in settings that a run wrote before there were any.
+
+        Without a survey the two mean nothing, and stay the defaults, as `NO_SURVEY` has them.
+        """
+        if values.keys() == _OLD_KEYS and values["n_images"] != 0:
             return {**values, "chosen": 0.0, "jitter": 0.0}
         return values

@@ -149,7 +149,7 @@ def distil_jointly(
 def new_heads(
     module: nn.Module, pictures: Tensor, surveyed: Sequence[Surveyed], seed: int
 ) -> nn.ModuleList:
-    """Return a head per API on the features of `module`; the arguments are as for the above."""
+    """Return a head per API on the features of `module`; for the rest see `distil_jointly`."""
     some = pictures[:2] / 255
     features = features_of(module, some)
     with torch.no_grad(), seeded(seed, "survey", "features"):

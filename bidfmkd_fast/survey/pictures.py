@@ -47,6 +47,7 @@ class SharedPictures:
     def choose(self, n_first: int, scenes: Tensor) -> None:
         """Let the pictures from number `n_first` on be these scenes of the library, int64 `[n]`."""
         self._n_first, self._chosen = n_first, scenes
+        self._kept = {shape: kept[:n_first] for shape, kept in self._kept.items()}
 
     def scenes(self, first: int, n: int) -> Tensor:
         """Return which scenes of the library the pictures `first`, ... are, int64 `[n]`."""

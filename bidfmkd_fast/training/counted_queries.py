@@ -81,10 +81,10 @@ def _complete_from_sets(ledger: LedgerFile, folder: RunFolder, apis: Sequence[Bl
 def _surveyed(folder: RunFolder, api: BlackBox, number: int) -> tuple[int, int]:
     """Return the queries and requests of the answers to the survey that the folder holds."""
     config = folder.config()
-    n_images = config.survey.n_images
+    n_images, n_first = config.survey.n_images, config.survey.n_first
     if not n_images or not folder.survey_file(number).exists():
         return 0, 0
-    answers = Answers(
-        folder.survey_file(number), api.spec, SharedPictures(config.seed).seed, n_images
-    )
-    return answers.queries, -(-answers.queries // piece_size(api))
+    seed = SharedPictures(config.seed).seed
+    answers = Answers(folder.survey_file(number), api.spec, seed, n_images, n_first)
+    rounds = (answers.answered[:n_first], answers.answered[n_first:])
+    return answers.queries, sum(-(-int(part.sum()) // piece_size(api)) for part in rounds)

@@ -10,13 +10,13 @@ from functools import partial
 from itertools import count
 
 from bidfmkd_fast.black_box import BlackBox
-from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
+from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError
 from bidfmkd_fast.runtime.interrupt import Stop, current
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed
 from bidfmkd_fast.survey.answers import Answers
 from bidfmkd_fast.survey.ask import ask
-from bidfmkd_fast.survey.choice import choose_scenes, read_choice, write_choice
+from bidfmkd_fast.survey.choice import CANDIDATES, choose_scenes, read_choice, write_choice
 from bidfmkd_fast.survey.joint_distillation import Surveyed, distil_jointly, new_heads
 from bidfmkd_fast.survey.pictures import SharedPictures
 from bidfmkd_fast.training.default_model import task_shape
@@ -51,15 +51,22 @@ def survey(run: RunState) -> None:
                     api.spec,
                     pictures.seed,
                     config.n_images,
+                    config.n_first,
                 )
             )
             for index, api in enumerate(run.apis)
         ]
-        left_out = _ask_all(run, pictures, answers, range(config.n_first))
-        if config.n_first < config.n_images and any(kept.queries for kept in answers):
+        failed = _ask_all(run, pictures, answers, config.n_first)
+        no_budget = {i: e for i, e in failed.items() if isinstance(e, BudgetExhausted)}
+        if (
+            config.n_first < config.n_images
+            and any(kept.queries for kept in answers)
+            and len(no_budget) < len(run.apis)
+        ):
             _choose(run, pictures, answers)
-            rest = range(config.n_first, config.n_images)
-            _ask_all(run, pictures, answers, rest, left_out)
+            failed = no_budget | _ask_all(run, pictures, answers, config.n_images, no_budget)
+    for index, error in sorted(failed.items()):
+        run.note_unsurveyed(index, error, again=True)
     run.surveyed = sum(kept.queries > 0 for kept in answers)
     distil_survey(run, pictures, answers)
 
@@ -68,66 +75,83 @@ def _ask_all(
     run: RunState,
     pictures: SharedPictures,
     answers: Sequence[Answers],
-    numbers: range,
+    n_images: int,
     left_out: Collection[int] = (),
-) -> list[int]:
-    """Ask about the pictures `numbers`: services side by side and local APIs in turn.
+) -> dict[int, Exception]:
+    """Ask about the first `n_images` pictures: services side by side and local APIs in turn.
 
-    Failed services are asked once more. Returns the APIs that failed then too, or ran out of their
-    budget; APIs in `left_out` are not asked.
+    Failed services are asked once more. Returns the errors of the APIs that failed then too, or
+    that ran out of their budget, by number. APIs in `left_out` are not asked.
     """
-    total = sum(numbers.stop for _ in answers)
+
+    def n_answered() -> int:
+        return sum(int(kept.answered[:n_images].sum()) for kept in answers)
+
     n_services = sum(api.is_service for api in run.apis)
     waiting = [
         index
         for index, kept in enumerate(answers)
-        if index not in left_out and not kept.answered[numbers.start : numbers.stop].all()
+        if index not in left_out and not kept.answered[:n_images].all()
     ]
-    failed: list[int] = []
+    ask_one = partial(_ask_one, n_images=n_images, n_first=run.config.survey.n_first)
+    failed: dict[int, Exception] = {}
     if waiting:
         with run.timed("survey"):  # of the usual shape no API's pictures are drawn again
-            pictures.as_bytes(numbers.stop, _shape(run))
+            pictures.as_bytes(n_images, _shape(run))
     with (
         run.timed("survey"),
         Bar(
             f"{run.label}: survey",
-            total,
+            n_images * len(answers),
             "queries",
             run.progress,
-            position=lambda: sum(kept.queries for kept in answers),
+            position=n_answered,
         ) as bar,
         Services(n_services, Stop(current())) as services,
     ):
-        bar.skip(sum(kept.queries for kept in answers))
+        bar.skip(n_answered())
         for again in (False, True):
             services.start(
-                partial(_ask_one, index, run.apis[index], pictures, answers[index], numbers)
+                partial(ask_one, index, run.apis[index], pictures, answers[index])
                 for index in waiting
                 if run.apis[index].is_service
             )
             outcomes = [
-                _ask_one(index, run.apis[index], pictures, answers[index], numbers)
+                ask_one(index, run.apis[index], pictures, answers[index])
                 for index in waiting
                 if not run.apis[index].is_service
             ]
             outcomes += services.gather() + services.late()
             waiting = []
             for outcome in sorted(outcomes, key=lambda outcome: outcome.index):
+                failed.pop(outcome.index, None)
                 if outcome.error is not None:
-                    run.note_unsurveyed(outcome.index, outcome.error, again)
-                    once_more = run.apis[outcome.index].is_service and not again
-                    (waiting if once_more else failed).append(outcome.index)
+                    failed[outcome.index] = outcome.error
+                    if not again:
+                        run.note_unsurveyed(outcome.index, outcome.error, again=False)
+                    waiting += [outcome.index] if run.apis[outcome.index].is_service else []
     return failed
 
 
 def _ask_one(
-    index: int, api: BlackBox, pictures: SharedPictures, answers: Answers, numbers: range
+    index: int,
+    api: BlackBox,
+    pictures: SharedPictures,
+    answers: Answers,
+    *,
+    n_images: int,
+    n_first: int,
 ) -> Outcome:
-    """Ask one API about those pictures it has not answered; an error of a service is returned."""
+    """Ask one API about those of the first `n_images` pictures that it has not answered.
+
+    Each round is asked in requests of its own. An error of a service is returned.
+    """
     outcome = Outcome(index, asked=True)
-    _log.info("%s: asking about %s pictures", api.name, f"{len(numbers):,}")
+    answered = answers.answered[:n_images]
+    _log.info("%s: asking about %s pictures", api.name, f"{int((~answered).sum()):,}")
     try:
-        ask(api, pictures, answers, numbers)
+        for numbers in (range(min(n_first, n_images)), range(n_first, n_images)):
+            ask(api, pictures, answers, numbers)
     except (BudgetExhausted, APIUnavailable, BadAnswer) as error:
         if not (api.is_service or isinstance(error, BudgetExhausted)):
             raise
@@ -141,22 +165,35 @@ def _choose(run: RunState, pictures: SharedPictures, answers: Sequence[Answers])
     n_chosen = config.n_images - config.n_first
     file = None if run.folder is None else run.folder.choice_file
     if file is not None and file.exists():
-        pictures.choose(config.n_first, read_choice(file, n_chosen))
+        scenes = read_choice(file, n_chosen, pictures.seed, config.n_first)
+        pictures.choose(config.n_first, scenes)
         return
+    if any(kept.answered[config.n_first :].any() for kept in answers):
+        raise InputError(
+            f"survey: {file} is missing, which says what pictures some of the answers kept are to; "
+            "restore it, or remove its folder to ask all APIs anew"
+        )
     surveyed = _surveyed(run, answers, config.n_first)
     module = copy.deepcopy(run.module)
+    shape = _shape(run)
     with (
         run.timed("survey"),
-        Bar(f"{run.label}: choose pictures", config.epochs, "epochs", run.progress) as bar,
+        Bar(f"{run.label}: first distillation", config.epochs, "epochs", run.progress) as bar,
     ):
-        shape = _shape(run)
         shared = pictures.as_bytes(config.n_first, shape).to(run.device)
         heads = new_heads(module, shared, surveyed, seed)
         for epoch in bar.over(distil_jointly(module, shared, surveyed, config, seed, heads)):
             bar.show(loss=epoch.loss)
-        scenes = choose_scenes(module, heads, pictures.seed, shape, config.n_first, n_chosen, seed)
+    n_candidates = CANDIDATES * n_chosen
+    with (
+        run.timed("survey"),
+        Bar(f"{run.label}: choose pictures", n_candidates, "pictures", run.progress) as bar,
+    ):
+        scenes = choose_scenes(
+            module, heads, pictures.seed, shape, config.n_first, n_chosen, seed, bar.advance
+        )
     if file is not None:
-        write_choice(file, scenes)
+        write_choice(file, scenes, pictures.seed, config.n_first)
     pictures.choose(config.n_first, scenes)
     run.log(f"chose {n_chosen:,} pictures after a loss of {epoch.loss:.4g}")
 

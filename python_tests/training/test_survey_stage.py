@@ -33,7 +33,7 @@ from bidfmkd_fast.errors import APIUnavailable, InputError, ServiceWarning
 from bidfmkd_fast.recovery import record_file
 from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.survey.answers import Answers
-from bidfmkd_fast.survey.choice import read_choice
+from bidfmkd_fast.survey.choice import read_choice, write_choice
 from bidfmkd_fast.survey.joint_distillation import Epoch, distil_jointly
 from bidfmkd_fast.survey.pictures import SharedPictures
 from bidfmkd_fast.training import BiDfMKD, Run, survey_stage
@@ -43,7 +43,7 @@ from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, RunFolder
 from bidfmkd_fast.training.status import status_text
 
 KILLED = -signal.SIGKILL
-N = SURVEYED.survey.n_images
+N, N_FIRST = SURVEYED.survey.n_images, SURVEYED.survey.n_first
 
 
 class Service(BlackBox):
@@ -73,8 +73,9 @@ def fit(apis: list[BlackBox], folder: Path | None = None) -> Run:
 
 def shared_of(folder: Path) -> SharedPictures:
     """Return the pictures that the APIs of a run were asked about in both rounds."""
-    shared, n_first = SharedPictures(SURVEYED.seed), SURVEYED.survey.n_first
-    shared.choose(n_first, read_choice(RunFolder.open(folder).choice_file, N - n_first))
+    shared = SharedPictures(SURVEYED.seed)
+    path = RunFolder.open(folder).choice_file
+    shared.choose(N_FIRST, read_choice(path, N - N_FIRST, shared.seed, N_FIRST))
     return shared
 
 
@@ -146,7 +147,7 @@ def test_the_scores_of_the_same_pictures_are_kept(tmp_path: Path) -> None:
     fit(apis, tmp_path)
     folder, shared = RunFolder.open(tmp_path), shared_of(tmp_path)
     for index, api in enumerate(apis):
-        answers = Answers(folder.survey_file(index), api.spec, shared.seed, N)
+        answers = Answers(folder.survey_file(index), api.spec, shared.seed, N, N_FIRST)
         wanted = answers_of(index)(shared.for_api(0, N, api.spec))
         assert answers.answered.all() and torch.equal(answers.scores, wanted)
     # Scores and numbers are kept, not the pictures: 4 bytes a score and a few hundred more.
@@ -186,10 +187,10 @@ def test_a_lost_ledger_is_rebuilt_from_the_answers(tmp_path: Path) -> None:
     assert exit_code(fit_surveyed, folder, log, ("call", 7)) == KILLED
     files = sorted((folder / "survey").glob("*.answers"))
     seed = SharedPictures(SURVEYED.seed).seed
-    answered = [Answers(file, spec_of(i), seed, N).queries for i, file in enumerate(files)]
-    assert answered == [N, SURVEYED.survey.n_first]
+    answered = [Answers(file, spec_of(i), seed, N, N_FIRST).queries for i, file in enumerate(files)]
+    assert answered == [N, N_FIRST]
     (folder / LEDGER).unlink()
-    with pytest.warns(UserWarning, match="53 queries were added"):
+    with pytest.warns(UserWarning, match="52 queries were added"):
         run = BiDfMKD(local(log, None), config=SURVEYED).fit(folder, progress=False)
     assert run.queries == queries(log) - 10  # less the call that was killed
 
@@ -202,6 +203,34 @@ def test_a_service_that_fails_once_is_asked_again(tmp_path: Path) -> None:
     local_run = fit(pool())
     for name, value in run.meta_model.module.state_dict().items():
         assert torch.equal(value, local_run.meta_model.module.state_dict()[name])
+
+
+def test_a_service_that_is_back_in_the_second_round_answers_both() -> None:
+    services = [Service(0), Service(1, fails=2), Service(2)]
+    with pytest.warns(ServiceWarning, match="api_1: the survey asks it again at the end"):
+        run = fit(services)
+    assert run.complete and not run.skipped
+    assert run.ledger[1].answered_queries == run.ledger[0].answered_queries
+
+
+@pytest.mark.parametrize("lost", ["missing", "foreign"])
+def test_answers_without_their_choice_are_not_learned_from(lost: str, tmp_path: Path) -> None:
+    """The answers of the second round are to pictures that only the lost file names."""
+    folder, log, file = (
+        tmp_path / "run",
+        tmp_path / "log",
+        tmp_path / "run/survey/chosen.safetensors",
+    )
+    assert exit_code(fit_surveyed, folder, log, ("call", 8)) == KILLED
+    if lost == "missing":
+        file.unlink()
+    else:
+        write_choice(file, torch.arange(N_FIRST, N), SharedPictures(99).seed, N_FIRST)
+    before = queries(log)
+    said = "is missing, which says" if lost == "missing" else "does not name the 18 pictures"
+    with pytest.raises(InputError, match=said):
+        BiDfMKD(local(log, None)[:2], config=SURVEYED).fit(folder, progress=False)
+    assert queries(log) == before
 
 
 def test_a_service_that_stays_away_is_left_out() -> None:
@@ -218,7 +247,7 @@ def test_a_budget_that_ends_in_the_survey(tmp_path: Path) -> None:
     budget = Budget(max_queries=N + 10)
     run = BiDfMKD(pool(), config=SURVEYED, budget=budget).fit(tmp_path, progress=False)
     # The first round of two APIs; no call of the second is paid for.
-    assert run.queries == 2 * SURVEYED.survey.n_first
+    assert run.queries == 2 * N_FIRST
     assert run.budget_ended and not run.complete
     assert [record["stage"] for record in run.history] == ["survey", "survey"]
 
@@ -239,7 +268,7 @@ def test_an_api_whose_pictures_cannot_be_drawn_is_refused_before_anything_is_ask
 
 def test_the_status_counts_the_survey(tmp_path: Path) -> None:
     assert exit_code(fit_surveyed, tmp_path / "run", tmp_path / "log", ("call", 7)) == KILLED
-    assert "the survey has 53 of 70 answers" in status_text(tmp_path / "run")
+    assert "the survey has 52 of 70 answers" in status_text(tmp_path / "run")
 
 
 def test_a_folder_that_cannot_hold_the_answers_is_refused_before_anything_is_asked(
@@ -314,9 +343,8 @@ def test_recovery_skips_apis_of_labels_and_says_so(
     assert folder.summary()["labels_only"] == ["api_0"]
     report = write_report(folder).read_text()
     assert f"api_0 gives labels only: {said}." in report and "| APIs of labels only | 1 |" in report
-    stored = Answers(
-        folder.survey_file(0), apis[0].spec, SharedPictures(SURVEYED.seed).seed, N
-    ).scores
+    seed = SharedPictures(SURVEYED.seed).seed
+    stored = Answers(folder.survey_file(0), apis[0].spec, seed, N, N_FIRST).scores
     shared = shared_of(tmp_path).for_api(0, N, apis[0].spec)
     assert torch.equal(stored.argmax(1), answers_of(0)(shared).argmax(1))
 
@@ -353,7 +381,7 @@ class Plain(nn.Module):
 def test_a_killed_run_of_labels_counts_its_survey_alone(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     assert exit_code(fit_labels, folder, log, 6) == KILLED
-    assert "the survey has 46 of 70 answers, nothing to recover" in status_text(folder)
+    assert "the survey has 44 of 70 answers, nothing to recover" in status_text(folder)
     assert exit_code(fit_labels, folder, log, None) == 0
     assert queries(log) <= 2 * N + 10
     assert exit_code(fit_labels, tmp_path / "whole", tmp_path / "whole log", None) == 0
