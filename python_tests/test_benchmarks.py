@@ -208,3 +208,27 @@ def test_the_gallery_shows_the_pictures_as_they_are_drawn() -> None:
     found = torch.from_numpy(np.array(shown)).permute(2, 0, 1) / 255
     pictures = (slice(None), slice(gallery.TOP, None), slice(gallery.LEFT, None))  # no labels there
     assert (found[pictures] - wanted[pictures]).abs().max() < 1.01 / 255
+
+
+def test_the_economy_of_queries_is_told_over_seeds(tmp_path: Path) -> None:
+    """Check means, t-intervals and differences against numbers worked out by hand."""
+    from benchmarks.query_economy import economy
+
+    file = tmp_path / "results.csv"
+    lines = ["name,seed,n_shot,rate_protocol,accuracy,n_episodes,queries,seconds"]
+    for seed, (ours, alone) in enumerate(((0.5, 0.4), (0.6, 0.45), (0.7, 0.5))):
+        lines.append(f'"ours, n_images=20",{seed},1,meta_val,{ours},600,200,{10 + seed}')
+        lines.append(f'"neither, n_images=20",{seed},1,meta_val,{alone},600,200,5')
+        lines.append(f'"ours, n_images=20",{seed},1,own,0.1,600,200,{10 + seed}')
+    lines.append('"neither, n_images=90",0,1,meta_val,0.5,200,900,5')
+    lines.append('"ours, n_images=90",0,1,meta_val,0.9,600,900,5')
+    file.write_text("\n".join(lines))
+    rows = economy.table({"1": economy.read_points([file], "1")})
+    assert rows[1:] == [
+        ["ours", "200", "11", "60.0 ± 24.8", "+15.0 ± 12.4"],
+        ["ours", "900", "5", "90.0", ""],  # other episodes than the survey alone
+        ["neither", "200", "5", "45.0 ± 12.4", ""],
+        ["neither", "900", "5", "50.0", ""],
+    ]
+    economy.draw({"1": economy.read_points([file], "1")}, tmp_path / "economy.png")
+    assert (tmp_path / "economy.png").stat().st_size > 1000

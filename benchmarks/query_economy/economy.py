@@ -16,9 +16,9 @@ import torch
 
 from bidfmkd_fast.experiments.intervals import mean_and_t95
 from bidfmkd_fast.experiments.result_files import CHOSEN
+from bidfmkd_fast.reporting.svg import COLOURS, LINES, MARKERS
 from bidfmkd_fast.training.tables import markdown_table
 
-MARKERS = "osD^vP"
 REFERENCE = "neither"  # the survey alone
 
 Row = dict[str, str]
@@ -45,10 +45,15 @@ def values(rows: list[Row], column: str) -> torch.Tensor:
     )
 
 
+def episodes(rows: list[Row]) -> set[tuple[str, str]]:
+    """Return the seeds of the rows and their numbers of episodes, which must agree to subtract."""
+    return {(row["seed"], row["n_episodes"]) for row in rows}
+
+
 def cell(value: torch.Tensor, sign: str = "") -> str:
-    """Return mean and t-interval over the seeds, in %."""
+    """Return mean and t-interval over the seeds, in %; a single seed has no interval."""
     mean, half = mean_and_t95(100 * value)
-    return f"{mean:{sign}.1f} ± {half:.1f}"
+    return f"{mean:{sign}.1f}" + (f" ± {half:.1f}" if len(value) > 1 else "")
 
 
 def table(by_shot: dict[str, Points]) -> list[list[str]]:
@@ -66,44 +71,55 @@ def table(by_shot: dict[str, Points]) -> list[list[str]]:
                 f"{values(by_queries[queries], 'seconds').median():.0f}",
             ]
             for points in by_shot.values():
-                own = values(points[variant][queries], "accuracy")
-                other = points.get(REFERENCE, {}).get(queries)
-                same = variant != REFERENCE and other is not None and len(other) == len(own)
-                row += [cell(own), cell(own - values(other, "accuracy"), "+") if same else ""]
+                mine, other = points[variant][queries], points[REFERENCE].get(queries, [])
+                own, theirs = values(mine, "accuracy"), values(other, "accuracy")
+                same = variant != REFERENCE and episodes(mine) == episodes(other)
+                row += [cell(own), cell(own - theirs, "+") if same else ""]
             rows.append(row)
     return rows
 
 
 def draw(by_shot: dict[str, Points], path: Path) -> None:
-    """Write a panel per number of shots and horizontal axis: queries, and seconds of training."""
-    from matplotlib.figure import Figure
+    """Write a panel per number of shots and horizontal axis: queries, and seconds of training.
 
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    Methods that ask nothing are lines across the panels of queries.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
     panels = figure.subplots(2, len(by_shot), squeeze=False, sharey="col")
     for column, (n_shot, points) in enumerate(by_shot.items()):
+        panels[0][column].set_title(f"{n_shot}-shot")
         for row, (axis, label) in enumerate(
             (("queries", "queries of all APIs together"), ("seconds", "seconds of training"))
         ):
             panel = panels[row][column]
-            for (variant, by_queries), marker in zip(points.items(), MARKERS, strict=False):
+            for (variant, by_queries), marker, colour, style in zip(
+                points.items(), MARKERS, COLOURS, LINES, strict=False
+            ):
                 spots = []
                 for _, rows in sorted(by_queries.items()):
                     mean, half = mean_and_t95(100 * values(rows, "accuracy"))
                     spots.append((float(values(rows, axis).median()), mean, half))
                 x, y, widths = (list(column) for column in zip(*spots, strict=True))
-                if max(x) == 0:  # it asks nothing: a line across
-                    panel.axhline(y[0], linestyle="--", color="0.4", label=variant)
-                    panel.annotate(
-                        variant, (0.02, y[0]), xycoords=("axes fraction", "data"), va="bottom"
+                if max(x) > 0:
+                    panel.errorbar(
+                        x, y, widths, color=colour, marker=marker, capsize=3, label=variant
                     )
-                elif axis == "queries" or min(x) > 0:
-                    panel.errorbar(x, y, widths, fmt=f"{marker}-", capsize=3, label=variant)
+                else:
+                    panel.axhline(y[0], linestyle=style, color=colour, label=variant)
             panel.set_xscale("log")
+            panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            if axis == "queries":
+                asked = {queries for of_variant in points.values() for queries in of_variant}
+                panel.set_xticks(sorted(asked - {0}))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
             panel.set_xlabel(label)
             panel.set_ylabel("accuracy, %")
-            if row == 0:
-                panel.set_title(f"{n_shot}-shot")
-    panels[0][0].legend()
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 
 

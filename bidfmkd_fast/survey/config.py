@@ -22,7 +22,7 @@ class SurveyConfig:
     Args:
         n_images: procedural pictures that every API is asked about, once; 0 leaves the survey out.
         chosen: share of them that is chosen after the answers to the others, so that each class of
-            each API is met equally often; 0 takes all pictures as the library has them.
+            each API is met about equally often; 0 takes all pictures as the library has them.
         epochs: passes over all pictures in the joint distillation.
         batch_size: pictures per step of the joint distillation.
         temperature: by which the scores of APIs and heads are softened (T of Hinton et al., 2015).
