@@ -28,7 +28,7 @@ from bidfmkd_fast.cli.options import Command, build_parser, check_seeds, plain_e
 from bidfmkd_fast.cli.settings import merge, take_settings
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError
 from bidfmkd_fast.runtime.signals import ended_by_signals
-from bidfmkd_fast.runtime.streams import Output, guarded_stdout, open_missing, say
+from bidfmkd_fast.runtime.streams import Output, guarded_stdout, open_missing, say, visible
 
 COMMANDS: dict[str, Command] = {  # in the order of `bidfmkd --help`
     "demo": experiments.DEMO,
@@ -136,7 +136,7 @@ def _one_line_warnings(name: str) -> Iterator[None]:
     """
     before, urllib3 = warnings.formatwarning, logging.getLogger("urllib3")
     level = urllib3.level
-    warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: visible(f"{name}: warning: {message}\n")
     urllib3.setLevel(logging.ERROR)
     try:
         yield

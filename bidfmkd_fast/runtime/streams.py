@@ -22,6 +22,17 @@ from bidfmkd_fast.secrets import scrub
 
 _PLAIN = {"±": "+-", "\N{MULTIPLICATION SIGN}": "x", "\N{EN DASH}": "-", "…": "...", "µ": "u"}
 _ERRORS = "bidfmkd_fast.plain"
+# A name of a folder or a label may hold escape sequences, which a terminal would obey.
+_CONTROLS = {
+    number: f"\\x{number:02x}"
+    for number in (*range(32), *range(127, 160))
+    if chr(number) not in "\n\t"
+}
+
+
+def visible(text: str) -> str:
+    """Return the text without secrets, and with control characters written as `\\x1b`."""
+    return scrub(text).translate(_CONTROLS)
 
 
 class Output:
@@ -37,11 +48,11 @@ class Output:
         self._written = False
 
     def write(self, text: str) -> int:
-        """Write `text`, without secrets, unless a write has failed before."""
+        """Write `text` as `visible` gives it, unless a write has failed before."""
         self._written = True
         if self._stream is not None and self.error is None:
             try:
-                self._stream.write(scrub(text))
+                self._stream.write(visible(text))
             except OSError as error:
                 self._fail(error)
         return len(text)
@@ -102,10 +113,10 @@ def guarded_stdout() -> Iterator[Output]:
 
 
 def say(line: str) -> None:
-    """Write a line without secrets to stderr; do nothing if that fails."""
+    """Write a line as `visible` gives it to stderr; do nothing if that fails."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(scrub(line), file=sys.stderr, flush=True)
+            print(visible(line), file=sys.stderr, flush=True)
 
 
 def open_missing() -> None:

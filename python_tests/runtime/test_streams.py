@@ -77,6 +77,18 @@ def test_letters_that_the_encoding_lacks(monkeypatch: pytest.MonkeyPatch) -> Non
         print("±", flush=True)  # outside of the block it is as it was
 
 
+def test_control_characters_are_shown_and_not_obeyed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with guarded_stdout():
+        print("cat\x1b[2J\r\x9b\x7f\tdog\nbird")
+    assert stream.getvalue() == "cat\\x1b[2J\\x0d\\x9b\\x7f\tdog\nbird\n"
+    say("a\x07b\nc")
+    assert capsys.readouterr().err == "a\\x07b\nc\n"
+
+
 def test_a_failed_write_is_not_repeated_and_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.StringIO):
         writes = 0
