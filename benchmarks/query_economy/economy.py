@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 from collections import defaultdict
 from pathlib import Path
 
@@ -28,13 +29,18 @@ Points = dict[str, dict[int, list[Row]]]
 
 def read_points(files: list[Path], n_shot: str) -> Points:
     """Read the rows with the rate chosen on meta_val, by variant and total queries."""
-    points: Points = defaultdict(lambda: defaultdict(list))
+    points: defaultdict[str, defaultdict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
         with file.open(newline="", encoding="utf-8") as opened:
             for row in csv.DictReader(opened):
                 if row["rate_protocol"] == CHOSEN and row["n_shot"] == n_shot:
-                    points[row["name"].split(", ")[0]][int(row["queries"])].append(row)
-    return points
+                    rows = points[row["name"].split(", ")[0]][int(row["queries"])]
+                    if row["seed"] in {held["seed"] for held in rows}:
+                        raise SystemExit(
+                            f"economy: {file} has a result that is there already: {row}"
+                        )
+                    rows.append(row)
+    return {variant: dict(by_queries) for variant, by_queries in points.items()}
 
 
 def values(rows: list[Row], column: str) -> torch.Tensor:
@@ -71,10 +77,11 @@ def table(by_shot: dict[str, Points]) -> list[list[str]]:
                 f"{values(by_queries[queries], 'seconds').median():.0f}",
             ]
             for points in by_shot.values():
-                mine, other = points[variant][queries], points[REFERENCE].get(queries, [])
+                mine = points.get(variant, {}).get(queries, [])
+                other = points.get(REFERENCE, {}).get(queries, [])
                 own, theirs = values(mine, "accuracy"), values(other, "accuracy")
-                same = variant != REFERENCE and episodes(mine) == episodes(other)
-                row += [cell(own), cell(own - theirs, "+") if same else ""]
+                same = variant != REFERENCE and mine and episodes(mine) == episodes(other)
+                row += [cell(own) if mine else "", cell(own - theirs, "+") if same else ""]
             rows.append(row)
     return rows
 
@@ -95,8 +102,9 @@ def draw(by_shot: dict[str, Points], path: Path) -> None:
             (("queries", "queries of all APIs together"), ("seconds", "seconds of training"))
         ):
             panel = panels[row][column]
-            for (variant, by_queries), marker, colour, style in zip(
-                points.items(), MARKERS, COLOURS, LINES, strict=False
+            looks = itertools.cycle(zip(MARKERS, COLOURS, LINES, strict=True))
+            for (variant, by_queries), (marker, colour, style) in zip(
+                points.items(), looks, strict=False
             ):
                 spots = []
                 for _, rows in sorted(by_queries.items()):

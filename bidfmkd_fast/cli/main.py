@@ -145,6 +145,13 @@ def _one_line_warnings(name: str) -> Iterator[None]:
         urllib3.setLevel(level)
 
 
+class _Visible(logging.Formatter):
+    """Formats a record as `visible` gives it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 @contextlib.contextmanager
 def _log_lines(name: str) -> Iterator[None]:
     """Show the library's log on stderr if the environment variable BIDFMKD_LOG names a level."""
@@ -159,7 +166,7 @@ def _log_lines(name: str) -> Iterator[None]:
         )
     logger, handler = logging.getLogger("bidfmkd_fast"), logging.StreamHandler()
     handler.addFilter(lambda record: not hasattr(record, "warned"))  # shown as a warning already
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {name}: %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Visible(f"%(asctime)s {name}: %(message)s", "%H:%M:%S"))
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(wanted)

@@ -20,15 +20,17 @@ class FinishedComparison:
 
     Attributes:
         config: its settings.
-        seeds: the first seed, and the others under which the same methods were meta-tested.
+        seeds: those under which as many methods were meta-tested as under any.
         results: by method, in the order of the tables, one per seed.
-        folders: by method, the folder under the first seed.
+        folders: by method, the folder under the first of these seeds.
+        left_out: a sentence for each other seed.
     """
 
     config: ExperimentConfig
     seeds: list[int]
     results: dict[str, list[Result]]
     folders: dict[str, Path]
+    left_out: list[str]
 
 
 def is_experiment(folder: Path) -> bool:
@@ -45,8 +47,8 @@ def read_finished(folder: Path) -> FinishedComparison:
     """
     if (folder / "cells").is_dir():
         raise InputError(
-            f"report: {folder} is a sweep, whose table and plot are sweep.md and sweep.png; give "
-            "the folder of a cell in cells/, or of a run or a comparison"
+            f"report: {folder} is a sweep, whose table and plot are sweep.md and sweep.png; give a "
+            "run in cells/NAME/seed_NUMBER, or a comparison"
         )
     tested = {
         int(at.name.removeprefix("seed_")): {
@@ -58,14 +60,25 @@ def read_finished(folder: Path) -> FinishedComparison:
     begun = sorted(seed for seed, methods in tested.items() if methods)
     if not begun:
         raise InputError(
-            f"report: no method of the comparison {folder} is finished; the same `bidfmkd compare` "
-            "command goes on with it"
+            f"report: no method of {folder} is finished; the same `bidfmkd compare` or `bidfmkd "
+            "sweep` command goes on with it"
         )
-    methods = tested[begun[0]]
+    fullest = max(begun, key=lambda seed: len(tested[seed]))  # the first of those
+    methods = tested[fullest]
     seeds = [seed for seed in begun if tested[seed].keys() >= methods.keys()]
-    results = {method: [_result(tested[seed][method]) for seed in seeds] for method in methods}
+    left_out = [
+        f"Left out: seed {seed}, for which {', '.join(methods.keys() - tested[seed].keys())} "
+        "has not finished."
+        for seed in begun
+        if seed not in seeds
+    ]
+    results = {
+        method: [_result(tested[seed][method]) for seed in seeds]
+        for method in METHODS
+        if method in methods
+    }
     config = settings_from_yaml(ExperimentConfig, folder / EXPERIMENT)
-    return FinishedComparison(config, seeds, results, methods)
+    return FinishedComparison(config, seeds, results, tested[seeds[0]], left_out)
 
 
 def _result(folder: Path) -> Result:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bidfmkd_fast.data import Dataset
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.folder import made_once
 from bidfmkd_fast.experiments.methods import METHODS
@@ -133,7 +134,14 @@ def meta_tests_once(folder: Path, make: Callable[[], list[MetaTest]]) -> list[Me
 
 def kept_meta_tests(folder: Path) -> list[MetaTest]:
     """Return the meta-tests in `folder/evaluation.json`; InputError if the file is damaged."""
-    return [_from_record(record) for record in read_json(folder / EVALUATION, "evaluation")]
+    file = folder / EVALUATION
+    records = read_json(file, "evaluation")
+    try:
+        return [_from_record(record) for record in records]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"evaluation: {file} is damaged ({error!r}); remove it to meta-test again"
+        ) from None
 
 
 def share_episodes(evaluations: Sequence[Evaluation]) -> bool:

@@ -84,7 +84,7 @@ def best_api_distilled(experiment: Experiment, folder: Path) -> None:
             images.append(api.spec.to_unit(recovered.images))
             scores.append(recovered.scores)
     module = experiment.fresh()
-    records = StepRecords(folder / METRICS, "distillation", api.ledger.queries)
+    records = StepRecords(folder / METRICS, "distillation", api.ledger.queries, started)
     _distil(
         experiment,
         module,

@@ -33,8 +33,10 @@ _STAGES = (
 def comparison_sentence(name: str, finished: FinishedComparison) -> str:
     """Say in one sentence what was compared."""
     pool, n_seeds = finished.config.pool, len(finished.seeds)
+    n_methods = len(finished.results)
     return (
-        f"Comparison {name!r}: {len(finished.results)} methods from the same start, on "
+        f"Comparison {name!r}: {n_methods} method{'' if n_methods == 1 else 's'} from the same "
+        "start, on "
         f"{pool.n_apis} APIs of {', '.join(pool.data_sets)} (scenario {pool.scenario}), under "
         f"{n_seeds} seed{'' if n_seeds == 1 else 's'}."
     )
@@ -47,24 +49,25 @@ def comparison_sections(finished: FinishedComparison) -> list[Section]:
 
 
 def _accuracies(finished: FinishedComparison) -> list[Section]:
-    """Return a section with the accuracies, and one for each kind of differences."""
-    first = Section("accuracy", "Accuracy")
+    """Return a section with the accuracies on each data set, and one for each differences."""
     by_method = {
         METHODS[method][0]: by_data_set(results) for method, results in finished.results.items()
     }
-    for number, data_set in enumerate(next(iter(by_method.values()))):
-        evaluations = {
-            label: {evaluation.n_shot: evaluation for evaluation in held[data_set]}
-            for label, held in by_method.items()
-        }
-        first.charts.append(accuracy_chart(Comparison(evaluations), f"accuracy-{number}"))
-    sections = [first]
+    data_sets = list(next(iter(by_method.values())))
+    sections: list[Section] = []
     for number, (title, rows) in enumerate(comparison_tables(finished.results, finished.seeds)):
         if not rows:
-            first.remarks.append(title)
+            sections[0].remarks.append(title)
         elif rows[0][0] == METHOD:
-            first.notes.append(f"{title}.")
-            first.tables.append(rows)
+            data_set = data_sets[sum(section.anchor.startswith("accuracy") for section in sections)]
+            evaluations = {
+                label: {evaluation.n_shot: evaluation for evaluation in held[data_set]}
+                for label, held in by_method.items()
+            }
+            chart = accuracy_chart(Comparison(evaluations), f"accuracy-chart-{number}")
+            heading = "Accuracy" if len(data_sets) == 1 else f"Accuracy, {data_set}"
+            anchor = f"accuracy-{number}" if number else "accuracy"
+            sections.append(Section(anchor, heading, [f"{title}."], charts=[chart], tables=[rows]))
         else:
             what, _, rate = title.partition("; at ")
             heading, _, more = what.partition(": ")
@@ -79,9 +82,10 @@ def _accuracies(finished: FinishedComparison) -> list[Section]:
                     tables=[rows],
                 )
             )
-    first.remarks.append(
-        "Intervals in the chart are over episodes. They say nothing about another seed."
-    )
+    sections[0].remarks += [
+        "Intervals in the chart are over episodes. They say nothing about another seed.",
+        *finished.left_out,
+    ]
     return sections
 
 
@@ -109,7 +113,7 @@ def _curves(finished: FinishedComparison) -> Section:
                 section.charts.append(curve_chart(lines, along, title, f"{stage}-{key}"))
     section.charts += _recoveries(finished.folders)
     queries = {
-        label: f"{max(int(record.get('queries', 0)) for record in records):,}"
+        label: f"{max(finite_number(record.get('queries')) or 0.0 for record in records):,.0f}"
         for label, records in metrics.items()
         if records
     }
@@ -127,20 +131,30 @@ def _axis(stage: str, counted: str) -> str:
 def _line(label: str, records: list[dict[str, Any]], stage: str, key: str) -> Series | None:
     """Return the accuracy of a stage in %; None if it was recorded less than twice.
 
-    Steps count from the first one of the stage, since a run counts them through all its stages.
+    Steps are those of the stage: a run counts the outer steps of distillation and replay together,
+    and makes a record for each of the former.
     """
+    is_run = any(record.get("stage") == "survey" for record in records) or any(
+        "set" in record for record in records
+    )
     points: list[tuple[float, float]] = []
-    for number, record in enumerate((r for r in records if r.get("stage") == stage), 1):
-        x = float(number) if key == "epoch" else finite_number(record.get(key))
-        y = finite_number(record.get("accuracy"))
-        if x is None or y is None:
+    n_distilled = n_of_stage = 0
+    for record in records:
+        n_distilled += record.get("stage") == "distillation"
+        if record.get("stage") != stage:
             continue
-        points.append((x, 100 * y))
+        n_of_stage += 1
+        x = finite_number(record.get(key))
+        if key == "epoch" or (key == "step" and stage == "distillation" and is_run):
+            x = float(n_of_stage)
+        elif key == "step" and stage == "replay" and x is not None:
+            x -= n_distilled
+        y = finite_number(record.get("accuracy"))
+        if x is not None and y is not None:
+            points.append((x, 100 * y))
     if len(points) < 2:
         return None
-    # A record is of all steps since the one before it.
-    before = 2 * points[0][0] - points[1][0] if key == "step" else 0.0
-    return Series(label, [x - before for x, _ in points], [y for _, y in points])
+    return Series(label, [x for x, _ in points], [y for _, y in points])
 
 
 def _recoveries(folders: Mapping[str, Path]) -> list[Chart]:
@@ -153,15 +167,22 @@ def _recoveries(folders: Mapping[str, Path]) -> list[Chart]:
             if course.part == "support":
                 for record in course.history:
                     by_step.setdefault(record["step"], []).append(record["loss"])
-        if len(by_step) > 1:
-            means = [sum(losses) / len(losses) for losses in by_step.values()]
-            lines.append(Series(METHODS[method][0], list(by_step), means))
+        most = max(map(len, by_step.values()), default=0)
+        # A budget may have ended some sets early: steps that all have.
+        whole = sorted(step for step, losses in by_step.items() if len(losses) == most)
+        if len(whole) > 1:
+            means = [sum(by_step[step]) / most for step in whole]
+            lines.append(Series(METHODS[method][0], whole, means))
     title = "loss of the recovery, support sets, mean over the APIs"
     return [curve_chart(lines, "step of the recovery", title, "recovery")] if lines else []
 
 
 def _settings(finished: FinishedComparison) -> Section:
-    rows = list(_flat(plain_values(finished.config)))
+    seeds = ", ".join(map(str, finished.seeds))
+    rows = [
+        (key, seeds if key == "train.seed" else value)
+        for key, value in _flat(plain_values(finished.config))
+    ]
     return Section(
         "settings",
         "Settings",

@@ -8,6 +8,7 @@ what the APIs would answer to further pictures of the library, at no query.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -22,8 +23,8 @@ from bidfmkd_fast.seeds import seeded, torch_generator
 from bidfmkd_fast.survey.backbone import features_of
 
 CANDIDATES = 8  # scenes that are looked at for each one that is chosen
+_PIECE_NUMBERS = 256 * 3 * 32 * 32  # of the images that are looked at together
 _SURE = 4  # times as many as are chosen: the scenes most likely of a class, of which some are drawn
-_PIECE = 256  # candidates at once: about the memory of a training step
 
 
 def choose_scenes(
@@ -33,6 +34,7 @@ def choose_scenes(
     image_shape: Sequence[int],
     n_first: int,
     n_chosen: int,
+    batch_size: int,
     seed: int,
     looked_at: Callable[[int], object] = lambda n: None,
 ) -> Tensor:
@@ -50,6 +52,7 @@ def choose_scenes(
         image_shape: (C, H, W) of the images that the backbone takes.
         n_first: pictures that were asked about.
         n_chosen: scenes to choose.
+        batch_size: pictures of a step of the training, for which there is memory.
         seed: seed of the draw.
         looked_at: is told how many further candidates have been looked at.
 
@@ -65,10 +68,12 @@ def choose_scenes(
     # The highest probabilities of each class so far, and of which scenes; -1 stands for none.
     best = torch.full((n_classes, 1), -1.0, device=device)
     scene_of = torch.full((n_classes, 1), -1, device=device)
+    # As many small images at once as a CPU is quick with; of large ones as many as training takes.
+    piece = max(batch_size, min(256, _PIECE_NUMBERS // math.prod(image_shape)))
     candidates = torch.arange(n_first, n_first + CANDIDATES * n_chosen, device=device)
     features = None
     # Pieces of like size, since the backbone's batch norm uses the statistics of a piece.
-    for scenes in candidates.tensor_split(-(-len(candidates) // _PIECE)):
+    for scenes in candidates.tensor_split(-(-len(candidates) // piece)):
         images = draw_pictures(scenes, torch.zeros_like(scenes), image_shape, picture_seed)
         features = features or features_of(module, images[:2])
         with torch.no_grad(), seeded(seed, "survey", "choice", int(scenes[0])):

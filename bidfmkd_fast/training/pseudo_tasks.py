@@ -6,6 +6,7 @@ no real picture is used, so a run on APIs must reach more.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def learn_from_pictures(
     Returns:
         The module, which starts from the same parameters as the run.
     """
+    started = time.perf_counter()
     replay, n_tasks = config.replay, config.meta_batch_size
     shape = task_shape(specs, config) or specs[0].image_shape
     n_way = min(spec.n_classes for spec in specs)
@@ -82,7 +84,7 @@ def learn_from_pictures(
             replay.inner,
             rotations=replay.rotations,
         )
-    records = StepRecords(metrics)
+    records = StepRecords(metrics, started=started)
     with Bar("zero_query: train", n_steps, "steps", progress) as bar:
         for step in bar.over(range(n_steps)):
             if on_device is not None:

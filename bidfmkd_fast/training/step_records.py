@@ -19,11 +19,18 @@ class StepRecords:
         file: `metrics.jsonl`, begun anew; None to keep nothing.
         stage: what the steps are, such as "replay".
         queries: those that were asked before the first step.
+        started: `time.perf_counter()` at the start of the training; now if it is None.
     """
 
-    def __init__(self, file: Path | None, stage: str = "replay", queries: int = 0) -> None:
+    def __init__(
+        self,
+        file: Path | None,
+        stage: str = "replay",
+        queries: int = 0,
+        started: float | None = None,
+    ) -> None:
         self._file, self._stage, self._queries = file, stage, queries
-        self._started, self._step = time.perf_counter(), 0
+        self._started, self._step = time.perf_counter() if started is None else started, 0
         self._held: list[Mapping[str, float]] = []
         if file is not None:
             write_exact(file, "")

@@ -164,11 +164,13 @@ def _choose(run: RunState, pictures: SharedPictures, answers: Sequence[Answers])
     config, seed = run.config.survey, derive_seed(run.config.seed, "survey", "first round")
     n_chosen = config.n_images - config.n_first
     file = None if run.folder is None else run.folder.choice_file
-    if file is not None and file.exists():
+    # A choice that nothing was asked about may lack APIs that have answered since.
+    asked = any(kept.answered[config.n_first :].any() for kept in answers)
+    if asked and file is not None and file.exists():
         scenes = read_choice(file, n_chosen, pictures.seed, config.n_first)
         pictures.choose(config.n_first, scenes)
         return
-    if any(kept.answered[config.n_first :].any() for kept in answers):
+    if asked:
         raise InputError(
             f"survey: {file} is missing, which says what pictures some of the answers kept are to; "
             "restore it, or remove its folder to ask all APIs anew"
@@ -190,7 +192,15 @@ def _choose(run: RunState, pictures: SharedPictures, answers: Sequence[Answers])
         Bar(f"{run.label}: choose pictures", n_candidates, "pictures", run.progress) as bar,
     ):
         scenes = choose_scenes(
-            module, heads, pictures.seed, shape, config.n_first, n_chosen, seed, bar.advance
+            module,
+            heads,
+            pictures.seed,
+            shape,
+            config.n_first,
+            n_chosen,
+            config.batch_size,
+            seed,
+            bar.advance,
         )
     if file is not None:
         write_choice(file, scenes, pictures.seed, config.n_first)

@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from bidfmkd_fast.experiments.config import (
     PoolConfig,
 )
 from bidfmkd_fast.experiments.finished import read_finished
+from bidfmkd_fast.reporting import comparison
 from bidfmkd_fast.reporting.comparison import comparison_sections
 from bidfmkd_fast.reporting.svg import chart_style
 from bidfmkd_fast.training.run_folder import METRICS
@@ -94,8 +96,43 @@ def test_the_page_has_accuracies_curves_and_settings(
     assert sections["accuracy"].tables[0][1][0] == "random initialisation"
 
 
+def test_steps_are_those_of_a_stage() -> None:
+    """A run counts outer steps of both stages together, and replays between its rounds."""
+
+    def steps(records: list[dict[str, Any]], stage: str) -> list[float]:
+        line = comparison._line("method", records, stage, "step")
+        return [] if line is None else list(line.x)
+
+    def record(stage: str, step: int, **more: str) -> dict[str, Any]:
+        return {"stage": stage, "step": step, "accuracy": 0.5, **more}
+
+    run = [record("recovery", 0, set="support")]
+    for first in (0, 51):
+        run += [record("distillation", first + 1)]
+        run += [record("replay", first + 26), record("replay", first + 51)]
+    assert steps(run, "distillation") == [1, 2]
+    assert steps(run, "replay") == [25, 50, 75, 100]
+    assert steps([record("replay", 25), record("replay", 30)], "replay") == [25, 30]
+    assert steps([record("distillation", 25), record("distillation", 50)], "distillation") == [
+        25,
+        50,
+    ]
+    assert steps([record("replay", 25)], "replay") == []
+
+
+def test_a_damaged_evaluation_is_named(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(compared, tmp_path / "folder")
+    (tmp_path / "folder" / "seed_0" / "maml" / "evaluation.json").write_text("[{}]")
+    assert main(["report", str(tmp_path / "folder")]) == 2
+    error = capsys.readouterr().err
+    assert "evaluation.json is damaged" in error and error.count("\n") == 1
+
+
 def test_an_unfinished_seed_is_left_out(compared: Path) -> None:
     finished = read_finished(compared)
+    assert len(finished.left_out) == 1 and finished.left_out[0].startswith("Left out: seed 1, for")
     assert finished.seeds == [0] and tuple(finished.results) == METHODS
     assert all(len(results) == 1 for results in finished.results.values())
 
@@ -111,6 +148,6 @@ def test_what_is_no_finished_comparison_is_refused(
         (folder / "cells").mkdir()
     assert main(["report", str(folder)]) == 2
     error = capsys.readouterr().err
-    wanted = "is a sweep" if made == "sweep" else "no method of the comparison"
+    wanted = "is a sweep" if made == "sweep" else "no method of"
     assert wanted in error and error.count("\n") == 1
     assert not (folder / "report.html").exists()

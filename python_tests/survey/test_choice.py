@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.priors import procedural_images
 from bidfmkd_fast.seeds import seeded
-from bidfmkd_fast.survey import choice
 from bidfmkd_fast.survey.choice import (
     CANDIDATES,
     _in_turns,
@@ -41,14 +40,11 @@ def shares_of(module: nn.Module, heads: nn.ModuleList, scenes: Tensor, seed: int
 
 
 @pytest.mark.parametrize("n_chosen", [1, 60])
-def test_each_class_gets_its_surest_scenes(
-    monkeypatch: pytest.MonkeyPatch, n_chosen: int, seed: int
-) -> None:
-    monkeypatch.setattr(choice, "_PIECE", 50)  # several pieces
+def test_each_class_gets_its_surest_scenes(n_chosen: int, seed: int) -> None:
     module, heads = backbone(seed)
-    chosen = choose_scenes(module, heads, seed, SHAPE, N_FIRST, n_chosen, seed)
-    again = choose_scenes(module, heads, seed, SHAPE, N_FIRST, n_chosen, seed)
-    other = choose_scenes(module, heads, seed, SHAPE, N_FIRST, n_chosen, seed + 1)
+    chosen = choose_scenes(module, heads, seed, SHAPE, N_FIRST, n_chosen, 50, seed)
+    again = choose_scenes(module, heads, seed, SHAPE, N_FIRST, n_chosen, 50, seed)
+    other = choose_scenes(module, heads, seed, SHAPE, N_FIRST, n_chosen, 50, seed + 1)
     assert torch.equal(chosen, again)
     candidates = torch.arange(N_FIRST, N_FIRST + CANDIDATES * n_chosen)
     assert len(set(chosen.tolist())) == n_chosen and set(chosen.tolist()) <= set(
@@ -89,7 +85,7 @@ def test_dropout_does_not_choose(seed: int) -> None:
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
         module.train()
-        chosen.append(choose_scenes(module, heads, seed, SHAPE, N_FIRST, 20, seed))
+        chosen.append(choose_scenes(module, heads, seed, SHAPE, N_FIRST, 20, 64, seed))
     assert torch.equal(*chosen)
 
 
@@ -97,7 +93,7 @@ def test_rare_classes_become_less_rare(seed: int) -> None:
     """Compare the rarest class of each head among chosen and among random scenes."""
     module, heads = backbone(seed)
     n = 400
-    chosen = choose_scenes(module, heads, seed, SHAPE, 0, n, seed)
+    chosen = choose_scenes(module, heads, seed, SHAPE, 0, n, 64, seed)
     shares = shares_of(module, heads, torch.arange(CANDIDATES * n), seed)
     least = []
     for rows in (chosen, torch.arange(n)):
