@@ -7,9 +7,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from bidfmkd_fast.ops.scores import probabilities_of
 from bidfmkd_fast.priors import procedural_images
-from bidfmkd_fast.survey.answers import KeptAnswers
+from bidfmkd_fast.survey.answers import KeptAnswers, told
 from bidfmkd_fast.training.grids import draw_grid
 from bidfmkd_fast.training.run import RecoveredSet
 
@@ -63,23 +62,10 @@ def asked_pictures(answers: Sequence[KeptAnswers]) -> list[AskedPicture]:
         rows.append(
             AskedPicture(
                 _picture(image, f"Procedural picture {number}"),
-                [_answer(asked, number) for asked in answers],
+                [told(asked, number) for asked in answers],
             )
         )
     return rows
-
-
-def _answer(asked: KeptAnswers, number: int) -> str:
-    """Say which class an API has given to a picture, and with which probability if it told one."""
-    places = (asked.numbers == number).nonzero()[:, 0].tolist()
-    if not places:
-        return ""
-    scores = asked.scores[places[0]]
-    winner = int(scores.argmax())
-    if asked.scores_kind == "labels":
-        return f"class {winner}"
-    kind = "probabilities" if asked.scores_kind == "top_k" else asked.scores_kind
-    return f"class {winner}, {100 * float(probabilities_of(scores, kind)[winner]):.0f} %"
 
 
 def _picture(image: Image.Image, about: str) -> Picture:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bidfmkd_fast.black_box import APISpec
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.ops.scores import probabilities_of
 from bidfmkd_fast.recovery.record_file import RecordFile
 
 _HEAD = struct.Struct("<III")
@@ -93,6 +94,22 @@ def read_answers(path: Path, most: int) -> KeptAnswers | None:
         if isinstance(error, InputError):
             raise
         raise InputError(f"survey: {path} is damaged, or holds no answers of a survey") from None
+
+
+def told(asked: KeptAnswers, number: int) -> str:
+    """Say which class an API has given to a picture, and with which probability if it told one.
+
+    The text is empty without an answer.
+    """
+    places = (asked.numbers == number).nonzero()[:, 0].tolist()
+    if not places:
+        return ""
+    scores = asked.scores[places[0]]
+    winner = int(scores.argmax())
+    if asked.scores_kind == "labels":
+        return f"class {winner}"
+    kind = "probabilities" if asked.scores_kind == "top_k" else asked.scores_kind
+    return f"class {winner}, {100 * float(probabilities_of(scores, kind)[winner]):.0f} %"
 
 
 class Answers:

@@ -1,12 +1,17 @@
-"""Draw grids of recovered images for a person to look at."""
+"""Draw grids of recovered images, or of a survey's pictures, for a person to look at."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from bidfmkd_fast.files.atomic import written_whole
+from bidfmkd_fast.priors import draw_pictures
+from bidfmkd_fast.survey.answers import KeptAnswers, read_answers, told
 from bidfmkd_fast.training.run import RecoveredSet, Run
 from bidfmkd_fast.training.run_folder import RunFolder
 
@@ -22,7 +27,8 @@ _RIGHT, _WRONG = (0, 114, 178), (230, 120, 0)
 def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
     """Draw the sets of the first `n_apis` APIs into `grids/api_000.png` and so on.
 
-    The boundary query set stands beside the support set.
+    The boundary query set stands beside the support set. A run that recovered nothing has
+    `grids/survey.png` instead: pictures of its survey, and what the APIs answered.
     """
     by_api: dict[int, list[RecoveredSet]] = {}
     for recovered_set in run.recovered:
@@ -32,7 +38,53 @@ def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
         path = folder.path / "grids" / f"api_{index:03d}.png"
         save_grid(sets, path)
         paths.append(path)
+    if not paths and (asked := _asked(folder, n_apis)):
+        paths.append(folder.path / "grids" / "survey.png")
+        with written_whole(paths[0]) as file:
+            draw_survey(asked).save(file, format="PNG")
     return paths
+
+
+def _asked(folder: RunFolder, n_apis: int) -> list[KeptAnswers]:
+    """Read the answers of the first APIs to the first pictures, which were not chosen."""
+    files = sorted((folder.path / "survey").glob("*.answers"))
+    n_pictures = min(_COLUMNS, folder.config().survey.n_first)
+    kept = (read_answers(file, n_pictures) for file in files)
+    return list(itertools.islice((one for one in kept if one is not None), n_apis))
+
+
+def draw_survey(asked: Sequence[KeptAnswers]) -> Image.Image:
+    """Draw a row per API: the pictures that it was asked about, each above its answer."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(12)
+    rows = []
+    for kept in asked:
+        zoom = max(1, -(-_TILE // max(kept.image_shape[1:])))
+        height, width = (zoom * side for side in kept.image_shape[1:])
+        cell = max(width, int(font.getlength("class 10, 100 %"))) + 8
+        numbers = kept.numbers.tolist()
+        row = Image.new("RGB", (cell * len(numbers) + 8, height + 44), "white")
+        draw = ImageDraw.Draw(row)
+        draw.text((8, 4), kept.name, fill="black", font=font)
+        pictures = draw_pictures(
+            kept.numbers, torch.zeros_like(kept.numbers), kept.image_shape, kept.pictures
+        )
+        pixels = (255 * pictures).round().byte().permute(0, 2, 3, 1).numpy()
+        for column, number in enumerate(numbers):
+            one = pixels[column]
+            image = Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one).convert("RGB")
+            row.paste(
+                image.resize((width, height), Image.Resampling.NEAREST), (8 + cell * column, 20)
+            )
+            draw.text((8 + cell * column, height + 24), told(kept, number), fill="black", font=font)
+        rows.append(row)
+    size = (max(row.width for row in rows), sum(row.height for row in rows))
+    sheet, top = Image.new("RGB", size, "white"), 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
 
 
 def save_grid(sets: Sequence[RecoveredSet], path: Path) -> None:

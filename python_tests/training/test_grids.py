@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bidfmkd_fast.priors import procedural_images
 from bidfmkd_fast.recovery import Recovered
+from bidfmkd_fast.survey.answers import KeptAnswers
 from bidfmkd_fast.training import RecoveredSet
-from bidfmkd_fast.training.grids import save_grid
+from bidfmkd_fast.training.grids import draw_survey, save_grid
 
 BLUE, ORANGE = (0, 114, 178), (230, 120, 0)
 
@@ -62,3 +64,23 @@ def test_both_sets_stand_side_by_side_and_large_sets_are_cut(tmp_path: Path) -> 
     assert Image.open(tmp_path / "two.png").size == (2 * width + 16, height)
     assert height == 24 + 20 * 54
     assert width < 12 * 54 + 100
+
+
+def test_a_survey_is_shown_with_what_the_apis_answered() -> None:
+    """Two APIs of different sizes: a row each, every picture in its place above its answer."""
+    scores = torch.tensor([[0.0, 9.0], [9.0, 0.0], [9.0, 0.0]])
+    numbers = torch.tensor([0, 1, 4])
+    small = KeptAnswers("small", "logits", (1, 16, 16), 7, numbers, scores)
+    large = KeptAnswers("large", "labels", (3, 64, 40), 7, numbers[:2], scores[:2])
+    sheet = np.asarray(draw_survey([small, large]))
+    heights = [3 * 16 + 44, 64 + 44]  # pictures are enlarged to a side of at least 48
+    assert sheet.shape[0] == sum(heights)
+    for kept, top, zoom in ((small, 0, 3), (large, heights[0], 1)):
+        _, height, width = kept.image_shape
+        drawn = procedural_images(5, kept.image_shape, seed=7)[kept.numbers]
+        wanted = (255 * drawn).round().byte().permute(0, 2, 3, 1).numpy()
+        cell = (sheet.shape[1] - 8) // 3
+        for column, picture in enumerate(wanted):
+            left = 8 + column * cell
+            found = sheet[top + 20 : top + 20 + zoom * height, left : left + zoom * width]
+            assert (found[::zoom, ::zoom] == picture).all()

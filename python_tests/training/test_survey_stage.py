@@ -358,7 +358,8 @@ def test_a_run_of_apis_of_labels_alone(tmp_path: Path) -> None:
     assert [record["stage"] for record in run.history] == ["survey", "survey"]
     folder = RunFolder.open(tmp_path)
     assert status_text(tmp_path).startswith(f"{tmp_path}: finished\n")
-    assert write_grids(run, folder) == [] and "nothing from it" in write_report(folder).read_text()
+    assert write_grids(run, folder) == [tmp_path / "grids" / "survey.png"]
+    assert "nothing from it" in write_report(folder).read_text()
     ours = run.meta_model.module.state_dict()
     first, last = next(iter(ours)), list(ours)[-2]
     assert not torch.equal(ours[first], run.initial_model.module.state_dict()[first])
