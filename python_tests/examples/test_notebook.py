@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "adapt_from_a_folder.ipynb"
-BARS = ("train the APIs", "run: survey", "run: joint distillation")
+BARS = (
+    *("train the APIs", "run: survey", "run: first distillation", "run: choose pictures"),
+    "run: joint distillation",
+)
 
 
 def bars_of(notebook: Any) -> list[str]:
