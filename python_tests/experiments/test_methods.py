@@ -29,6 +29,7 @@ from bidfmkd_fast.seeds import derive_seed, torch_generator
 from bidfmkd_fast.training import BiDfMKD, Run, pseudo_tasks
 from bidfmkd_fast.training.default_model import initial_module
 from bidfmkd_fast.training.run_folder import META_MODEL, SUMMARY
+from bidfmkd_fast.training.step_records import StepRecords
 
 N_APIS, N_WAY, STEPS, SET = 3, 3, 2, 9  # as in conftest
 RUN_QUERIES = N_APIS * 2 * STEPS * 3 * SET
@@ -237,7 +238,7 @@ def test_distillation_learns_what_the_api_says(experiment: Experiment) -> None:
     images, scores = recovered_sets(experiment.bidf_mkd, 0)
     module = initial_module([entry.spec for entry in experiment.pool.entries], experiment.train)
     target = scores.argmax(1)
-    baselines._distil(longer, module, images, 30 * scores, "logits", 0)
+    baselines._distil(longer, module, images, 30 * scores, "logits", 0, StepRecords(None))
     assert (module(images).argmax(1) == target).float().mean() > 0.9
 
 
@@ -299,7 +300,12 @@ def test_maml_may_train_for_longer_than_the_replay(
     longer = replace(experiment.config.baselines, maml_steps=experiment.replay_steps + 3)
     config = replace(experiment.config, baselines=longer)
     steps: list[int] = []
-    monkeypatch.setattr(baselines, "outer_replay_step", lambda *_: steps.append(1))
+
+    def step(*_: object) -> dict[str, float]:
+        steps.append(1)
+        return {"loss": 0.0, "accuracy": 0.0}
+
+    monkeypatch.setattr(baselines, "outer_replay_step", step)
     METHODS["maml"][1](replace(experiment, config=config), tmp_path / "maml")
     assert len(steps) == longer.maml_steps > experiment.replay_steps
 
