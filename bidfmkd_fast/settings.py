@@ -151,6 +151,18 @@ def plain_values(settings: Any) -> dict[str, Any]:
     return {key: _without_tuples(value) for key, value in asdict(settings).items()}
 
 
+def flat_values(settings: Any) -> dict[str, Any]:
+    """Return the plain values by their dotted keys, in the order of `dotted_keys`."""
+    flat, nested = dict[str, Any](), plain_values(settings)
+    for key in dotted_keys(type(settings)):
+        value: Any = nested
+        for part in key.split("."):
+            value = value[part]
+        if not isinstance(value, dict):
+            flat[key] = value
+    return flat
+
+
 def to_yaml(settings: Any) -> str:
     """Return the settings as YAML text."""
     return dump_yaml(plain_values(settings))

@@ -5,7 +5,6 @@ Whoever pays for an API must get more than these give for nothing.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -14,12 +13,12 @@ from torch import nn
 
 from bidfmkd_fast.black_box import TorchBlackBox
 from bidfmkd_fast.experiments.experiment import Experiment, finish_method, fit_run
-from bidfmkd_fast.files.atomic import write_exact
 from bidfmkd_fast.pools.pool import load_pool
 from bidfmkd_fast.priors.library import draw_pictures
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training import BiDfMKD
 from bidfmkd_fast.training.pseudo_tasks import learn_from_pictures
+from bidfmkd_fast.training.records import Records
 from bidfmkd_fast.training.run_folder import METRICS
 
 # Standard deviation of the logits of `random_teachers`, as trained APIs have it: the share of the
@@ -72,8 +71,9 @@ def random_teachers(experiment: Experiment, folder: Path) -> None:
     learner = BiDfMKD(boxes, config=config, device=experiment.device)
     learner.label = "random_teachers"
     run = learner.fit(progress=experiment.progress)
-    history = [{**record, "queries": 0} for record in run.history]  # none of them to an API
-    write_exact(folder / METRICS, "".join(f"{json.dumps(record)}\n" for record in history))
+    records = Records(folder / METRICS)
+    for record in run.history:
+        records.add({**record, "queries": 0})  # none of them to an API
     finish_method(folder, experiment, run.meta_model.module, 0, time.perf_counter() - started)
 
 

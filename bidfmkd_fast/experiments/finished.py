@@ -67,8 +67,8 @@ def read_finished(folder: Path) -> FinishedComparison:
     methods = tested[fullest]
     seeds = [seed for seed in begun if tested[seed].keys() >= methods.keys()]
     left_out = [
-        f"Left out: seed {seed}, for which {', '.join(methods.keys() - tested[seed].keys())} "
-        "has not finished."
+        f"Left out: seed {seed}, not finished are "
+        f"{', '.join(method for method in methods if method not in tested[seed])}."
         for seed in begun
         if seed not in seeds
     ]

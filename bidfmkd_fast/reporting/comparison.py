@@ -18,7 +18,7 @@ from bidfmkd_fast.reporting.charts import Chart, Series, accuracy_chart, curve_c
 from bidfmkd_fast.reporting.curves import finite_number
 from bidfmkd_fast.reporting.facts import read_metrics, read_sets
 from bidfmkd_fast.reporting.sections import Section
-from bidfmkd_fast.settings import plain_values
+from bidfmkd_fast.settings import flat_values
 from bidfmkd_fast.training.comparison import Comparison
 from bidfmkd_fast.training.run_folder import METRICS
 
@@ -36,9 +36,8 @@ def comparison_sentence(name: str, finished: FinishedComparison) -> str:
     n_methods = len(finished.results)
     return (
         f"Comparison {name!r}: {n_methods} method{'' if n_methods == 1 else 's'} from the same "
-        "start, on "
-        f"{pool.n_apis} APIs of {', '.join(pool.data_sets)} (scenario {pool.scenario}), under "
-        f"{n_seeds} seed{'' if n_seeds == 1 else 's'}."
+        f"start, on {pool.n_apis} APIs of {', '.join(pool.data_sets)} (scenario {pool.scenario}), "
+        f"under {n_seeds} seed{'' if n_seeds == 1 else 's'}."
     )
 
 
@@ -49,17 +48,18 @@ def comparison_sections(finished: FinishedComparison) -> list[Section]:
 
 
 def _accuracies(finished: FinishedComparison) -> list[Section]:
-    """Return a section with the accuracies on each data set, and one for each differences."""
+    """Return a section for each table, those of accuracies with a chart."""
     by_method = {
         METHODS[method][0]: by_data_set(results) for method, results in finished.results.items()
     }
     data_sets = list(next(iter(by_method.values())))
+    untold = iter(data_sets)  # the tables of accuracies come in their order
     sections: list[Section] = []
     for number, (title, rows) in enumerate(comparison_tables(finished.results, finished.seeds)):
         if not rows:
             sections[0].remarks.append(title)
         elif rows[0][0] == METHOD:
-            data_set = data_sets[sum(section.anchor.startswith("accuracy") for section in sections)]
+            data_set = next(untold)
             evaluations = {
                 label: {evaluation.n_shot: evaluation for evaluation in held[data_set]}
                 for label, held in by_method.items()
@@ -178,23 +178,11 @@ def _recoveries(folders: Mapping[str, Path]) -> list[Chart]:
 
 
 def _settings(finished: FinishedComparison) -> Section:
-    seeds = ", ".join(map(str, finished.seeds))
-    rows = [
-        (key, seeds if key == "train.seed" else value)
-        for key, value in _flat(plain_values(finished.config))
-    ]
+    # The settings of a comparison leave the seed out.
+    rows = flat_values(finished.config) | {"train.seed": ", ".join(map(str, finished.seeds))}
     return Section(
         "settings",
         "Settings",
         folded_title="All settings",
-        folded=[["setting", "value"], *([key, str(value)] for key, value in rows)],
+        folded=[["setting", "value"], *([key, str(value)] for key, value in rows.items())],
     )
-
-
-def _flat(values: Mapping[str, Any], where: str = "") -> list[tuple[str, Any]]:
-    """Return nested settings as pairs of dotted key and value."""
-    flat: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        inside = isinstance(value, Mapping)
-        flat += _flat(value, f"{where}{key}.") if inside else [(f"{where}{key}", value)]
-    return flat

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from bidfmkd_fast.black_box.ledger_file import LedgerRow, read_ledger
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.memory import ClassKey
-from bidfmkd_fast.survey.answers import KeptAnswers, read_answers
+from bidfmkd_fast.survey.answers import KeptAnswers
 from bidfmkd_fast.training.comparison import Comparison, read_comparisons
 from bidfmkd_fast.training.config import TrainConfig
+from bidfmkd_fast.training.grids import first_answers
 from bidfmkd_fast.training.recovered_set import read_set
 from bidfmkd_fast.training.run import RecoveredSet
 from bidfmkd_fast.training.run_folder import (
@@ -100,21 +101,18 @@ def read_facts(path: Path) -> RunFacts:
     finished = (path / META_MODEL).is_file() and (path / SUMMARY).is_file()
     sets, shown = read_sets(sorted((path / "recovered").glob("api_*.safetensors")))
     memory = folder.memory() if finished and (path / MEMORY).is_file() else None
-    config = folder.config() if (path / CONFIG).is_file() else None
-    # Later pictures of a survey are chosen; which, its answers do not say.
-    n_pictures = SHOWN_PICTURES if config is None else min(SHOWN_PICTURES, config.survey.n_first)
     return RunFacts(
         name=path.resolve().name,
         state=state_of(path),
         spending=read_spending(path),
-        config=config,
+        config=folder.config() if (path / CONFIG).is_file() else None,
         summary=folder.summary() if finished else None,
         ledger=_read_ledger(folder, finished),
         metrics=read_metrics(path / METRICS),
         comparisons=read_comparisons(path),
         sets=sets,
         shown=shown,
-        answers=_read_answers(sorted((path / "survey").glob("*.answers")), n_pictures),
+        answers=first_answers(folder, SHOWN_APIS, SHOWN_PICTURES),
         memory={} if memory is None else dict(zip(memory.classes, memory.counts)),
     )
 
@@ -166,15 +164,3 @@ def read_sets(files: Iterable[Path]) -> tuple[list[SetCourse], list[list[Recover
     courses.sort(key=lambda course: course.part == "query")
     pairs = [sorted(pair, key=lambda one: one.part == "query") for pair in shown.values()]
     return courses, pairs
-
-
-def _read_answers(files: Iterable[Path], n_pictures: int) -> list[KeptAnswers]:
-    """Read the first `n_pictures` answers of the first APIs that have answered anything."""
-    found: list[KeptAnswers] = []
-    for file in files:
-        if len(found) == SHOWN_APIS:
-            break
-        answers = read_answers(file, n_pictures)
-        if answers is not None:
-            found.append(answers)
-    return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bidfmkd_fast.priors import procedural_images
 from bidfmkd_fast.survey.answers import KeptAnswers, told
-from bidfmkd_fast.training.grids import draw_grid
+from bidfmkd_fast.training.grids import draw_grid, picture_of
 from bidfmkd_fast.training.run import RecoveredSet
 
 if TYPE_CHECKING:
@@ -51,17 +51,13 @@ def asked_pictures(answers: Sequence[KeptAnswers]) -> list[AskedPicture]:
 
     They have the size that the first API takes. All APIs were asked about the same scenes.
     """
-    from PIL import Image
-
     first = answers[0]
     rows = []
     for number in first.numbers.tolist():
         drawn = procedural_images(1, first.image_shape, seed=first.pictures, first=number)[0]
-        pixels = drawn.mul(255).round().byte().permute(1, 2, 0).numpy()
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         rows.append(
             AskedPicture(
-                _picture(image, f"Procedural picture {number}"),
+                _picture(picture_of(drawn), f"Procedural picture {number}"),
                 [told(asked, number) for asked in answers],
             )
         )

@@ -15,7 +15,7 @@ from bidfmkd_fast.reporting.charts import (
 from bidfmkd_fast.reporting.curves import learning_curves
 from bidfmkd_fast.reporting.facts import RunFacts
 from bidfmkd_fast.reporting.pictures import AskedPicture, Picture, asked_pictures, recovered_grids
-from bidfmkd_fast.settings import dotted_keys, plain_values
+from bidfmkd_fast.settings import flat_values
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.report import ABOUT_CONTROLS, outcome_rows
 from bidfmkd_fast.training.spending import money
@@ -267,7 +267,7 @@ def _settings(facts: RunFacts) -> Section:
     section = Section("settings", "Settings", folded_title="All settings")
     if facts.config is None:
         return section
-    held, usual = (_flat(plain_values(config)) for config in (facts.config, TrainConfig()))
+    held, usual = map(flat_values, (facts.config, TrainConfig()))
     differing = [
         [key, str(value), str(usual[key])] for key, value in held.items() if value != usual[key]
     ]
@@ -277,18 +277,6 @@ def _settings(facts: RunFacts) -> Section:
         section.notes.append("All settings are the defaults.")
     section.folded.extend([["setting", "value"], *([key, str(v)] for key, v in held.items())])
     return section
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings by their dotted keys."""
-    flat: dict[str, Any] = {}
-    for key in dotted_keys(TrainConfig):
-        value: Any = values
-        for part in key.split("."):
-            value = value[part]
-        if not isinstance(value, dict):
-            flat[key] = value
-    return flat
 
 
 def _environment(facts: RunFacts) -> Section:

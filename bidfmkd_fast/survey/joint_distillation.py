@@ -65,8 +65,8 @@ def distil_jointly(
     The loss of a step is the mean over the APIs of `ops.kd_loss` (KL at temperature T) on the
     pictures of the batch that the API has answered. For an API that gives labels only it is the
     cross entropy, at temperature 1, to `LABEL_SHARE` on the label and the rest spread evenly over
-    the other classes. Afterwards the module's last linear layer is 0
-    and the heads are dropped. The same arguments give the same bits on one CPU type.
+    the other classes. Afterwards the module's last linear layer is 0. The same arguments give the
+    same bits on one CPU type.
 
     Args:
         module: the meta-model, as `backbone.check_backbone` wants it.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from bidfmkd_fast.files.atomic import written_whole
 from bidfmkd_fast.priors import draw_pictures
@@ -38,19 +39,30 @@ def write_grids(run: Run, folder: RunFolder, n_apis: int = 4) -> list[Path]:
         path = folder.path / "grids" / f"api_{index:03d}.png"
         save_grid(sets, path)
         paths.append(path)
-    if not paths and (asked := _asked(folder, n_apis)):
+    if not paths and (asked := first_answers(folder, n_apis, _COLUMNS)):
         paths.append(folder.path / "grids" / "survey.png")
         with written_whole(paths[0]) as file:
             draw_survey(asked).save(file, format="PNG")
     return paths
 
 
-def _asked(folder: RunFolder, n_apis: int) -> list[KeptAnswers]:
-    """Read the answers of the first APIs to the first pictures, which were not chosen."""
+def first_answers(folder: RunFolder, n_apis: int, most: int) -> list[KeptAnswers]:
+    """Read up to `most` answers of each of the first `n_apis` APIs that have answered anything.
+
+    They are to pictures of the first round: which were chosen for the second, answers do not say.
+    Raises InputError if a file is damaged.
+    """
     files = sorted((folder.path / "survey").glob("*.answers"))
-    n_pictures = min(_COLUMNS, folder.config().survey.n_first)
-    kept = (read_answers(file, n_pictures) for file in files)
+    kept = (read_answers(file, min(most, folder.config().survey.n_first)) for file in files)
     return list(itertools.islice((one for one in kept if one is not None), n_apis))
+
+
+def picture_of(image: Tensor) -> Image.Image:
+    """Return an image `[C, H, W]` in [0, 1], C 1 or 3, as a Pillow image, grey or in colours."""
+    from PIL import Image
+
+    pixels = image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def draw_survey(asked: Sequence[KeptAnswers]) -> Image.Image:
@@ -70,14 +82,11 @@ def draw_survey(asked: Sequence[KeptAnswers]) -> Image.Image:
         pictures = draw_pictures(
             kept.numbers, torch.zeros_like(kept.numbers), kept.image_shape, kept.pictures
         )
-        pixels = (255 * pictures).round().byte().permute(0, 2, 3, 1).numpy()
         for column, number in enumerate(numbers):
-            one = pixels[column]
-            image = Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one).convert("RGB")
-            row.paste(
-                image.resize((width, height), Image.Resampling.NEAREST), (8 + cell * column, 20)
-            )
-            draw.text((8 + cell * column, height + 24), told(kept, number), fill="black", font=font)
+            left = 8 + cell * column
+            image = picture_of(pictures[column]).resize((width, height), Image.Resampling.NEAREST)
+            row.paste(image.convert("RGB"), (left, 20))
+            draw.text((left, height + 24), told(kept, number), fill="black", font=font)
         rows.append(row)
     size = (max(row.width for row in rows), sum(row.height for row in rows))
     sheet, top = Image.new("RGB", size, "white"), 0
@@ -140,8 +149,6 @@ def _panel(recovered_set: RecoveredSet) -> Image.Image:
     panel = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(panel)
     draw.text((4, 4), title, fill="black", font=font)
-    images = recovered_set.images.detach().cpu().clamp(0, 1)
-    pixels = images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()  # [N, H, W, C]
     for row, (name, indices) in enumerate(zip(names, per_class, strict=True)):
         top = head + row * cell_height
         draw.text((4, top + cell_height // 2), name, fill="black", font=font, anchor="lm")
@@ -149,9 +156,7 @@ def _panel(recovered_set: RecoveredSet) -> Image.Image:
             left = margin + column * cell_width
             frame = (left + 1, top + 1, left + cell_width - 2, top + cell_height - 2)
             draw.rectangle(frame, fill=_RIGHT if matched[index] else _WRONG)
-            image = Image.fromarray(
-                pixels[index, ..., 0] if pixels.shape[-1] == 1 else pixels[index]
-            )
+            image = picture_of(recovered_set.images[index])
             enlarged = image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             panel.paste(enlarged.convert("RGB"), (left + 3, top + 3))
             if not matched[index]:

@@ -10,13 +10,12 @@ from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.run_state import RunState
+from bidfmkd_fast.training.step_records import STEPS
 
 Metrics = dict[str, float]
 # Takes one step; the argument says whether it is the last. Returns the metrics of all steps since
 # the call that last returned some.
 TakeStep = Callable[[bool], list[Metrics]]
-
-_RECORD_STEPS = 25  # replay steps that are averaged into one record of the history
 
 
 def replay(run: RunState, steps: int, patience: int = 0) -> None:
@@ -27,7 +26,7 @@ def replay(run: RunState, steps: int, patience: int = 0) -> None:
     """
     if not run.recovered or not run.config.task_replay:
         return
-    take_step = step_taker(run, min(_RECORD_STEPS, patience or _RECORD_STEPS))
+    take_step = step_taker(run, min(STEPS, patience or STEPS))
     best, best_step = -1.0, 0
     unrecorded: list[Metrics] = []
     with Bar(f"{run.label}: replay", steps, "steps", run.progress, keep=False) as bar:
@@ -39,7 +38,7 @@ def replay(run: RunState, steps: int, patience: int = 0) -> None:
                 if metrics["accuracy"] > best:
                     best, best_step = metrics["accuracy"], number
             stop = last or (bool(measured) and patience > 0 and step - best_step >= patience)
-            if unrecorded and (stop or len(unrecorded) >= _RECORD_STEPS):
+            if unrecorded and (stop or len(unrecorded) >= STEPS):
                 means = {
                     name: sum(metrics[name] for metrics in unrecorded) / len(unrecorded)
                     for name in ("loss", "accuracy")

@@ -148,8 +148,9 @@ class RunState:
         self.last_error = error
         name, reason = self.apis[index].name, " ".join(str(error).split())
         if isinstance(error, BudgetExhausted):
-            self._budget_ended |= again  # else it may be paid for the second time
-            _log.info("%s: the survey ends here: %s", name, reason)
+            if again:  # else it may be paid for the second time
+                self._budget_ended = True
+                _log.info("%s: the survey ends here: %s", name, reason)
             return
         consequence = "goes on without it" if again else "asks it again at the end"
         _warn(f"{name}: the survey {consequence}: {reason}")

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bidfmkd_fast.files.atomic import append_line, write_exact
+from bidfmkd_fast.training.records import Records
 
 STEPS = 25  # averaged into one record, as in a run
 
 
 class StepRecords:
-    """Appends the means over every `STEPS` steps of `loss` and `accuracy` to a file.
+    """Records the means of `loss` and `accuracy` over every `STEPS` steps.
 
     Args:
-        file: `metrics.jsonl`, begun anew; None to keep nothing.
+        file: `metrics.jsonl`, which is not there yet; None to keep nothing.
         stage: what the steps are, such as "replay".
         queries: those that were asked before the first step.
         started: `time.perf_counter()` at the start of the training; now if it is None.
@@ -29,11 +28,9 @@ class StepRecords:
         queries: int = 0,
         started: float | None = None,
     ) -> None:
-        self._file, self._stage, self._queries = file, stage, queries
+        self._records, self._stage, self._queries = Records(file), stage, queries
         self._started, self._step = time.perf_counter() if started is None else started, 0
         self._held: list[Mapping[str, float]] = []
-        if file is not None:
-            write_exact(file, "")
 
     def add(self, steps: Sequence[Mapping[str, float]]) -> None:
         """Add the `loss` and the `accuracy` of further steps."""
@@ -54,5 +51,4 @@ class StepRecords:
         record = {"stage": self._stage, "step": self._step, **means, "queries": self._queries}
         record["seconds"] = round(time.perf_counter() - self._started, 3)
         self._held = []
-        if self._file is not None:
-            append_line(self._file, json.dumps(record))
+        self._records.add(record)

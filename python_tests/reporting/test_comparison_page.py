@@ -132,7 +132,8 @@ def test_a_damaged_evaluation_is_named(
 
 def test_an_unfinished_seed_is_left_out(compared: Path) -> None:
     finished = read_finished(compared)
-    assert len(finished.left_out) == 1 and finished.left_out[0].startswith("Left out: seed 1, for")
+    unfinished = ", ".join(METHODS[1:])
+    assert finished.left_out == [f"Left out: seed 1, not finished are {unfinished}."]
     assert finished.seeds == [0] and tuple(finished.results) == METHODS
     assert all(len(results) == 1 for results in finished.results.values())
 

@@ -63,13 +63,13 @@ def test_trains_a_generator_through_a_black_box(seed: int) -> None:
     optimizer = torch.optim.Adam(generator.parameters(), lr=0.05)
     latents, labels = torch.randn(12, 8), torch.arange(12) % 3
     before = None
-    for _ in range(150):
+    for _ in range(300):  # the worst of 61 seeds ends at 0.70 of the first loss
         optimizer.zero_grad()
         loss = F.cross_entropy(teacher(generator(latents)), labels)
         before = float(loss.detach()) if before is None else before
         loss.backward()
         optimizer.step()
-    assert float(loss.detach()) < 0.9 * before  # at most 0.73 for any of 61 seeds
+    assert float(loss.detach()) < 0.8 * before
 
 
 def test_bad_answer() -> None:
