@@ -140,23 +140,22 @@ def test_bad_sizes_are_refused(change: dict, says: str) -> None:
 
 @pytest.mark.parametrize("width", [2, 8, 16])
 def test_gradients_in_channels_last_are_those_in_the_plain_order(width: int, seed: int) -> None:
-    """Take the path on which a strided 1x1 convolution would write past its memory."""
+    """Take the path on which a strided 1x1 convolution would write past its memory.
+
+    In float32 a ReLU at its kink may fall on the other side: at worst 0.4 % over 300 networks. A
+    gradient read from a wrong place is wrong altogether.
+    """
     gradients = []
     images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        module = (
-            made("resnet10", seed, width=width, image_size=(64, 64))
-            .double()
-            .to(memory_format=memory_format)
-        )
-        module(images.double().contiguous(memory_format=memory_format)).square().sum().backward()
-        gradients.append([value.grad for value in module.parameters()])
-        module = made("resnet10", seed, width=width, image_size=(64, 64)).to(
-            memory_format=memory_format
-        )
-        module(images.contiguous(memory_format=memory_format)).square().sum().backward()
-        gradients.append([value.grad.double() for value in module.parameters()])
-    for wanted, *others in zip(*gradients):
-        for other in others:
-            scale = wanted.abs().max().item()
-            torch.testing.assert_close(other, wanted, rtol=0, atol=1e-3 * scale)
+    for dtype in (torch.float64, torch.float32):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            module = made("resnet10", seed, width=width, image_size=(64, 64)).to(dtype)
+            module = module.to(memory_format=memory_format)
+            logits = module(images.to(dtype).contiguous(memory_format=memory_format))
+            logits.square().sum().backward()
+            gradients.append([value.grad.double() for value in module.parameters()])
+    for wanted, in_float64, *in_float32 in zip(*gradients):
+        scale = wanted.abs().max().item()
+        torch.testing.assert_close(in_float64, wanted, rtol=0, atol=1e-9 * scale)
+        for other in in_float32:
+            torch.testing.assert_close(other, wanted, rtol=0, atol=0.05 * scale)
