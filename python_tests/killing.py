@@ -6,12 +6,14 @@ package and done nothing else, which takes a tenth of a second.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import FileIO
 from multiprocessing import forkserver
@@ -29,9 +31,12 @@ from bidfmkd_fast.black_box import (
     RemoteBlackBox,
     TorchBlackBox,
 )
+from bidfmkd_fast.files import checkpoints
 from bidfmkd_fast.recovery import RecoveryConfig, journal, record_file
 from bidfmkd_fast.survey import SurveyConfig, cost
 from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig
+from bidfmkd_fast.training.run_folder import CHECKPOINTS
+from bidfmkd_fast.training.run_state import RunState
 
 N_CLASSES, SHAPE, N_PER_CLASS, STEPS, DIRECTIONS = 3, (1, 16, 16), 3, 8, 2
 B = N_CLASSES * N_PER_CLASS
@@ -48,6 +53,12 @@ CONFIG = TrainConfig(
     replay=ReplayConfig(final_steps=2, n_query=2, inner_steps=1),
 )
 SURVEYED = replace(CONFIG, survey=SurveyConfig(n_images=35, chosen=0.5, epochs=2, batch_size=8))
+
+CHECKPOINTED = replace(
+    SURVEYED,
+    meta_batch_size=1,
+    replay=ReplayConfig(steps_per_round=3, final_steps=5, n_query=2, inner_steps=1),
+)
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["bidfmkd_fast.cli.main", "bidfmkd_fast.pools", "torch._dynamo"])
@@ -199,6 +210,28 @@ def fit_surveyed(folder: Path, log: Path, moment: tuple[str, int] | None) -> Non
     assert run.complete and run.queries == queries(log)
 
 
+def fit_checkpointed(folder: Path, log: Path, moment: tuple[str, int] | None) -> None:
+    """Run as `fit_surveyed`, with a checkpoint after every step of a model, and die at `moment`.
+
+    The kinds are those of `fit_local` but "snapshot", and "step" (at the end of step n, before any
+    checkpoint has it) and "checkpoint" (before checkpoint n gets its name). The number of steps is
+    written to `<log>.steps`.
+    """
+    _begin()
+    cost.LOCAL_PIECE = 10  # type: ignore[misc]
+    checkpoints.SECONDS = 0.0  # type: ignore[misc]
+    what, number = moment or ("", 0)
+    apis = local(log, number if what == "call" else None)
+    if what == "record":
+        record_file.FileIO = _dying_file(number)  # type: ignore[misc]
+    if what == "checkpoint":
+        _die_in_checkpoint(number)
+    steps = _count_steps(number if what == "step" else None)
+    run = BiDfMKD(apis, config=CHECKPOINTED).fit(folder, progress=False)
+    log.with_suffix(".steps").write_text(str(next(steps) - 1))
+    assert run.complete and run.queries == queries(log)
+
+
 def fit_labels(folder: Path, log: Path, kill_at: int | None) -> None:
     """Run as `fit_surveyed` on two APIs that give labels only, and die in call `kill_at`."""
     _begin()
@@ -264,3 +297,30 @@ def _die_in_snapshot(number: int) -> None:
         replace(source, target)
 
     os.replace = replacing  # type: ignore[assignment]
+
+
+def _die_in_checkpoint(number: int) -> None:
+    """Die before checkpoint number `number` gets its name."""
+    rename, seen = os.rename, iter(range(1, 10**6))
+
+    def renaming(source: Any, target: Any) -> None:
+        if Path(target).parent.name == CHECKPOINTS and next(seen) == number:
+            die()
+        rename(source, target)
+
+    os.rename = renaming  # type: ignore[assignment]
+
+
+def _count_steps(kill_at: int | None) -> Iterator[int]:
+    """Count the steps of runs; die at the end of number `kill_at`."""
+    whole, seen = RunState.whole, itertools.count(1)
+
+    @contextlib.contextmanager
+    def counting(run: RunState) -> Iterator[None]:
+        with whole(run):
+            yield
+            if next(seen) == kill_at:
+                die()
+
+    RunState.whole = counting  # type: ignore[method-assign]
+    return seen

@@ -79,6 +79,31 @@ def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
         os.close(read)
 
 
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Let no signal interrupt the block; one that came meanwhile is handled at its end.
+
+    A training step changes parameters, moments and counters, which belong together. In other
+    threads than the main thread nothing is held back, since no handler runs there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    before: dict[int, Callable[[int, FrameType | None], object]] = {}
+    for held in SIGNALS:
+        if callable(handler := signal.getsignal(held)):
+            before[held] = handler
+            signal.signal(held, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number, frame in came[:1]:
+            before[number](number, frame)
+
+
 def end_at_once_while_loading() -> None:
     """End the process without a traceback if a signal comes before the command has begun.
 

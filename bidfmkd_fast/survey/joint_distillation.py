@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.models.head import zero_head
 from bidfmkd_fast.runtime.captured_step import RepeatedStep
+from bidfmkd_fast.runtime.training_state import restore_tensors, tensors_of
 from bidfmkd_fast.seeds import seeded, torch_generator
 from bidfmkd_fast.survey.backbone import features_of
 from bidfmkd_fast.survey.config import SurveyConfig
@@ -24,6 +27,10 @@ from bidfmkd_fast.survey.jitter import N_DRAWS, jittered
 # The probability that a label stands for. A label says nothing of the other classes, and heads that
 # are driven to probability 1 stop learning from the pictures that they know.
 LABEL_SHARE = 0.92
+
+
+# Makes the context of a step from the function that returns the state after the step before it.
+Whole = Callable[[Callable[[], dict[str, Tensor]]], AbstractContextManager[None]]
 
 
 class Surveyed(NamedTuple):
@@ -59,6 +66,8 @@ def distil_jointly(
     config: SurveyConfig,
     seed: int,
     heads: nn.ModuleList | None = None,
+    begun: Mapping[str, Tensor] | None = None,
+    whole: Whole = lambda state: nullcontext(),
 ) -> Iterator[Epoch]:
     """Train the features of `module` in place so that linear heads on them answer as the APIs do.
 
@@ -76,9 +85,13 @@ def distil_jointly(
         config: the settings.
         seed: seed of heads, order and jitter.
         heads: the heads to train, from `new_heads`; without them they are made and dropped.
+        begun: the state of an earlier call with the same arguments, which is continued; heads and
+            module are brought to it.
+        whole: makes the context in which a step is taken. It is given a function that returns the
+            state after the last step that was finished.
 
     Yields:
-        The means of each epoch, as it ends.
+        The means of each epoch, as it ends; of those that `begun` had passed, none but the last.
 
     Raises:
         InputError: the loss or a parameter is no longer finite.
@@ -94,16 +107,37 @@ def distil_jointly(
     # A captured step reads the rate from the device.
     rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
     optimizer = torch.optim.Adam(trained, lr=rate, capturable=on_gpu)
+    parts: dict[str, nn.Module | torch.optim.Optimizer]
+    parts = {"module": module, "heads": heads, "optimizer": optimizer}
     # A batch of one picture has no statistics, so what is left over joins the batch before it.
     n_batches = max(1, len(useful) // config.batch_size)
     n_steps = config.epochs * n_batches
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
-    )
     draws, jitters = (torch_generator(seed, "survey", name) for name in ("order", "jitter"))
-    n_answered = torch.stack([asked.answered.sum() for asked in surveyed]).clamp_min(1).to(device)
+    counts = torch.stack([asked.answered.sum() for asked in surveyed])
+    n_answered = counts.clamp_min(1).to(device)
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     agreed = torch.zeros(len(surveyed), dtype=torch.float64, device=device)
+    epoch, n_done = 0, 0  # batches of the epoch that are done
+    drawn = draws.get_state(), jitters.get_state()  # before the epoch
+    if begun:
+        if not torch.equal(begun["answers"], counts):
+            raise InputError(
+                f"survey: there are {counts.tolist()} answers of the APIs, and the distillation "
+                f"that was cut off learned from {begun['answers'].tolist()}; restore them, or "
+                "remove the run's folder of checkpoints to distil from the start"
+            )
+        restore_tensors(parts, begun)
+        (epoch, n_done), drawn = begun["at"].tolist(), (begun["draws"], begun["jitters"])
+        for generator, value in zip((draws, jitters), drawn, strict=True):
+            generator.set_state(value)
+        totals.copy_(begun["totals"])
+        agreed.copy_(begun["agreed"])
+
+    def state() -> dict[str, Tensor]:
+        """Return what a later call needs to go on after the last step."""
+        sums = {"totals": totals.clone(), "agreed": agreed.clone(), "answers": counts}
+        at = {"at": torch.tensor([epoch, n_done]), "draws": drawn[0], "jitters": drawn[1]}
+        return {**tensors_of(parts), **sums, **at}
 
     def step(rows: Tensor, jitter: Tensor) -> None:
         """Learn from the pictures in `rows`, jittered; add to `totals` and `agreed`."""
@@ -119,22 +153,27 @@ def distil_jointly(
     # No graph can hold the choice of the rows that an API has answered, or the draws of dropout.
     in_graphs = on_gpu and can_stack(module) and all(a.answered.all() for a in surveyed)
     graphs = _Graphs(step, device) if in_graphs else None
-    for epoch in range(config.epochs):
+    while epoch < config.epochs:
+        if not n_done:
+            totals.zero_()
+            agreed.zero_()
         order = useful[torch.randperm(len(useful), generator=draws)]
         jitter = torch.rand(len(useful), N_DRAWS, generator=jitters).to(device)
-        totals.zero_()
-        agreed.zero_()
-        for rows, own in zip(
+        batches = zip(
             (order if graphs is None else order.to(device)).tensor_split(n_batches),
             jitter.tensor_split(n_batches),
             strict=True,
-        ):
-            if graphs is not None:
-                graphs.step(rows, own)
-            else:
-                with seeded(seed, "survey", "step", schedule.last_epoch):  # for dropout
-                    step(rows, own)
-            schedule.step()
+        )
+        for rows, own in itertools.islice(batches, n_done, None):
+            with whole(state):
+                number = epoch * n_batches + n_done
+                _set_rate(optimizer, config.learning_rate, number / n_steps)
+                if graphs is not None:
+                    graphs.step(rows, own)
+                else:
+                    with seeded(seed, "survey", "step", number):  # for dropout
+                        step(rows, own)
+                n_done += 1
         loss_mean, agreement_mean = (totals / n_batches).tolist()
         # The loss does not show what the last step of all has done to the parameters.
         if not (math.isfinite(loss_mean) and all(p.isfinite().all() for p in trained)):
@@ -143,7 +182,19 @@ def distil_jointly(
                 f"{loss_mean}; lower survey.learning_rate ({config.learning_rate:g})"
             )
         yield Epoch(loss_mean, agreement_mean, tuple((agreed / n_answered).tolist()))
+        states = draws.get_state(), jitters.get_state()
+        epoch, n_done, drawn = epoch + 1, 0, states
     zero_head(module, some)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, first: float, done: float) -> None:
+    """Set the learning rate of a cosine from `first` to 0, of which the share `done` is over."""
+    rate = first * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def new_heads(

@@ -27,6 +27,7 @@ from bidfmkd_fast.training.counted_queries import counted_queries
 from bidfmkd_fast.training.default_model import initial_module, task_shape
 from bidfmkd_fast.training.loop import run_loop
 from bidfmkd_fast.training.run import Run
+from bidfmkd_fast.training.run_checkpoint import restore, write_last_checkpoint
 from bidfmkd_fast.training.run_cost import check_learnable, keep_plan, run_cost
 from bidfmkd_fast.training.run_folder import RunFolder
 from bidfmkd_fast.training.run_memory import check_run_memory
@@ -118,7 +119,8 @@ class BiDfMKD:
 
         Every call starts anew, unless `run_dir` holds a run of the same settings that was cut off.
         Then the sets recovered so far are not asked for again, sets under way continue where they
-        stopped, and what was spent counts. With equal APIs the same seed gives the same run, bit
+        stopped, training continues from its last checkpoint (every 30 seconds, and when a signal
+        ends the run), and what was spent counts. With equal APIs the same seed gives the same run, bit
         for bit (on a CPU with the same number of threads). With `progress`, a terminal or a
         notebook shows bars; elsewhere stderr gets one line a minute.
 
@@ -186,7 +188,7 @@ class BiDfMKD:
                     ledger = stack.enter_context(counted_queries(folder, self.apis))
                     if not folder.complete:
                         keep_plan(folder.path, self.apis, self.config)
-                yield RunState(
+                run = RunState(
                     self.apis,
                     copy.deepcopy(self._module),
                     self.generator,
@@ -198,6 +200,12 @@ class BiDfMKD:
                     self.label,
                     callbacks,
                 )
+                restore(run)
+                try:
+                    yield run
+                except BaseException:
+                    write_last_checkpoint(run)
+                    raise
         except Exception:
             if folder is not None:
                 folder.withdraw()

@@ -58,8 +58,8 @@ class Callback:
         its epochs, with `epoch` and `accuracy_by_api`. Recovery has a record for each set, with
         `api`, `set` ("support" or "query"), `sets` (kept so far) and `complete`.
 
-        A run that was cut off makes its earlier records again when it is continued. Its callbacks
-        get the new records only, those that `metrics.jsonl` did not hold yet.
+        A run that was cut off makes the records after its last checkpoint again when it is
+        continued. Its callbacks get the new ones only, those that `metrics.jsonl` did not hold yet.
         """
 
     def on_end(self, run: Run | None) -> None:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import itertools
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from bidfmkd_fast.meta import adapt_to_api
 from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.recovery.objective import Student
 from bidfmkd_fast.seeds import seeded
+from bidfmkd_fast.training.round_start import RoundStart
 from bidfmkd_fast.training.run import RecoveredSet
 from bidfmkd_fast.training.run_state import RunState
 
 
 def task_model(
-    run: RunState, module: nn.Module, support: RecoveredSet, outer_step: int, first_step: int
+    run: RunState, start: RoundStart, support: RecoveredSet, first_step: int
 ) -> Student | None:
     """Distil the API's answers to its support set into a task model; None before the boundary term
     is used.
 
     Args:
         run: the run, of which only what stays the same is read.
-        module: the meta-model, left as it is; the task model starts from its parameters.
+        start: the meta-model when the round began. It is left as it is; the task model starts from
+            its parameters.
         support: the API's support set.
-        outer_step: number of outer steps taken when the round began.
         first_step: the recovery step in which the task model is asked first: above 0 where a
             journal holds its scores for the steps before. It is asked once in every step.
 
@@ -32,6 +33,7 @@ def task_model(
         The task model as a function from images in the API's input range to logits.
     """
     config, spec = run.config, run.apis[support.api_index].spec
+    module, outer_step = start
     if not config.boundary_recovery or outer_step < config.boundary_start:
         return None
     with seeded(config.seed, "student", outer_step):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -54,13 +53,7 @@ def recover_at_once(run: RunState, recoveries: Recoveries, indices: Sequence[int
             ]
             students = [
                 # Each task model has a copy of the module, since all of them are in use at once.
-                task_model(
-                    run,
-                    copy.deepcopy(run.module),
-                    outcome.sets[0],
-                    run.outer_step,
-                    journal.steps,
-                )
+                task_model(run, run.round_start(), outcome.sets[0], journal.steps)
                 if part == QUERY
                 else None
                 for outcome, journal in zip(wanted, journals, strict=True)

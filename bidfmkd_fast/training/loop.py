@@ -16,11 +16,8 @@ Services that fail are asked once more after all others. The final replay ends t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
-
-from torch import nn
 
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted
 from bidfmkd_fast.meta import DistillationTask, outer_distillation_step
@@ -32,6 +29,7 @@ from bidfmkd_fast.training.outcome import Outcome
 from bidfmkd_fast.training.recovered_set import PARTS, QUERY
 from bidfmkd_fast.training.recoveries import Recoveries
 from bidfmkd_fast.training.replay import replay
+from bidfmkd_fast.training.round_start import RoundStart
 from bidfmkd_fast.training.run import Run
 from bidfmkd_fast.training.run_state import RunState
 from bidfmkd_fast.training.services import Services
@@ -45,46 +43,49 @@ def run_loop(run: RunState) -> Run:
     API gave a set.
     """
     apis, size, settings = run.apis, run.config.meta_batch_size, run.config.replay
-    recoverable = run.recoverable
-    n_services = sum(apis[i].is_service for i in recoverable)
+    n_services, at = sum(apis[i].is_service for i in run.recoverable), run.position
     survey(run)
     run.note_labels_only()
     with Recoveries(run) as recoveries, Services(n_services, recoveries.stop) as services:
-        for again in (False, True):
-            waiting = run.take_failed() if again else recoverable
-            for first in range(0, len(waiting), size):
-                group = waiting[first : first + size]
+        recover_one = partial(recover_api, run, recoveries)
+        # Those of earlier rounds, in a run that was cut off.
+        services.start_late(partial(recover_one, i, s.copy()) for i, s in run.stragglers.items())
+        while at.passes < 2:
+            if at.waiting is None:
+                at.waiting = run.shortfalls.take_failed() if at.passes else run.recoverable
+            while group := at.group(size):
                 replay(run, settings.steps_per_round, settings.patience)
                 with run.timed("recovery"):
-                    recover_one = partial(recover_api, run, recoveries, run.outer_step)
+                    start = run.round_start()
+                    remote = [i for i in group if apis[i].is_service]
                     # Running a module swaps its parameters, so each thread gets a copy.
-                    services.start(
-                        partial(recover_one, i, copy.deepcopy(run.module))
-                        for i in group
-                        if apis[i].is_service
-                    )
+                    services.start(partial(recover_one, i, start.copy()) for i in remote)
                     at_once = apis_at_once(run, group)
                     outcomes = recover_at_once(run, recoveries, at_once)
                     for i in group:
-                        if not apis[i].is_service and i not in at_once:
-                            outcomes.append(recover_one(i, run.module))
+                        if i not in remote and i not in at_once:
+                            outcomes.append(recover_one(i, start))
                     outcomes += services.gather()
-                distil(run, run.keep(outcomes))
+                with run.whole():
+                    run.note_stragglers(remote, outcomes, start)
+                    distil(run, run.keep(outcomes))
+                    at.end_round(size)
             with run.timed("recovery"):
                 outcomes = services.late()
-            distil(run, run.keep(outcomes))
-    if not run.recovered and not run.surveyed and run.last_error is not None:
-        raise run.last_error
+            with run.whole():
+                run.stragglers.clear()
+                distil(run, run.keep(outcomes))
+                at.end_pass()
+    if not run.recovered and not run.surveyed and run.shortfalls.last_error is not None:
+        raise run.shortfalls.last_error
     replay(run, settings.final_steps)
     return run.finish()
 
 
-def recover_api(
-    run: RunState, recoveries: Recoveries, outer_step: int, index: int, module: nn.Module
-) -> Outcome:
+def recover_api(run: RunState, recoveries: Recoveries, index: int, start: RoundStart) -> Outcome:
     """Recover the support set of one API, adapt a task model to it, recover its boundary query set.
 
-    `outer_step` is the number of outer steps taken when the round began; a straggler keeps it.
+    `start` is the meta-model when the round began; a straggler keeps it.
     Budgets that end and services that fail are part of the outcome; other errors are raised.
     """
     api, config, outcome = run.apis[index], run.config, Outcome(index)
@@ -97,8 +98,7 @@ def recover_api(
             with recoveries.under_way(outcome, part) as journal:
                 student = None
                 if part == QUERY:
-                    support = outcome.sets[0]
-                    student = task_model(run, module, support, outer_step, journal.steps)
+                    student = task_model(run, start, outcome.sets[0], journal.steps)
                 recovered = recover(
                     api,
                     config.n_per_class,

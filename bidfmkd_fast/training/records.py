@@ -16,9 +16,10 @@ from bidfmkd_fast.training.callbacks import Callback
 class Records:
     """The records of a run, in order.
 
-    A run that is continued takes all steps of the meta-model again, so it makes the records of the
-    earlier process again, with its own seconds. Until it has passed them, the file stays as it is
-    and no callback is called. Then the file is written anew, so that it agrees with `history`.
+    A run that is continued begins with the records of its checkpoint, and makes those that the
+    earlier process made after it again, with its own seconds. Until it has passed them, the file
+    stays as it is and no callback is called. Then the file is written anew, so that it agrees with
+    `history`.
 
     Args:
         file: `metrics.jsonl`; None to keep the records in memory only.
@@ -35,6 +36,11 @@ class Records:
         # about rather than by their place.
         self._earlier = Counter(() if file is None else map(_subject, _lines_of(file)))
         self._agrees = False  # whether the file holds `history`
+
+    def restore(self, history: Sequence[dict[str, Any]]) -> None:
+        """Begin with the records of a checkpoint."""
+        self.history = list(history)
+        self._earlier -= Counter(map(_subject, self.history))
 
     def add(self, record: dict[str, Any]) -> None:
         """Append a record; write it and call the callbacks unless an earlier process did so."""

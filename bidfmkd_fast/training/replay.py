@@ -26,27 +26,34 @@ def replay(run: RunState, steps: int, patience: int = 0) -> None:
     """
     if not run.recovered or not run.config.task_replay:
         return
+    at = run.position.replay
+    if at.over or at.steps >= steps:
+        return
     take_step = step_taker(run, min(STEPS, patience or STEPS))
-    best, best_step = -1.0, 0
-    unrecorded: list[Metrics] = []
     with Bar(f"{run.label}: replay", steps, "steps", run.progress, keep=False) as bar:
-        for step in bar.over(range(steps)):
+        bar.skip(at.steps)
+        for step in bar.over(range(at.steps, steps)):
             last = step + 1 == steps
-            measured = take_step(last)
-            for number, metrics in enumerate(measured, start=step + 1 - len(measured)):
-                unrecorded.append(metrics)
-                if metrics["accuracy"] > best:
-                    best, best_step = metrics["accuracy"], number
-            stop = last or (bool(measured) and patience > 0 and step - best_step >= patience)
-            if unrecorded and (stop or len(unrecorded) >= STEPS):
-                means = {
-                    name: sum(metrics[name] for metrics in unrecorded) / len(unrecorded)
-                    for name in ("loss", "accuracy")
-                }
-                run.record("replay", **means)
-                bar.show(**means)
-                unrecorded = []
-            if stop:
+            with run.whole():
+                measured = take_step(last)
+                run.unread = not measured
+                at.steps += 1
+                for number, metrics in enumerate(measured, start=at.steps - len(measured)):
+                    at.unrecorded.append(metrics)
+                    if metrics["accuracy"] > at.best:
+                        at.best, at.best_step = metrics["accuracy"], number
+                at.over = last or (
+                    bool(measured) and patience > 0 and step - at.best_step >= patience
+                )
+                if at.unrecorded and (at.over or len(at.unrecorded) >= STEPS):
+                    means = {
+                        name: sum(metrics[name] for metrics in at.unrecorded) / len(at.unrecorded)
+                        for name in ("loss", "accuracy")
+                    }
+                    run.record("replay", **means)
+                    bar.show(**means)
+                    at.unrecorded = []
+            if at.over:
                 run.log(f"replay until outer step {run.outer_step}: loss {means['loss']:.4g}")
                 break
 

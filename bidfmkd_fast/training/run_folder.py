@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 CONFIG, METRICS, SUMMARY, LEDGER = "config.yaml", "metrics.jsonl", "summary.json", "ledger.sqlite"
 PLAN = "plan.json"  # what the run is expected to ask, and the cap on it
+CHECKPOINTS = "checkpoints"  # of a run that is not finished
 META_MODEL, INITIAL_MODEL, MEMORY = (
     "meta_model.safetensors",
     "initial_model.safetensors",
@@ -175,6 +177,7 @@ class RunFolder:
             for place in answers:
                 if place.is_dir():
                     place.rmdir()
+            shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
             (self.path / CONFIG).unlink(missing_ok=True)
             (self.path / PLAN).unlink(missing_ok=True)
             if (self.path / LEDGER).exists():

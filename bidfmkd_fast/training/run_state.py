@@ -5,27 +5,31 @@ from __future__ import annotations
 import copy
 import logging
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile, LedgerRow, row_of
 from bidfmkd_fast.black_box.spec import NOTHING_RECOVERED
-from bidfmkd_fast.errors import BudgetExhausted, ServiceWarning
+from bidfmkd_fast.files.checkpoints import Checkpoints
 from bidfmkd_fast.meta import DistillationTask, MetaModel, TaskMemory
+from bidfmkd_fast.runtime.signals import held_back
 from bidfmkd_fast.training.callbacks import Callback
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.default_model import task_shape
 from bidfmkd_fast.training.outcome import Outcome
+from bidfmkd_fast.training.position import Position
 from bidfmkd_fast.training.records import Records
+from bidfmkd_fast.training.round_start import RoundStart
 from bidfmkd_fast.training.run import RecoveredSet, Run
-from bidfmkd_fast.training.run_folder import METRICS, RunFolder
+from bidfmkd_fast.training.run_checkpoint import write_checkpoint
+from bidfmkd_fast.training.run_folder import CHECKPOINTS, METRICS, RunFolder
+from bidfmkd_fast.training.shortfalls import Shortfalls
 
 _log = logging.getLogger("bidfmkd_fast")  # the logger whose filter removes secrets
 
@@ -55,7 +59,15 @@ class RunState:
         outer_step: steps that the meta-model has taken, distillation and replay together.
         replay_step: the replay steps among them.
         surveyed: the number of APIs that have answered the survey.
-        last_error: the last error that kept an API from giving both sets.
+        shortfalls: what keeps the run from being complete.
+        position: where in the loop the run is.
+        stragglers: what the services began with that earlier rounds did not wait for, by number.
+        survey_state: returns the state of the survey's distillation that is under way.
+        survey_tensors: such a state, of the process that was cut off.
+        consistent: whether models, moments, counters and position belong together; False inside a
+            step, and after one that failed.
+        unread: whether the device holds metrics of replay steps that were not read.
+        checkpoints: the checkpoints in `folder`.
         result: the finished run; None until `finish` has written its files.
     """
 
@@ -90,12 +102,14 @@ class RunState:
         self.records = Records(file, self.callbacks)
         self.seconds = {"survey": 0.0, "recovery": 0.0, "distillation": 0.0, "replay": 0.0}
         self.outer_step = self.replay_step = self.surveyed = 0
-        self.last_error: Exception | None = None
+        self.shortfalls, self.position = Shortfalls(), Position()
+        self.stragglers: dict[int, RoundStart] = {}
+        self.survey_state: Callable[[], dict[str, Tensor]] | None = None
+        self.survey_tensors: dict[str, Tensor] = {}
         self.result: Run | None = None
-        self._budget_ended = False
-        self._skipped: dict[int, str] = {}
-        self._unsurveyed: dict[str, str] = {}  # reasons by the name of the API
-        self._failed_before: set[int] = set()
+        self.consistent, self.unread = True, False
+        place = None if self.folder is None else self.folder.path / CHECKPOINTS
+        self.checkpoints = Checkpoints(place)
         self._ledger_before = [row_of(number, api) for number, api in enumerate(self.apis)]
 
     @property
@@ -137,30 +151,9 @@ class RunState:
             if (task := outcome.task(self.apis[outcome.index])) is not None:
                 tasks.append(task)
             if outcome.error is not None:
-                self._note_failure(outcome.index, outcome.error)
+                name = self.apis[outcome.index].name
+                self.shortfalls.note_failure(outcome.index, name, outcome.error)
         return tasks
-
-    def note_unsurveyed(self, index: int, error: Exception, again: bool) -> None:
-        """Note why an API did not answer the survey; `again` if it was asked for the second time.
-
-        A budget that ends makes no warning, since the report says so.
-        """
-        self.last_error = error
-        name, reason = self.apis[index].name, " ".join(str(error).split())
-        if isinstance(error, BudgetExhausted):
-            if again:  # else it may be paid for the second time
-                self._budget_ended = True
-                _log.info("%s: the survey ends here: %s", name, reason)
-            return
-        consequence = "goes on without it" if again else "asks it again at the end"
-        _warn(f"{name}: the survey {consequence}: {reason}")
-        if again:
-            self._unsurveyed[name] = f"survey: {reason}"
-
-    def take_failed(self) -> list[int]:
-        """Return the numbers of the services that failed, and forget that they did."""
-        failed, self._skipped = sorted(self._skipped), {}
-        return failed
 
     def record(self, stage: str, **values: Any) -> None:
         """Append a record of `stage` to the history and to `metrics.jsonl`; call the callbacks."""
@@ -192,17 +185,18 @@ class RunState:
             queries=sum(row.queries for row in rows),
             requests=sum(row.requests for row in rows),
             seconds=self.seconds,
-            complete=not (self._budget_ended or self._skipped or self._unsurveyed),
+            complete=self.shortfalls.complete,
             config=self.config,
-            budget_ended=self._budget_ended,
-            skipped=self._unsurveyed
-            | {self.apis[index].name: reason for index, reason in self._skipped.items()},
+            budget_ended=self.shortfalls.budget_ended,
+            skipped=self.shortfalls.unsurveyed
+            | {self.apis[i].name: reason for i, reason in self.shortfalls.skipped.items()},
             ledger=rows,
             labels_only=tuple(api.name for api in self.apis if api.spec.labels_only),
         )
         self.records.write()
         if self.folder is not None:
             self.folder.finish(run)
+            self.checkpoints.remove()
         self.log(
             f"finished with {len(run.recovered)} sets, {run.queries:,} queries in "
             f"{run.requests:,} requests"
@@ -210,8 +204,40 @@ class RunState:
         self.result = run
         return run
 
-    def _keep_set(self, recovered_set: RecoveredSet) -> None:
-        """Add one set to the recovered sets, the memory and the history."""
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Let no signal interrupt the block, a step of the run; write a checkpoint if one is due.
+
+        Raises InputError if it cannot be written.
+        """
+        self.consistent = False
+        with held_back():
+            yield
+            self.consistent = True
+        if self.checkpoints.due and not self.unread:
+            write_checkpoint(self)
+
+    @contextmanager
+    def survey_step(self, state: Callable[[], dict[str, Tensor]]) -> Iterator[None]:
+        """Do as `whole` for a step of the survey's distillation, whose state `state` returns."""
+        self.survey_state = state
+        with self.whole():
+            yield
+
+    def round_start(self) -> RoundStart:
+        """Return a copy of the meta-model as it is now."""
+        return RoundStart(copy.deepcopy(self.module), self.outer_step)
+
+    def note_stragglers(
+        self, remote: Sequence[int], outcomes: Sequence[Outcome], start: RoundStart
+    ) -> None:
+        """Note which services of a round, `remote`, and of earlier ones gave no outcome yet."""
+        self.stragglers |= dict.fromkeys(remote, start)
+        for outcome in outcomes:
+            self.stragglers.pop(outcome.index, None)
+
+    def hold_set(self, recovered_set: RecoveredSet) -> None:
+        """Add one set to the recovered sets and to the memory."""
         api, recovered = self.apis[recovered_set.api_index], recovered_set.recovered
         self.recovered.append(recovered_set)
         keys = [
@@ -219,7 +245,12 @@ class RunState:
             for label in recovered.labels.tolist()
         ]
         self.memory.add(recovered_set.images, keys)
-        self._budget_ended |= not recovered.complete
+        self.shortfalls.budget_ended |= not recovered.complete
+
+    def _keep_set(self, recovered_set: RecoveredSet) -> None:
+        """Hold one set, and add it to the history."""
+        self.hold_set(recovered_set)
+        api, recovered = self.apis[recovered_set.api_index], recovered_set.recovered
         _log.info(
             "%s: kept the %s set of %s images",
             api.name,
@@ -236,23 +267,6 @@ class RunState:
             complete=recovered.complete,
         )
 
-    def _note_failure(self, index: int, error: Exception) -> None:
-        """Note that a budget ended, or warn that a service is skipped for `error`."""
-        self.last_error = error
-        name, reason = self.apis[index].name, " ".join(str(error).split())
-        if isinstance(error, BudgetExhausted):
-            self._budget_ended = True
-            _log.info("%s: its recovery ends here: %s", name, reason)
-            return
-        consequence = (
-            "it is left out"
-            if index in self._failed_before
-            else "it is skipped and asked again at the end"
-        )
-        _warn(f"{name}: {consequence}: {reason}")
-        self._failed_before.add(index)
-        self._skipped[index] = reason
-
     def _meta_model(self, module: nn.Module) -> MetaModel:
         return MetaModel(
             module, adapt_steps=self.config.adapt_steps, adapt_learning_rate=self.config.adapt_lr
@@ -266,15 +280,6 @@ class RunState:
             row_of(before.number, api, before)
             for api, before in zip(self.apis, self._ledger_before, strict=True)
         ]
-
-
-def _warn(text: str) -> None:
-    """Warn about a service, and write the same to the log.
-
-    The command line leaves log records with `warned` out, since it shows warnings.
-    """
-    warnings.warn(text, ServiceWarning, stacklevel=3)
-    _log.info("%s", text, extra={"warned": True})
 
 
 def _class_key(api: BlackBox, index: int, label: int, sized: bool) -> tuple[str, str]:

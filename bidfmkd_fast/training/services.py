@@ -42,6 +42,10 @@ class Services:
         """Start the recoveries of a round, each in a thread."""
         self._under_way = [self._threads.submit(_timed, job) for job in jobs]
 
+    def start_late(self, jobs: Iterable[Callable[[], Outcome]]) -> None:
+        """Start recoveries again that were under way as stragglers when the run was cut off."""
+        self._late += [self._threads.submit(_timed, job) for job in jobs]
+
     def gather(self) -> list[Outcome]:
         """Wait for the recoveries of the round; return what is finished, stragglers left out.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,9 @@ from typing import Any
 import pytest
 from training.test_bidf_mkd import TINY, pool
 
-from bidfmkd_fast.training import (
-    BiDfMKD,
-)
+from bidfmkd_fast.training import BiDfMKD
 from bidfmkd_fast.training import replay as training_replay
+from bidfmkd_fast.training.position import Position
 
 
 def test_patience_where_metrics_are_read_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +43,8 @@ def test_patience_where_metrics_are_read_late(monkeypatch: pytest.MonkeyPatch) -
         record=lambda stage, **values: recorded.append(values["accuracy"]),
         log=lambda what: None,
         outer_step=0,
+        position=Position(),
+        whole=nullcontext,
     )
     training_replay.replay(run, 35, patience=3)  # type: ignore[arg-type]
     assert len(taken) == 9  # metrics are read at steps 3, 6 and 9; the fifth was the best

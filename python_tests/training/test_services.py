@@ -29,6 +29,7 @@ from bidfmkd_fast.black_box import (
 from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, ServiceWarning
 from bidfmkd_fast.recovery import RecoveryConfig
+from bidfmkd_fast.runtime.interrupt import check
 from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training import (
     BiDfMKD,
@@ -36,8 +37,10 @@ from bidfmkd_fast.training import (
     ReplayConfig,
     Run,
     TrainConfig,
+    replay,
     services,
 )
+from bidfmkd_fast.training.outcome import Outcome
 from bidfmkd_fast.training.report import write_report
 from bidfmkd_fast.training.run_folder import LEDGER, RunFolder
 
@@ -314,6 +317,51 @@ def test_a_slow_service_does_not_hold_up_the_rest(monkeypatch: pytest.MonkeyPatc
     assert run.complete
     order = list(dict.fromkeys(found.api_index for found in run.recovered))
     assert sorted(order) == [0, 1, 2, 3, 4] and order.index(0) > order.index(3)
+
+
+def test_a_straggler_goes_on_with_the_model_of_its_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupt a run two rounds after the round of a service that it did not wait for."""
+    monkeypatch.setattr(services, "_PATIENCE", 0.0)
+    monkeypatch.setattr(services, "_LEAST_SECONDS", 0.01)
+    config = replace(TINY, meta_batch_size=1, replay=replace(TINY.replay, steps_per_round=2))
+    late, step = services.Services.late, replay.outer_replay_step
+    taken: list[int] = []
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        metrics = step(*arguments)
+        taken.append(len(taken))
+        if len(taken) == n_steps:
+            signal.raise_signal(signal.SIGINT)
+        return metrics
+
+    def run_of(folder: Path) -> Run:
+        release = threading.Event()
+
+        def wait(call: int) -> None:
+            while not release.wait(0.02):
+                check()
+
+        def released(self: services.Services) -> list[Outcome]:
+            release.set()
+            return late(self)
+
+        monkeypatch.setattr(services.Services, "late", released)
+        apis = [Scripted(0), Scripted(1, wait), *map(local, (2, 3, 4))]
+        return BiDfMKD(apis, config=config).fit(folder, progress=False)
+
+    n_steps = 0  # never
+    monkeypatch.setattr(replay, "outer_replay_step", interrupted)
+    whole = run_of(tmp_path / "whole")
+    assert [found.api_index for found in whole.recovered][-2:] == [1, 1]
+    n_steps, taken[:] = 7, []  # the first round has nothing to replay, so this is in the fifth
+    with pytest.raises(KeyboardInterrupt):
+        run_of(tmp_path / "run")
+    run = run_of(tmp_path / "run")
+    assert len(taken) == 10
+    for name, value in whole.meta_model.module.state_dict().items():
+        assert torch.equal(value, run.meta_model.module.state_dict()[name])
 
 
 def test_a_run_that_fails_stops_its_services() -> None:

@@ -36,7 +36,7 @@ from bidfmkd_fast.survey.answers import Answers
 from bidfmkd_fast.survey.choice import read_choice, write_choice
 from bidfmkd_fast.survey.joint_distillation import Epoch, distil_jointly
 from bidfmkd_fast.survey.pictures import SharedPictures
-from bidfmkd_fast.training import BiDfMKD, Run, survey_stage
+from bidfmkd_fast.training import BiDfMKD, Run, survey_learning
 from bidfmkd_fast.training.grids import write_grids
 from bidfmkd_fast.training.report import write_report
 from bidfmkd_fast.training.run_folder import LEDGER, META_MODEL, RunFolder
@@ -119,7 +119,7 @@ def test_the_record_of_an_epoch_has_its_seconds(monkeypatch: pytest.MonkeyPatch)
             time.sleep(0.05)
             yield epoch
 
-    monkeypatch.setattr(survey_stage, "distil_jointly", slow)
+    monkeypatch.setattr(survey_learning, "distil_jointly", slow)
     first, second = (r["seconds"] for r in fit(pool()).history if r["stage"] == "survey")
     assert second >= first + 0.05
 

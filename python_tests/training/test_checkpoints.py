@@ -1,0 +1,158 @@
+"""Kill a run at any moment: it goes on from its checkpoint and ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from killing import CHECKPOINTED, asked, exit_code, fit_checkpointed, local
+
+from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.files import checkpoints
+from bidfmkd_fast.models import build_model
+from bidfmkd_fast.training import BiDfMKD, Run, replay
+from bidfmkd_fast.training.run_folder import CHECKPOINTS, MEMORY, META_MODEL, METRICS
+
+KILLED = -signal.SIGKILL
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a run without what depends on time."""
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in lines]
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    for name in (META_MODEL, MEMORY):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert records(folder) == records(whole)
+    assert not (folder / CHECKPOINTS).exists()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that nothing has cut off, with its calls in the file "log"."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert exit_code(fit_checkpointed, folder / "run", folder / "log", None) == 0
+    return folder
+
+
+def fit(folder: Path, log: Path) -> Run:
+    return BiDfMKD(local(log, None), config=CHECKPOINTED).fit(folder, progress=False)
+
+
+def test_killed_at_twelve_random_moments_and_continued(
+    whole: Path, tmp_path: Path, seed: int
+) -> None:
+    n_steps = int((whole / "log.steps").read_text())
+    draw = random.Random(seed)
+    steps = [("step", n) for n in sorted(draw.sample(range(1, n_steps + 1), 6))]
+    others = [("checkpoint", n) for n in draw.sample(range(1, n_steps + 1), 6)]
+    once = asked(whole / "log")
+    for what, number in (*steps, *others):
+        folder, log = tmp_path / f"{what} {number}", tmp_path / f"{what} {number} log"
+        assert exit_code(fit_checkpointed, folder, log, (what, number)) == KILLED, (what, number)
+        assert exit_code(fit_checkpointed, folder, log, None) == 0, (what, number)
+        assert_same(folder, whole / "run")
+        assert asked(log) == once  # no training step asks anything
+        if what == "step":  # all steps before it are in a checkpoint
+            assert int(log.with_suffix(".steps").read_text()) == n_steps - number + 1
+
+
+def test_killed_again_and_again(whole: Path, tmp_path: Path) -> None:
+    """Each process takes two further steps and is killed in the third."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    n_steps, n_kills = int((whole / "log.steps").read_text()), 0
+    while exit_code(fit_checkpointed, folder, log, ("step", 3)) == KILLED:
+        n_kills += 1
+        assert n_kills <= n_steps
+    assert n_kills >= n_steps // 3
+    assert_same(folder, whole / "run")
+    assert asked(log) == asked(whole / "log")
+
+
+def test_a_signal_leaves_a_checkpoint_of_the_step_under_way(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interval is 30 seconds, so no other checkpoint is written after the survey."""
+    taken, step = [], replay.outer_replay_step
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        metrics = step(*arguments)
+        taken.append(metrics)
+        if len(taken) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return metrics
+
+    monkeypatch.setattr(replay, "outer_replay_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", tmp_path / "log")
+    fit(tmp_path / "run", tmp_path / "log")
+    assert len(taken) == 8  # three in the second round, five at the end
+    assert_same(tmp_path / "run", whole / "run")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole: Path, tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    n_steps = int((whole / "log.steps").read_text())
+    assert exit_code(fit_checkpointed, folder, log, ("step", n_steps - 1)) == KILLED
+    newest = max((folder / CHECKPOINTS).iterdir())
+    file = newest / "tensors.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match=rf"checkpoint {newest} is damaged .*going on from the"):
+        fit(folder, log)
+    assert_same(folder, whole / "run")
+
+
+def test_another_meta_model_is_refused(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert exit_code(fit_checkpointed, folder, log, ("step", 10)) == KILLED
+    other = build_model(
+        "conv4", in_channels=1, n_classes=3, image_size=(16, 16), width=4, batch_statistics=True
+    )
+    with pytest.raises(InputError, match="began with another meta-model; give the same one, or"):
+        BiDfMKD(local(log, None), other, config=CHECKPOINTED).fit(folder, progress=False)
+
+
+def test_a_set_that_was_learned_from_must_be_there(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert exit_code(fit_checkpointed, folder, log, ("call", 25)) == KILLED
+    (folder / "recovered" / "api_000_support.safetensors").unlink()
+    with pytest.raises(InputError, match=r"api_000_support.safetensors is missing, from which"):
+        fit(folder, log)
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    write, seen = checkpoints.write_tensors, []
+
+    def full(path: Path, *arguments: Any) -> None:
+        seen.append(path)
+        if len(seen) > 15:
+            path.write_bytes(b"half")
+            raise InputError(f"cannot write to {path}: No space left on device; free some space")
+        write(path, *arguments)
+
+    monkeypatch.setattr(checkpoints, "write_tensors", full)
+    with pytest.raises(InputError, match="No space left on device; free some space"):
+        fit(folder, log)
+    assert [path.name for path in sorted((folder / CHECKPOINTS).iterdir())] == ["000014", "000015"]
+    monkeypatch.setattr(checkpoints, "write_tensors", write)
+    fit(folder, log)
+    assert_same(folder, whole / "run")
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    held = checkpoints.Checkpoints(tmp_path)
+    held.write({}, {"format": 2})
+    with pytest.raises(InputError, match="has format 2, and this version reads format 1"):
+        held.newest()
