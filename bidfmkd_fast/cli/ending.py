@@ -12,7 +12,13 @@ from bidfmkd_fast.black_box.ledger import asked_by_this_process
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
 
-_RESUMED = ("train", "compare", "sweep", "recover")  # commands that continue in the same folder
+_RESUMED = (
+    "pool",
+    "train",
+    "compare",
+    "sweep",
+    "recover",
+)  # commands that continue in the same folder
 
 
 def last_line(command: str, arguments: Sequence[str], options: Any, number: int) -> str:
@@ -40,8 +46,8 @@ def _kept(command: str, folder: Path | None) -> str:
     if folder is None or not folder.is_dir():
         return "nothing to keep"
     if command == "pool":
-        n_trained = len(list(folder.glob("api_*.safetensors")))
-        return f"kept in {folder}: {n_trained} trained APIs, which are not a complete pool"
+        n_trained = _n_trained(folder)
+        return f"kept in {folder}: {n_trained} trained APIs" if n_trained else "nothing to keep"
     if command == "bench":
         files = [file.name for file in folder.glob("*.json")]
         return f"kept in {folder}: {', '.join(files)}" if files else "nothing to keep"
@@ -93,11 +99,17 @@ def _next(command: str, arguments: Sequence[str], folder: Path | None) -> str:
     typed = list(arguments)
     given = any(argument == "--out" or argument.startswith("--out=") for argument in typed)
     begun = folder is not None and folder.exists()
+    if command == "pool" and folder is not None:
+        begun = _n_trained(folder) > 0
     if command in _RESUMED and begun and not given:
         typed += ["--out", str(folder)]
     again = shlex.join(["bidfmkd", *typed])
     if command in _RESUMED and begun:
         return f"go on with: {again}"
-    if command in ("pool", "demo") and begun and given:
+    if command == "demo" and begun and given:
         return f"remove {folder} and start again with: {again}"
     return f"start again with: {again}"
+
+
+def _n_trained(folder: Path) -> int:
+    return len(list(folder.glob("api_*.safetensors")))

@@ -5,7 +5,7 @@ Whoever pays for an API must get more than these give for nothing.
 
 from __future__ import annotations
 
-import time
+import shutil
 from pathlib import Path
 
 import torch
@@ -19,11 +19,13 @@ from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training import BiDfMKD
 from bidfmkd_fast.training.pseudo_tasks import learn_from_pictures
 from bidfmkd_fast.training.records import Records
-from bidfmkd_fast.training.run_folder import METRICS
+from bidfmkd_fast.training.run_folder import META_MODEL, METRICS, RunFolder
+from bidfmkd_fast.training.step_records import StepRecords
 
 # Standard deviation of the logits of `random_teachers`, as trained APIs have it: the share of the
 # highest class is about 0.8 then. A network with random weights gives all classes nearly alike.
 TEACHER_SPREAD = 3.0
+TEACHERS = "run"  # folder of the run on these networks, while it is not finished
 
 
 def random_initialisation(experiment: Experiment, folder: Path) -> None:
@@ -43,16 +45,17 @@ def zero_query(experiment: Experiment, folder: Path) -> None:
 
     Neither an API nor a real picture is used.
     """
-    started = time.perf_counter()
+    records = StepRecords(folder / METRICS)
     module = learn_from_pictures(
         [entry.spec for entry in experiment.pool.trained],
         experiment.train,
         experiment.replay_steps,
         device=experiment.device,
         progress=experiment.progress,
-        metrics=folder / METRICS,
+        folder=folder,
+        records=records,
     )
-    finish_method(folder, experiment, module, 0, time.perf_counter() - started)
+    finish_method(folder, experiment, module, 0, records.seconds)
 
 
 def random_teachers(experiment: Experiment, folder: Path) -> None:
@@ -60,7 +63,6 @@ def random_teachers(experiment: Experiment, folder: Path) -> None:
 
     What is learned from them is what any images and scores teach, and not what APIs know.
     """
-    started = time.perf_counter()
     config = experiment.train
     boxes = []
     for number, entry in enumerate(experiment.pool.trained):
@@ -68,13 +70,17 @@ def random_teachers(experiment: Experiment, folder: Path) -> None:
             module = entry.build()
         scaled = _Scaled(module.eval(), entry.spec.image_shape, config.seed)
         boxes.append(TorchBlackBox(scaled, entry.spec, device=experiment.device))
-    learner = BiDfMKD(boxes, config=config, device=experiment.device)
-    learner.label = "random_teachers"
-    run = learner.fit(progress=experiment.progress)
+    run = RunFolder(folder / TEACHERS)
+    if not (run.path / META_MODEL).is_file():
+        learner = BiDfMKD(boxes, config=config, device=experiment.device)
+        learner.label = "random_teachers"
+        learner.fit(run.path, experiment.progress)
     records = Records(folder / METRICS)
-    for record in run.history:
+    for record in run.metrics():
         records.add({**record, "queries": 0})  # none of them to an API
-    finish_method(folder, experiment, run.meta_model.module, 0, time.perf_counter() - started)
+    seconds = sum(run.summary()["seconds"].values())
+    finish_method(folder, experiment, run.meta_model().module, 0, seconds)
+    shutil.rmtree(run.path)
 
 
 class _Scaled(nn.Module):

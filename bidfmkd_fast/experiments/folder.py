@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from bidfmkd_fast.data import Dataset
@@ -18,6 +18,7 @@ from bidfmkd_fast.files.folder_lock import LOCK
 from bidfmkd_fast.files.yaml_files import dump_yaml
 from bidfmkd_fast.pools.api_training import train_pool
 from bidfmkd_fast.pools.pool import LIST, Pool, read_pool
+from bidfmkd_fast.pools.unfinished import SETTINGS
 from bidfmkd_fast.settings import plain_values, settings_from_yaml, to_yaml
 
 EXPERIMENT = "experiment.yaml"
@@ -52,18 +53,20 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and all(inside.name == LOCK for inside in path.iterdir())
 
 
-def made_once(folder: Path, make: Callable[[Path], object], last: str, goes_on: str = "") -> Path:
+def made_once(
+    folder: Path, make: Callable[[Path], object], last: str, goes_on: Collection[str] = ()
+) -> Path:
     """Return `folder`; if it is not there, call `make` with an unfinished folder and rename that.
 
     `last` is the file that `make` writes last, so an unfinished folder that holds it is complete
     and only has to be renamed. An incomplete folder, left by a command that was cut off, is removed
-    first. If it holds the file `goes_on`, it stays, and `make` continues in it.
+    first. If it holds a file or folder named in `goes_on`, it stays, and `make` continues in it.
     """
     if folder.exists():
         return folder
     partial = folder.with_name(folder.name + PARTIAL)
     if not (partial / last).is_file():
-        if partial.exists() and not (goes_on and (partial / goes_on).is_file()):
+        if partial.exists() and not any((partial / name).exists() for name in goes_on):
             shutil.rmtree(partial)
         make(partial)
     try:
@@ -100,4 +103,4 @@ def pool_of(
             progress=progress,
         )
 
-    return read_pool(made_once(folder, make, LIST) / LIST)
+    return read_pool(made_once(folder, make, LIST, [SETTINGS]) / LIST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ import torch
 
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.experiments.controls import TEACHERS
 from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.folder import made_once
+from bidfmkd_fast.experiments.kept_evaluations import KeptEvaluations
 from bidfmkd_fast.experiments.methods import METHODS
 from bidfmkd_fast.files.atomic import write_exact
 from bidfmkd_fast.files.json_files import read_json
 from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate
 from bidfmkd_fast.meta.evaluate import mean_and_ci95
 from bidfmkd_fast.secrets import scrubbed
-from bidfmkd_fast.training.run_folder import CONFIG, META_MODEL, RunFolder
+from bidfmkd_fast.training.run_folder import CHECKPOINTS, CONFIG, META_MODEL, RunFolder
 
 EVALUATION = "evaluation.json"
+UNFINISHED = "evaluations.jsonl"  # of a meta-test that is under way
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,26 +68,32 @@ Results = Mapping[str, Sequence[Result]]  # by method; one result per seed
 def train_and_test(method: str, experiment: Experiment, folder: Path) -> Result:
     """Train `method` in `folder` and meta-test it; read from the folder what is done already."""
     _, train = METHODS[method]
-    made_once(folder, lambda partial: train(experiment, partial), META_MODEL, goes_on=CONFIG)
+    begun = (CONFIG, CHECKPOINTS, TEACHERS)
+    made_once(folder, lambda partial: train(experiment, partial), META_MODEL, begun)
+
+    kept = KeptEvaluations(folder / UNFINISHED)
 
     def make() -> list[MetaTest]:
         meta_model = MetaModel.load(folder / META_MODEL)
         meta_model.module.to(experiment.device)
-        return meta_test(meta_model, experiment)
+        return meta_test(meta_model, experiment, kept)
 
-    summary = RunFolder(folder).summary()
-    return Result(
-        meta_tests_once(folder, make), summary["queries"], sum(summary["seconds"].values())
-    )
+    summary, tests = RunFolder(folder).summary(), meta_tests_once(folder, make)
+    kept.remove()
+    return Result(tests, summary["queries"], sum(summary["seconds"].values()))
 
 
-def meta_test(meta_model: MetaModel, experiment: Experiment) -> list[MetaTest]:
+def meta_test(
+    meta_model: MetaModel, experiment: Experiment, kept: KeptEvaluations | None = None
+) -> list[MetaTest]:
     """Meta-test a model on every data set with every number of shots of the experiment.
 
-    If the settings give learning rates for the adaptation, the best one on meta_val is taken, and
-    the rate of the run is tested as well.
+    Evaluations that are in `kept` are taken from there, and others are added. If the settings give
+    learning rates for the adaptation, the best one on meta_val is taken, and the rate of the run is
+    tested as well.
     """
     config, tests = experiment.config.evaluation, []
+    kept = KeptEvaluations(None) if kept is None else kept
     for dataset in experiment.datasets:
         for n_shot in config.n_shots:
 
@@ -97,7 +107,8 @@ def meta_test(meta_model: MetaModel, experiment: Experiment) -> list[MetaTest]:
                 adapting = MetaModel(
                     meta_model.module, adapt_steps=meta_model.adapt_steps, adapt_learning_rate=rate
                 )
-                return evaluate(
+                make = partial(
+                    evaluate,
                     adapting,
                     dataset,
                     n_way=experiment.config.pool.n_way,
@@ -108,6 +119,7 @@ def meta_test(meta_model: MetaModel, experiment: Experiment) -> list[MetaTest]:
                     seed=experiment.episode_seed,
                     progress=experiment.progress,
                 )
+                return kept.once(make, dataset.name, n_shot, rate, split)
 
             best = own_rate = meta_model.adapt_learning_rate
             if config.adapt_lrs:

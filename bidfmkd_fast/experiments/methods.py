@@ -34,6 +34,7 @@ from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.training import TrainConfig
 from bidfmkd_fast.training.comparison import ZERO_QUERY
+from bidfmkd_fast.training.kept_steps import KeptSteps
 from bidfmkd_fast.training.recovered_set import read_images_and_scores
 from bidfmkd_fast.training.run_folder import METRICS, RunFolder
 from bidfmkd_fast.training.step_records import STEPS, StepRecords
@@ -138,7 +139,6 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
     It takes `baselines.maml_steps` outer steps, or as many as the replay if that is 0. Episodes
     come from the data sets in turn.
     """
-    started = time.perf_counter()
     config, replay = experiment.train, experiment.train.replay
     samplers = [
         EpisodeSampler(
@@ -172,21 +172,27 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
         )
     n_steps = experiment.config.baselines.maml_steps or experiment.replay_steps
     records = StepRecords(folder / METRICS)
-    with Bar("maml: train", n_steps, "steps", experiment.progress) as bar:
-        for step in bar.over(range(n_steps)):
+    with (
+        KeptSteps(folder, module, optimizer, records) as kept,
+        Bar("maml: train", n_steps, "steps", experiment.progress) as bar,
+    ):
+        bar.skip(kept.done)
+        for step in bar.over(range(kept.done, n_steps)):
             indices = range(step * n_tasks, (step + 1) * n_tasks)
             episodes = [
                 samplers[index % len(samplers)].episode(index // len(samplers)) for index in indices
             ]
-            if on_device is not None:
-                on_device.step(episodes)
-                if on_device.unread == STEPS or step + 1 == n_steps:
-                    records.add(on_device.records())
-                continue
-            with seeded(config.seed, "maml", step):
-                records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
+            with kept.step():
+                if on_device is not None:
+                    on_device.step(episodes)
+                    if on_device.unread == STEPS or step + 1 == n_steps:
+                        records.add(on_device.records())
+                    kept.unread = on_device.unread > 0
+                    continue
+                with seeded(config.seed, "maml", step):
+                    records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
     records.write()
-    finish_method(folder, experiment, module, 0, time.perf_counter() - started)
+    finish_method(folder, experiment, module, 0, records.seconds)
 
 
 # Label and function of each method, in the order of the table: without recovery, without

@@ -6,10 +6,11 @@ They share one data set and architecture (API-SS), or mix architectures (API-SH)
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.data.dataset import Dataset
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files.atomic import check_writable, write_tensors
+from bidfmkd_fast.files.atomic import check_writable
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.pools.classifier_fit import (
     fit_classifier,
@@ -25,6 +26,13 @@ from bidfmkd_fast.pools.classifier_fit import (
     settle_batch_norm,
 )
 from bidfmkd_fast.pools.pool import LIST, Pool, PoolEntry, write_list
+from bidfmkd_fast.pools.unfinished import (
+    begin,
+    check_unfinished,
+    end,
+    keep_trained,
+    trained_accuracy,
+)
 from bidfmkd_fast.runtime.machine import usable_device
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import seeded, torch_generator
@@ -62,13 +70,16 @@ def train_pool(
     kept back to measure the accuracy. The APIs take images in [0, 1] and answer logits. API number
     i depends only on the arguments, the seed and i.
 
+    A pool that was cut off is continued by the same call: no API that is trained is trained again.
+
     On a CPU as many APIs train at once as torch has threads, each on one thread. Training several
     APIs in one grouped network was measured to be no faster there.
 
     Raises:
         InputError: a number is out of range, the scenario does not go with the data sets, a split
             has too few classes, a class has too few images, `out_dir` cannot be written to, or it
-            holds a pool, finished or in training. Nothing is ever overwritten.
+            holds a pool that is finished, in training, or cut off with other settings. Nothing is
+            ever overwritten.
     """
     datasets = [datasets] if isinstance(datasets, Dataset) else list(datasets)
     check_integer("train_pool", "n_way", n_way, 2)
@@ -83,7 +94,20 @@ def train_pool(
         _check_classes(dataset, n_way)
     folder = Path(out_dir)
     device = usable_device("train_pool", device)
-    _refuse_trained(folder)
+    settings = {
+        "scenario": scenario,
+        "n_apis": n_apis,
+        "n_way": n_way,
+        "width": width,
+        "resnet_width": resnet_width,
+        "epochs": epochs,
+        "seed": seed,
+        "holdout": holdout,
+        "data_sets": [
+            [dataset.name, dataset.inverted, len(dataset.labels)] for dataset in datasets
+        ],
+    }
+    _refuse_trained(folder, settings)
     widths = {"conv4": width, "resnet10": resnet_width, "resnet18": resnet_width}
     planned = [_planned(scenario, i, datasets, n_way, widths) for i in range(n_apis)]
     with torch.device("meta"):
@@ -91,9 +115,14 @@ def train_pool(
             # An image size that an architecture refuses fails here, before anything is written.
             entry.build()
     with FolderLock(folder):
-        _refuse_trained(folder)  # another process may have trained a pool here since the last check
+        # Another process may have trained a pool here since the last check.
+        _refuse_trained(folder, settings)
         check_writable(folder / LIST)
-        return _train_all(planned, datasets, folder, seed, holdout, epochs, device, progress)
+        begin(folder, settings)
+        try:
+            return _train_all(planned, datasets, folder, seed, holdout, epochs, device, progress)
+        finally:
+            end(folder)
 
 
 def _train_all(
@@ -153,6 +182,9 @@ def _train_api(
     candidates = dataset.classes("meta_train")
     order = torch.randperm(len(candidates), generator=generator)[: len(entry.class_names)].tolist()
     classes = [candidates[position] for position in order]
+    named = replace(entry, class_names=tuple(dataset.class_names[index] for index in classes))
+    if (accuracy := trained_accuracy(folder / entry.file)) is not None:
+        return replace(named, accuracy=accuracy)
     fit, held_out = _divide(dataset, classes, holdout, generator)
     with seeded(*names, "weights"):
         module = entry.build().to(device)
@@ -161,10 +193,8 @@ def _train_api(
     if entry.architecture != "conv4":  # a shallow Conv4's running statistics keep up by themselves
         settle_batch_norm(module, images)
     accuracy = held_out_accuracy(module, *(part.to(device) for part in held_out))
-    write_tensors(folder / entry.file, module.state_dict())
-    return replace(
-        entry, class_names=tuple(dataset.class_names[index] for index in classes), accuracy=accuracy
-    )
+    keep_trained(folder / entry.file, module.state_dict(), accuracy)
+    return replace(named, accuracy=accuracy)
 
 
 def _planned(
@@ -227,18 +257,15 @@ def _check_classes(dataset: Dataset, n_way: int) -> None:
             )
 
 
-def _refuse_trained(folder: Path) -> None:
+def _refuse_trained(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise InputError unless a pool of `settings` may be trained, or continued, in `folder`."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"train_pool: out_dir {folder} is a file; give a folder")
     if (folder / LIST).exists():
         raise InputError(
             f"train_pool: {folder} holds a trained pool already; load it, or give another folder"
         )
-    if any(folder.glob("api_*.safetensors")):
-        raise InputError(
-            f"train_pool: {folder} holds a pool that was cut off in training; "
-            "remove it, or give another folder"
-        )
+    check_unfinished(folder, settings)
 
 
 def _divide(

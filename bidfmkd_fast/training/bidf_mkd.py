@@ -120,8 +120,8 @@ class BiDfMKD:
         Every call starts anew, unless `run_dir` holds a run of the same settings that was cut off.
         Then the sets recovered so far are not asked for again, sets under way continue where they
         stopped, training continues from its last checkpoint (every 30 seconds, and when a signal
-        ends the run), and what was spent counts. With equal APIs the same seed gives the same run, bit
-        for bit (on a CPU with the same number of threads). With `progress`, a terminal or a
+        ends the run), and what was spent counts. With equal APIs the same seed gives the same run,
+        bit for bit (on a CPU with the same number of threads). With `progress`, a terminal or a
         notebook shows bars; elsewhere stderr gets one line a minute.
 
         Several services are recovered at once. A service that does not answer, or whose answers are

@@ -6,7 +6,6 @@ no real picture is used, so a run on APIs must reach more.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from bidfmkd_fast.black_box import APISpec, BlackBox
+from bidfmkd_fast.files.checkpoints import Checkpoints
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.meta import MetaModel, TaskMemory, outer_replay_step
 from bidfmkd_fast.meta.replay_on_device import DeviceReplay
@@ -23,7 +23,8 @@ from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.default_model import initial_module, task_shape
-from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
+from bidfmkd_fast.training.kept_steps import KeptSteps
+from bidfmkd_fast.training.run_folder import CHECKPOINTS, META_MODEL, RunFolder
 from bidfmkd_fast.training.step_records import STEPS, StepRecords
 
 # Scenes, and jittered copies of each; there are more if a task has as many classes, or as many
@@ -38,7 +39,8 @@ def learn_from_pictures(
     *,
     device: torch.device | str = "cpu",
     progress: bool = True,
-    metrics: Path | None = None,
+    folder: Path | None = None,
+    records: StepRecords | None = None,
 ) -> nn.Module:
     """Train the default meta-model of a run by MAML on pseudo-tasks, as the replay would.
 
@@ -48,12 +50,14 @@ def learn_from_pictures(
         n_steps: outer steps.
         device: where the module is trained.
         progress: whether to show a bar.
-        metrics: file for the means of loss and accuracy over every 25 steps.
+        folder: where checkpoints are kept, from the newest of which the training goes on; None to
+            keep none.
+        records: gets loss and accuracy of every step.
 
     Returns:
         The module, which starts from the same parameters as the run.
     """
-    started = time.perf_counter()
+    records = StepRecords(None) if records is None else records
     replay, n_tasks = config.replay, config.meta_batch_size
     shape = task_shape(specs, config) or specs[0].image_shape
     n_way = min(spec.n_classes for spec in specs)
@@ -84,27 +88,32 @@ def learn_from_pictures(
             replay.inner,
             rotations=replay.rotations,
         )
-    records = StepRecords(metrics, started=started)
-    with Bar("zero_query: train", n_steps, "steps", progress) as bar:
-        for step in bar.over(range(n_steps)):
-            if on_device is not None:
-                on_device.step(seed, step * n_tasks)
-                if on_device.unread == STEPS or step + 1 == n_steps:
-                    records.add(on_device.records())
-                continue
-            episodes = [
-                memory.sample_episode(
-                    n_way,
-                    replay.n_shot,
-                    n_query,
-                    seed=seed,
-                    index=step * n_tasks + task,
-                    rotations=replay.rotations,
-                )
-                for task in range(n_tasks)
-            ]
-            with seeded(config.seed, "zero_query", step):
-                records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
+    with (
+        KeptSteps(folder, module, optimizer, records) as kept,
+        Bar("zero_query: train", n_steps, "steps", progress) as bar,
+    ):
+        bar.skip(kept.done)
+        for step in bar.over(range(kept.done, n_steps)):
+            with kept.step():
+                if on_device is not None:
+                    on_device.step(seed, step * n_tasks)
+                    if on_device.unread == STEPS or step + 1 == n_steps:
+                        records.add(on_device.records())
+                    kept.unread = on_device.unread > 0
+                    continue
+                episodes = [
+                    memory.sample_episode(
+                        n_way,
+                        replay.n_shot,
+                        n_query,
+                        seed=seed,
+                        index=step * n_tasks + task,
+                        rotations=replay.rotations,
+                    )
+                    for task in range(n_tasks)
+                ]
+                with seeded(config.seed, "zero_query", step):
+                    records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
     records.write()
     return module
 
@@ -129,7 +138,10 @@ def keep_zero_query(
         if not file.is_file():
             specs = [api.spec for api in apis]
             n_steps = config.replay_steps(sum(not spec.labels_only for spec in specs))
-            module = learn_from_pictures(specs, config, n_steps, device=device, progress=progress)
+            module = learn_from_pictures(
+                specs, config, n_steps, device=device, progress=progress, folder=file.parent
+            )
             MetaModel(
                 module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr
             ).save(file)
+            Checkpoints(file.with_name(CHECKPOINTS)).remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bidfmkd_fast.training.records import Records
 
@@ -15,7 +16,7 @@ class StepRecords:
     """Records the means of `loss` and `accuracy` over every `STEPS` steps.
 
     Args:
-        file: `metrics.jsonl`, which is not there yet; None to keep nothing.
+        file: `metrics.jsonl`; None to keep nothing.
         stage: what the steps are, such as "replay".
         queries: those that were asked before the first step.
         started: `time.perf_counter()` at the start of the training; now if it is None.
@@ -31,6 +32,26 @@ class StepRecords:
         self._records, self._stage, self._queries = Records(file), stage, queries
         self._started, self._step = time.perf_counter() if started is None else started, 0
         self._held: list[Mapping[str, float]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds since the start, those of processes that were cut off included."""
+        return time.perf_counter() - self._started
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as plain values for a checkpoint."""
+        return {
+            "step": self._step,
+            "held": [dict(step) for step in self._held],
+            "seconds": self.seconds,
+            "history": self._records.history,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` has returned."""
+        self._step, self._held = state["step"], list(state["held"])
+        self._started = time.perf_counter() - state["seconds"]
+        self._records.restore(state["history"])
 
     def add(self, steps: Sequence[Mapping[str, float]]) -> None:
         """Add the `loss` and the `accuracy` of further steps."""
@@ -49,6 +70,6 @@ class StepRecords:
             for name in ("loss", "accuracy")
         }
         record = {"stage": self._stage, "step": self._step, **means, "queries": self._queries}
-        record["seconds"] = round(time.perf_counter() - self._started, 3)
+        record["seconds"] = round(self.seconds, 3)
         self._held = []
         self._records.add(record)

@@ -42,7 +42,7 @@ def test_what_was_finished_or_can_go_on_is_not_made_anew(tmp_path: Path) -> None
     (tmp_path / "it.partial").mkdir()
     (tmp_path / "it.partial" / "config").touch()
     (tmp_path / "it.partial" / "paid for").touch()
-    made_once(tmp_path / "it", make, "last", goes_on="config")
+    made_once(tmp_path / "it", make, "last", ["config"])
     assert made == [["config", "paid for"]]
     (tmp_path / "other.partial").mkdir()
     (tmp_path / "other.partial" / "last").touch()  # cut off just before it was moved to its place

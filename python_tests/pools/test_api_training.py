@@ -3,14 +3,17 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from bidfmkd_fast.data import Dataset, load_dataset, make_glyphs
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.pools import api_training, load_modules, load_pool, read_pool, train_pool
+from bidfmkd_fast.pools.classifier_fit import fit_classifier
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +150,46 @@ def test_train_never_overwrites(glyphs: Dataset, copied: Path) -> None:
         train_pool(glyphs, copied)
     assert before == {file.name: file.read_bytes() for file in copied.iterdir()}
     (copied / "pool.yaml").unlink()
-    with pytest.raises(InputError, match="cut off"):
+    with pytest.raises(InputError, match="cut off in training, with settings that are not known"):
         train_pool(glyphs, copied)
     with pytest.raises(InputError, match="is a file"):
         train_pool(glyphs, copied / "api_000.safetensors")
     with pytest.raises(InputError, match="cannot write to"):
         train_pool(glyphs, copied / "api_000.safetensors" / "pool")
+
+
+def test_a_pool_that_was_cut_off_is_continued(tmp_path: Path) -> None:
+    """Interrupt the training when one API of three is trained."""
+    data, settings = tiny("dots", (1, 16, 16)), {"n_apis": 3, "n_way": 3, "width": 4, "epochs": 2}
+    whole = train_pool(data, tmp_path / "whole", progress=False, **settings)
+    assert not (tmp_path / "whole" / "training.json").exists()
+    folder, trained = tmp_path / "cut", []
+
+    def cut_off(module: nn.Module, *arguments: Any, **keywords: Any) -> None:
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(module)
+        fit_classifier(module, *arguments, **keywords)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(api_training, "fit_classifier", cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                train_pool(data, folder, progress=False, **settings)
+    finally:
+        torch.set_num_threads(threads)
+    assert [file.name for file in folder.glob("api_*")] == ["api_000.safetensors"]
+    before = (folder / "api_000.safetensors").stat().st_mtime_ns
+    with pytest.raises(InputError, match="cut off in training, with another epochs, seed; give"):
+        train_pool(data, folder, progress=False, seed=1, **{**settings, "epochs": 3})
+    pool = train_pool(data, folder, progress=False, **settings)
+    assert pool.entries == whole.entries
+    assert before == (folder / "api_000.safetensors").stat().st_mtime_ns
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()
+    }
 
 
 def tiny(name: str, shape: tuple[int, int, int], n_classes: int = 6) -> Dataset:
