@@ -27,7 +27,8 @@ def last_line(command: str, arguments: Sequence[str], options: Any, number: int)
     `arguments` is the command line. `options` are the parsed options, or None if the signal came
     before they were parsed; a command sets `options.out` to its folder once it has chosen one.
     """
-    by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    names = {signal.SIGINT: "Ctrl-C", signal.SIGALRM: "--stop-after"}
+    by = names.get(signal.Signals(number), signal.Signals(number).name)
     name = f"bidfmkd {command}".strip()
     out = getattr(options, "out", None)
     folder = Path(out) if out is not None else None

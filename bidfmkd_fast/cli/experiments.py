@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.cli.next_command import write_source
-from bidfmkd_fast.cli.options import Command, add_out, add_seed, out_folder
+from bidfmkd_fast.cli.options import Command, add_out, add_seed, add_stop_after, out_folder
 from bidfmkd_fast.experiments.compare import REPORT, run_comparison
 from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.experiments.demo import DemoConfig, demo_config, run_demo, with_seed
@@ -92,6 +92,7 @@ def _add_sweep_options(parser: ArgumentParser, _: Sequence[str]) -> None:
 
 
 def _add_seeds_and_device(parser: ArgumentParser) -> None:
+    add_stop_after(parser)
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0], help="seeds; the results are averaged"
     )

@@ -24,10 +24,17 @@ from bidfmkd_fast.cli import (
     tools,
 )
 from bidfmkd_fast.cli.ending import last_line
-from bidfmkd_fast.cli.options import Command, build_parser, check_seeds, plain_error, without_notes
+from bidfmkd_fast.cli.options import (
+    Command,
+    build_parser,
+    check_seeds,
+    plain_error,
+    seconds_of,
+    without_notes,
+)
 from bidfmkd_fast.cli.settings import merge, take_settings
 from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError
-from bidfmkd_fast.runtime.signals import ended_by_signals
+from bidfmkd_fast.runtime.signals import ended_by_signals, stop_after
 from bidfmkd_fast.runtime.streams import Output, guarded_stdout, open_missing, say, visible
 
 COMMANDS: dict[str, Command] = {  # in the order of `bidfmkd --help`
@@ -59,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     used; 141 if the reader of standard output has gone, and 1 if it cannot be written otherwise.
 
     Without `arguments` the command line of the process is taken, and the process belongs to the
-    command: Ctrl-C ends it with one line and exit code 130, SIGTERM with 143
-    (`runtime.signals.ended_by_signals`).
+    command: Ctrl-C ends it with one line and exit code 130, SIGTERM with 143, the end of the time
+    of `--stop-after` with 75 (`runtime.signals.ended_by_signals`).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = next((argument for argument in given if argument in COMMANDS), "")
@@ -109,6 +116,8 @@ def _run(arguments: Sequence[str], command: str, name: str, parsed: dict[str, An
         given = build_parser(arguments, COMMANDS).parse_args(arguments)
         options = parsed["options"] = given[given.subcommand]
         check_seeds(options)
+        if (time := options.get("stop_after")) is not None:
+            stop_after(seconds_of("--stop-after", time))
         if "config" in options:
             merge(values := without_notes(options.config.as_dict()), settings)
             options.config = values

@@ -99,6 +99,29 @@ def add_pool_and_device(parser: ArgumentParser, *, required: bool = True) -> Non
     )
 
 
+def add_stop_after(parser: ArgumentParser) -> None:
+    """Add `--stop-after` for a command that the same command continues; `main` reads it."""
+    parser.add_argument(
+        "--stop-after",
+        type=str,
+        metavar="TIME",
+        help="stop after this time, such as 90s, 30m or 11h30m, with exit code 75; the same "
+        "command continues",
+    )
+
+
+def seconds_of(option: str, text: str) -> float:
+    """Return the seconds that a text such as 90s, 30m or 11h30m stands for.
+
+    Raises InputError for any other text.
+    """
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    if not (total := 3600 * hours + 60 * minutes + seconds):
+        raise InputError(f"{option} must be a time such as 90s, 30m or 11h30m; got {text!r}")
+    return float(total)
+
+
 def out_folder(options: Any, command: str) -> Path:
     """Return `--out`, or else the first of `runs/<command>`, `runs/<command>-2`, ... that is free.
 

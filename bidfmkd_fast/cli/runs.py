@@ -16,6 +16,7 @@ from bidfmkd_fast.cli.options import (
     add_out,
     add_pool_and_device,
     add_seed,
+    add_stop_after,
     budget_of,
     out_folder,
     train_config,
@@ -155,6 +156,7 @@ def _source_of_run(pool: str) -> dict[str, Any]:
 def _add_train_options(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     add_out(parser, "train")
     add_seed(parser, from_settings=True)
+    add_stop_after(parser)
     presets = {
         "default": TrainConfig(),
         "v01": TrainConfig.v01(),

@@ -1,4 +1,4 @@
-"""End a command on Ctrl-C or SIGTERM within two seconds, with one line.
+"""End a command on Ctrl-C or SIGTERM within two seconds, with one line, or when its time is up.
 
 The command ends within this time whatever its threads are waiting for.
 
@@ -19,12 +19,16 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.runtime.interrupt import interrupt_all
 from bidfmkd_fast.runtime.streams import say
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds that the main thread has to save its work before the process ends without it.
-_SECONDS = 1.4
+# SIGALRM is the end of the time that `stop_after` has set.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+TIME_IS_UP = 75  # exit code after SIGALRM: EX_TEMPFAIL of sysexits.h, try again
+# Seconds that the main thread has to save its work before the process ends without it. Nobody
+# waits for a process whose time is up, so that may end the step that it is in.
+_SECONDS, _SECONDS_AFTER_ALARM = 1.4, 30.0
 _GRACE = 0.3  # seconds more if another thread is writing the last line already
 # Two signals within this many seconds count as one, since a shell and its terminal may both send
 # the signal.
@@ -40,7 +44,9 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
-    """End the process when a signal comes: with a last line on stderr and exit code 128 + number.
+    """End the process when a signal comes: with a last line on stderr and its exit code.
+
+    The code is 128 + number, or `TIME_IS_UP` for SIGALRM.
 
     The first signal raises KeyboardInterrupt in the main thread (`Terminated` for SIGTERM). It also
     ends every wait for a service, so that the block can save its work. The process ends when the
@@ -71,6 +77,7 @@ def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
             raise
         ending.end()
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.set_wakeup_fd(pipe_before)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -104,6 +111,17 @@ def held_back() -> Iterator[None]:
             before[number](number, frame)
 
 
+def stop_after(seconds: float) -> None:
+    """End the process as a signal does when `seconds` have passed, with exit code `TIME_IS_UP`.
+
+    Raises:
+        InputError: the process does not belong to a command (see `ended_by_signals`).
+    """
+    if not callable(signal.getsignal(signal.SIGALRM)):
+        raise InputError("--stop-after works on the command line only")
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
 def end_at_once_while_loading() -> None:
     """End the process without a traceback if a signal comes before the command has begun.
 
@@ -128,14 +146,17 @@ class _Ending:
             self.number, self._since = number, time.monotonic()
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
         if time.monotonic() - self._since > _DOUBLE:
-            os._exit(128 + self.number)
+            os._exit(_exit_code(self.number))
 
     def watch(self, read: int) -> None:
         """Wait for a signal; end all waits for services, and the process when time is up."""
         while not (arrived := _signals_in(os.read(read, 64))):
             if arrived is None:
                 return
-        number, end = arrived[0], time.monotonic() + _SECONDS
+        number, seconds = arrived[0], _SECONDS
+        if number == signal.SIGALRM:
+            seconds = _SECONDS_AFTER_ALARM
+        end = time.monotonic() + seconds
         self._interrupt()
         while (left := end - time.monotonic()) > 0:
             if select.select([read], [], [], left)[0] and _signals_in(os.read(read, 64)) is None:
@@ -158,7 +179,11 @@ class _Ending:
             else:
                 time.sleep(_GRACE)
         finally:
-            os._exit(128 + number)
+            os._exit(_exit_code(number))
+
+
+def _exit_code(number: int) -> int:
+    return TIME_IS_UP if number == signal.SIGALRM else 128 + number
 
 
 def _signals_in(sent: bytes) -> list[int] | None:

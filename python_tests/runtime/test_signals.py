@@ -25,6 +25,9 @@ import yaml
 
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.cli import ending as cli_ending
+from bidfmkd_fast.cli.main import main
+from bidfmkd_fast.data import load_dataset
+from bidfmkd_fast.pools import train_pool
 
 MAIN = "from bidfmkd_fast.cli.main import main; raise SystemExit(main())"
 SPEC = {"n_classes": 3, "image_shape": [1, 16, 16]}
@@ -200,6 +203,28 @@ def test_a_command_that_asks_nobody(tmp_path: Path) -> None:
         "bidfmkd pool: ended by Ctrl-C; nothing to keep; nothing was asked; "
         f"start again with: bidfmkd {' '.join(arguments)}\n"
     )
+
+
+def test_stopped_after_a_time(tmp_path: Path) -> None:
+    """Stop a training that would take hours after six seconds; a signal's checkpoint is there."""
+    train_pool(load_dataset("glyphs"), tmp_path / "pool", n_apis=2, width=4, epochs=1)
+    arguments = ["train", "--pool", "pool", "--config.survey.n_images=100", "--out=run"]
+    arguments += ["--config.survey.epochs=100000", "--stop-after=6s"]
+    process = started(MAIN, *arguments, folder=tmp_path)
+    code, said = process.wait(300), process.communicate()[1].splitlines()[-1]
+    assert code == 75
+    assert said.startswith("bidfmkd train: ended by --stop-after; kept in run: 0 recovered sets"), (
+        "this machine takes more than six seconds to begin a run"
+    )
+    assert said.endswith(f"; go on with: bidfmkd {' '.join(arguments)}")
+    assert list((tmp_path / "run" / "checkpoints").glob("*/state.json"))
+
+
+@pytest.mark.parametrize("time", ["30", "m", "", "0s", "1.5h", "-3m", "1m30"])
+def test_a_time_that_is_none(time: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--pool=p", f"--stop-after={time}"]) == 2
+    said = f"--stop-after must be a time such as 90s, 30m or 11h30m; got '{time}'"
+    assert said in capsys.readouterr().err
 
 
 def test_the_last_line_counts_unfinished_recoveries(
