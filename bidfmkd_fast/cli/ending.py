@@ -11,6 +11,7 @@ from typing import Any
 from bidfmkd_fast.black_box.ledger import asked_by_this_process
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.training.run_folder import LEDGER, STAND_INS
 
 _RESUMED = (
     "pool",
@@ -83,7 +84,9 @@ def _amount(queries: int, requests: int, cost: float) -> str:
 def _ledger_total(folder: Path) -> tuple[int, int, float]:
     """Return the queries, requests and cost of all ledgers in a folder."""
     queries, requests, cost = 0, 0, 0.0
-    for file in folder.rglob("ledger.sqlite"):
+    for file in folder.rglob(LEDGER):
+        if file.parent.name == STAND_INS:
+            continue
         try:
             ledger = LedgerFile(file)
         except InputError:  # damaged: the next command that opens the folder reports it

@@ -115,7 +115,7 @@ def seconds_of(option: str, text: str) -> float:
 
     Raises InputError for any other text.
     """
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    found = re.fullmatch(r"(?:(\d{1,5})h)?(?:(\d{1,5})m)?(?:(\d{1,5})s)?", text)
     hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
     if not (total := 3600 * hours + 60 * minutes + seconds):
         raise InputError(f"{option} must be a time such as 90s, 30m or 11h30m; got {text!r}")

@@ -5,7 +5,6 @@ Whoever pays for an API must get more than these give for nothing.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -19,13 +18,12 @@ from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training import BiDfMKD
 from bidfmkd_fast.training.pseudo_tasks import learn_from_pictures
 from bidfmkd_fast.training.records import Records
-from bidfmkd_fast.training.run_folder import META_MODEL, METRICS, RunFolder
+from bidfmkd_fast.training.run_folder import META_MODEL, METRICS, STAND_INS, RunFolder
 from bidfmkd_fast.training.step_records import StepRecords
 
 # Standard deviation of the logits of `random_teachers`, as trained APIs have it: the share of the
 # highest class is about 0.8 then. A network with random weights gives all classes nearly alike.
 TEACHER_SPREAD = 3.0
-TEACHERS = "run"  # folder of the run on these networks, while it is not finished
 
 
 def random_initialisation(experiment: Experiment, folder: Path) -> None:
@@ -70,7 +68,7 @@ def random_teachers(experiment: Experiment, folder: Path) -> None:
             module = entry.build()
         scaled = _Scaled(module.eval(), entry.spec.image_shape, config.seed)
         boxes.append(TorchBlackBox(scaled, entry.spec, device=experiment.device))
-    run = RunFolder(folder / TEACHERS)
+    run = RunFolder(folder / STAND_INS)
     if not (run.path / META_MODEL).is_file():
         learner = BiDfMKD(boxes, config=config, device=experiment.device)
         learner.label = "random_teachers"
@@ -78,9 +76,9 @@ def random_teachers(experiment: Experiment, folder: Path) -> None:
     records = Records(folder / METRICS)
     for record in run.metrics():
         records.add({**record, "queries": 0})  # none of them to an API
+    records.tell()
     seconds = sum(run.summary()["seconds"].values())
     finish_method(folder, experiment, run.meta_model().module, 0, seconds)
-    shutil.rmtree(run.path)
 
 
 class _Scaled(nn.Module):

@@ -14,12 +14,11 @@ from bidfmkd_fast.black_box.ledger_file import LedgerRow
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.experiments.config import ExperimentConfig
 from bidfmkd_fast.files.atomic import write_json
-from bidfmkd_fast.files.checkpoints import Checkpoints
 from bidfmkd_fast.meta import MetaModel
 from bidfmkd_fast.pools.pool import Pool
 from bidfmkd_fast.training import BiDfMKD, TrainConfig
 from bidfmkd_fast.training.default_model import initial_module
-from bidfmkd_fast.training.run_folder import CHECKPOINTS, META_MODEL, SUMMARY
+from bidfmkd_fast.training.run_folder import META_MODEL, SUMMARY
 
 
 @dataclass(frozen=True)
@@ -89,4 +88,3 @@ def finish_method(
         module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr
     )
     meta_model.save(folder / META_MODEL)
-    Checkpoints(folder / CHECKPOINTS).remove()

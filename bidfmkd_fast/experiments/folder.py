@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bidfmkd_fast.data import Dataset
@@ -54,21 +55,31 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def made_once(
-    folder: Path, make: Callable[[Path], object], last: str, goes_on: Collection[str] = ()
+    folder: Path,
+    make: Callable[[Path], object],
+    last: str,
+    goes_on: Collection[str] = (),
+    scratch: Collection[str] = (),
 ) -> Path:
     """Return `folder`; if it is not there, call `make` with an unfinished folder and rename that.
 
     `last` is the file that `make` writes last, so an unfinished folder that holds it is complete
     and only has to be renamed. An incomplete folder, left by a command that was cut off, is removed
-    first. If it holds a file or folder named in `goes_on`, it stays, and `make` continues in it.
+    first. If it holds a file or folder named in `goes_on` or `scratch`, it stays, and `make`
+    continues in it. What `scratch` names is removed from the complete folder.
     """
     if folder.exists():
         return folder
     partial = folder.with_name(folder.name + PARTIAL)
     if not (partial / last).is_file():
-        if partial.exists() and not any((partial / name).exists() for name in goes_on):
+        begun = any((partial / name).exists() for name in (*goes_on, *scratch))
+        if partial.exists() and not begun:
             shutil.rmtree(partial)
         make(partial)
+    for name in scratch:
+        shutil.rmtree(partial / name, ignore_errors=True)
+        with suppress(OSError):
+            (partial / name).unlink()
     try:
         partial.rename(folder)
     except OSError as error:
@@ -103,4 +114,4 @@ def pool_of(
             progress=progress,
         )
 
-    return read_pool(made_once(folder, make, LIST, [SETTINGS]) / LIST)
+    return read_pool(made_once(folder, make, LIST, scratch=[SETTINGS]) / LIST)

@@ -11,6 +11,7 @@ from typing import Any
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.atomic import append_line
 from bidfmkd_fast.meta import Evaluation
+from bidfmkd_fast.secrets import scrubbed
 
 
 class KeptEvaluations:
@@ -38,7 +39,7 @@ class KeptEvaluations:
             self._held[key] = make()
             if self._file is not None:
                 record = self._held[key].to_record()
-                append_line(self._file, f"\n{json.dumps([about, record])}")
+                append_line(self._file, f"\n{json.dumps(scrubbed([about, record]))}")
         return self._held[key]
 
     def remove(self) -> None:

@@ -13,17 +13,16 @@ import torch
 
 from bidfmkd_fast.data import Dataset
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.experiments.controls import TEACHERS
 from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.folder import made_once
 from bidfmkd_fast.experiments.kept_evaluations import KeptEvaluations
-from bidfmkd_fast.experiments.methods import METHODS
+from bidfmkd_fast.experiments.methods import METHODS, SETS
 from bidfmkd_fast.files.atomic import write_exact
 from bidfmkd_fast.files.json_files import read_json
 from bidfmkd_fast.meta import Evaluation, MetaModel, evaluate
 from bidfmkd_fast.meta.evaluate import mean_and_ci95
 from bidfmkd_fast.secrets import scrubbed
-from bidfmkd_fast.training.run_folder import CHECKPOINTS, CONFIG, META_MODEL, RunFolder
+from bidfmkd_fast.training.run_folder import CHECKPOINTS, CONFIG, META_MODEL, STAND_INS, RunFolder
 
 EVALUATION = "evaluation.json"
 UNFINISHED = "evaluations.jsonl"  # of a meta-test that is under way
@@ -68,8 +67,8 @@ Results = Mapping[str, Sequence[Result]]  # by method; one result per seed
 def train_and_test(method: str, experiment: Experiment, folder: Path) -> Result:
     """Train `method` in `folder` and meta-test it; read from the folder what is done already."""
     _, train = METHODS[method]
-    begun = (CONFIG, CHECKPOINTS, TEACHERS)
-    made_once(folder, lambda partial: train(experiment, partial), META_MODEL, begun)
+    scratch = (CHECKPOINTS, STAND_INS, SETS)
+    made_once(folder, lambda partial: train(experiment, partial), META_MODEL, [CONFIG], scratch)
 
     kept = KeptEvaluations(folder / UNFINISHED)
 
@@ -119,7 +118,7 @@ def meta_test(
                     seed=experiment.episode_seed,
                     progress=experiment.progress,
                 )
-                return kept.once(make, dataset.name, n_shot, rate, split)
+                return kept.once(make, dataset.name, n_shot, rate, split, n_episodes)
 
             best = own_rate = meta_model.adapt_learning_rate
             if config.adapt_lrs:

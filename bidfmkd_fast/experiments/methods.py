@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast import ops
-from bidfmkd_fast.black_box import OpenBox
-from bidfmkd_fast.black_box.ledger_file import row_of
+from bidfmkd_fast.black_box import BlackBox, OpenBox
+from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.data import EpisodeSampler
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.experiments.controls import (
@@ -24,21 +24,24 @@ from bidfmkd_fast.experiments.controls import (
     zero_query,
 )
 from bidfmkd_fast.experiments.experiment import Experiment, finish_method, fit_run
+from bidfmkd_fast.files.atomic import make_folder, read_tensors, write_tensors
 from bidfmkd_fast.meta import outer_replay_step
 from bidfmkd_fast.meta.replay_on_device import DeviceEpisodes
 from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.models.head import zero_head
 from bidfmkd_fast.pools.pool import load_modules, load_pool
 from bidfmkd_fast.recovery import recover
+from bidfmkd_fast.recovery.journal import Journal
 from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.seeds import derive_seed, seeded, torch_generator
 from bidfmkd_fast.training import TrainConfig
 from bidfmkd_fast.training.comparison import ZERO_QUERY
 from bidfmkd_fast.training.kept_steps import KeptSteps
 from bidfmkd_fast.training.recovered_set import read_images_and_scores
-from bidfmkd_fast.training.run_folder import METRICS, RunFolder
+from bidfmkd_fast.training.run_folder import LEDGER, METRICS, RunFolder
 from bidfmkd_fast.training.step_records import STEPS, StepRecords
 
+SETS = "sets"  # folder of what `single` has recovered, until it is finished
 Method = Callable[[Experiment, Path], None]
 
 
@@ -66,44 +69,52 @@ def best_api_distilled(experiment: Experiment, folder: Path) -> None:
     (Omniglot, 10 steps, 1-shot: 72 % against 67 %).
     """
     started = time.perf_counter()
-    entries, config = experiment.pool.trained, experiment.train
+    entries = experiment.pool.trained
     best = max(range(len(entries)), key=lambda i: entries[i].accuracy)
     api = load_pool(experiment.pool.folder)[best]
-    images, scores = [], []
-    with Bar(f"single: recover {api.name}", 2 * len(entries), "sets", experiment.progress) as bar:
-        for index in bar.over(range(2 * len(entries))):
-            seed = derive_seed(config.seed, "best api", index)
-            recovered = recover(
-                api,
-                config.n_per_class,
-                None,
-                config.recovery,
-                seed=seed,
-                device=experiment.device,
-                paper_compat=config.paper_compat,
-            )
-            images.append(api.spec.to_unit(recovered.images))
-            scores.append(recovered.scores)
+    make_folder(folder / SETS)
+    ledger = LedgerFile(folder / SETS / LEDGER)
+    with api.ledger.written_to(ledger, best, api.name):
+        images, scores = _recover_sets(experiment, api, folder / SETS, 2 * len(entries))
+    (row,) = ledger.rows()
+    ledger.close()
     module = experiment.fresh()
-    records = StepRecords(folder / METRICS, "distillation", api.ledger.queries, started)
-    _distil(
-        experiment,
-        module,
-        torch.cat(images),
-        torch.cat(scores),
-        api.spec.returned_kind,
-        best,
-        records,
-    )
+    records = StepRecords(folder / METRICS, "distillation", row.queries, started)
+    _distil(experiment, module, images, scores, api.spec.returned_kind, best, records)
     zero_head(module)
-    finish_method(
-        folder,
-        experiment,
-        module,
-        api.ledger.queries,
-        time.perf_counter() - started,
-        [row_of(best, api)],
-    )
+    finish_method(folder, experiment, module, row.queries, records.seconds, [row])
+
+
+def _recover_sets(
+    experiment: Experiment, api: BlackBox, folder: Path, n_sets: int
+) -> tuple[Tensor, Tensor]:
+    """Recover sets from one API, each kept in `folder`; return all images, in [0, 1], and scores.
+
+    What a process that was cut off has recovered is not asked for again.
+    """
+    config, images, scores = experiment.train, [], []
+    with Bar(f"single: recover {api.name}", n_sets, "sets", experiment.progress) as bar:
+        for index in bar.over(range(n_sets)):
+            file = folder / f"{index:03d}.safetensors"
+            if not file.is_file():
+                with Journal(file.with_suffix(".journal")) as journal:
+                    recovered = recover(
+                        api,
+                        config.n_per_class,
+                        None,
+                        config.recovery,
+                        seed=derive_seed(config.seed, "best api", index),
+                        device=experiment.device,
+                        paper_compat=config.paper_compat,
+                        journal=journal,
+                    )
+                    in_unit_range = api.spec.to_unit(recovered.images)
+                    write_tensors(file, {"images": in_unit_range, "scores": recovered.scores})
+                    journal.remove()
+            held, _ = read_tensors(file)
+            images.append(held["images"])
+            scores.append(held["scores"])
+    return torch.cat(images), torch.cat(scores)
 
 
 def distilled_average(experiment: Experiment, folder: Path) -> None:
@@ -177,20 +188,24 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
         Bar("maml: train", n_steps, "steps", experiment.progress) as bar,
     ):
         bar.skip(kept.done)
-        for step in bar.over(range(kept.done, n_steps)):
-            indices = range(step * n_tasks, (step + 1) * n_tasks)
-            episodes = [
-                samplers[index % len(samplers)].episode(index // len(samplers)) for index in indices
-            ]
-            with kept.step():
+        at_once = 1 if on_device is None else STEPS  # read together from the device
+        for first in range(kept.done, n_steps, at_once):
+            numbers = range(first, min(first + at_once, n_steps))
+            with kept.steps(len(numbers)):
+                for step in numbers:
+                    indices = range(step * n_tasks, (step + 1) * n_tasks)
+                    episodes = [
+                        samplers[index % len(samplers)].episode(index // len(samplers))
+                        for index in indices
+                    ]
+                    if on_device is not None:
+                        on_device.step(episodes)
+                        continue
+                    with seeded(config.seed, "maml", step):
+                        records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
                 if on_device is not None:
-                    on_device.step(episodes)
-                    if on_device.unread == STEPS or step + 1 == n_steps:
-                        records.add(on_device.records())
-                    kept.unread = on_device.unread > 0
-                    continue
-                with seeded(config.seed, "maml", step):
-                    records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
+                    records.add(on_device.records())
+            bar.advance(len(numbers))
     records.write()
     finish_method(folder, experiment, module, 0, records.seconds)
 

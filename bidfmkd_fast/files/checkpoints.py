@@ -29,7 +29,6 @@ from bidfmkd_fast.files.atomic import (
     write_exact,
     write_tensors,
 )
-from bidfmkd_fast.secrets import scrubbed
 
 SECONDS = 30.0  # between two checkpoints, hence the most work that a kill can cost
 _FORMAT = 1
@@ -63,8 +62,6 @@ class Checkpoints:
     def write(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write a checkpoint, then remove all but the two newest. Nothing happens without a folder.
 
-        Secrets in the strings of `state` are replaced.
-
         Raises:
             InputError: it cannot be written, as on a full disk; the earlier ones stay.
         """
@@ -74,7 +71,7 @@ class Checkpoints:
         path = self.folder / f"{held[-1][0] + 1 if held else 1:06d}"
         partial = path.with_name(path.name + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
-        text = json.dumps(scrubbed({"format": _FORMAT, **state}), indent=1) + "\n"
+        text = json.dumps({"format": _FORMAT, **state}, indent=1) + "\n"
         try:
             make_folder(partial)
             write_exact(partial / _STATE, text)
@@ -97,17 +94,18 @@ class Checkpoints:
             InputError: a newer version of this package wrote it.
 
         Warns:
-            UserWarning: a checkpoint is damaged; the one before it is taken.
+            UserWarning: a checkpoint is damaged; it is removed, and the one before it taken.
         """
         for _, path in reversed(self._numbered()):
             try:
                 checkpoint = _read(path)
             except InputError as error:
                 warnings.warn(
-                    f"checkpoint {path} is damaged ({error}); going on from the one before it, or "
-                    "from the start if there is none",
+                    f"checkpoint {path} is damaged ({error}) and removed; going on from the one "
+                    "before it, or from the start if there is none",
                     stacklevel=2,
                 )
+                shutil.rmtree(path, ignore_errors=True)  # else it would count as the newest
                 continue
             written = checkpoint.state.pop("format")
             if written != _FORMAT:

@@ -5,6 +5,7 @@ They share one data set and architecture (API-SS), or mix architectures (API-SH)
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -96,16 +97,14 @@ def train_pool(
     device = usable_device("train_pool", device)
     settings = {
         "scenario": scenario,
-        "n_apis": n_apis,
-        "n_way": n_way,
-        "width": width,
-        "resnet_width": resnet_width,
-        "epochs": epochs,
-        "seed": seed,
-        "holdout": holdout,
-        "data_sets": [
-            [dataset.name, dataset.inverted, len(dataset.labels)] for dataset in datasets
-        ],
+        "n_apis": int(n_apis),
+        "n_way": int(n_way),
+        "width": int(width),
+        "resnet_width": int(resnet_width),
+        "epochs": int(epochs),
+        "seed": int(seed),
+        "holdout": float(holdout),
+        "data_sets": [_digest(dataset) for dataset in datasets],
     }
     _refuse_trained(folder, settings)
     widths = {"conv4": width, "resnet10": resnet_width, "resnet18": resnet_width}
@@ -266,6 +265,15 @@ def _refuse_trained(folder: Path, settings: Mapping[str, Any]) -> None:
             f"train_pool: {folder} holds a trained pool already; load it, or give another folder"
         )
     check_unfinished(folder, settings)
+
+
+def _digest(dataset: Dataset) -> str:
+    """Return the name of a data set, and a checksum of its images and labels."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (dataset.images, dataset.labels):
+        digest.update(f"{list(part.shape)} {dataset.inverted}".encode())
+        digest.update(part.contiguous().numpy().data)
+    return f"{dataset.name} {digest.hexdigest()}"
 
 
 def _divide(

@@ -25,11 +25,15 @@ def check_unfinished(folder: Path, settings: Mapping[str, Any]) -> None:
     held = read_json(file, "train_pool") if file.is_file() else None
     if held == settings:
         return
-    differs = [name for name in settings if held and held.get(name) != settings[name]]
-    with_ = f"with another {', '.join(differs)}" if differs else "with settings that are not known"
+    differ = [name for name in settings if held and held.get(name) != settings[name]]
+    if not differ:
+        raise InputError(
+            f"train_pool: {folder} holds a pool that was cut off in training, and no {SETTINGS} "
+            "that says with what settings; give another folder or remove it"
+        )
     raise InputError(
-        f"train_pool: {folder} holds a pool that was cut off in training, {with_}; give the same "
-        "settings to continue it, or another folder, or remove it"
+        f"train_pool: {folder} holds a pool that was cut off in training, with another "
+        f"{', '.join(differ)}; give the same to continue it, or another folder, or remove it"
     )
 
 

@@ -26,8 +26,8 @@ from bidfmkd_fast.runtime.streams import say
 # SIGALRM is the end of the time that `stop_after` has set.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 TIME_IS_UP = 75  # exit code after SIGALRM: EX_TEMPFAIL of sysexits.h, try again
-# Seconds that the main thread has to save its work before the process ends without it. Nobody
-# waits for a process whose time is up, so that may end the step that it is in.
+# Seconds that the main thread has to save its work before the process ends without it. At the end
+# of its time a process may finish a longer step first, since nobody waits for it.
 _SECONDS, _SECONDS_AFTER_ALARM = 1.4, 30.0
 _GRACE = 0.3  # seconds more if another thread is writing the last line already
 # Two signals within this many seconds count as one, since a shell and its terminal may both send

@@ -29,7 +29,8 @@ from bidfmkd_fast.survey.jitter import N_DRAWS, jittered
 LABEL_SHARE = 0.92
 
 
-# Makes the context of a step from the function that returns the state after the step before it.
+# Makes the context in which a step is taken. Its argument returns the state of the distillation
+# as it is between two steps.
 Whole = Callable[[Callable[[], dict[str, Tensor]]], AbstractContextManager[None]]
 
 
@@ -91,7 +92,7 @@ def distil_jointly(
             state after the last step that was finished.
 
     Yields:
-        The means of each epoch, as it ends; of those that `begun` had passed, none but the last.
+        The means of each epoch, as it ends. An epoch that had ended in `begun` may come again.
 
     Raises:
         InputError: the loss or a parameter is no longer finite.

@@ -27,7 +27,7 @@ from bidfmkd_fast.training.counted_queries import counted_queries
 from bidfmkd_fast.training.default_model import initial_module, task_shape
 from bidfmkd_fast.training.loop import run_loop
 from bidfmkd_fast.training.run import Run
-from bidfmkd_fast.training.run_checkpoint import restore, write_last_checkpoint
+from bidfmkd_fast.training.run_checkpoint import checkpointed, restore
 from bidfmkd_fast.training.run_cost import check_learnable, keep_plan, run_cost
 from bidfmkd_fast.training.run_folder import RunFolder
 from bidfmkd_fast.training.run_memory import check_run_memory
@@ -157,6 +157,7 @@ class BiDfMKD:
         with (
             self._begun(run_dir, progress, callbacks=callbacks) as run,
             started(callbacks, info, run),
+            checkpointed(run),
         ):
             return run_loop(run)
 
@@ -201,11 +202,7 @@ class BiDfMKD:
                     callbacks,
                 )
                 restore(run)
-                try:
-                    yield run
-                except BaseException:
-                    write_last_checkpoint(run)
-                    raise
+                yield run
         except Exception:
             if folder is not None:
                 folder.withdraw()

@@ -10,7 +10,6 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.checkpoints import Checkpoints
 from bidfmkd_fast.runtime.signals import held_back
 from bidfmkd_fast.runtime.training_state import Trained, restore_tensors, tensors_of
@@ -31,7 +30,6 @@ class KeptSteps:
 
     Attributes:
         done: the steps taken.
-        unread: whether the device holds metrics of steps that `records` has not got.
     """
 
     def __init__(
@@ -41,7 +39,7 @@ class KeptSteps:
         optimizer: torch.optim.Optimizer,
         records: StepRecords,
     ) -> None:
-        self.done, self.unread = 0, False
+        self.done = 0
         self._trained: Trained = {"module": module, "optimizer": optimizer}
         self._records, self._consistent = records, True
         self._checkpoints = Checkpoints(None if folder is None else folder / CHECKPOINTS)
@@ -59,19 +57,19 @@ class KeptSteps:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None and self._consistent and not self.unread:
-            with suppress(InputError):  # what ended the steps is raised
+        if error is not None and self._consistent:
+            with suppress(Exception):  # what ended the steps is raised
                 self._write()
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """Let no signal interrupt the block, one step; write a checkpoint if one is due."""
-        self._consistent = False
+    def steps(self, n_steps: int) -> Iterator[None]:
+        """Let no signal interrupt the block of `n_steps` steps; write a checkpoint if it is due."""
         with held_back():
+            self._consistent = False
             yield
-            self.done += 1
+            self.done += n_steps
             self._consistent = True
-        if self._checkpoints.due and not self.unread:
+        if self._checkpoints.due:
             self._write()
 
     def _write(self) -> None:

@@ -26,6 +26,7 @@ from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.training.inner_level import task_model
 from bidfmkd_fast.training.local_at_once import apis_at_once, recover_at_once
 from bidfmkd_fast.training.outcome import Outcome
+from bidfmkd_fast.training.position import N_PASSES
 from bidfmkd_fast.training.recovered_set import PARTS, QUERY
 from bidfmkd_fast.training.recoveries import Recoveries
 from bidfmkd_fast.training.replay import replay
@@ -50,9 +51,10 @@ def run_loop(run: RunState) -> Run:
         recover_one = partial(recover_api, run, recoveries)
         # Those of earlier rounds, in a run that was cut off.
         services.start_late(partial(recover_one, i, s.copy()) for i, s in run.stragglers.items())
-        while at.passes < 2:
+        while at.passes < N_PASSES:
             if at.waiting is None:
-                at.waiting = run.shortfalls.take_failed() if at.passes else run.recoverable
+                with run.whole():
+                    at.waiting = run.shortfalls.take_failed() if at.passes else run.recoverable
             while group := at.group(size):
                 replay(run, settings.steps_per_round, settings.patience)
                 with run.timed("recovery"):
@@ -77,6 +79,7 @@ def run_loop(run: RunState) -> Run:
                 distil(run, run.keep(outcomes))
                 at.end_pass()
     if not run.recovered and not run.surveyed and run.shortfalls.last_error is not None:
+        run.start_again()
         raise run.shortfalls.last_error
     replay(run, settings.final_steps)
     return run.finish()

@@ -15,6 +15,9 @@ FIRST_ROUND, CHOICE, SECOND_ROUND, DISTILLATION, OVER = (
 )
 
 
+N_PASSES = 2  # through the pool; services that failed in the first are asked again in the second
+
+
 @dataclass
 class ReplayPosition:
     """Where the run is in a replay.
@@ -39,8 +42,7 @@ class Position:
 
     Attributes:
         survey: stage of the survey.
-        passes: passes through the pool that have ended; in the second one, services that failed
-            are asked again.
+        passes: passes through the pool that have ended.
         waiting: the APIs of this pass through the pool; None before it has begun.
         first: how many of them earlier rounds have taken.
         replay: the replay of this round; after the last round, the final one.

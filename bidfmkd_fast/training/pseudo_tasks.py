@@ -93,27 +93,30 @@ def learn_from_pictures(
         Bar("zero_query: train", n_steps, "steps", progress) as bar,
     ):
         bar.skip(kept.done)
-        for step in bar.over(range(kept.done, n_steps)):
-            with kept.step():
+        at_once = 1 if on_device is None else STEPS  # read together from the device
+        for first in range(kept.done, n_steps, at_once):
+            numbers = range(first, min(first + at_once, n_steps))
+            with kept.steps(len(numbers)):
+                for step in numbers:
+                    if on_device is not None:
+                        on_device.step(seed, step * n_tasks)
+                        continue
+                    episodes = [
+                        memory.sample_episode(
+                            n_way,
+                            replay.n_shot,
+                            n_query,
+                            seed=seed,
+                            index=step * n_tasks + task,
+                            rotations=replay.rotations,
+                        )
+                        for task in range(n_tasks)
+                    ]
+                    with seeded(config.seed, "zero_query", step):
+                        records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
                 if on_device is not None:
-                    on_device.step(seed, step * n_tasks)
-                    if on_device.unread == STEPS or step + 1 == n_steps:
-                        records.add(on_device.records())
-                    kept.unread = on_device.unread > 0
-                    continue
-                episodes = [
-                    memory.sample_episode(
-                        n_way,
-                        replay.n_shot,
-                        n_query,
-                        seed=seed,
-                        index=step * n_tasks + task,
-                        rotations=replay.rotations,
-                    )
-                    for task in range(n_tasks)
-                ]
-                with seeded(config.seed, "zero_query", step):
-                    records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
+                    records.add(on_device.records())
+            bar.advance(len(numbers))
     records.write()
     return module
 
@@ -144,4 +147,4 @@ def keep_zero_query(
             MetaModel(
                 module, adapt_steps=config.adapt_steps, adapt_learning_rate=config.adapt_lr
             ).save(file)
-            Checkpoints(file.with_name(CHECKPOINTS)).remove()
+        Checkpoints(file.with_name(CHECKPOINTS)).remove()

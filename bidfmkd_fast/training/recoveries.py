@@ -64,6 +64,9 @@ class Recoveries:
                 position=lambda: sum(api.ledger.answered_queries for api in run.apis) - answered,
             )
         )
+        for held in run.recovered:  # from a checkpoint
+            self._finished[held.api_index, held.part] = held
+            self._bar.skip(recovery_cost(run.apis[held.api_index], run.config).queries // 2)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -13,9 +13,8 @@ from bidfmkd_fast.training.run_state import RunState
 from bidfmkd_fast.training.step_records import STEPS
 
 Metrics = dict[str, float]
-# Takes one step; the argument says whether it is the last. Returns the metrics of all steps since
-# the call that last returned some.
-TakeStep = Callable[[bool], list[Metrics]]
+# Takes at least one step and at most as many as its argument says; returns the metrics of each.
+TakeSteps = Callable[[int], list[Metrics]]
 
 
 def replay(run: RunState, steps: int, patience: int = 0) -> None:
@@ -29,23 +28,20 @@ def replay(run: RunState, steps: int, patience: int = 0) -> None:
     at = run.position.replay
     if at.over or at.steps >= steps:
         return
-    take_step = step_taker(run, min(STEPS, patience or STEPS))
+    take_steps = step_taker(run)
     with Bar(f"{run.label}: replay", steps, "steps", run.progress, keep=False) as bar:
         bar.skip(at.steps)
-        for step in bar.over(range(at.steps, steps)):
-            last = step + 1 == steps
+        while not at.over:
             with run.whole():
-                measured = take_step(last)
-                run.unread = not measured
-                at.steps += 1
-                for number, metrics in enumerate(measured, start=at.steps - len(measured)):
+                measured = take_steps(min(steps - at.steps, patience or STEPS, STEPS))
+                for metrics in measured:
                     at.unrecorded.append(metrics)
                     if metrics["accuracy"] > at.best:
-                        at.best, at.best_step = metrics["accuracy"], number
-                at.over = last or (
-                    bool(measured) and patience > 0 and step - at.best_step >= patience
-                )
-                if at.unrecorded and (at.over or len(at.unrecorded) >= STEPS):
+                        at.best, at.best_step = metrics["accuracy"], at.steps
+                    at.steps += 1
+                impatient = patience > 0 and at.steps - 1 - at.best_step >= patience
+                at.over = at.steps == steps or impatient
+                if at.over or len(at.unrecorded) >= STEPS:
                     means = {
                         name: sum(metrics[name] for metrics in at.unrecorded) / len(at.unrecorded)
                         for name in ("loss", "accuracy")
@@ -53,24 +49,23 @@ def replay(run: RunState, steps: int, patience: int = 0) -> None:
                     run.record("replay", **means)
                     bar.show(**means)
                     at.unrecorded = []
-            if at.over:
-                run.log(f"replay until outer step {run.outer_step}: loss {means['loss']:.4g}")
-                break
+            bar.advance(len(measured))
+        run.log(f"replay until outer step {run.outer_step}: loss {means['loss']:.4g}")
 
 
-def step_taker(run: RunState, read_every: int) -> TakeStep:
-    """Return a function that takes a replay step, on the GPU if the module allows it.
+def step_taker(run: RunState) -> TakeSteps:
+    """Return a function that takes replay steps, on the GPU if the module allows it.
 
-    On a GPU the metrics are read every `read_every` steps only, so that the host need not wait for
-    each step.
+    On a GPU it takes all that it is asked for, and the metrics are read once, so that the host need
+    not wait for each step. On a CPU it takes one.
     """
     if run.device.type == "cuda" and can_stack(run.module, run.n_way):
-        return _on_device(run, read_every)
-    return lambda last: [_step_on_host(run)]
+        return _on_device(run)
+    return lambda most: [_step_on_host(run)]
 
 
-def _on_device(run: RunState, read_every: int) -> TakeStep:
-    """Return a function that takes a step on the GPU and reads the metrics now and then."""
+def _on_device(run: RunState) -> TakeSteps:
+    """Return a function that takes steps on the GPU."""
     n_tasks, config = run.config.meta_batch_size, run.config.replay
     device_replay = DeviceReplay(
         run.module,
@@ -83,15 +78,15 @@ def _on_device(run: RunState, read_every: int) -> TakeStep:
     )
     seed = derive_seed(run.config.seed, "replay")
 
-    def take_step(last: bool) -> list[Metrics]:
+    def take_steps(most: int) -> list[Metrics]:
         with run.timed("replay"):
-            device_replay.step(seed, run.replay_step * n_tasks)
-            run.replay_step += 1
-            run.outer_step += 1
-            due = last or device_replay.unread == read_every
-            return device_replay.records() if due else []
+            for _ in range(most):
+                device_replay.step(seed, run.replay_step * n_tasks)
+                run.replay_step += 1
+                run.outer_step += 1
+            return device_replay.records()
 
-    return take_step
+    return take_steps
 
 
 def _step_on_host(run: RunState) -> Metrics:

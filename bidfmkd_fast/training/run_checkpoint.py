@@ -8,7 +8,9 @@ run holds, in their order.
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.runtime.training_state import restore_tensors, tensors_of, under
-from bidfmkd_fast.training.position import Position
+from bidfmkd_fast.secrets import scrubbed
+from bidfmkd_fast.training.position import N_PASSES, Position
+from bidfmkd_fast.training.run_folder import META_MODEL
 from bidfmkd_fast.training.shortfalls import Shortfalls
 
 if TYPE_CHECKING:
@@ -39,24 +43,31 @@ def write_checkpoint(run: RunState) -> None:
         tensors |= {f"{_SURVEY}/{name}": value for name, value in run.survey_state().items()}
     state = {
         "begun_with": _digest(run.initial_module),
+        "n_apis": len(run.apis),
         "position": run.position.to_state(),
-        "shortfalls": run.shortfalls.to_state(),
+        "shortfalls": scrubbed(run.shortfalls.to_state()),
         "outer_step": run.outer_step,
         "replay_step": run.replay_step,
         "surveyed": run.surveyed,
         "seconds": run.seconds,
         "sets": [[known.api_index, known.part] for known in run.recovered],
         "stragglers": {str(index): start.outer_step for index, start in run.stragglers.items()},
-        "records": run.records.history,
+        "records": scrubbed(run.records.history),
     }
     run.checkpoints.write(tensors, state)
 
 
-def write_last_checkpoint(run: RunState) -> None:
-    """Write a checkpoint of a run that ends early, unless an error left a step half done."""
-    if run.consistent and not run.unread and run.result is None:
-        with suppress(InputError):  # what ended the run is raised, and an earlier checkpoint stays
-            write_checkpoint(run)
+@contextmanager
+def checkpointed(run: RunState) -> Iterator[None]:
+    """Write a checkpoint if the block ends early, unless an error left a step half done."""
+    try:
+        yield
+    except BaseException:
+        finished = run.folder is None or (run.folder.path / META_MODEL).exists()
+        if run.consistent and not finished:
+            with suppress(Exception):  # what ended the run is raised; an earlier checkpoint stays
+                write_checkpoint(run)
+        raise
 
 
 def restore(run: RunState) -> None:
@@ -65,12 +76,22 @@ def restore(run: RunState) -> None:
     Nothing happens without one.
 
     Raises:
-        InputError: the run began with another meta-model, or a set that it held is missing.
+        InputError: the run began with another meta-model or other APIs, or a set that it held is
+            missing.
+
+    Warns:
+        UserWarning: something was left out for good.
     """
     found = run.checkpoints.newest()
     if found is None or run.folder is None:
         return
     tensors, state = found
+    if state["n_apis"] != len(run.apis):
+        raise InputError(
+            f"run folder: the run in {run.folder.path} began with {state['n_apis']} APIs; got "
+            f"{len(run.apis)}; give the same ones, or remove {run.checkpoints.folder} to train on "
+            "these from the start"
+        )
     if state["begun_with"] != _digest(run.initial_module):
         raise InputError(
             f"run folder: the run in {run.folder.path} began with another meta-model; give the "
@@ -78,6 +99,8 @@ def restore(run: RunState) -> None:
         )
     restore_tensors(_trained(run), tensors)
     run.survey_tensors = under(_SURVEY, tensors)
+    if run.survey_tensors:  # it stays the state until a step is taken
+        run.survey_state = run.survey_tensors.copy
     run.position = Position.from_state(state["position"])
     run.shortfalls = Shortfalls.from_state(state["shortfalls"])
     run.outer_step, run.replay_step = state["outer_step"], state["replay_step"]
@@ -97,6 +120,13 @@ def restore(run: RunState) -> None:
         run.stragglers[int(name)] = start
     run.records.restore(state["records"])
     run.log(f"goes on from a checkpoint, after outer step {run.outer_step}")
+    if run.position.passes == N_PASSES and not run.shortfalls.complete:
+        warnings.warn(
+            f"run folder: all APIs of {run.folder.path} have had their turn, so what a budget or a "
+            f"failure left out is not asked again; remove {run.checkpoints.folder} to ask for it "
+            "and to train from the start",
+            stacklevel=2,
+        )
 
 
 def _trained(run: RunState) -> dict[str, nn.Module | torch.optim.Optimizer]:

@@ -24,12 +24,7 @@ from bidfmkd_fast.runtime.machine import machine_text, versions
 from bidfmkd_fast.settings import first_difference
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.kept_values import read_summary
-from bidfmkd_fast.training.recovered_set import (
-    PARTS,
-    bytes_of_set,
-    read_recovered,
-    save_recovered,
-)
+from bidfmkd_fast.training.recovered_set import PARTS, bytes_of_set, read_recovered, save_recovered
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box import APISpec, BlackBox
@@ -39,11 +34,9 @@ if TYPE_CHECKING:
 CONFIG, METRICS, SUMMARY, LEDGER = "config.yaml", "metrics.jsonl", "summary.json", "ledger.sqlite"
 PLAN = "plan.json"  # what the run is expected to ask, and the cap on it
 CHECKPOINTS = "checkpoints"  # of a run that is not finished
-META_MODEL, INITIAL_MODEL, MEMORY = (
-    "meta_model.safetensors",
-    "initial_model.safetensors",
-    "memory.safetensors",
-)
+STAND_INS = "stand_ins"  # a run on networks with random weights, whose queries are none to an API
+META_MODEL, INITIAL_MODEL = "meta_model.safetensors", "initial_model.safetensors"
+MEMORY = "memory.safetensors"
 
 
 class RunFolder:
@@ -57,6 +50,7 @@ class RunFolder:
         self.path = path
         self._lock: FolderLock | None = None
         self._config: TrainConfig | None = None
+        self._continued = False  # whether an earlier process has left checkpoints
         self._sets: dict[tuple[int, str], RecoveredSet] = {}  # the sets read from disk
 
     @classmethod
@@ -111,6 +105,7 @@ class RunFolder:
         check_writable(self.path / "recovered" / "any")
         if config.survey.n_images:
             check_writable(self.survey_file(0).with_name("any"))
+        self._continued = (self.path / CHECKPOINTS).is_dir()
         self._clear()
         write_exact(self.path / CONFIG, config.to_yaml())
 
@@ -170,10 +165,14 @@ class RunFolder:
             ) from None
 
     def withdraw(self) -> None:
-        """Undo `create` if no API has answered; queries that were asked stay in the ledger."""
+        """Undo `create` if no API has answered; queries that were asked stay in the ledger.
+
+        A run that an earlier process has left with checkpoints stays.
+        """
         self._clear()
         answers = [self.path / "recovered", self.path / "survey"]
-        if not any(place.is_dir() and any(place.iterdir()) for place in answers):
+        answered = any(place.is_dir() and any(place.iterdir()) for place in answers)
+        if not (answered or self._continued):
             for place in answers:
                 if place.is_dir():
                     place.rmdir()

@@ -20,6 +20,7 @@ from bidfmkd_fast.files.checkpoints import Checkpoints
 from bidfmkd_fast.meta import DistillationTask, MetaModel, TaskMemory
 from bidfmkd_fast.runtime.signals import held_back
 from bidfmkd_fast.training.callbacks import Callback
+from bidfmkd_fast.training.class_key import class_key
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.default_model import task_shape
 from bidfmkd_fast.training.outcome import Outcome
@@ -66,7 +67,6 @@ class RunState:
         survey_tensors: such a state, of the process that was cut off.
         consistent: whether models, moments, counters and position belong together; False inside a
             step, and after one that failed.
-        unread: whether the device holds metrics of replay steps that were not read.
         checkpoints: the checkpoints in `folder`.
         result: the finished run; None until `finish` has written its files.
     """
@@ -107,7 +107,7 @@ class RunState:
         self.survey_state: Callable[[], dict[str, Tensor]] | None = None
         self.survey_tensors: dict[str, Tensor] = {}
         self.result: Run | None = None
-        self.consistent, self.unread = True, False
+        self.consistent = True
         place = None if self.folder is None else self.folder.path / CHECKPOINTS
         self.checkpoints = Checkpoints(place)
         self._ledger_before = [row_of(number, api) for number, api in enumerate(self.apis)]
@@ -156,7 +156,7 @@ class RunState:
         return tasks
 
     def record(self, stage: str, **values: Any) -> None:
-        """Append a record of `stage` to the history and to `metrics.jsonl`; call the callbacks."""
+        """Append a record of `stage` to the history; `whole` tells the file and the callbacks."""
         record = {"stage": stage, "step": self.outer_step, **values}
         record |= {
             "queries": sum(row.queries for row in self._ledger_rows()),
@@ -195,8 +195,9 @@ class RunState:
         )
         self.records.write()
         if self.folder is not None:
-            self.folder.finish(run)
-            self.checkpoints.remove()
+            with held_back():
+                self.folder.finish(run)
+                self.checkpoints.remove()
         self.log(
             f"finished with {len(run.recovered)} sets, {run.queries:,} queries in "
             f"{run.requests:,} requests"
@@ -206,15 +207,18 @@ class RunState:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Let no signal interrupt the block, a step of the run; write a checkpoint if one is due.
+        """Let no signal interrupt the block, a step of the run.
 
-        Raises InputError if it cannot be written.
+        Afterwards the callbacks get the new records, and a checkpoint is written if one is due.
+
+        Raises InputError if it cannot be written, and what a callback raises.
         """
-        self.consistent = False
         with held_back():
+            self.consistent = False
             yield
             self.consistent = True
-        if self.checkpoints.due and not self.unread:
+        self.records.tell()
+        if self.checkpoints.due:
             write_checkpoint(self)
 
     @contextmanager
@@ -223,6 +227,11 @@ class RunState:
         self.survey_state = state
         with self.whole():
             yield
+
+    def start_again(self) -> None:
+        """Drop the checkpoints of a run that has learned nothing, so that all is asked again."""
+        self.checkpoints.remove()
+        self.consistent = False
 
     def round_start(self) -> RoundStart:
         """Return a copy of the meta-model as it is now."""
@@ -241,7 +250,7 @@ class RunState:
         api, recovered = self.apis[recovered_set.api_index], recovered_set.recovered
         self.recovered.append(recovered_set)
         keys = [
-            _class_key(api, recovered_set.api_index, label, self._sized)
+            class_key(api, recovered_set.api_index, label, self._sized)
             for label in recovered.labels.tolist()
         ]
         self.memory.add(recovered_set.images, keys)
@@ -280,16 +289,3 @@ class RunState:
             row_of(before.number, api, before)
             for api, before in zip(self.apis, self._ledger_before, strict=True)
         ]
-
-
-def _class_key(api: BlackBox, index: int, label: int, sized: bool) -> tuple[str, str]:
-    """Return the key of a class in the memory: its data set and its name.
-
-    APIs without class names get keys of their own, so that their classes are never merged. The
-    images of a data set have one shape in the memory. Therefore, if the shapes of the APIs
-    differ (`sized`), the shape takes the place of the data set's name where that is unknown.
-    """
-    names, data_set = api.spec.class_names, api.spec.data_set
-    if sized and not data_set:
-        data_set = "{} x {} x {}".format(*api.spec.image_shape)
-    return data_set, names[label] if names else f"API {index} class {label}"

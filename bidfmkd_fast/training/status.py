@@ -13,7 +13,14 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files.folder_lock import LOCK
 from bidfmkd_fast.recovery.cost import Cost
 from bidfmkd_fast.survey.answers import count_answers
-from bidfmkd_fast.training.run_folder import CONFIG, LEDGER, META_MODEL, SUMMARY, RunFolder
+from bidfmkd_fast.training.run_folder import (
+    CONFIG,
+    LEDGER,
+    META_MODEL,
+    STAND_INS,
+    SUMMARY,
+    RunFolder,
+)
 from bidfmkd_fast.training.spending import Cap, Spending, read_plan, read_spending, read_spent
 from bidfmkd_fast.training.tables import text_table
 
@@ -92,7 +99,8 @@ def _shortcoming(folder: Path) -> str:
 
 def _runs_below(folder: Path) -> Iterator[Path]:
     """Yield every folder below `folder` with a run or a finished method, in order of names."""
-    yield from sorted({file.parent for name in (LEDGER, SUMMARY) for file in folder.rglob(name)})
+    found = {file.parent for name in (LEDGER, SUMMARY) for file in folder.rglob(name)}
+    yield from sorted(run for run in found if run.name != STAND_INS)
 
 
 def _holder(folder: Path) -> str | None:

@@ -73,3 +73,4 @@ class StepRecords:
         record["seconds"] = round(self.seconds, 3)
         self._held = []
         self._records.add(record)
+        self._records.tell()

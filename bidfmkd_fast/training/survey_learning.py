@@ -26,7 +26,8 @@ def choose(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]) 
     config, seed = run.config.survey, derive_seed(run.config.seed, "survey", "first round")
     n_chosen = config.n_images - config.n_first
     if take_choice(run, pictures, answers):
-        run.position.survey = SECOND_ROUND
+        with run.whole():
+            _end_choice(run)
         return
     surveyed = _surveyed(run, answers, config.n_first)
     module = copy.deepcopy(run.module)
@@ -58,10 +59,15 @@ def choose(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]) 
     with run.whole():
         if run.folder is not None:
             write_choice(run.folder.choice_file, scenes, pictures.seed, config.n_first)
-        run.position.survey, run.survey_state, run.survey_tensors = SECOND_ROUND, None, {}
+        _end_choice(run)
     write_checkpoint(run)
     pictures.choose(config.n_first, scenes)
-    run.log(f"chose {n_chosen:,} pictures after a loss of {epoch.loss:.4g}")
+    run.log(f"chose {n_chosen:,} pictures")
+
+
+def _end_choice(run: RunState) -> None:
+    """Go on to the second round."""
+    run.position.survey, run.survey_state, run.survey_tensors = SECOND_ROUND, None, {}
 
 
 def take_choice(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]) -> bool:

@@ -89,7 +89,7 @@ def survey(run: RunState) -> None:
             at.survey = DISTILLATION
     distil_survey(run, pictures, answers)
     with run.whole():
-        at.survey, run.survey_state = OVER, None
+        at.survey, run.survey_state, run.survey_tensors = OVER, None, {}
     write_checkpoint(run)
 
 

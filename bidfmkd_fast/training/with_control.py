@@ -18,6 +18,7 @@ from bidfmkd_fast.training.counted_queries import counted_queries
 from bidfmkd_fast.training.finished_run import finished_run
 from bidfmkd_fast.training.loop import run_loop
 from bidfmkd_fast.training.run import Run
+from bidfmkd_fast.training.run_checkpoint import checkpointed
 from bidfmkd_fast.training.run_cost import as_known, run_cost
 from bidfmkd_fast.training.run_folder import CONFIG, RunFolder
 
@@ -57,8 +58,9 @@ def fit_with_control(
         RunFolder.check_writable(folder)  # the run's own files, before the control asks anything
         with control._begun(folder / "control", progress, again=True) as state:
             complete = state.folder is not None and state.folder.complete
-            control_run = finished_run(state) if complete else run_loop(state)
-        with learner._begun(folder, progress, lock=lock) as state:
+            with checkpointed(state):
+                control_run = finished_run(state) if complete else run_loop(state)
+        with learner._begun(folder, progress, lock=lock) as state, checkpointed(state):
             return run_loop(state), control_run
 
 

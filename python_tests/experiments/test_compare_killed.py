@@ -17,13 +17,12 @@ from killing import die, exit_code
 
 from bidfmkd_fast.experiments import meta_test
 from bidfmkd_fast.experiments.compare import run_comparison
-from bidfmkd_fast.experiments.controls import TEACHERS
 from bidfmkd_fast.experiments.meta_test import EVALUATION, UNFINISHED
 from bidfmkd_fast.files import checkpoints
 from bidfmkd_fast.pools import api_training
 from bidfmkd_fast.survey import SurveyConfig
 from bidfmkd_fast.training.kept_steps import KeptSteps
-from bidfmkd_fast.training.run_folder import CHECKPOINTS, META_MODEL
+from bidfmkd_fast.training.run_folder import CHECKPOINTS, META_MODEL, STAND_INS
 from bidfmkd_fast.training.run_state import RunState
 
 KILLED = -signal.SIGKILL
@@ -56,8 +55,8 @@ def compare(folder: Path, moment: tuple[str, int] | None) -> None:
 
     def dying_step(kind: str, plain: Callable[..., Any]) -> Callable[..., Any]:
         @contextlib.contextmanager
-        def step(self: Any) -> Iterator[None]:
-            with plain(self):
+        def step(self: Any, *arguments: Any) -> Iterator[None]:
+            with plain(self, *arguments):
                 yield
                 passed(kind)
 
@@ -71,7 +70,7 @@ def compare(folder: Path, moment: tuple[str, int] | None) -> None:
 
         return function
 
-    KeptSteps.step = dying_step("method", KeptSteps.step)  # type: ignore[method-assign]
+    KeptSteps.steps = dying_step("method", KeptSteps.steps)  # type: ignore[method-assign]
     RunState.whole = dying_step("run", RunState.whole)  # type: ignore[method-assign]
     fit_classifier = api_training.fit_classifier
     api_training.fit_classifier = dying_after("api", fit_classifier)
@@ -87,7 +86,7 @@ def assert_same(folder: Path, whole: Path) -> None:
             assert (ours / name).read_bytes() == (theirs / name).read_bytes(), (method, name)
         held = {path.name for path in ours.iterdir()}
         assert held == {path.name for path in theirs.iterdir()}
-        assert not held & {CHECKPOINTS, TEACHERS, UNFINISHED}
+        assert not held & {CHECKPOINTS, STAND_INS, UNFINISHED}
 
 
 def test_killed_at_five_random_moments_and_continued(tmp_path: Path, seed: int) -> None:

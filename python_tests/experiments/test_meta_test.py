@@ -67,6 +67,16 @@ def test_the_learning_rate_is_chosen_on_meta_val_and_meta_test_is_as_evaluate_sa
     assert {(test.learning_rate, test.own) for test in tests} == {(model.adapt_learning_rate, None)}
 
 
+def test_the_episodes_that_choose_the_rate_are_not_those_of_the_test(
+    experiment: Experiment, seed: int
+) -> None:
+    """Test on meta_val, where both have the same split, rate and number of shots."""
+    evaluation = replace(experiment.config.evaluation, split="meta_val")
+    on_val = replace(experiment, config=replace(experiment.config, evaluation=evaluation))
+    for test in meta_test(meta_model(seed), on_val):
+        assert len(test.evaluation.per_episode) == 4
+
+
 def test_every_seed_is_evaluated_on_the_same_episodes(experiment: Experiment, seed: int) -> None:
     """Check it on one model, whose accuracies can differ by the episodes only."""
     model = meta_model(seed)

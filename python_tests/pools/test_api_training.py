@@ -150,7 +150,7 @@ def test_train_never_overwrites(glyphs: Dataset, copied: Path) -> None:
         train_pool(glyphs, copied)
     assert before == {file.name: file.read_bytes() for file in copied.iterdir()}
     (copied / "pool.yaml").unlink()
-    with pytest.raises(InputError, match="cut off in training, with settings that are not known"):
+    with pytest.raises(InputError, match="cut off in training, and no training.json that says"):
         train_pool(glyphs, copied)
     with pytest.raises(InputError, match="is a file"):
         train_pool(glyphs, copied / "api_000.safetensors")

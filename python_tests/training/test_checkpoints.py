@@ -9,27 +9,45 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import CHECKPOINTED, asked, exit_code, fit_checkpointed, local
+from killing import (
+    CHECKPOINTED,
+    DIRECTIONS,
+    B,
+    asked,
+    exit_code,
+    fit_checkpointed,
+    fit_local,
+    local,
+)
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files import checkpoints
 from bidfmkd_fast.models import build_model
-from bidfmkd_fast.training import BiDfMKD, Run, replay
-from bidfmkd_fast.training.run_folder import CHECKPOINTS, MEMORY, META_MODEL, METRICS
+from bidfmkd_fast.training import BiDfMKD, Run, bidf_mkd, replay
+from bidfmkd_fast.training.run_folder import (
+    CHECKPOINTS,
+    MEMORY,
+    META_MODEL,
+    METRICS,
+    RunFolder,
+)
 
 KILLED = -signal.SIGKILL
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a run without what depends on time."""
+def records(folder: Path, *left_out: str) -> list[dict[str, Any]]:
+    """Return the records of a run without seconds and the keys `left_out`."""
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in lines]
+    return [{k: v for k, v in r.items() if k not in ("seconds", *left_out)} for r in lines]
 
 
-def assert_same(folder: Path, whole: Path) -> None:
+def assert_same(folder: Path, whole: Path, n_repeated: int = 0) -> None:
+    """Compare two runs; in that of `folder` so many queries were asked twice."""
     for name in (META_MODEL, MEMORY):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
-    assert records(folder) == records(whole)
+    assert records(folder, "queries") == records(whole, "queries")
+    for ours, theirs in zip(records(folder), records(whole), strict=True):
+        assert ours["queries"] - theirs["queries"] in (0, n_repeated)
     assert not (folder / CHECKPOINTS).exists()
 
 
@@ -96,10 +114,58 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_under_way(
     assert_same(tmp_path / "run", whole / "run")
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [2, 7, 20])
+def test_cut_off_again_before_its_first_step(whole: Path, tmp_path: Path, step: int) -> None:
+    """Cut off in the first distillation, the joint one and a replay, and twice more at once."""
     folder, log = tmp_path / "run", tmp_path / "log"
-    n_steps = int((whole / "log.steps").read_text())
-    assert exit_code(fit_checkpointed, folder, log, ("step", n_steps - 1)) == KILLED
+    assert exit_code(fit_checkpointed, folder, log, ("step", step)) == KILLED
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bidf_mkd, "run_loop", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                fit(folder, log)
+    fit(folder, log)
+    assert_same(folder, whole / "run")
+
+
+def interrupted(*arguments: Any, **keywords: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "function", ["survey_learning.choose_scenes", "survey_learning.write_choice", "loop.distil"]
+)
+def test_a_signal_between_two_steps(function: str, whole: Path, tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"bidfmkd_fast.training.{function}", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(folder, log)
+    fit(folder, log)
+    assert_same(folder, whole / "run")
+
+
+def test_a_signal_while_the_run_is_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder, log, finish = tmp_path / "run", tmp_path / "log", RunFolder.finish
+
+    def signalled(self: RunFolder, run: Run) -> None:
+        signal.raise_signal(signal.SIGINT)
+        finish(self, run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "finish", signalled)
+        with pytest.raises(KeyboardInterrupt):
+            fit(folder, log)
+    assert RunFolder.open(folder).complete and not (folder / CHECKPOINTS).exists()
+
+
+@pytest.mark.parametrize("moment", [("step", 28), ("call", 7)])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    moment: tuple[str, int], whole: Path, tmp_path: Path
+) -> None:
+    """Damage it at the end, and in the second round, before which the pictures were chosen."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert exit_code(fit_checkpointed, folder, log, moment) == KILLED
     newest = max((folder / CHECKPOINTS).iterdir())
     file = newest / "tensors.safetensors"
     content = bytearray(file.read_bytes())
@@ -107,7 +173,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole: Path, tmp_path:
     file.write_bytes(content)
     with pytest.warns(UserWarning, match=rf"checkpoint {newest} is damaged .*going on from the"):
         fit(folder, log)
-    assert_same(folder, whole / "run")
+    assert_same(folder, whole / "run", 10 if moment[0] == "call" else 0)
+
+
+def test_records_hold_the_queries_that_were_asked_before_them(tmp_path: Path) -> None:
+    """Kill a run in its last set, with no checkpoint."""
+    assert exit_code(fit_local, tmp_path / "whole", tmp_path / "whole log", None) == 0
+    assert exit_code(fit_local, tmp_path / "run", tmp_path / "log", ("call", 30)) == KILLED
+    assert exit_code(fit_local, tmp_path / "run", tmp_path / "log", None) == 0
+    assert_same(tmp_path / "run", tmp_path / "whole", (1 + DIRECTIONS) * B)
 
 
 def test_another_meta_model_is_refused(tmp_path: Path) -> None:
@@ -124,8 +198,17 @@ def test_a_set_that_was_learned_from_must_be_there(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     assert exit_code(fit_checkpointed, folder, log, ("call", 25)) == KILLED
     (folder / "recovered" / "api_000_support.safetensors").unlink()
+    before = sorted((folder / CHECKPOINTS).rglob("*"))
     with pytest.raises(InputError, match=r"api_000_support.safetensors is missing, from which"):
         fit(folder, log)
+    assert sorted((folder / CHECKPOINTS).rglob("*")) == before
+
+
+def test_other_apis_are_refused(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert exit_code(fit_checkpointed, folder, log, ("step", 10)) == KILLED
+    with pytest.raises(InputError, match="began with 2 APIs; got 1; give the same ones, or remove"):
+        BiDfMKD(local(log, None)[:1], config=CHECKPOINTED).fit(folder, progress=False)
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from training.test_bidf_mkd import TINY, pool
@@ -22,19 +21,12 @@ def test_patience_where_metrics_are_read_late(monkeypatch: pytest.MonkeyPatch) -
     """
     accuracies, recorded, taken = [0.1, 0.2, 0.3, 0.4, 0.5, *[0.5] * 30], [], []
 
-    def step_taker(run: Any, read_every: int) -> training_replay.TakeStep:
-        unread: list[dict[str, float]] = []
+    def take_steps(most: int) -> list[dict[str, float]]:
+        first = sum(taken)
+        taken.append(most)
+        return [{"loss": 0.0, "accuracy": value} for value in accuracies[first : first + most]]
 
-        def take(last: bool) -> list[dict[str, float]]:
-            unread.append({"loss": 0.0, "accuracy": accuracies[len(taken)]})
-            taken.append(last)
-            read = list(unread) if last or len(unread) == read_every else []
-            del unread[: len(read)]
-            return read
-
-        return take
-
-    monkeypatch.setattr(training_replay, "step_taker", step_taker)
+    monkeypatch.setattr(training_replay, "step_taker", lambda run: take_steps)
     run = SimpleNamespace(
         recovered=True,
         config=SimpleNamespace(task_replay=True),
@@ -47,7 +39,7 @@ def test_patience_where_metrics_are_read_late(monkeypatch: pytest.MonkeyPatch) -
         whole=nullcontext,
     )
     training_replay.replay(run, 35, patience=3)  # type: ignore[arg-type]
-    assert len(taken) == 9  # metrics are read at steps 3, 6 and 9; the fifth was the best
+    assert taken == [3, 3, 3]  # the fifth step was the best
     assert sum(recorded) * 9 == pytest.approx(sum(accuracies[:9]))
 
 

@@ -319,6 +319,20 @@ def test_a_slow_service_does_not_hold_up_the_rest(monkeypatch: pytest.MonkeyPatc
     assert sorted(order) == [0, 1, 2, 3, 4] and order.index(0) > order.index(3)
 
 
+def test_services_that_all_went_away_are_asked_again_by_the_next_call(tmp_path: Path) -> None:
+    def gone(call: int) -> None:
+        if call > 1:
+            raise APIUnavailable("it is away")
+
+    with (
+        pytest.warns(ServiceWarning, match="api_0: it is left out: it is away"),
+        pytest.raises(APIUnavailable, match="it is away"),
+    ):
+        BiDfMKD([Scripted(n, gone) for n in range(2)], config=TINY).fit(tmp_path, progress=False)
+    run = BiDfMKD([Scripted(n) for n in range(2)], config=TINY).fit(tmp_path, progress=False)
+    assert run.complete and len(run.recovered) == 4
+
+
 def test_a_straggler_goes_on_with_the_model_of_its_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
