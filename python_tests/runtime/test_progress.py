@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import pty
-import re
 import subprocess
 import sys
 import time
@@ -227,12 +226,10 @@ def test_a_logger_tells_what_happens_and_is_quiet_by_itself(
     caplog.clear()
     with caplog.at_level(logging.INFO, "bidfmkd_fast"):
         run = bf.BiDfMKD([slow_api()], config=config).fit(progress=False)
-    chose = next(text for text in caplog.messages if "chose" in text)
-    assert re.fullmatch(r"run: chose 6 pictures after a loss of \d\.\d+", chose)
     assert caplog.messages == [
         "run: the survey of 8 pictures begins",
         "slow: asking about 2 pictures",
-        chose,
+        "run: chose 6 pictures",
         "slow: asking about 6 pictures",
         f"run: the survey has ended with a loss of {run.history[-1]['loss']:.4g} after 2 epochs",
         "run: finished with 0 sets, 8 queries in 2 requests",
