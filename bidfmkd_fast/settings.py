@@ -16,6 +16,8 @@ from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.files.yaml_files import dump_yaml, read_mapping, shortly
 
 Settings = TypeVar("Settings")
+# What `types_of` has worked out, since a list of APIs asks for the same ten thousand times.
+_known_types: dict[Any, Mapping[str, Any]] = {}
 
 # Widest layer of a network: twice the widest published ResNet. A larger number exhausts the memory.
 MOST_WIDTH = 4096
@@ -71,7 +73,7 @@ def check_values(kind: type[Any], values: Any, name: str, where: str = "") -> di
         raise InputTypeError(f"{name}wanted {place} ({some}, ...); got {_in_words(values)}")
     if (upgraded := getattr(kind, UPGRADED, None)) is not None:
         values = upgraded(values)
-    hints = get_type_hints(kind)
+    hints = types_of(kind)
     given: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
@@ -105,7 +107,7 @@ def dotted_keys(kind: type[Any]) -> list[str]:
 
     Keys come in the order of their depth.
     """
-    hints = get_type_hints(kind)
+    hints = types_of(kind)
     names = [field.name for field in fields(kind)]
     return names + [
         f"{name}.{key}"
@@ -168,9 +170,16 @@ def to_yaml(settings: Any) -> str:
     return dump_yaml(plain_values(settings))
 
 
+def types_of(annotated: Any) -> Mapping[str, Any]:
+    """Return the types that a class or function gives its fields or arguments."""
+    if annotated not in _known_types:
+        _known_types[annotated] = get_type_hints(annotated)
+    return _known_types[annotated]
+
+
 def check_types(settings: Any) -> None:
     """Raise InputTypeError unless the value of every field has the type of its annotation."""
-    for name, wanted in get_type_hints(type(settings)).items():
+    for name, wanted in types_of(type(settings)).items():
         value = getattr(settings, name)
         if not fits(value, wanted):
             type_name = wanted.__name__ if get_origin(wanted) is None else str(wanted)
@@ -213,7 +222,7 @@ def _built(
     kind: type[Settings], values: Mapping[str, Any], default: Settings | None = None
 ) -> Settings:
     """Return the settings made of checked values; what is missing is as in `default`, if given."""
-    hints, made = get_type_hints(kind), dict(values)
+    hints, made = types_of(kind), dict(values)
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name in values and is_dataclass(hints[field.name]):
             inner = None

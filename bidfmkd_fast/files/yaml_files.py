@@ -7,8 +7,10 @@ limits of size.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,8 @@ def read_mapping(path: str | Path, reader: str, wanted: str = "settings by name"
 def parse_yaml(content: str | bytes, where: str) -> Any:
     """Return the content of the YAML text `content`.
 
+    JSON is YAML, and is read a hundred times as fast, which a list of ten thousand APIs needs.
+
     Args:
         content: the text or its bytes.
         where: the place of the text; errors begin with it.
@@ -171,12 +175,28 @@ def parse_yaml(content: str | bytes, where: str) -> Any:
     Raises:
         InputError: as for `read_yaml`.
     """
+    if content.lstrip()[:1] in ("{", b"{"):
+        with suppress(ValueError, RecursionError):  # YAML, and perhaps right, but no JSON
+            return json.loads(content, object_pairs_hook=_once, parse_constant=_no_constant)
     try:
         return yaml.load(content, _Loader)
     except RecursionError:
         raise InputError(f"{where} is not readable YAML: it is nested too deeply") from None
     except yaml.YAMLError as error:
         raise InputError(f"{where} is not readable YAML: {_fault(error)}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; refuse keys that come twice, which YAML then names with their place."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key comes twice")
+    return values
+
+
+def _no_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which JSON has not and YAML writes otherwise."""
+    raise ValueError(f"{name} is no JSON")
 
 
 def dump_yaml(values: Any, **style: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 LIST = "pool.yaml"
 _FORMAT = 1
+_MOST_LINES = 200  # APIs of a list that people may want to edit
 _KINDS = {
     "file": str,
     "architecture": str,
@@ -190,7 +192,10 @@ def boxes_of(pool: Pool, path: str | Path) -> list[BlackBox]:
 
 
 def write_list(folder: Path, entries: list[PoolEntry]) -> None:
-    """Write `pool.yaml`; it is written last, so a folder that holds it is a finished pool."""
+    """Write `pool.yaml`; it is written last, so a folder that holds it is a finished pool.
+
+    A long list is written as JSON, which is YAML too and is read faster.
+    """
     listed = [
         {
             key: list(value) if isinstance(value, tuple) else value  # YAML has no tuples
@@ -198,7 +203,13 @@ def write_list(folder: Path, entries: list[PoolEntry]) -> None:
         }
         for entry in entries
     ]
-    content = dump_yaml({"format": _FORMAT, "apis": listed}, default_flow_style=None, width=1000)
+    if len(listed) > _MOST_LINES:
+        lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in listed)
+        content = f'{{"format": {_FORMAT}, "apis": [\n{lines}\n]}}\n'
+    else:
+        content = dump_yaml(
+            {"format": _FORMAT, "apis": listed}, default_flow_style=None, width=1000
+        )
     write_exact(folder / LIST, content)
 
 

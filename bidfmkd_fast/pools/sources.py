@@ -6,12 +6,12 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.secrets import register_headers, register_url
-from bidfmkd_fast.settings import closest, fits
+from bidfmkd_fast.settings import closest, fits, types_of
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.base import BlackBox
@@ -157,9 +157,9 @@ def _options_of(kind: str) -> dict[str, Any]:
         "grpc": black_box.GrpcBlackBox.__init__,
         "json": black_box.JSONBlackBox.__init__,
     }
-    hints = get_type_hints(makers[kind])
+    hints = dict(types_of(makers[kind]))
     if hints.pop("connection", None):  # further options of the client
-        hints |= get_type_hints(ConnectionOptions)
+        hints |= types_of(ConnectionOptions)
     return {key: hint for key, hint in hints.items() if key not in ("return", "spec", "budget")}
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.experiments.sweep_file import read_sweep
+from bidfmkd_fast.files import yaml_files
 from bidfmkd_fast.files.yaml_files import dump_yaml, parse_yaml, read_mapping, read_yaml
 from bidfmkd_fast.pools import read_pool
 from bidfmkd_fast.serving import Behaviour, behaviours_of
@@ -42,10 +43,28 @@ def test_scalars_are_those_of_the_core_schema(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": [1, -2.5e3, true, null, "é\\n\\u00e9"], "b": {"c": {}}}',
+        '{"a": NaN, "b": [Infinity]}',
+        "{a: 1, b: [x, 010]}",
+        '\n {"a": 1e400, "b": 0x10}',
+        '{"a": "010", "b": 1.0}',
+    ],
+)
+@pytest.mark.parametrize("encoding", [None, "utf-8", "utf-16"])
+def test_json_has_the_values_that_yaml_reads(text: str, encoding: str | None) -> None:
+    """Values must not depend on the reader, which is another one for JSON."""
+    got = parse_yaml(text if encoding is None else text.encode(encoding), "x")
+    assert repr(got) == repr(yaml.load(text, yaml_files._Loader))
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("a: 1\nb: 2\na: 3", "line 3, column 1: the key 'a' comes twice"),
         ("a: {b: 1, b: 2}", "the key 'b' comes twice"),
+        ('{"a": {"b": 1, "b": 2}}', "line 1, column 16: the key 'b' comes twice"),
         ("1: a\n0x1: b", "the key 1 comes twice"),
         ("a:\n\tb: 1", "line 2, column 1: a tab where YAML wants spaces"),
         ("a: [1", "line 1, column 6"),

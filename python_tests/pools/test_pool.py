@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from bidfmkd_fast.data import Dataset, make_glyphs
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.pools import load_modules, load_pool, read_pool, train_pool
+from bidfmkd_fast.pools.pool import LIST, PoolEntry, write_list
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +156,28 @@ def test_a_trained_api_may_give_labels_only(copied: Path) -> None:
     images = torch.rand(20, *labels.spec.image_shape)
     wanted = torch.nn.functional.one_hot(with_scores(images).argmax(1), labels.spec.n_classes)
     assert labels.spec.labels_only and torch.equal(labels(images), wanted.float())
+
+
+def test_a_long_list_is_json_and_reads_the_same(tmp_path: Path) -> None:
+    names = tuple(f"clässe {number}" for number in range(3))
+    entries = [
+        PoolEntry(
+            file=f"api_{number:03d}.safetensors",
+            architecture="conv4",
+            width=4,
+            image_shape=(1, 8, 8),
+            class_names=names,
+            data_set="made up",
+            inverted=False,
+            input_range=(0.0, 1.0),
+            scores_kind="logits",
+            accuracy=number / 201,
+        )
+        for number in range(201)
+    ]
+    write_list(tmp_path, entries[:200])
+    assert (tmp_path / LIST).read_text().startswith("format: 1\napis:\n- file: api_000")
+    assert read_pool(tmp_path).entries == tuple(entries[:200])
+    write_list(tmp_path, entries)
+    assert len(json.loads((tmp_path / LIST).read_text())["apis"]) == 201
+    assert read_pool(tmp_path).entries == tuple(entries)
