@@ -63,13 +63,11 @@ def fit(folder: Path, log: Path) -> Run:
     return BiDfMKD(local(log, None), config=CHECKPOINTED).fit(folder, progress=False)
 
 
-def test_killed_at_eight_random_moments_and_continued(
-    whole: Path, tmp_path: Path, seed: int
-) -> None:
+def test_killed_at_six_random_moments_and_continued(whole: Path, tmp_path: Path, seed: int) -> None:
     n_steps = int((whole / "log.steps").read_text())
     draw = random.Random(seed)
-    steps = [("step", n) for n in sorted(draw.sample(range(1, n_steps + 1), 5))]
-    others = [("checkpoint", n) for n in draw.sample(range(1, n_steps + 1), 3)]
+    steps = [("step", n) for n in sorted(draw.sample(range(1, n_steps + 1), 4))]
+    others = [("checkpoint", n) for n in draw.sample(range(1, n_steps + 1), 2)]
     once = asked(whole / "log")
     for what, number in (*steps, *others):
         folder, log = tmp_path / f"{what} {number}", tmp_path / f"{what} {number} log"
