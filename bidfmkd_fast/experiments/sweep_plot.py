@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 _MARKERS = "os^DvP"  # a variant is told by its marker as well as by its colour
+_CHARACTERS, _HANDLE = 53, 7  # in the width of a panel, and of the line before a legend's text
 _LABEL = 0.12  # share of a panel's width that a label of about four digits takes
 
 
@@ -89,7 +90,9 @@ def draw_sweep(
         panel.set_ylabel("accuracy, %")
     if axis is not None and any(cell.variant for cell in cells):
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)  # covers no data
+        fitting = _CHARACTERS * len(panels) // (max(map(len, labels)) + _HANDLE)
+        columns = max(1, min(4, fitting))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)  # covers no data
     return figure
 
 

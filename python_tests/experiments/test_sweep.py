@@ -182,6 +182,17 @@ def test_labels_of_close_values_and_the_legend_cover_nothing(experiment_file: Pa
     assert not figure.legends[0].get_window_extent().overlaps(axis.get_tightbbox())
 
 
+def test_a_legend_of_long_names_stays_in_the_figure(experiment_file: Path) -> None:
+    """Draw the sweep of replay steps, whose four names fill two lines."""
+    cells = read_sweep("replay_steps").cells
+    evaluation = Evaluation(0.5, 0.1, torch.rand(4), "made up", "meta_test", 5, 1, 15, 0, 10)
+    for n_panels in (1, 2):
+        figure = draw_sweep(cells, [{"made up": n_panels * [evaluation]} for _ in cells])
+        figure.draw_without_rendering()
+        legend = figure.legends[0].get_window_extent()
+        assert 0 <= legend.x0 and legend.x1 <= figure.bbox.x1
+
+
 def test_nested_settings_change_what_they_name_and_nothing_else(experiment_file: Path) -> None:
     base, *_ = read_sweep(write(experiment_file.parent)).cells
     nested = {"train": {"recovery": {"mu": 0.3}}, "train.recovery": {"num_directions": 3}}
