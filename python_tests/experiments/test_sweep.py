@@ -190,7 +190,7 @@ def test_a_legend_of_long_names_stays_in_the_figure(experiment_file: Path) -> No
         figure = draw_sweep(cells, [{"made up": n_panels * [evaluation]} for _ in cells])
         figure.draw_without_rendering()
         legend = figure.legends[0].get_window_extent()
-        assert 0 <= legend.x0 and legend.x1 <= figure.bbox.x1
+        assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1
 
 
 def test_nested_settings_change_what_they_name_and_nothing_else(experiment_file: Path) -> None:
