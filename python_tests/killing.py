@@ -185,11 +185,8 @@ def fit_local(
     The kinds are "call" (in call n), "record" (half way through writing record n) and "snapshot"
     (before snapshot n gets its name).
     """
-    _begin()
     what, number = moment or ("", 0)
-    apis = local(log, number if what == "call" else None)
-    if what == "record":
-        record_file.FileIO = _dying_file(number)  # type: ignore[misc]
+    apis = _dying(log, what, number)
     if what == "snapshot":
         _die_in_snapshot(number)
     budget = None if max_queries is None else Budget(max_queries=max_queries)
@@ -200,13 +197,8 @@ def fit_local(
 
 def fit_surveyed(folder: Path, log: Path, moment: tuple[str, int] | None) -> None:
     """Run with a survey of 35 pictures in pieces of 10 on local APIs, and die at `moment`."""
-    _begin()
     cost.LOCAL_PIECE = 10  # type: ignore[misc]
-    what, number = moment or ("", 0)
-    apis = local(log, number if what == "call" else None)
-    if what == "record":
-        record_file.FileIO = _dying_file(number)  # type: ignore[misc]
-    run = BiDfMKD(apis, config=SURVEYED).fit(folder, progress=False)
+    run = BiDfMKD(_dying(log, *(moment or ("", 0))), config=SURVEYED).fit(folder, progress=False)
     assert run.complete and run.queries == queries(log)
 
 
@@ -217,13 +209,10 @@ def fit_checkpointed(folder: Path, log: Path, moment: tuple[str, int] | None) ->
     checkpoint has it) and "checkpoint" (before checkpoint n gets its name). The number of steps is
     written to `<log>.steps`.
     """
-    _begin()
     cost.LOCAL_PIECE = 10  # type: ignore[misc]
     checkpoints.SECONDS = 0.0  # type: ignore[misc]
     what, number = moment or ("", 0)
-    apis = local(log, number if what == "call" else None)
-    if what == "record":
-        record_file.FileIO = _dying_file(number)  # type: ignore[misc]
+    apis = _dying(log, what, number)
     if what == "checkpoint":
         _die_in_checkpoint(number)
     steps = _count_steps(number if what == "step" else None)
@@ -269,6 +258,14 @@ def _begin() -> None:
     """Use one thread, and make snapshots due at every third step."""
     torch.set_num_threads(1)
     journal.SNAPSHOT_STEPS, journal.SNAPSHOT_SECONDS = 3, 0.0  # type: ignore[misc]
+
+
+def _dying(log: Path, what: str, number: int) -> list[BlackBox]:
+    """Begin, and return two local APIs; the process dies in a "call" or a "record"."""
+    _begin()
+    if what == "record":
+        record_file.FileIO = _dying_file(number)  # type: ignore[misc]
+    return local(log, number if what == "call" else None)
 
 
 def _dying_file(number: int) -> type[FileIO]:

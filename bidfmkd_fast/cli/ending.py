@@ -13,13 +13,8 @@ from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.training.run_folder import LEDGER, STAND_INS
 
-_RESUMED = (
-    "pool",
-    "train",
-    "compare",
-    "sweep",
-    "recover",
-)  # commands that continue in the same folder
+# Commands that continue in the same folder.
+_RESUMED = ("pool", "train", "compare", "sweep", "recover")
 
 
 def last_line(command: str, arguments: Sequence[str], options: Any, number: int) -> str:

@@ -39,7 +39,7 @@ from bidfmkd_fast.training.comparison import ZERO_QUERY
 from bidfmkd_fast.training.kept_steps import KeptSteps
 from bidfmkd_fast.training.recovered_set import read_images_and_scores
 from bidfmkd_fast.training.run_folder import LEDGER, METRICS, RunFolder
-from bidfmkd_fast.training.step_records import STEPS, StepRecords
+from bidfmkd_fast.training.step_records import StepRecords
 
 SETS = "sets"  # folder of what `single` has recovered, until it is finished
 Method = Callable[[Experiment, Path], None]
@@ -183,30 +183,23 @@ def maml_on_real_data(experiment: Experiment, folder: Path) -> None:
         )
     n_steps = experiment.config.baselines.maml_steps or experiment.replay_steps
     records = StepRecords(folder / METRICS)
+
+    def step(number: int) -> dict[str, float] | None:
+        episodes = [
+            samplers[index % len(samplers)].episode(index // len(samplers))
+            for index in range(number * n_tasks, (number + 1) * n_tasks)
+        ]
+        if on_device is not None:
+            on_device.step(episodes)
+            return None
+        with seeded(config.seed, "maml", number):
+            return outer_replay_step(module, optimizer, episodes, replay.inner)
+
     with (
         KeptSteps(folder, module, optimizer, records) as kept,
         Bar("maml: train", n_steps, "steps", experiment.progress) as bar,
     ):
-        bar.skip(kept.done)
-        at_once = 1 if on_device is None else STEPS  # read together from the device
-        for first in range(kept.done, n_steps, at_once):
-            numbers = range(first, min(first + at_once, n_steps))
-            with kept.steps(len(numbers)):
-                for step in numbers:
-                    indices = range(step * n_tasks, (step + 1) * n_tasks)
-                    episodes = [
-                        samplers[index % len(samplers)].episode(index // len(samplers))
-                        for index in indices
-                    ]
-                    if on_device is not None:
-                        on_device.step(episodes)
-                        continue
-                    with seeded(config.seed, "maml", step):
-                        records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
-                if on_device is not None:
-                    records.add(on_device.records())
-            bar.advance(len(numbers))
-    records.write()
+        kept.train(n_steps, bar, step, None if on_device is None else on_device.records)
     finish_method(folder, experiment, module, 0, records.seconds)
 
 

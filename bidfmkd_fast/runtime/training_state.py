@@ -14,12 +14,12 @@ Trained = Mapping[str, nn.Module | torch.optim.Optimizer]
 
 
 def tensors_of(trained: Trained) -> dict[str, Tensor]:
-    """Return all tensors of modules and optimisers, copied, under `<name>/<their own name>`."""
-    tensors = {}
-    for name, part in trained.items():
-        for key, value in _tensors(part).items():
-            tensors[f"{name}/{key}"] = value.detach().clone()
-    return tensors
+    """Return all tensors of modules and optimisers, not copied, as `<name>/<their own name>`."""
+    return {
+        f"{name}/{key}": value.detach()
+        for name, part in trained.items()
+        for key, value in _tensors(part).items()
+    }
 
 
 def restore_tensors(trained: Trained, tensors: Mapping[str, Tensor]) -> None:

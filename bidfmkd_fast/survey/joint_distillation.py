@@ -18,7 +18,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.stacked import can_stack
 from bidfmkd_fast.models.head import zero_head
 from bidfmkd_fast.runtime.captured_step import RepeatedStep
-from bidfmkd_fast.runtime.training_state import restore_tensors, tensors_of
+from bidfmkd_fast.runtime.training_state import Trained, restore_tensors, tensors_of
 from bidfmkd_fast.seeds import seeded, torch_generator
 from bidfmkd_fast.survey.backbone import features_of
 from bidfmkd_fast.survey.config import SurveyConfig
@@ -108,8 +108,7 @@ def distil_jointly(
     # A captured step reads the rate from the device.
     rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
     optimizer = torch.optim.Adam(trained, lr=rate, capturable=on_gpu)
-    parts: dict[str, nn.Module | torch.optim.Optimizer]
-    parts = {"module": module, "heads": heads, "optimizer": optimizer}
+    parts: Trained = {"module": module, "heads": heads, "optimizer": optimizer}
     # A batch of one picture has no statistics, so what is left over joins the batch before it.
     n_batches = max(1, len(useful) // config.batch_size)
     n_steps = config.epochs * n_batches
@@ -136,7 +135,7 @@ def distil_jointly(
 
     def state() -> dict[str, Tensor]:
         """Return what a later call needs to go on after the last step."""
-        sums = {"totals": totals.clone(), "agreed": agreed.clone(), "answers": counts}
+        sums = {"totals": totals, "agreed": agreed, "answers": counts}
         at = {"at": torch.tensor([epoch, n_done]), "draws": drawn[0], "jitters": drawn[1]}
         return {**tensors_of(parts), **sums, **at}
 

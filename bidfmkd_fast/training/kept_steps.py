@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import nn
 
 from bidfmkd_fast.files.checkpoints import Checkpoints
+from bidfmkd_fast.runtime.progress import Bar
 from bidfmkd_fast.runtime.signals import held_back
 from bidfmkd_fast.runtime.training_state import Trained, restore_tensors, tensors_of
 from bidfmkd_fast.training.run_folder import CHECKPOINTS
-from bidfmkd_fast.training.step_records import StepRecords
+from bidfmkd_fast.training.step_records import STEPS, StepRecords
 
 
 class KeptSteps:
@@ -51,15 +51,36 @@ class KeptSteps:
     def __enter__(self) -> KeptSteps:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is not None and self._consistent:
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is not None and self._consistent:
             with suppress(Exception):  # what ended the steps is raised
                 self._write()
+
+    def train(
+        self,
+        n_steps: int,
+        bar: Bar,
+        step: Callable[[int], Mapping[str, float] | None],
+        read: Callable[[], Sequence[Mapping[str, float]]] | None = None,
+    ) -> None:
+        """Take the steps up to number `n_steps`, record their metrics and show them on `bar`.
+
+        Args:
+            n_steps: how many there are.
+            bar: the progress bar of all steps.
+            step: takes the step of a number, and returns its `loss` and `accuracy`.
+            read: returns the metrics of the steps since its last call, if the device holds them and
+                `step` returns None; `STEPS` of them are then read together.
+        """
+        bar.skip(self.done)
+        at_once = 1 if read is None else STEPS
+        for first in range(self.done, n_steps, at_once):
+            numbers = range(first, min(first + at_once, n_steps))
+            with self.steps(len(numbers)):
+                metrics = [step(number) for number in numbers]
+                self._records.add([m for m in metrics if m] if read is None else read())
+            bar.advance(len(numbers))
+        self._records.write()
 
     @contextmanager
     def steps(self, n_steps: int) -> Iterator[None]:

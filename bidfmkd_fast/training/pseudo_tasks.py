@@ -25,7 +25,7 @@ from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.default_model import initial_module, task_shape
 from bidfmkd_fast.training.kept_steps import KeptSteps
 from bidfmkd_fast.training.run_folder import CHECKPOINTS, META_MODEL, RunFolder
-from bidfmkd_fast.training.step_records import STEPS, StepRecords
+from bidfmkd_fast.training.step_records import StepRecords
 
 # Scenes, and jittered copies of each; there are more if a task has as many classes, or as many
 # images per class.
@@ -88,36 +88,30 @@ def learn_from_pictures(
             replay.inner,
             rotations=replay.rotations,
         )
+
+    def step(number: int) -> dict[str, float] | None:
+        if on_device is not None:
+            on_device.step(seed, number * n_tasks)
+            return None
+        episodes = [
+            memory.sample_episode(
+                n_way,
+                replay.n_shot,
+                n_query,
+                seed=seed,
+                index=number * n_tasks + task,
+                rotations=replay.rotations,
+            )
+            for task in range(n_tasks)
+        ]
+        with seeded(config.seed, "zero_query", number):
+            return outer_replay_step(module, optimizer, episodes, replay.inner)
+
     with (
         KeptSteps(folder, module, optimizer, records) as kept,
         Bar("zero_query: train", n_steps, "steps", progress) as bar,
     ):
-        bar.skip(kept.done)
-        at_once = 1 if on_device is None else STEPS  # read together from the device
-        for first in range(kept.done, n_steps, at_once):
-            numbers = range(first, min(first + at_once, n_steps))
-            with kept.steps(len(numbers)):
-                for step in numbers:
-                    if on_device is not None:
-                        on_device.step(seed, step * n_tasks)
-                        continue
-                    episodes = [
-                        memory.sample_episode(
-                            n_way,
-                            replay.n_shot,
-                            n_query,
-                            seed=seed,
-                            index=step * n_tasks + task,
-                            rotations=replay.rotations,
-                        )
-                        for task in range(n_tasks)
-                    ]
-                    with seeded(config.seed, "zero_query", step):
-                        records.add([outer_replay_step(module, optimizer, episodes, replay.inner)])
-                if on_device is not None:
-                    records.add(on_device.records())
-            bar.advance(len(numbers))
-    records.write()
+        kept.train(n_steps, bar, step, None if on_device is None else on_device.records)
     return module
 
 

@@ -198,6 +198,7 @@ class RunState:
             with held_back():
                 self.folder.finish(run)
                 self.checkpoints.remove()
+                self.result = run
         self.log(
             f"finished with {len(run.recovered)} sets, {run.queries:,} queries in "
             f"{run.requests:,} requests"

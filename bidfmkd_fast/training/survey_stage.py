@@ -65,9 +65,10 @@ def survey(run: RunState) -> None:
             for index, api in enumerate(run.apis)
         ]
         failed: dict[int, Exception] = {}
+        no_budget: dict[int, Exception] = {}
         if at.survey == FIRST_ROUND:
             failed = _ask_all(run, pictures, answers, config.n_first)
-            no_budget = [i for i, e in failed.items() if isinstance(e, BudgetExhausted)]
+            no_budget = {i: e for i, e in failed.items() if isinstance(e, BudgetExhausted)}
             if (
                 config.n_first < config.n_images
                 and any(kept.queries for kept in answers)
@@ -79,8 +80,7 @@ def survey(run: RunState) -> None:
         else:  # they may have been chosen before the run was cut off
             take_choice(run, pictures, answers)
         if at.survey == SECOND_ROUND:
-            known = {i: e for i, e in failed.items() if isinstance(e, BudgetExhausted)}
-            failed = known | _ask_all(run, pictures, answers, config.n_images, known)
+            failed = no_budget | _ask_all(run, pictures, answers, config.n_images, no_budget)
     if at.survey != DISTILLATION:
         with run.whole():
             for index, error in sorted(failed.items()):

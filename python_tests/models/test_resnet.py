@@ -139,12 +139,14 @@ def test_bad_sizes_are_refused(change: dict, says: str) -> None:
 
 
 @pytest.mark.parametrize("width", [2, 8, 16])
-def test_gradients_in_channels_last_are_those_in_the_plain_order(width: int, seed: int) -> None:
+def test_gradients_in_channels_last_are_those_in_the_plain_order(
+    width: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Take the path on which a strided 1x1 convolution would write past its memory.
 
-    In float32 a ReLU at its kink may fall on the other side: at worst 0.4 % over 300 networks. A
-    gradient read from a wrong place is wrong altogether.
+    A smooth function stands in for ReLU, which in float32 may fall on the other side of its kink.
     """
+    monkeypatch.setattr(nn.functional, "relu", nn.functional.softplus)
     gradients = []
     images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     for dtype in (torch.float64, torch.float32):
@@ -158,4 +160,4 @@ def test_gradients_in_channels_last_are_those_in_the_plain_order(width: int, see
         scale = wanted.abs().max().item()
         torch.testing.assert_close(in_float64, wanted, rtol=0, atol=1e-9 * scale)
         for other in in_float32:
-            torch.testing.assert_close(other, wanted, rtol=0, atol=0.05 * scale)
+            torch.testing.assert_close(other, wanted, rtol=0, atol=1e-3 * scale)
