@@ -144,7 +144,8 @@ def test_gradients_in_channels_last_are_those_in_the_plain_order(
 ) -> None:
     """Take the path on which a strided 1x1 convolution would write past its memory.
 
-    A smooth function stands in for ReLU, which in float32 may fall on the other side of its kink.
+    A smooth function stands in for ReLU, which in float32 may fall on the other side of its kink
+    (1.5e-5 at worst over 180 networks).
     """
     monkeypatch.setattr(nn.functional, "relu", nn.functional.softplus)
     gradients = []
@@ -160,4 +161,4 @@ def test_gradients_in_channels_last_are_those_in_the_plain_order(
         scale = wanted.abs().max().item()
         torch.testing.assert_close(in_float64, wanted, rtol=0, atol=1e-9 * scale)
         for other in in_float32:
-            torch.testing.assert_close(other, wanted, rtol=0, atol=1e-3 * scale)
+            torch.testing.assert_close(other, wanted, rtol=0, atol=1e-4 * scale)
