@@ -48,9 +48,11 @@ class RecordFile:
         """Append a record; a file without records first gets one with the payload `first`."""
         if self._file is None:
             self._file = self._open(first)
-        record = memoryview(_framed(payload))
+        framed = _framed(payload)
+        record = memoryview(framed)
         while record:
             record = record[self._file.write(record) :]
+        self.end += len(framed)
 
     def close(self) -> None:
         """Close the file; `append` opens it again."""
