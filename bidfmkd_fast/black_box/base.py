@@ -36,6 +36,7 @@ class BlackBox(ABC):
       most `spec.max_batch` of them, and neither checks nor counts anything itself.
     - `requests_for(n_images)`: override it if a call sends another number of requests than one per
       `spec.max_batch` images. The number must be known before anything is sent.
+    - `release()`: override it if the box holds connections or files that it can open again.
     - `is_service`: set it to True if the API may fail for a while through no fault of the caller,
       as a remote API does. A training run then waits for the API or leaves it out for a while
       instead of ending.
@@ -51,10 +52,10 @@ class BlackBox(ABC):
                 return images.flatten(1) @ self._table
 
     **To use a box** in code that plans, pays or counts, rely on `spec`, `name`, `ledger`, `budget`,
-    `is_service`, `requests_for`, `price_of`, `reserve` and `first_answers`, which every box has.
-    Code outside a box calls the box, not `score`. The exception is code that cannot wait for checks
-    on the host, such as a captured CUDA graph. It has to `reserve` and to record in the `ledger`
-    before it calls `score`, and to check the scores itself.
+    `is_service`, `requests_for`, `price_of`, `reserve`, `release` and `first_answers`, which every
+    box has. Code outside a box calls the box, not `score`. The exception is code that cannot wait
+    for checks on the host, such as a captured CUDA graph. It has to `reserve` and to record in the
+    `ledger` before it calls `score`, and to check the scores itself.
 
     Attributes:
         is_service: True if the API may fail for a while through no fault of the caller.
@@ -195,6 +196,13 @@ class BlackBox(ABC):
         By default a call is one request, or one per `spec.max_batch` images.
         """
         return 1 if self._spec.max_batch is None else -(-n_images // self._spec.max_batch)
+
+    def release(self) -> None:  # noqa: B027 (nothing to do by default)
+        """Let go of what the next call can open again, such as idle connections.
+
+        A run calls this when it has no further question to the API for a while. By default nothing
+        happens.
+        """
 
     def price_of(self, n_images: int) -> float:
         """Return the price of scoring `n_images` images, in the currency of `price_per_1000`."""

@@ -24,7 +24,8 @@ from bidfmkd_fast.experiments.controls import (
     zero_query,
 )
 from bidfmkd_fast.experiments.experiment import Experiment, finish_method, fit_run
-from bidfmkd_fast.files.atomic import make_folder, read_tensors, write_tensors
+from bidfmkd_fast.files.atomic import make_folder
+from bidfmkd_fast.files.tensors import read_tensors, write_tensors
 from bidfmkd_fast.meta import outer_replay_step
 from bidfmkd_fast.meta.replay_on_device import DeviceEpisodes
 from bidfmkd_fast.meta.stacked import can_stack

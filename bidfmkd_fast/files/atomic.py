@@ -8,25 +8,17 @@ sees half a file. All files get the permissions of the umask. A failure is one c
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.secrets import scrub, scrubbed
 
 PARTIAL = ".partial"
-_CHECKSUM = "checksum"
 _ADVICE = {
     errno.ENOSPC: "free some space, then give the same command again",
     errno.EDQUOT: "free some space, then give the same command again",
@@ -146,77 +138,6 @@ def append_line(path: Path, line: str) -> None:
             file.write(line + "\n")
     except OSError as error:
         raise cannot_write(path, error) from None
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write named tensors as a safetensors file, with text `metadata` and a checksum of both.
-
-    The tensors may be on any device and share memory. Equal content gives equal bytes.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    # Copy, since safetensors refuses tensors that share memory (tied weights).
-    held = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in tensors.items()
-    }
-    about = dict(metadata or {})
-    content = save(held, {**about, _CHECKSUM: _checksum(held, about)})
-    with written_whole(path) as file:
-        file.write(_in_order(content))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file; return its tensors, on the CPU, and its metadata.
-
-    A file without a checksum, written by another program or an earlier version, is accepted.
-
-    Raises:
-        InputError: the file is missing, is not a safetensors file, or its content does not match
-            its checksum.
-    """
-    try:
-        with safe_open(path, framework="pt") as opened:
-            about = dict(opened.metadata() or {})
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
-        reason = "it is a folder" if path.is_dir() else " ".join(str(error).split())
-        raise InputError(f"{path} is not readable: {reason}") from None
-    wanted = about.pop(_CHECKSUM, None)
-    if wanted is not None and wanted != _checksum(tensors, about):
-        raise InputError(
-            f"{path} is damaged: its content does not match its checksum; "
-            "restore a copy or remove it"
-        )
-    return tensors, about
-
-
-def _in_order(content: bytes) -> bytes:
-    """Return a safetensors file with its metadata sorted by name.
-
-    safetensors itself writes them in a random order.
-    """
-    (length,) = struct.unpack_from("<Q", content)
-    header = json.loads(content[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the format aligns tensors to 8
-    return struct.pack("<Q", len(text)) + text + content[8 + length :]
-
-
-def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    """Return a digest of the metadata and of names, types, shapes and values of the tensors.
-
-    The digest does not depend on the order of the tensors in the file.
-    """
-    digest = hashlib.blake2b(json.dumps(sorted(about.items())).encode(), digest_size=16)
-    for name, value in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _partial(path: Path) -> Path:

@@ -21,14 +21,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files.atomic import (
-    PARTIAL,
-    cannot_write,
-    make_folder,
-    read_tensors,
-    write_exact,
-    write_tensors,
-)
+from bidfmkd_fast.files.atomic import PARTIAL, cannot_write, make_folder, write_exact
+from bidfmkd_fast.files.tensors import read_tensors, write_tensors
 
 SECONDS = 30.0  # between two checkpoints, hence the most work that a kill can cost
 _FORMAT = 1

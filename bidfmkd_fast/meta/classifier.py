@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.files.atomic import read_tensors, write_tensors
+from bidfmkd_fast.files.tensors import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import failures_explained
 from bidfmkd_fast.meta.deployed import DeployedClassifier, check_steady
 from bidfmkd_fast.meta.export import export_onnx, export_torch

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bidfmkd_fast.data.episodes import Episode, episode_of, turned
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.files.tensors import Pieces
 from bidfmkd_fast.meta.task_draw import TaskSize, draw_task
 from bidfmkd_fast.models import fit_images
 
@@ -33,6 +34,9 @@ class TaskMemory:
     def __init__(self, image_shape: tuple[int, int, int] | None = None) -> None:
         self._images: dict[ClassKey, _Chunks] = {}
         self._image_shape = image_shape
+        self._shapes: dict[str, torch.Size] = {}  # of the images of each data set
+        self._order: tuple[ClassKey, ...] | None = None  # sorted, until another class comes
+        self._counts: list[int] | None = None  # until another image comes
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -44,12 +48,16 @@ class TaskMemory:
     @property
     def classes(self) -> tuple[ClassKey, ...]:
         """Return the class keys, sorted; `Episode.classes` are positions in this tuple."""
-        return tuple(sorted(self._images))
+        if self._order is None:
+            self._order = tuple(sorted(self._images))
+        return self._order
 
     @property
     def counts(self) -> list[int]:
         """Return the number of images of each class, in the order of `classes`."""
-        return [len(self._images[key]) for key in self.classes]
+        if self._counts is None:
+            self._counts = [len(self._images[key]) for key in self.classes]
+        return self._counts
 
     def images_of(self, class_key: ClassKey) -> Tensor:
         """Return the images of a class, float32 `[n, C, H, W]`, in the order they were added."""
@@ -96,12 +104,16 @@ class TaskMemory:
                 )
             rows.setdefault(key, []).append(row)
         self._check_shape(images, {data_set for data_set, _ in rows})
+        self._shapes |= dict.fromkeys((data_set for data_set, _ in rows), images.shape[1:])
         images = images.detach().cpu()
         for key, of_class in rows.items():
             first, last = of_class[0], of_class[-1]
             sorted_by_class = last - first + 1 == len(of_class)
             chunk = images[first : last + 1] if sorted_by_class else images[of_class]
-            self._images.setdefault(key, _Chunks()).append(chunk)
+            if key not in self._images:
+                self._images[key], self._order = _Chunks(), None
+            self._images[key].append(chunk)
+        self._counts = None
 
     def sample_episode(
         self, n_way: int, n_shot: int, n_query: int, *, seed: int, index: int, rotations: int = 1
@@ -129,17 +141,26 @@ class TaskMemory:
         They are `image_shape` (empty without one), `class_of_image`, `class_keys` (UTF-8 JSON) and,
         in the same order, the images of each data set in one tensor, `images_0`, `images_1`, ...
         """
+        return {
+            name: torch.cat(list(value)) if isinstance(value, Pieces) else value
+            for name, value in self.in_pieces().items()
+        }
+
+    def in_pieces(self) -> dict[str, Tensor | Pieces]:
+        """Return what `state_dict` does, for a file, without making the images one tensor."""
         classes = self.classes
         keys = torch.tensor(list(json.dumps(classes).encode()), dtype=torch.uint8)
         counts = torch.tensor(self.counts, dtype=torch.int64)
-        state = {"image_shape": torch.tensor(self._image_shape or (), dtype=torch.int64)}
+        shape = torch.tensor(self._image_shape or (), dtype=torch.int64)
+        state: dict[str, Tensor | Pieces] = {"image_shape": shape}
         state |= {
             "class_of_image": torch.arange(len(classes)).repeat_interleave(counts),
             "class_keys": keys,
         }
         by_data_set = itertools.groupby(classes, key=lambda class_key: class_key[0])
         for number, (_, class_keys) in enumerate(by_data_set):
-            state[f"images_{number}"] = torch.cat([self.images_of(key) for key in class_keys])
+            chunks = [chunk for key in class_keys for chunk in self._images[key].chunks]
+            state[f"images_{number}"] = Pieces(chunks)
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -167,6 +188,7 @@ class TaskMemory:
             restored.add(images, class_keys[: len(images)])
             class_keys = class_keys[len(images) :]
         self._images, self._image_shape = restored._images, restored._image_shape
+        self._shapes, self._order, self._counts = restored._shapes, None, None
 
     def _fitted(self, images: Tensor) -> Tensor:
         """Bring images to the shape of the tasks."""
@@ -177,14 +199,13 @@ class TaskMemory:
 
         Without `image_shape` the images of all data sets must have one shape.
         """
-        held = [
-            chunks.image_shape
-            for key, chunks in self._images.items()
-            if self._image_shape is None or key[0] in data_sets
-        ]
-        if held and held[0] != images.shape[1:]:
+        known = self._shapes if self._image_shape is None else data_sets
+        held = next(
+            (self._shapes[data_set] for data_set in known if data_set in self._shapes), None
+        )
+        if held is not None and held != images.shape[1:]:
             raise InputError(
-                f"TaskMemory.add: images must be {list(held[0])}, as the images held are; got "
+                f"TaskMemory.add: images must be {list(held)}, as the images held are; got "
                 f"{list(images.shape[1:])}; resize them, or give the memory an image_shape for "
                 "data sets that differ"
             )
@@ -196,23 +217,19 @@ class _Chunks:
     """The images of one class in the chunks in which they were added, so that none is copied."""
 
     def __init__(self) -> None:
-        self._chunks: list[Tensor] = []
+        self.chunks: list[Tensor] = []
         self._ends: list[int] = []  # for each chunk, the number of images up to its end
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @property
-    def image_shape(self) -> torch.Size:
-        return self._chunks[0].shape[1:]
-
     def append(self, chunk: Tensor) -> None:
         self._ends.append(len(self) + len(chunk))
-        self._chunks.append(chunk)
+        self.chunks.append(chunk)
 
     def all(self) -> Tensor:
         """Return all images as one tensor `[n, C, H, W]`."""
-        return self._chunks[0] if len(self._chunks) == 1 else torch.cat(self._chunks)
+        return self.chunks[0] if len(self.chunks) == 1 else torch.cat(self.chunks)
 
     def take(self, rows: Sequence[int]) -> Tensor:
         """Return a copy of the images in these rows, `[len(rows), C, H, W]`."""
@@ -221,7 +238,7 @@ class _Chunks:
     def _image(self, row: int) -> Tensor:
         number = bisect.bisect_right(self._ends, row)
         # A negative index, which counts from the end of the chunk.
-        return self._chunks[number][row - self._ends[number]]
+        return self.chunks[number][row - self._ends[number]]
 
 
 def _is_class_key(key: object) -> bool:

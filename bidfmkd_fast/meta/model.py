@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.files.atomic import read_tensors, write_tensors
+from bidfmkd_fast.files.tensors import read_tensors, write_tensors
 from bidfmkd_fast.meta.checks import check_device, failures_explained
 from bidfmkd_fast.meta.classifier import META_MODEL_KEY, Classifier, with_labels
 from bidfmkd_fast.meta.fixed_statistics import fix_statistics

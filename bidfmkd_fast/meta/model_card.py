@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError, InputTypeError
-from bidfmkd_fast.files.atomic import read_tensors
 from bidfmkd_fast.files.json_files import read_json
+from bidfmkd_fast.files.tensors import read_tensors
 from bidfmkd_fast.files.yaml_files import dump_yaml, read_mapping
 from bidfmkd_fast.models import model_arguments, model_summary
 from bidfmkd_fast.secrets import scrub, scrubbed

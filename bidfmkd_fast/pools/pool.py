@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from torch import nn
 
 from bidfmkd_fast.black_box.spec import APISpec
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files.atomic import read_tensors, write_exact
+from bidfmkd_fast.files.atomic import write_exact
+from bidfmkd_fast.files.tensors import read_tensors
 from bidfmkd_fast.files.yaml_files import dump_yaml, read_yaml
 from bidfmkd_fast.models import build_model
 from bidfmkd_fast.pools.sources import SourceEntry, build_source, source_entry
@@ -180,15 +182,26 @@ def load_pool(path: str | Path) -> list[BlackBox]:
 
 
 def boxes_of(pool: Pool, path: str | Path) -> list[BlackBox]:
-    """Return the APIs of a pool as black boxes, as `load_pool`; `path` stands in errors."""
-    from bidfmkd_fast.black_box.local.torch_module import TorchBlackBox
+    """Return the APIs of a pool as black boxes, as `load_pool`; `path` stands in errors.
 
-    return [
-        build_source(entry, pool.folder, f"{path}, API {i}")
-        if isinstance(entry, SourceEntry)
-        else TorchBlackBox(_load(pool.folder, entry), entry.spec)
-        for i, entry in enumerate(pool.entries)
-    ]
+    Of a pool with more than `MOST_LOADED` classifiers the modules are read when they are asked.
+    """
+    from bidfmkd_fast.black_box.local.torch_module import TorchBlackBox
+    from bidfmkd_fast.pools import stored_box
+    from bidfmkd_fast.pools.stored_box import Loaded, StoredBlackBox
+
+    most = stored_box.MOST_LOADED
+    loaded, stored = Loaded(most), len(pool.trained) > most
+
+    def box(number: int, entry: PoolEntry | SourceEntry) -> BlackBox:
+        if isinstance(entry, SourceEntry):
+            return build_source(entry, pool.folder, f"{path}, API {number}")
+        if not stored:
+            return TorchBlackBox(_load(pool.folder, entry), entry.spec)
+        _check_weights(pool.folder, entry)
+        return StoredBlackBox(partial(_load, pool.folder, entry), entry.spec, loaded, number)
+
+    return [box(number, entry) for number, entry in enumerate(pool.entries)]
 
 
 def write_list(folder: Path, entries: list[PoolEntry]) -> None:
@@ -251,10 +264,16 @@ def _entry(item: Any, where: str, number: int) -> PoolEntry | SourceEntry:
     return entry
 
 
-def _load(folder: Path, entry: PoolEntry) -> nn.Module:
+def _check_weights(folder: Path, entry: PoolEntry) -> None:
+    """Raise InputError if the file with the weights is missing."""
     file = folder / entry.file
     if not file.is_file():
         raise InputError(f"load_pool: the weights {file} are missing")
+
+
+def _load(folder: Path, entry: PoolEntry) -> nn.Module:
+    _check_weights(folder, entry)
+    file = folder / entry.file
     with seeded(0):  # keeps the caller's random numbers; these weights are replaced at once
         module = entry.build()
     try:

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files.atomic import read_tensors, write_json, write_tensors
+from bidfmkd_fast.files.atomic import write_json
 from bidfmkd_fast.files.json_files import read_json
+from bidfmkd_fast.files.tensors import read_tensors, write_tensors
 from bidfmkd_fast.pools.pool import LIST
 
 SETTINGS = "training.json"  # of a pool that is not finished

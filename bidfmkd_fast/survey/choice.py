@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files.atomic import read_tensors, write_tensors
+from bidfmkd_fast.files.tensors import read_tensors, write_tensors
 from bidfmkd_fast.priors import draw_pictures
 from bidfmkd_fast.seeds import seeded, torch_generator
 from bidfmkd_fast.survey.backbone import features_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files.atomic import read_tensors, write_tensors
+from bidfmkd_fast.files.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box import APISpec, BlackBox

@@ -123,7 +123,7 @@ class Recoveries:
         in_unit_range = replace(recovered, images=spec.to_unit(recovered.images))
         finished = RecoveredSet(outcome.index, spec.name, spec.names, part, in_unit_range)
         if run.folder is not None:
-            run.folder.save_recovered(finished)
+            finished = run.folder.save_recovered(finished)
         journal.remove()
         self._finished[outcome.index, part] = finished
         outcome.sets.append(finished)

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
-from bidfmkd_fast.files.atomic import (
-    PARTIAL,
-    check_writable,
-    read_tensors,
-    reserve,
-    write_exact,
-    write_json,
-    write_tensors,
-)
+from bidfmkd_fast.files.atomic import PARTIAL, check_writable, reserve, write_exact, write_json
 from bidfmkd_fast.files.folder_lock import FolderLock
+from bidfmkd_fast.files.tensors import read_tensors, write_tensors
 from bidfmkd_fast.runtime.machine import machine_text, versions
+from bidfmkd_fast.runtime.ranks import current
 from bidfmkd_fast.settings import first_difference
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.kept_values import read_summary
-from bidfmkd_fast.training.recovered_set import PARTS, bytes_of_set, read_recovered, save_recovered
+from bidfmkd_fast.training.recovered_set import (
+    PARTS,
+    bytes_of_set,
+    read_recovered,
+    read_set,
+    save_recovered,
+)
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box import APISpec, BlackBox
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bidfmkd_fast.training.run import RecoveredSet, Run
 
 CONFIG, METRICS, SUMMARY, LEDGER = "config.yaml", "metrics.jsonl", "summary.json", "ledger.sqlite"
+IN_MEMORY = 2**28  # bytes of recovered images; those beyond stay on the disk
 PLAN = "plan.json"  # what the run is expected to ask, and the cap on it
 CHECKPOINTS = "checkpoints"  # of a run that is not finished
 STAND_INS = "stand_ins"  # a run on networks with random weights, whose queries are none to an API
@@ -46,11 +47,12 @@ class RunFolder:
     finished run.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, config: TrainConfig | None = None) -> None:
         self.path = path
         self._lock: FolderLock | None = None
-        self._config: TrainConfig | None = None
+        self._config = config
         self._continued = False  # whether an earlier process has left checkpoints
+        self._n_bytes = 0  # of the images of the sets that this object has written
         self._sets: dict[tuple[int, str], RecoveredSet] = {}  # the sets read from disk
 
     @classmethod
@@ -112,7 +114,8 @@ class RunFolder:
     def close(self) -> None:
         """Release the folder for other runs."""
         if self._lock is not None:
-            self._clear()
+            if current().size == 1:  # else another rank may be writing a set still
+                self._clear()
             self._lock.release()
 
     def _clear(self) -> None:
@@ -217,10 +220,15 @@ class RunFolder:
         """Return the folder of a set's journal, such as `recovered/api_003_support.journal`."""
         return self.recovered_file(index, part).with_suffix(".journal")
 
-    def save_recovered(self, recovered_set: RecoveredSet) -> None:
-        """Write a recovered set to its file, whole or not at all."""
+    def save_recovered(self, recovered_set: RecoveredSet) -> RecoveredSet:
+        """Write a recovered set to its file, whole or not at all; return the set to go on with.
+
+        Once the sets written fill more than `IN_MEMORY`, that is the file, memory-mapped.
+        """
         file = self.recovered_file(recovered_set.api_index, recovered_set.part)
         save_recovered(recovered_set, file)
+        self._n_bytes += recovered_set.images.nbytes
+        return recovered_set if self._n_bytes <= IN_MEMORY else read_set(file)
 
     def load_recovered(self, index: int, part: str, api: BlackBox) -> RecoveredSet | None:
         """Read the recovered set of API number `index`; None if there is none.
@@ -238,7 +246,8 @@ class RunFolder:
 
     def finish(self, run: Run) -> None:
         """Write the memory, the summary and the models of a finished run."""
-        write_tensors(self.path / MEMORY, run.memory.state_dict())
+        self._clear()
+        write_tensors(self.path / MEMORY, run.memory.in_pieces())
         run.initial_model.save(self.path / INITIAL_MODEL)
         summary = {
             "queries": run.queries,

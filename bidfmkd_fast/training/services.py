@@ -13,6 +13,8 @@ from bidfmkd_fast.training.outcome import Outcome
 # slowest service so far). The round continues without it, and `late` picks it up.
 _PATIENCE, _LEAST_SECONDS = 3.0, 60.0
 
+MOST_THREADS = 256  # services that are asked at once; further ones wait for a thread
+
 TimedOutcome = tuple[Outcome, float]  # the outcome, and the seconds that its recovery took
 
 
@@ -20,13 +22,15 @@ class Services:
     """Threads that recover one service each. Use it in a `with` block, which stops all of them.
 
     Args:
-        n_services: how many services the pool has, so that each can have a thread.
+        n_services: how many services the pool has, so that each can have a thread, of
+            `MOST_THREADS` at most.
         stop: set at the end of the block; the waits inside the threads end with it.
     """
 
     def __init__(self, n_services: int, stop: Stop) -> None:
         self._stop = stop
-        self._threads = ThreadPoolExecutor(max(1, n_services), "recovery", initializer=stop.adopt)
+        n_threads = min(max(1, n_services), MOST_THREADS)
+        self._threads = ThreadPoolExecutor(n_threads, "recovery", initializer=stop.adopt)
         self._under_way: list[Future[TimedOutcome]] = []  # those of this round
         self._late: list[Future[TimedOutcome]] = []  # those of earlier rounds
         self._slowest: float | None = None  # seconds; stragglers are not counted

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.files import atomic as files
+from bidfmkd_fast.files import tensors as tensor_files
 from bidfmkd_fast.meta import MetaModel
 from bidfmkd_fast.models import build_model
 
@@ -36,7 +37,7 @@ def numpy_file(path: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     "text": lambda path: files.write_text(path, "x"),
-    "tensors": lambda path: files.write_tensors(path, TENSORS),
+    "tensors": lambda path: tensor_files.write_tensors(path, TENSORS),
     "numpy": numpy_file,
     "line": lambda path: files.append_line(path, "x"),
 }
@@ -145,11 +146,36 @@ def test_reserved_space_is_used_and_given_back(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["file"]
 
 
+def test_a_tensor_in_pieces_is_written_as_the_whole(tmp_path: Path) -> None:
+    """Its bytes in the file stand where safetensors itself puts them, which aligns them."""
+    whole = {
+        "bytes": torch.arange(7, dtype=torch.uint8),
+        "images_0": torch.rand(11, 2, 3),
+        "images_1": torch.rand(5, 1),
+        "none": torch.empty(0, 4),
+        "numbers": torch.arange(3),
+    }
+    pieces = {
+        **whole,
+        "images_0": tensor_files.Pieces([whole["images_0"][:4], whole["images_0"][4:]]),
+        "images_1": tensor_files.Pieces([whole["images_1"].expand(5, 1)]),
+    }
+    tensor_files.write_tensors(tmp_path / "whole", whole, {"about": "it"})
+    tensor_files.write_tensors(tmp_path / "pieces", pieces, {"about": "it"})
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+    read, about = tensor_files.read_tensors(tmp_path / "pieces")
+    assert about == {"about": "it"}
+    for name, value in whole.items():
+        assert torch.equal(read[name], value)
+
+
 def test_tensors_come_back_and_old_files_still_open(tmp_path: Path) -> None:
-    files.write_tensors(tmp_path / "new", {**TENSORS, "shared": TENSORS["a"]}, {"about": "ü"})
+    tensor_files.write_tensors(
+        tmp_path / "new", {**TENSORS, "shared": TENSORS["a"]}, {"about": "ü"}
+    )
     save_file(TENSORS, tmp_path / "old", metadata={"about": "ü"})
     for name in ("new", "old"):
-        tensors, about = files.read_tensors(tmp_path / name)
+        tensors, about = tensor_files.read_tensors(tmp_path / name)
         assert about == {"about": "ü"}
         assert all(
             torch.equal(tensors[key], value) and tensors[key].dtype == value.dtype
@@ -166,18 +192,18 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     written = set()
     for number in range(8):  # safetensors orders metadata anew each time
         path = tmp_path / f"{number}.safetensors"
-        files.write_tensors(
+        tensor_files.write_tensors(
             path, TENSORS | {"ü": torch.ones(3)}, dict(reversed(about.items()) if number else about)
         )
         written.add(path.read_bytes())
-        tensors, read = files.read_tensors(path)
+        tensors, read = tensor_files.read_tensors(path)
         assert read == about and torch.equal(tensors["ü"], torch.ones(3))
     assert len(written) == 1
 
 
 def test_every_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    files.write_tensors(path, TENSORS, {"about": "text"})
+    tensor_files.write_tensors(path, TENSORS, {"about": "text"})
     whole = path.read_bytes()
     refused = 0
     for byte in range(len(whole)):
@@ -185,7 +211,7 @@ def test_every_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
         spoilt[byte] ^= 1 << byte % 8
         path.write_bytes(spoilt)
         try:
-            tensors, about = files.read_tensors(path)
+            tensors, about = tensor_files.read_tensors(path)
         except InputError as error:
             assert str(path) in str(error) and "\n" not in str(error)
             refused += 1
@@ -201,12 +227,12 @@ def test_files_that_hold_no_tensors_are_named(tmp_path: Path, spoil: str) -> Non
     if spoil == "folder":
         path.mkdir()
     elif spoil != "missing":
-        files.write_tensors(path, TENSORS)
+        tensor_files.write_tensors(path, TENSORS)
         path.write_bytes(
             {"empty": b"", "truncated": path.read_bytes()[:-3], "text": b"x" * 100}[spoil]
         )
     with pytest.raises(InputError, match=f"{path} is not readable: ") as caught:
-        files.read_tensors(path)
+        tensor_files.read_tensors(path)
     assert "\n" not in str(caught.value)
 
 

@@ -45,6 +45,18 @@ def memory_of_two_apis(n: int = 10) -> TaskMemory:
     return memory
 
 
+def test_classes_and_counts_follow_what_is_added() -> None:
+    memory = memory_of_two_apis()
+    counts = memory.counts
+    assert counts == [10, 10, 10, 20, 20, 10, 10, 10] and memory.counts is counts  # kept
+    memory.add(marked(2, 9, 3), [key(9)] * 3)
+    memory.add(marked(2, 0, 2), [key(0)] * 2)
+    assert memory.classes == (*(key(c) for c in range(8)), key(9))
+    assert memory.counts == [12, 10, 10, 20, 20, 10, 10, 10, 3]
+    memory.load_state_dict(memory_of_two_apis().state_dict())
+    assert memory.counts == counts and len(memory.classes) == 8
+
+
 def test_it_holds_what_was_added_by_class() -> None:
     memory = memory_of_two_apis()
     assert len(memory) == 100

@@ -269,7 +269,7 @@ def test_memory_and_recovered_images_are_in_unit_range_whatever_the_api_takes() 
     for found in run.recovered:
         assert found.images.min() >= 0
         assert found.images.max() <= 1
-    held = run.memory._images["made up", "class 0"]._chunks
+    held = run.memory._images["made up", "class 0"].chunks
     assert [chunk.data_ptr() for chunk in held] == [
         found.images.data_ptr() for found in run.recovered
     ], "the memory must hold the sets' images, not copies"

@@ -27,11 +27,12 @@ def test_sets_of_a_group_made_at_once(
     monkeypatch.setattr(local_at_once, "on_one_gpu", lambda run: True)
     save, left = RunFolder.save_recovered, [5]
 
-    def cut_off(self: RunFolder, recovered_set: Any) -> None:
-        save(self, recovered_set)
+    def cut_off(self: RunFolder, recovered_set: Any) -> Any:
+        held = save(self, recovered_set)
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
+        return held
 
     monkeypatch.setattr(RunFolder, "save_recovered", cut_off)
     with pytest.raises(KeyboardInterrupt):

@@ -14,7 +14,14 @@ from bidfmkd_fast.black_box import APISpec, FunctionBlackBox
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery import RecoveryConfig
 from bidfmkd_fast.survey import SurveyConfig
-from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, Run, TrainConfig
+from bidfmkd_fast.training import (
+    BiDfMKD,
+    DistillationConfig,
+    ReplayConfig,
+    Run,
+    TrainConfig,
+    run_folder,
+)
 from bidfmkd_fast.training.run_folder import RunFolder
 
 CONFIG = TrainConfig(
@@ -27,8 +34,7 @@ CONFIG = TrainConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+def finished_api() -> FunctionBlackBox:
     weight = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
     spec = APISpec(
         2,
@@ -38,11 +44,30 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
         data_set="made up",
         name="the api",
     )
+    return FunctionBlackBox(lambda images: images.flatten(1) @ weight, spec)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
     path = tmp_path_factory.mktemp("runs") / "one"
-    run = BiDfMKD(
-        [FunctionBlackBox(lambda images: images.flatten(1) @ weight, spec)], config=CONFIG
-    ).fit(path)
-    return run, path
+    return BiDfMKD([finished_api()], config=CONFIG).fit(path), path
+
+
+def test_sets_beyond_the_limit_stay_on_the_disk(
+    finished: tuple[Run, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bits are the same, and the images of the run are those of the files."""
+    (expected, path), api = finished, finished_api()
+    monkeypatch.setattr(run_folder, "IN_MEMORY", 0)
+    run = BiDfMKD([api], config=CONFIG).fit(tmp_path / "run")
+    for name in ("meta_model.safetensors", "memory.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (path / name).read_bytes()
+    for ours, theirs in zip(run.recovered, expected.recovered, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert ours.recovered.history == theirs.recovered.history
+        mapped = Path("/proc/self/maps").read_text()  # the files that stand for memory
+        assert f"{tmp_path}/run/recovered/api_000_{ours.part}.safetensors" in mapped
+        assert f"{path}/recovered" not in mapped
 
 
 def test_models_memory_and_settings_come_back(finished: tuple[Run, Path]) -> None:

@@ -117,6 +117,10 @@ class HTTPClient:
         """
         return self._send("POST", path, body, headers, attempt, final, most_bytes)
 
+    def release(self) -> None:
+        """Close idle connections; the next request opens another one."""
+        self._pools.clear()
+
     def get_json(self, path: str) -> Any:
         """Return the JSON answer to a GET; None if the server has no such page (404, 405, 501).
 

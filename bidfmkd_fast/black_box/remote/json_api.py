@@ -182,6 +182,10 @@ class JSONBlackBox(ServiceBlackBox):
         if self._mapping.single:
             self._max_batch = 1
 
+    def release(self) -> None:
+        """Close idle connections."""
+        self._client.release()
+
     def _request(self, images: Tensor, attempt: Attempt) -> Tensor:
         spec, client = self._spec, self._client
         if spec.encoding == "raw":

@@ -105,6 +105,10 @@ class RemoteBlackBox(V2BlackBox):
             )
         return model
 
+    def release(self) -> None:
+        """Close idle connections."""
+        self._client.release()
+
     def _request(self, images: Tensor, attempt: Attempt) -> Tensor:
         model = self._served()
         if self._binary is not None:
