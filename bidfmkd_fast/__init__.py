@@ -24,6 +24,9 @@ _logging.getLogger("bidfmkd_fast").addHandler(_logging.NullHandler())
 # signals by its own rules.
 if _os.path.basename((getattr(_sys, "argv", None) or [""])[0]) == "bidfmkd":
     _end_at_once_while_loading()
+    # If another process of a job dies, the command says so in one line; torch would write a stack
+    # trace of its C++ code besides.
+    _os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from bidfmkd_fast import errors, ops
 from bidfmkd_fast.black_box import (

@@ -47,6 +47,18 @@ class APIUnavailable(_WithoutSecrets, RuntimeError):
     """
 
 
+class RankLost(_WithoutSecrets, RuntimeError):
+    """Another process of a job of several (see `runtime.ranks`) has failed, died or not begun.
+
+    What the job has kept stays, and the same command goes on from it.
+
+    Attributes:
+        told: whether the other process shows by itself why it has ended.
+    """
+
+    told = False
+
+
 class PrecisionWarning(_WithoutSecrets, UserWarning):
     """A step is too small for the precision of an API's input or scores.
 

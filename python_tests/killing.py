@@ -31,8 +31,10 @@ from bidfmkd_fast.black_box import (
     RemoteBlackBox,
     TorchBlackBox,
 )
+from bidfmkd_fast.errors import RankLost
 from bidfmkd_fast.files import checkpoints
 from bidfmkd_fast.recovery import RecoveryConfig, journal, record_file
+from bidfmkd_fast.runtime import job, joined_ranks
 from bidfmkd_fast.survey import SurveyConfig, cost
 from bidfmkd_fast.training import BiDfMKD, DistillationConfig, ReplayConfig, TrainConfig
 from bidfmkd_fast.training.run_folder import CHECKPOINTS
@@ -59,6 +61,9 @@ CHECKPOINTED = replace(
     meta_batch_size=1,
     replay=ReplayConfig(steps_per_round=3, final_steps=5, n_query=2, inner_steps=1),
 )
+
+RANKED = replace(CHECKPOINTED, meta_batch_size=3)
+RANK_LOST = 75  # exit code of `fit_in_rank` when another rank is lost
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["bidfmkd_fast.cli.main", "bidfmkd_fast.pools", "torch._dynamo"])
@@ -219,6 +224,51 @@ def fit_checkpointed(folder: Path, log: Path, moment: tuple[str, int] | None) ->
     run = BiDfMKD(apis, config=CHECKPOINTED).fit(folder, progress=False)
     log.with_suffix(".steps").write_text(str(next(steps) - 1))
     assert run.complete and run.queries == queries(log)
+
+
+def fit_in_rank(
+    rank: int,
+    size: int,
+    port: int,
+    folder: Path,
+    log: Path,
+    moment: tuple[str, int] | None = None,
+    max_queries: int | None = None,
+) -> None:
+    """Run on four local APIs as one of `size` ranks that meet at `port`; die at `moment`.
+
+    The kinds are those of `fit_checkpointed`, and "start": before any rank has been met. Rank n
+    notes its calls in `<log>.n`, and the end of a lost job in `<log>.n.lost`.
+    """
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    cost.LOCAL_PIECE = 10  # type: ignore[misc]
+    checkpoints.SECONDS = 0.0  # type: ignore[misc]
+    joined_ranks.START_SECONDS = 4.0  # type: ignore[misc]
+    what, number = moment or ("", 0)
+    _begin()
+    own = log.with_suffix(f".{rank}")
+    watched = [Watched(n, own, None) for n in range(4)]
+    apis: list[BlackBox] = [
+        FunctionBlackBox(module, spec_of(n)) for n, module in enumerate(watched)
+    ]
+    own.write_text("")
+    Watched.calls = 0
+    for module in watched:
+        module.kill_at = number if what == "call" else None
+    if what == "step":
+        _count_steps(number)
+    if what == "start":
+        die()
+    budget = None if max_queries is None else Budget(max_queries=max_queries)
+    try:
+        with job.joined():
+            run = BiDfMKD(apis, config=RANKED, budget=budget).fit(folder, progress=False)
+    except RankLost as error:
+        own.with_suffix(f".{rank}.lost").write_text(str(error))
+        os._exit(RANK_LOST)
+    if rank == 0:
+        (folder / "asked").write_text(str(run.queries))
 
 
 def fit_labels(folder: Path, log: Path, kill_at: int | None) -> None:

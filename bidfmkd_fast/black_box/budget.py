@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from bidfmkd_fast.black_box.ledger import check_cost, check_count
@@ -10,6 +12,7 @@ from bidfmkd_fast.errors import BudgetExhausted
 
 if TYPE_CHECKING:
     from bidfmkd_fast.black_box.ledger_file import LedgerFile
+    from bidfmkd_fast.runtime.ranks import Ranks
 
 _SLACK = 1e-9  # relative tolerance for money, since costs are sums of floats
 
@@ -40,7 +43,7 @@ class Budget:
                 check_count("Budget", name, cap)
         if max_cost is not None:
             check_cost("Budget", "max_cost", max_cost)
-        self._lock = threading.Lock()
+        self._lock: AbstractContextManager[object] = threading.Lock()
         self._caps = (max_queries, max_requests, max_cost)
         self._spent: tuple[int, int, float] = (0, 0, 0.0)
         # Sessions of ledger files that this budget has paid for, with the number of the API there.
@@ -112,17 +115,35 @@ class Budget:
         with self._lock:
             self._spend(queries, requests, cost)
 
-    def restore_from(self, file: LedgerFile, number: int) -> None:
+    def restore_from(self, file: LedgerFile, number: int, paid: Iterable[str] = ()) -> None:
         """Count what `file` shows for API `number`, except sessions that this budget has paid for.
 
-        What is counted in `file` from now on is taken from this budget as well.
+        What is counted in `file` from now on is taken from this budget as well, and so are the
+        counts of the sessions `paid`.
         """
         earlier = file.sessions(number)
         with self._lock:
             for session, row in earlier.items():
                 if (session, number) not in self._counted and session != file.session:
                     self._spend(row.queries, row.requests, row.cost)
-            self._counted |= {(session, number) for session in (*earlier, file.session)}
+            self._counted |= {(session, number) for session in (*earlier, file.session, *paid)}
+
+    @contextmanager
+    def shared_by(self, ranks: Ranks, name: str) -> Iterator[None]:
+        """Let the block spend from one budget in all `ranks`: what rank 0 has left of this one.
+
+        Every rank has to enter and leave the block, and none spends from it before all have
+        entered. `name` tells this budget from others of the job.
+        """
+        if ranks.first:
+            ranks.keep(name, self._spent)
+        before, self._lock = self._lock, _SharedLock(self, ranks, name)
+        try:
+            yield
+            with self._lock:  # reads what all ranks have spent
+                pass
+        finally:
+            self._lock = before
 
     def release(self, queries: int, requests: int, cost: float = 0.0) -> None:
         """Give back what was reserved and never sent."""
@@ -158,6 +179,27 @@ class Budget:
         return (
             f"Budget(queries={spent[0]:,} of {caps[0]}, requests={spent[1]:,} of {caps[1]}{money})"
         )
+
+
+class _SharedLock(AbstractContextManager[None]):
+    """The lock of a budget that several ranks spend from; inside it `_spent` is what all spent."""
+
+    def __init__(self, budget: Budget, ranks: Ranks, name: str) -> None:
+        self._budget, self._ranks, self._name = budget, ranks, name
+        self._threads = threading.Lock()
+        self._held = ExitStack()
+
+    def __enter__(self) -> None:
+        with ExitStack() as held:
+            held.enter_context(self._threads)
+            held.enter_context(self._ranks.locked())
+            queries, requests, cost = self._ranks.kept(self._name)
+            self._budget._spent = (queries, requests, cost)
+            self._held = held.pop_all()
+
+    def __exit__(self, *exception: object) -> None:
+        with self._held:
+            self._ranks.keep(self._name, self._budget._spent)
 
 
 def _check_amounts(operation: str, queries: object, requests: object, cost: object) -> None:

@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,6 +178,27 @@ class LedgerFile:
             ).fetchall()
         return {session: LedgerRow(*row) for session, *row in found}
 
+    def merge(self, path: Path) -> None:
+        """Move all counts of another ledger, which no process uses any more, into this one.
+
+        If the process dies meanwhile, a second call counts nothing twice. The file is removed.
+        """
+        other = LedgerFile(path)
+        try:
+            with other._used() as connection:
+                found = connection.execute(
+                    f"SELECT number, session, name, {_COUNTS} FROM apis"
+                ).fetchall()
+        finally:
+            other.close()
+        with self._used() as connection:
+            connection.executemany(
+                f"INSERT OR REPLACE INTO apis (number, session, name, {_COUNTS}) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [row for row in found if any(row[3:])],
+            )
+        path.unlink()
+
     @contextmanager
     def _used(self) -> Iterator[sqlite3.Connection]:
         """Give the connection to one thread; turn whatever goes wrong into InputError.
@@ -209,11 +230,29 @@ class LedgerFile:
 def read_ledger(path: Path) -> list[LedgerRow]:
     """Read the sums by API of a ledger that a run may be writing at this moment.
 
-    Nothing is written, no file beside the ledger either.
+    The ledgers beside it that other processes of the same run write are part of it. Nothing is
+    written, no file beside the ledger either.
 
     Raises:
-        InputError: the file is no ledger, or damaged.
+        InputError: a file is no ledger, or damaged.
     """
+    totals: dict[int, LedgerRow] = {}
+    for file in (path, *path.parent.glob(f"{path.stem}_rank_*{path.suffix}")):
+        for row in _read_rows(file):
+            held = totals.get(row.number)
+            totals[row.number] = row if held is None else sum_of(held, row)
+    return [totals[number] for number in sorted(totals)]
+
+
+def sum_of(first: LedgerRow, second: LedgerRow) -> LedgerRow:
+    """Add up the counts of one API in two processes."""
+    names = _COUNTS.split(", ")
+    sums = {name: getattr(first, name) + getattr(second, name) for name in names}
+    return replace(first, **sums)
+
+
+def _read_rows(path: Path) -> list[LedgerRow]:
+    """Read the sums by API of one file."""
     # Without a write-ahead log all counts are in the file, and SQLite would create a log unless it
     # is told that the file is immutable. With a log, the last counts are in the log, and SQLite
     # must read the log's index without changing it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import signal
 from collections.abc import Sequence
@@ -11,7 +12,9 @@ from typing import Any
 from bidfmkd_fast.black_box.ledger import asked_by_this_process
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.runtime import job
 from bidfmkd_fast.training.run_folder import LEDGER, STAND_INS
+from bidfmkd_fast.training.shared_folder import RANK_LEDGERS
 
 # Commands that continue in the same folder.
 _RESUMED = ("pool", "train", "compare", "sweep", "recover")
@@ -30,8 +33,9 @@ def last_line(command: str, arguments: Sequence[str], options: Any, number: int)
     folder = Path(out) if out is not None else None
     if command in ("", "serve"):  # these keep nothing and cannot continue
         return f"{name}: ended by {by}"
+    lost = [f"{lost} has died"] if (lost := job.lost()) else []
     parts = [
-        f"{name}: ended by {by}",
+        f"{name}: {'; '.join([*lost, f'ended by {by}'])}",
         _kept(command, folder),
         _asked(folder),
         _next(command, arguments, folder),
@@ -79,7 +83,8 @@ def _amount(queries: int, requests: int, cost: float) -> str:
 def _ledger_total(folder: Path) -> tuple[int, int, float]:
     """Return the queries, requests and cost of all ledgers in a folder."""
     queries, requests, cost = 0, 0, 0.0
-    for file in folder.rglob(LEDGER):
+    ledger_files = itertools.chain(folder.rglob(LEDGER), folder.rglob(RANK_LEDGERS))
+    for file in ledger_files:
         if file.parent.name == STAND_INS:
             continue
         try:

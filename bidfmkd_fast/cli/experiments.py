@@ -107,9 +107,11 @@ COMPARE = Command(
     _add_compare_options,
     "bidfmkd compare --config omniglot_ss_small",
     ExperimentConfig,
+    shared=True,
 )
 SWEEP = Command(
     sweep,
     _add_sweep_options,
     "bidfmkd sweep --file ablation --out runs/ablation",
+    shared=True,
 )

@@ -33,8 +33,9 @@ from bidfmkd_fast.cli.options import (
     without_notes,
 )
 from bidfmkd_fast.cli.settings import merge, take_settings
-from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError
-from bidfmkd_fast.runtime.signals import ended_by_signals, stop_after
+from bidfmkd_fast.errors import APIUnavailable, BadAnswer, BudgetExhausted, InputError, RankLost
+from bidfmkd_fast.runtime import job
+from bidfmkd_fast.runtime.signals import TIME_IS_UP, ended_by_signals, stop_after
 from bidfmkd_fast.runtime.streams import Output, guarded_stdout, open_missing, say, visible
 
 COMMANDS: dict[str, Command] = {  # in the order of `bidfmkd --help`
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Without `arguments` the command line of the process is taken, and the process belongs to the
     command: Ctrl-C ends it with one line and exit code 130, SIGTERM with 143, the end of the time
-    of `--stop-after` with 75 (`runtime.signals.ended_by_signals`).
+    of `--stop-after` with 75 (`runtime.signals.ended_by_signals`), which is also the exit code if
+    another process of the same job is lost.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = next((argument for argument in given if argument in COMMANDS), "")
@@ -75,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed: dict[str, Any] = {}  # gets "options", which the last line of a killed command needs
 
     def ended(number: int) -> str:
+        if not job.speaks():
+            return ""
         return last_line(command, given, parsed.get("options"), number)
 
     if arguments is None:
@@ -121,13 +125,19 @@ def _run(arguments: Sequence[str], command: str, name: str, parsed: dict[str, An
         if "config" in options:
             merge(values := without_notes(options.config.as_dict()), settings)
             options.config = values
-        with _one_line_warnings(name), _log_lines(name):
-            COMMANDS[given.subcommand].run(options)
+        called = COMMANDS[given.subcommand]
+        with _one_line_warnings(name), _log_lines(name), _ranks_of(called):
+            called.run(options)
     except ArgumentError as error:
         say(f"{name}: {plain_error(str(error), command, positional)}")
         return 2
+    except RankLost as error:
+        if not error.told and job.speaks():
+            say(f"{name}: {' '.join(str(error).split())}")
+        return TIME_IS_UP
     except (InputError, BudgetExhausted, BadAnswer, APIUnavailable) as error:
-        say(f"{name}: {' '.join(str(error).split())}")
+        if job.speaks():
+            say(f"{name}: {' '.join(str(error).split())}")
         return 2
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
@@ -135,6 +145,24 @@ def _run(arguments: Sequence[str], command: str, name: str, parsed: dict[str, An
         say(f"{name}: {error.filename} is too long for a file's name; give a shorter one")
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def _ranks_of(command: Command) -> Iterator[None]:
+    """Join the other processes that torchrun has started, if `command` shares its work out.
+
+    Raises InputError if it does not and there are others.
+    """
+    if command.shared:
+        with job.joined():
+            yield
+    elif (n := job.n_started()) > 1:
+        raise InputError(
+            f"this command runs in one process, and torchrun has started {n}; start it without "
+            "torchrun"
+        )
+    else:
+        yield
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bidfmkd_fast.black_box import Budget
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.runtime.ranks import current
 from bidfmkd_fast.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Command:
         settings: the class whose fields are the keys under `--config`; None if the command has no
             `--config`.
         positional: the arguments that are typed without a name before them, divided by blanks.
+        shared: whether several processes that torchrun has started share the work out.
     """
 
     run: Callable[[Any], None]
@@ -36,6 +38,7 @@ class Command:
     example: str
     settings: type[Any] | None = None
     positional: str = ""
+    shared: bool = False
 
 
 def build_parser(arguments: Sequence[str], commands: Mapping[str, Command]) -> ArgumentParser:
@@ -131,6 +134,7 @@ def out_folder(options: Any, command: str) -> Path:
         names = itertools.chain([command], (f"{command}-{number}" for number in itertools.count(2)))
         paths = (Path("runs") / name for name in names)
         options.out = str(next(path for path in paths if not path.exists()))
+    options.out = current().exchange(options.out)[0]  # one folder for all ranks
     return Path(options.out)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,14 @@ from bidfmkd_fast.pools import Services, find_services, load_pool, read_pool
 from bidfmkd_fast.pools.pool import LIST, boxes_of
 from bidfmkd_fast.pools.services_of_run import check_same, listed_in
 from bidfmkd_fast.runtime.machine import usable_device
+from bidfmkd_fast.runtime.ranks import current
 from bidfmkd_fast.survey.pictures import check_drawable
 from bidfmkd_fast.training import BiDfMKD, Run, TrainConfig, fit_with_control, paper
 from bidfmkd_fast.training.grids import write_grids
 from bidfmkd_fast.training.pseudo_tasks import keep_zero_query, zero_query_file
 from bidfmkd_fast.training.report import REPORT, outcome_rows, write_report
 from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
+from bidfmkd_fast.training.shared_folder import wait_until_seen
 from bidfmkd_fast.training.spending import read_spending
 from bidfmkd_fast.training.status import status_text
 from bidfmkd_fast.training.tables import text_table
@@ -52,10 +55,10 @@ def train(options: Any) -> None:
     services = services_of(options, "--url")
     if (services is None) == (options.pool is None):
         raise InputError("give either --pool FOLDER or --url URL [URL ...]")
-    config = train_config(options)
+    config, ranks = train_config(options), current()
     out, budget = out_folder(options, "train"), budget_of(options)
     if not options.dry_run:
-        check_free(out)
+        ranks.first_alone(lambda: check_free(out))
     if services is None:
         _train(options, load_pool(options.pool), config, budget, out)
         return
@@ -64,10 +67,13 @@ def train(options: Any) -> None:
         _train(options, _boxes_to_plan(services, budget, out), config, budget, out)
         return
     options.pool = str(out)  # the list of services lies in the folder of the run
-    with listed_in(out, services, budget) as found:
-        if found is not None:
+    with ExitStack() as stack:
+        listed = listed_in(out, services, budget)
+        if (found := ranks.first_alone(lambda: stack.enter_context(listed))) is not None:
             print_found(found)
             print(f'look at the lines of {out / LIST} that say "check"\n', flush=True)
+        if not ranks.first:
+            wait_until_seen(out / LIST)
         _train(options, load_pool(out), config, budget, out)
 
 
@@ -78,7 +84,7 @@ def _train(
     budget: Budget | None,
     out: Path,
 ) -> None:
-    """Make the run of `train`, or with `--dry-run` print its plan."""
+    """Make the run of `train`, or with `--dry-run` print its plan. Rank 0 writes and prints."""
     if options.controls:
         for api in apis:
             check_drawable(api.spec, "zero_query", "leave --controls out")
@@ -86,11 +92,14 @@ def _train(
         if not print_plan(apis, config, budget, options.device, options.controls):
             sys.exit(1)
         return
-    if out.exists():
+    ranks = current()
+    if ranks.first and out.exists():
         places = [out / SOURCE, out / REPORT, out / "grids" / "api_000.png"]
         check_writable(*places, *([zero_query_file(out)] if options.controls else []))
     source, folder = _source_of_run(options.pool), RunFolder(out)
     run = _fit(options, apis, config, budget, folder)
+    if not ranks.first:
+        return
     if run is not None:
         write_source(out, source)
         write_grids(run, folder)
@@ -130,11 +139,17 @@ def _fit(
     """
     control = RunFolder(folder.path / "control")
     if not options.controls:
-        count_spent(control, config.control(), apis, budget)  # of an earlier command with controls
+        # Of an earlier command with controls.
+        current().first_alone(lambda: count_spent(control, config.control(), apis, budget))
         return BiDfMKD(apis, config=config, device=options.device, budget=budget).fit(folder.path)
-    finished = all((part.path / META_MODEL).is_file() for part in (folder, control))
-    if finished and not zero_query_file(folder.path).is_file():
-        count_spent(folder, config, apis, budget)  # refuses other settings and another pool
+
+    def finished() -> bool:
+        done = all((part.path / META_MODEL).is_file() for part in (folder, control))
+        if done := done and not zero_query_file(folder.path).is_file():
+            count_spent(folder, config, apis, budget)  # refuses other settings and another pool
+        return done
+
+    if any(current().exchange(current().first and finished())):
         return None
     run, _ = fit_with_control(apis, folder.path, config, device=options.device, budget=budget)
     return run
@@ -206,5 +221,6 @@ TRAIN = Command(
     _add_train_options,
     "bidfmkd train --pool runs/pool --config.recovery.steps 40",
     TrainConfig,
+    shared=True,
 )
 STATUS = Command(status, _add_status_options, "bidfmkd status runs/train", positional="run")

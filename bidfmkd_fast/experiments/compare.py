@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,11 +22,12 @@ from bidfmkd_fast.experiments.methods import (
     default_methods,
 )
 from bidfmkd_fast.experiments.result_files import CSV, TEX, Tested, write_results
+from bidfmkd_fast.experiments.sharing import one_lock, share_out
 from bidfmkd_fast.experiments.tables import TitledTable, comparison_tables
 from bidfmkd_fast.files.atomic import check_writable, make_folder, write_text
-from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.runtime.machine import machine_text, usable_device
 from bidfmkd_fast.runtime.progress import Bar
+from bidfmkd_fast.runtime.ranks import current
 from bidfmkd_fast.training.tables import Table, markdown_table, text_table
 
 REPORT = "comparison.md"
@@ -57,11 +59,55 @@ def run_comparison(
     chosen = _chosen(default_methods(config.train) if methods is None else methods, config)
     check_seeds("compare", seeds)
     usable_device("compare", device)
-    with FolderLock(out):
+    with one_lock(out):
         datasets = config.check()
         folder = open_folder(out, config)
         check_writable(folder / REPORT, folder / CSV, folder / TEX)
+        if current().size > 1:
+            _share_out(folder, config, datasets, chosen, seeds, device, progress)
+        if not current().first:
+            return ""
         return _compare_in(folder, config, datasets, chosen, seeds, device, progress)
+
+
+def _share_out(
+    folder: Path,
+    config: ExperimentConfig,
+    datasets: Sequence[Dataset],
+    chosen: Sequence[str],
+    seeds: Sequence[int],
+    device: torch.device | str,
+    progress: bool,
+) -> None:
+    """Train the pools, then the methods, each in one of the ranks."""
+
+    def pool(seed: int) -> None:
+        pool_of(folder, config.pool, datasets, seed, progress)
+
+    def method(name: str, seed: int) -> None:
+        experiment = _experiment(folder, config, datasets, seed, device, progress)
+        train_and_test(name, experiment, folder / f"seed_{seed}" / name)
+
+    share_out("compare: pools", [partial(pool, seed) for seed in seeds], progress)
+    for later in (False, True):
+        names = [name for name in chosen if (name in USES_OUR_SETS) == later]
+        parts = [partial(method, name, seed) for seed in seeds for name in names]
+        share_out("compare: methods", parts, progress)
+
+
+def _experiment(
+    folder: Path,
+    config: ExperimentConfig,
+    datasets: Sequence[Dataset],
+    seed: int,
+    device: torch.device | str,
+    progress: bool,
+) -> Experiment:
+    """Return the experiment of a seed, with its pool and its folder made if they are missing."""
+    pool = pool_of(folder, config.pool, datasets, seed, progress)
+    at = folder / f"seed_{seed}"
+    make_folder(at)
+    return Experiment(pool, datasets, config.with_seed(seed), at / OURS, device, progress)
 
 
 def _chosen(methods: Sequence[str], config: ExperimentConfig) -> list[str]:
@@ -94,17 +140,15 @@ def _compare_in(
     accuracies: list[float] = []
     in_order = sorted(chosen, key=lambda method: method in USES_OUR_SETS)  # those come last
     for seed in seeds:
-        pool = pool_of(folder, config.pool, datasets, seed, progress)
-        accuracies.append(pool.accuracy)
-        at = folder / f"seed_{seed}"
-        experiment = Experiment(pool, datasets, config.with_seed(seed), at / OURS, device, progress)
-        make_folder(at)
+        experiment = _experiment(folder, config, datasets, seed, device, progress)
+        accuracies.append(experiment.pool.accuracy)
         with Bar(f"compare, seed {seed}", len(in_order), "methods", progress) as bar:
             for method in bar.over(in_order):
-                results[method].append(train_and_test(method, experiment, at / method))
+                at = folder / f"seed_{seed}" / method
+                results[method].append(train_and_test(method, experiment, at))
     data_sets, scenario = ", ".join(config.pool.data_sets), config.pool.scenario
     title = (
-        f"{len(pool.entries)} APIs, {data_sets}, scenario {scenario}; "
+        f"{len(experiment.pool.entries)} APIs, {data_sets}, scenario {scenario}; "
         f"{100 * sum(accuracies) / len(accuracies):.1f} % accurate on held-out images of their own "
         "classes"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +14,13 @@ from bidfmkd_fast.experiments.experiment import Experiment
 from bidfmkd_fast.experiments.folder import open_folder, pool_of
 from bidfmkd_fast.experiments.meta_test import Result, train_and_test
 from bidfmkd_fast.experiments.result_files import CSV, TEX, Tested, write_results
-from bidfmkd_fast.experiments.sweep_file import Sweep, read_sweep
+from bidfmkd_fast.experiments.sharing import one_lock, share_out
+from bidfmkd_fast.experiments.sweep_file import Cell, Sweep, read_sweep
 from bidfmkd_fast.experiments.sweep_plot import need_matplotlib, plot_sweep
 from bidfmkd_fast.experiments.tables import by_data_set, sweep_tables
 from bidfmkd_fast.files.atomic import check_writable, write_text
-from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.runtime.machine import machine_text, usable_device
+from bidfmkd_fast.runtime.ranks import current
 from bidfmkd_fast.training.tables import markdown_table, text_table
 
 TABLE, PLOT = "sweep.md", "sweep.png"
@@ -47,10 +49,14 @@ def run_sweep(
     sweep = read_sweep(path)
     check_seeds("sweep", seeds)
     usable_device("sweep", device)
-    with FolderLock(out):
+    with one_lock(out):
         datasets = sweep.base.check()
         folder = open_folder(out, sweep.base)
         check_writable(*(folder / name for name in (TABLE, PLOT, CSV, TEX)))
+        if current().size > 1:
+            _share_out(folder, sweep, datasets, seeds, device, progress)
+        if not current().first:
+            return ""
         results = _run_cells(folder, sweep, datasets, seeds, device, progress)
         plot_sweep(sweep.cells, [by_data_set(of_cell) for of_cell in results], folder / PLOT)
         names = [cell.name for cell in sweep.cells]
@@ -70,6 +76,48 @@ def run_sweep(
     return "\n\n".join([*texts, f"plot: {folder / PLOT}"])
 
 
+def _share_out(
+    folder: Path,
+    sweep: Sweep,
+    datasets: Sequence[Dataset],
+    seeds: Sequence[int],
+    device: torch.device | str,
+    progress: bool,
+) -> None:
+    """Train the pools, then the cells under each seed, each in one of the ranks."""
+    # Cells may have a pool in common, which one rank trains.
+    pools = dict.fromkeys(
+        (cell.config.with_seed(seed).pool, seed) for cell in sweep.cells for seed in seeds
+    )
+    cells = [
+        partial(_run_cell, folder, cell, datasets, seed, device, progress)
+        for cell in sweep.cells
+        for seed in seeds
+    ]
+    share_out(
+        "sweep: pools",
+        [partial(pool_of, folder, pool, datasets, seed, progress) for pool, seed in pools],
+        progress,
+    )
+    share_out("sweep: cells", cells, progress)
+
+
+def _run_cell(
+    folder: Path,
+    cell: Cell,
+    datasets: Sequence[Dataset],
+    seed: int,
+    device: torch.device | str,
+    progress: bool,
+) -> Result:
+    """Train and meta-test one cell under one seed, unless that is done."""
+    config = cell.config.with_seed(seed)
+    pool = pool_of(folder, config.pool, datasets, seed, progress)
+    at = folder / "cells" / cell.folder_name / f"seed_{seed}"
+    experiment = Experiment(pool, datasets, config, at, device, progress)
+    return train_and_test(cell.method, experiment, at)
+
+
 def _run_cells(
     folder: Path,
     sweep: Sweep,
@@ -85,9 +133,5 @@ def _run_cells(
         for seed in seeds:
             if progress:
                 print(f"cell {number} of {len(sweep.cells)}: {cell.name}, seed {seed}", flush=True)
-            config = cell.config.with_seed(seed)
-            pool = pool_of(folder, config.pool, datasets, seed, progress)
-            at = folder / "cells" / cell.folder_name / f"seed_{seed}"
-            experiment = Experiment(pool, datasets, config, at, device, progress)
-            results[-1].append(train_and_test(cell.method, experiment, at))
+            results[-1].append(_run_cell(folder, cell, datasets, seed, device, progress))
     return results

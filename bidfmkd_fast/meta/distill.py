@@ -17,6 +17,7 @@ from bidfmkd_fast import ops
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.inner_loop import InnerLoop, adapt_parameters, forward, outer_step
 from bidfmkd_fast.ops.scores import probabilities_of
+from bidfmkd_fast.runtime.ranks import ALONE, Ranks
 
 INNER = InnerLoop(steps=10, learning_rate=0.01)
 
@@ -134,10 +135,12 @@ def outer_distillation_step(
     inner: InnerLoop = INNER,
     *,
     paper_compat: bool = False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Take one step of `optimizer` on the sum of `distillation_loss` over `tasks`.
 
-    `optimizer` is over the parameters of `module`.
+    `optimizer` is over the parameters of `module`. The `ranks`, which all give the same tasks,
+    share them out.
 
     Returns:
         `loss` and `agreement`, both means over the tasks' query sets; agreement is the share of
@@ -151,7 +154,7 @@ def outer_distillation_step(
     def task_loss(task: DistillationTask) -> tuple[Tensor, Tensor]:
         return _loss_and_agreement(module, parameters, task, inner, paper_compat)
 
-    loss, agreement = outer_step(optimizer, tasks, task_loss)
+    loss, agreement = outer_step(optimizer, tasks, task_loss, ranks)
     return {"loss": loss, "agreement": agreement}
 
 

@@ -8,7 +8,7 @@ recovered images, and a meta-test adapts to the support set of an episode. Sourc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.meta.stacked import can_stack, stacked_forward, stacked_parameters
+from bidfmkd_fast.runtime.ranks import ALONE, Ranks
+from bidfmkd_fast.seeds import seeded
 
 Task = TypeVar("Task")
 Forward = Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]
@@ -119,34 +121,56 @@ def outer_step(
     optimizer: torch.optim.Optimizer,
     tasks: Iterable[Task],
     task_loss: Callable[[Task], tuple[Tensor, Tensor]],
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
     """Take one optimizer step on the sum over `tasks` of the losses `task_loss(task)[0]`.
 
     A "task" may be a stack of E tasks, for which `task_loss` returns values `[E]`. The loss of a
     task is differentiated before the next task starts, so that only one graph is alive at a time.
 
+    Each of the `ranks` differentiates its share of the tasks. Then every rank adds up the gradients
+    of all tasks in their order, so the step is the same, bit for bit, with any number of ranks.
+    What a task draws from torch's generator does not depend on the tasks before it either.
+
     Returns the means of both values that `task_loss` returns.
 
     Raises:
         InputError: `tasks` is empty, or the loss or its gradient is not finite; the step is then
             not taken.
+        RankLost: another rank has died.
     """
-    optimizer.zero_grad(set_to_none=True)
-    losses, scores = [], []
-    for task in tasks:
-        loss, score = task_loss(task)
-        loss.sum().backward()
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    losses: list[Tensor] = []
+    scores: list[Tensor] = []
+    seed = int(torch.randint(2**62, ()))
+
+    def differentiate(number: int, task: Task) -> None:
+        with seeded(seed, "task", number):
+            loss, score = task_loss(task)
+            loss.sum().backward()
         losses.append(loss.detach().flatten())
         scores.append(score.detach().flatten())
+
+    optimizer.zero_grad(set_to_none=True)
+    if ranks.size == 1:
+        for number, task in enumerate(tasks):
+            differentiate(number, task)
+    else:
+        given = list(tasks)
+        rows = []
+        for number, task in ranks.share(list(enumerate(given))):
+            differentiate(number, task)
+            rows.append(_packed(parameters, losses.pop(), scores.pop()))
+            optimizer.zero_grad(set_to_none=True)
+        sizes = [len(task) if isinstance(task, list) else 1 for task in given]
+        for row, size in zip(_of_all(ranks, parameters, rows, sizes), sizes, strict=True):
+            loss, score = _unpacked(row, parameters, size)
+            losses.append(loss)
+            scores.append(score)
     if not losses:
         raise InputError("outer step: tasks is empty; give at least one")
     mean_loss = float(torch.cat(losses).mean())
-    gradients = [
-        value.grad
-        for group in optimizer.param_groups
-        for value in group["params"]
-        if value.grad is not None
-    ]
+    gradients = [value.grad for value in parameters if value.grad is not None]
     if not (math.isfinite(mean_loss) and all(gradient.isfinite().all() for gradient in gradients)):
         optimizer.zero_grad(set_to_none=True)
         raise InputError(
@@ -155,6 +179,48 @@ def outer_step(
         )
     optimizer.step()
     return mean_loss, float(torch.cat(scores).mean())
+
+
+def _packed(parameters: Sequence[Tensor], loss: Tensor, score: Tensor) -> Tensor:
+    """Return loss, score and gradients of a task as one row.
+
+    The row also says which parameters have a gradient, since those without are not stepped.
+    """
+    has = loss.new_tensor([value.grad is not None for value in parameters])
+    gradients = [
+        (torch.zeros_like(value) if value.grad is None else value.grad).flatten()
+        for value in parameters
+    ]
+    return torch.cat([has, *gradients, loss, score])
+
+
+def _of_all(
+    ranks: Ranks, parameters: Sequence[Tensor], rows: Sequence[Tensor], sizes: Sequence[int]
+) -> list[Tensor]:
+    """Return the rows of all tasks in order, of which `rows` are this rank's share."""
+    width = sum(value.numel() + 1 for value in parameters) + 2 * max(sizes, default=0)
+    n_rows = -(-len(sizes) // ranks.size)  # of the rank with the most
+    own = parameters[0].new_zeros(n_rows, width)
+    for place, row in zip(own, rows, strict=False):
+        place[: len(row)] = row
+    gathered = ranks.gather(own)
+    return [gathered[i % ranks.size, i // ranks.size] for i in range(len(sizes))]
+
+
+def _unpacked(row: Tensor, parameters: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """Add the gradients of a row to those of `parameters`; return its losses and scores."""
+    lengths = [value.numel() for value in parameters]
+    has, *gradients, loss, score, _ = row.split(
+        [len(lengths), *lengths, size, size, len(row) - len(lengths) - sum(lengths) - 2 * size]
+    )
+    for value, exists, gradient in zip(parameters, has.tolist(), gradients, strict=True):
+        if not exists:
+            continue
+        if value.grad is None:
+            value.grad = gradient.view_as(value).clone()
+        else:
+            value.grad += gradient.view_as(value)
+    return loss, score
 
 
 def cross_entropy_with(labels: Tensor) -> Callable[[Tensor], Tensor]:

@@ -28,6 +28,7 @@ from bidfmkd_fast.meta.stacked import (
     stacks_of,
     task_losses,
 )
+from bidfmkd_fast.runtime.ranks import ALONE, Ranks
 
 INNER = InnerLoop(steps=5, learning_rate=0.01)
 
@@ -62,11 +63,12 @@ def outer_replay_step(
     optimizer: torch.optim.Optimizer,
     episodes: Sequence[Episode],
     inner: InnerLoop = INNER,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Take one step of `optimizer` on the sum of `maml_loss` over `episodes`.
 
     `optimizer` is over the parameters of `module`. Episodes that a stack can hold are computed at
-    once.
+    once. The `ranks`, which all give the same episodes, share them out.
 
     Returns:
         `loss` and `accuracy`, both means over the episodes' query sets.
@@ -83,9 +85,9 @@ def outer_replay_step(
         return stacked_maml_loss(module, parameters, stack, inner)
 
     if episodes and all(can_stack(module, len(episode.classes)) for episode in episodes):
-        loss, accuracy = outer_step(optimizer, stacks_of(module, episodes), stack_loss)
+        loss, accuracy = outer_step(optimizer, stacks_of(module, episodes), stack_loss, ranks)
     else:
-        loss, accuracy = outer_step(optimizer, episodes, task_loss)
+        loss, accuracy = outer_step(optimizer, episodes, task_loss, ranks)
     return {"loss": loss, "accuracy": accuracy}
 
 

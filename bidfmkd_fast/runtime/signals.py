@@ -55,7 +55,7 @@ def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
     (`nohup`, a job in the background) stays ignored. Only the main thread may use this block.
 
     Args:
-        last_line: returns the last line for the number of the signal.
+        last_line: returns the last line for the number of the signal; no line if it is empty.
     """
     ending = _Ending(last_line, interrupt_all)
     # Python calls signal handlers between bytecodes of the main thread, hence not during a long
@@ -175,7 +175,8 @@ class _Ending:
                         and sys.stdout is not None
                     ):
                         sys.stdout.flush()
-                    say(self._last_line(number))
+                    if line := self._last_line(number):
+                        say(line)
             else:
                 time.sleep(_GRACE)
         finally:

@@ -153,15 +153,23 @@ class Answers:
             )
         )
         self._file = None if path is None else RecordFile(path)
-        if path is not None and path.exists():
+        self.read()
+
+    def read(self) -> None:
+        """Take the answers that the file holds, of which another process may have written some."""
+        if self.path is not None and self.path.exists():
             self._read()
+
+    def close(self) -> None:
+        """Close the file; `add` opens it again."""
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Answers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self.close()
 
     @property
     def queries(self) -> int:

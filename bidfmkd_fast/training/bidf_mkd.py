@@ -17,10 +17,12 @@ from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.meta.inner_loop import forward
 from bidfmkd_fast.runtime.allocator import keep_freed_memory
 from bidfmkd_fast.runtime.machine import usable_device
+from bidfmkd_fast.runtime.ranks import current
 from bidfmkd_fast.secrets import scrub
 from bidfmkd_fast.seeds import seeded
 from bidfmkd_fast.survey.backbone import check_backbone
 from bidfmkd_fast.survey.pictures import check_drawable
+from bidfmkd_fast.training.budgets import shared_budgets, under_budget
 from bidfmkd_fast.training.callbacks import Callback, RunInfo, check_callbacks, started
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.counted_queries import counted_queries
@@ -32,6 +34,7 @@ from bidfmkd_fast.training.run_cost import check_learnable, keep_plan, run_cost
 from bidfmkd_fast.training.run_folder import RunFolder
 from bidfmkd_fast.training.run_memory import check_run_memory
 from bidfmkd_fast.training.run_state import RunState
+from bidfmkd_fast.training.shared_folder import follow
 from bidfmkd_fast.training.spending import CONTROL
 
 
@@ -150,7 +153,7 @@ class BiDfMKD:
                 "control, which learns from images of untrained generators; raise either",
                 stacklevel=2,
             )
-        callbacks = check_callbacks("BiDfMKD.fit", callbacks)
+        callbacks = check_callbacks("BiDfMKD.fit", callbacks) if current().first else []
         names = tuple(scrub(api.name) for api in self.apis)
         folder = None if run_dir is None else Path(run_dir)
         info = RunInfo(self.config, names, self.planned_queries(), folder)
@@ -178,16 +181,26 @@ class BiDfMKD:
         it serves the next attempt.
         """
         keep_freed_memory()
-        folder = None
+        ranks, folder = current(), None
         if run_dir is not None:
-            folder = RunFolder.create(run_dir, self.config, again=again, lock=lock)
+            folder = ranks.first_alone(
+                lambda: RunFolder.create(run_dir, self.config, again=again, lock=lock)
+            )
+            if folder is None:
+                folder = follow(run_dir, self.config)
+        elif ranks.size > 1:
+            raise InputError(
+                f"BiDfMKD.fit: {ranks.size} processes share what they recover through the folder "
+                "of the run; give run_dir, on a disk that all of them see"
+            )
         try:
             with ExitStack() as stack:
                 stack.enter_context(under_budget(self.apis, self.budget))
+                stack.enter_context(shared_budgets(self.apis, ranks))
                 ledger = None
                 if folder is not None:
-                    ledger = stack.enter_context(counted_queries(folder, self.apis))
-                    if not folder.complete:
+                    ledger = stack.enter_context(counted_queries(folder, self.apis, ranks))
+                    if ranks.first and not folder.complete:
                         keep_plan(folder.path, self.apis, self.config)
                 run = RunState(
                     self.apis,
@@ -197,14 +210,15 @@ class BiDfMKD:
                     self.device,
                     folder,
                     ledger,
-                    progress,
+                    progress and ranks.first,
                     self.label,
                     callbacks,
+                    ranks,
                 )
                 restore(run)
                 yield run
         except Exception:
-            if folder is not None:
+            if folder is not None and ranks.first:
                 folder.withdraw()
             raise
         finally:
@@ -276,16 +290,3 @@ def _check_data_sets(apis: list[BlackBox]) -> None:
                 f"{api.name} takes {list(shape)}, another {list(shapes[data_set])}; name the data "
                 "sets differently"
             )
-
-
-@contextmanager
-def under_budget(apis: Sequence[BlackBox], budget: Budget | None) -> Iterator[None]:
-    """Put `budget` on all `apis` inside the block; None leaves their own."""
-    before = [api.budget for api in apis]
-    try:
-        for api in apis:
-            api.budget = api.budget if budget is None else budget
-        yield
-    finally:
-        for api, own in zip(apis, before, strict=True):
-            api.budget = own

@@ -10,19 +10,27 @@ from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
 from bidfmkd_fast.recovery.cost import measuring_cost
 from bidfmkd_fast.recovery.journal import Journal
+from bidfmkd_fast.runtime.ranks import ALONE, Ranks
 from bidfmkd_fast.survey.answers import Answers
 from bidfmkd_fast.survey.cost import piece_size
 from bidfmkd_fast.survey.pictures import SharedPictures
 from bidfmkd_fast.training.recovered_set import PARTS, least_queries
 from bidfmkd_fast.training.run_folder import LEDGER, RunFolder
+from bidfmkd_fast.training.shared_folder import RANK_LEDGERS, rank_ledger
 
 
 @contextmanager
-def counted_queries(folder: RunFolder, apis: Sequence[BlackBox]) -> Iterator[LedgerFile]:
-    """Count what the block asks `apis` in the ledger of `folder`, before each request is sent.
+def counted_queries(
+    folder: RunFolder, apis: Sequence[BlackBox], ranks: Ranks = ALONE
+) -> Iterator[LedgerFile]:
+    """Count what the block asks `apis` in a ledger of `folder`, before each request is sent.
 
     Queries that earlier processes asked for the same run are first taken from the budgets of
     `apis`, unless these budgets have paid for them already.
+
+    Every one of `ranks` has a ledger of its own, since not every disk that machines share has the
+    locks that SQLite needs. The ledger of rank 0 is the ledger of the run; it takes over the counts
+    of the others at the end, or when the run is continued after a kill.
 
     Raises:
         InputError: the ledger or a recovered set is damaged, or belongs to another pool.
@@ -31,18 +39,45 @@ def counted_queries(folder: RunFolder, apis: Sequence[BlackBox]) -> Iterator[Led
         UserWarning: the ledger holds fewer queries than the recovered sets have cost; the missing
             queries were added to it.
     """
-    ledger = LedgerFile(folder.path / LEDGER)
+    ledger = ranks.first_alone(lambda: _run_ledger(folder))
+    if ledger is None:
+        ledger = LedgerFile(rank_ledger(folder.path, ranks.rank))
     try:
         with ExitStack() as stack:
             for number, api in enumerate(apis):
                 stack.enter_context(api.ledger.written_to(ledger, number, api.name))
-            _complete_from_sets(ledger, folder, apis)
-            for number, api in enumerate(apis):
-                if api.budget is not None:
-                    api.budget.restore_from(ledger, number)
+            sessions = ranks.exchange(ledger.session)
+            if ranks.first:
+                _complete_from_sets(ledger, folder, apis)
+                for number, api in enumerate(apis):
+                    if api.budget is not None:
+                        api.budget.restore_from(ledger, number, sessions)
             yield ledger
+            if ranks.size > 1:
+                if not ranks.first:
+                    ledger.close()
+                ranks.exchange()
+                if ranks.first:
+                    _merge(ledger, folder)
     finally:
         ledger.close()
+
+
+def _run_ledger(folder: RunFolder) -> LedgerFile:
+    """Open the ledger of a run, with the counts of ranks that were killed."""
+    ledger = LedgerFile(folder.path / LEDGER)
+    try:
+        _merge(ledger, folder)
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def _merge(ledger: LedgerFile, folder: RunFolder) -> None:
+    """Take over the counts of ranks that have ended."""
+    for file in sorted(folder.path.glob(RANK_LEDGERS)):
+        ledger.merge(file)
 
 
 def _complete_from_sets(ledger: LedgerFile, folder: RunFolder, apis: Sequence[BlackBox]) -> None:

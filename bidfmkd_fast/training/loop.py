@@ -12,6 +12,8 @@ Before the first round, a survey asks all APIs about the same procedural picture
 answers into the meta-model. APIs that give labels only are part of the survey alone.
 
 Services that fail are asked once more after all others. The final replay ends the run.
+
+Several processes share the APIs out, and take every outer step together (`runtime.ranks`).
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from bidfmkd_fast.training.round_start import RoundStart
 from bidfmkd_fast.training.run import Run
 from bidfmkd_fast.training.run_state import RunState
 from bidfmkd_fast.training.services import Services
+from bidfmkd_fast.training.sharing import in_turn, of_all
 from bidfmkd_fast.training.survey_stage import survey
 
 
@@ -50,7 +53,8 @@ def run_loop(run: RunState) -> Run:
     with Recoveries(run) as recoveries, Services(n_services, recoveries.stop) as services:
         recover_one = partial(recover_api, run, recoveries)
         # Those of earlier rounds, in a run that was cut off.
-        services.start_late(partial(recover_one, i, s.copy()) for i, s in run.stragglers.items())
+        late = run.ranks.share(sorted(run.stragglers.items()))
+        services.start_late(partial(recover_one, i, start.copy()) for i, start in late)
         while at.passes < N_PASSES:
             if at.waiting is None:
                 with run.whole():
@@ -61,19 +65,19 @@ def run_loop(run: RunState) -> Run:
                     start = run.round_start()
                     remote = [i for i in group if apis[i].is_service]
                     # Running a module swaps its parameters, so each thread gets a copy.
-                    services.start(partial(recover_one, i, start.copy()) for i in remote)
+                    own = run.ranks.share(remote)
+                    services.start(partial(recover_one, i, start.copy()) for i in own)
                     at_once = apis_at_once(run, group)
-                    outcomes = recover_at_once(run, recoveries, at_once)
-                    for i in group:
-                        if i not in remote and i not in at_once:
-                            outcomes.append(recover_one(i, start))
-                    outcomes += services.gather()
+                    outcomes = recover_at_once(run, recoveries, run.ranks.share(at_once))
+                    for i in in_turn(run, [i for i in group if i not in (*remote, *at_once)]):
+                        outcomes.append(recover_one(i, start))
+                    outcomes = of_all(run, outcomes + services.gather())
                 with run.whole():
                     run.note_stragglers(remote, outcomes, start)
                     distil(run, run.keep(outcomes))
                     at.end_round(size)
             with run.timed("recovery"):
-                outcomes = services.late()
+                outcomes = of_all(run, services.late())
             with run.whole():
                 run.stragglers.clear()
                 distil(run, run.keep(outcomes))
@@ -119,6 +123,8 @@ def recover_api(run: RunState, recoveries: Recoveries, index: int, start: RoundS
         if not (api.is_service or isinstance(error, BudgetExhausted)):
             raise
         outcome.error = error
+    finally:
+        api.release()
     return outcome
 
 
@@ -137,6 +143,7 @@ def distil(run: RunState, tasks: Sequence[DistillationTask]) -> None:
             tasks,
             config.inner,
             paper_compat=run.config.paper_compat,
+            ranks=run.ranks,
         )
     run.outer_step += 1
     run.log(f"distillation, outer step {run.outer_step}: loss {metrics['loss']:.4g}")

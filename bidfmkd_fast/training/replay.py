@@ -57,9 +57,10 @@ def step_taker(run: RunState) -> TakeSteps:
     """Return a function that takes replay steps, on the GPU if the module allows it.
 
     On a GPU it takes all that it is asked for, and the metrics are read once, so that the host need
-    not wait for each step. On a CPU it takes one.
+    not wait for each step. On a CPU it takes one. Several ranks take one as well, since a captured
+    step holds all its tasks and no exchange of gradients.
     """
-    if run.device.type == "cuda" and can_stack(run.module, run.n_way):
+    if run.device.type == "cuda" and run.ranks.size == 1 and can_stack(run.module, run.n_way):
         return _on_device(run)
     return lambda most: [_step_on_host(run)]
 
@@ -105,7 +106,9 @@ def _step_on_host(run: RunState) -> Metrics:
             )
             for task in range(n_tasks)
         ]
-        metrics = outer_replay_step(run.module, run.replay_optimizer, episodes, config.inner)
+        metrics = outer_replay_step(
+            run.module, run.replay_optimizer, episodes, config.inner, run.ranks
+        )
     run.replay_step += 1
     run.outer_step += 1
     return metrics

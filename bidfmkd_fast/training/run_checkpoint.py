@@ -11,7 +11,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.runtime.training_state import restore_tensors, tensors_of, under
 from bidfmkd_fast.secrets import scrubbed
 from bidfmkd_fast.training.position import N_PASSES, Position
-from bidfmkd_fast.training.run_folder import META_MODEL
+from bidfmkd_fast.training.run_folder import META_MODEL, RunFolder
 from bidfmkd_fast.training.shortfalls import Shortfalls
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ _SURVEY = "survey"
 def write_checkpoint(run: RunState) -> None:
     """Write what the run needs to go on from where it is. Nothing happens without a folder.
 
+    Of several ranks the first writes for all.
+
     Raises:
         InputError: it cannot be written; earlier checkpoints stay.
     """
-    if run.folder is None:
+    if run.folder is None or not run.ranks.first:
         return
     starts = {f"straggler {index}": start.module for index, start in run.stragglers.items()}
     tensors = tensors_of({**_trained(run), **starts})
@@ -82,19 +84,30 @@ def restore(run: RunState) -> None:
     Warns:
         UserWarning: something was left out for good.
     """
-    found = run.checkpoints.newest()
-    if found is None or run.folder is None:
-        return
-    tensors, state = found
+    if run.ranks.first:
+        found = run.checkpoints.newest()  # removes a damaged one
+        run.ranks.exchange()
+    else:
+        run.ranks.exchange()
+        found = run.checkpoints.newest()
+    if found is not None and run.folder is not None:
+        _restore(run, run.folder, *found)
+    run.ranks.exchange()  # all have read it, so that rank 0 may remove it for a newer one
+
+
+def _restore(
+    run: RunState, folder: RunFolder, tensors: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    """Do what `restore` says, with a checkpoint."""
     if state["n_apis"] != len(run.apis):
         raise InputError(
-            f"run folder: the run in {run.folder.path} began with {state['n_apis']} APIs; got "
+            f"run folder: the run in {folder.path} began with {state['n_apis']} APIs; got "
             f"{len(run.apis)}; give the same ones, or remove {run.checkpoints.folder} to train on "
             "these from the start"
         )
     if state["begun_with"] != _digest(run.initial_module):
         raise InputError(
-            f"run folder: the run in {run.folder.path} began with another meta-model; give the "
+            f"run folder: the run in {folder.path} began with another meta-model; give the "
             f"same one, or remove {run.checkpoints.folder} to train this one from the start"
         )
     restore_tensors(_trained(run), tensors)
@@ -106,10 +119,10 @@ def restore(run: RunState) -> None:
     run.outer_step, run.replay_step = state["outer_step"], state["replay_step"]
     run.surveyed, run.seconds = state["surveyed"], state["seconds"]
     for index, part in state["sets"]:
-        held = run.folder.load_recovered(index, part, run.apis[index])
+        held = folder.load_recovered(index, part, run.apis[index])
         if held is None:
             raise InputError(
-                f"run folder: {run.folder.recovered_file(index, part)} is missing, from which the "
+                f"run folder: {folder.recovered_file(index, part)} is missing, from which the "
                 f"run has learned; restore it, or remove {run.checkpoints.folder} to recover the "
                 "set again and train from the start"
             )
@@ -122,7 +135,7 @@ def restore(run: RunState) -> None:
     run.log(f"goes on from a checkpoint, after outer step {run.outer_step}")
     if run.position.passes == N_PASSES and not run.shortfalls.complete:
         warnings.warn(
-            f"run folder: all APIs of {run.folder.path} have had their turn, so what a budget or a "
+            f"run folder: all APIs of {folder.path} have had their turn, so what a budget or a "
             f"failure left out is not asked again; remove {run.checkpoints.folder} to ask for it "
             "and to train from the start",
             stacklevel=2,

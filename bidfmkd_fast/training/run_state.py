@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import BlackBox
-from bidfmkd_fast.black_box.ledger_file import LedgerFile, LedgerRow, row_of
+from bidfmkd_fast.black_box.ledger_file import LedgerFile, LedgerRow, row_of, sum_of
 from bidfmkd_fast.black_box.spec import NOTHING_RECOVERED
 from bidfmkd_fast.files.checkpoints import Checkpoints
 from bidfmkd_fast.meta import DistillationTask, MetaModel, TaskMemory
+from bidfmkd_fast.runtime.ranks import ALONE, Ranks
 from bidfmkd_fast.runtime.signals import held_back
 from bidfmkd_fast.training.callbacks import Callback
 from bidfmkd_fast.training.class_key import class_key
@@ -51,6 +52,8 @@ class RunState:
         progress: whether to show progress bars.
         label: the name of the run on its progress bars.
         callbacks: what to call for every new record.
+        ranks: the processes that share the run out. Rank 0 writes its files, but for what each
+            asks; all hold the same models, sets and position.
 
     Attributes:
         memory: the recovered images by class, for replay.
@@ -68,6 +71,7 @@ class RunState:
         consistent: whether models, moments, counters and position belong together; False inside a
             step, and after one that failed.
         checkpoints: the checkpoints in `folder`.
+        others_rows: what other ranks had asked when the ranks last met, by number of the API.
         result: the finished run; None until `finish` has written its files.
     """
 
@@ -81,6 +85,7 @@ class RunState:
     progress: bool = True
     label: str = "run"
     callbacks: Sequence[Callback] = ()
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self.initial_module = copy.deepcopy(self.module)
@@ -98,8 +103,8 @@ class RunState:
         self.memory = TaskMemory(task_shape([api.spec for api in self.apis], self.config))
         self._sized = len({api.spec.image_shape for api in self.apis}) > 1
         self.recovered: list[RecoveredSet] = []
-        file = None if self.folder is None else self.folder.path / METRICS
-        self.records = Records(file, self.callbacks)
+        writing = self.folder if self.ranks.first else None
+        self.records = Records(None if writing is None else writing.path / METRICS, self.callbacks)
         self.seconds = {"survey": 0.0, "recovery": 0.0, "distillation": 0.0, "replay": 0.0}
         self.outer_step = self.replay_step = self.surveyed = 0
         self.shortfalls, self.position = Shortfalls(), Position()
@@ -110,6 +115,7 @@ class RunState:
         self.consistent = True
         place = None if self.folder is None else self.folder.path / CHECKPOINTS
         self.checkpoints = Checkpoints(place)
+        self.others_rows: dict[int, LedgerRow] = {}
         self._ledger_before = [row_of(number, api) for number, api in enumerate(self.apis)]
 
     @property
@@ -194,7 +200,7 @@ class RunState:
             labels_only=tuple(api.name for api in self.apis if api.spec.labels_only),
         )
         self.records.write()
-        if self.folder is not None:
+        if self.folder is not None and self.ranks.first:
             with held_back():
                 self.folder.finish(run)
                 self.checkpoints.remove()
@@ -219,7 +225,7 @@ class RunState:
             yield
             self.consistent = True
         self.records.tell()
-        if self.checkpoints.due:
+        if self.ranks.first and self.checkpoints.due:
             write_checkpoint(self)
 
     @contextmanager
@@ -231,7 +237,8 @@ class RunState:
 
     def start_again(self) -> None:
         """Drop the checkpoints of a run that has learned nothing, so that all is asked again."""
-        self.checkpoints.remove()
+        if self.ranks.first:
+            self.checkpoints.remove()
         self.consistent = False
 
     def round_start(self) -> RoundStart:
@@ -285,7 +292,9 @@ class RunState:
     def _ledger_rows(self) -> list[LedgerRow]:
         """Return what each API was asked for this run, by processes that were killed as well."""
         if self.ledger is not None:
-            return self.ledger.rows()
+            rows = self.ledger.rows()
+            others = self.others_rows
+            return [sum_of(row, others[row.number]) if others else row for row in rows]
         return [
             row_of(before.number, api, before)
             for api, before in zip(self.apis, self._ledger_before, strict=True)

@@ -19,6 +19,7 @@ from bidfmkd_fast.training.default_model import task_shape
 from bidfmkd_fast.training.position import SECOND_ROUND
 from bidfmkd_fast.training.run_checkpoint import write_checkpoint
 from bidfmkd_fast.training.run_state import RunState
+from bidfmkd_fast.training.shared_folder import wait_until_seen
 
 
 def choose(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]) -> None:
@@ -27,7 +28,7 @@ def choose(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]) 
     n_chosen = config.n_images - config.n_first
     if take_choice(run, pictures, answers):
         with run.whole():
-            _end_choice(run)
+            end_choice(run)
         return
     surveyed = _surveyed(run, answers, config.n_first)
     module = copy.deepcopy(run.module)
@@ -59,13 +60,13 @@ def choose(run: RunState, pictures: SharedPictures, answers: Sequence[Answers]) 
     with run.whole():
         if run.folder is not None:
             write_choice(run.folder.choice_file, scenes, pictures.seed, config.n_first)
-        _end_choice(run)
+        end_choice(run)
     write_checkpoint(run)
     pictures.choose(config.n_first, scenes)
     run.log(f"chose {n_chosen:,} pictures")
 
 
-def _end_choice(run: RunState) -> None:
+def end_choice(run: RunState) -> None:
     """Go on to the second round."""
     run.position.survey, run.survey_state, run.survey_tensors = SECOND_ROUND, None, {}
 
@@ -83,6 +84,8 @@ def take_choice(run: RunState, pictures: SharedPictures, answers: Sequence[Answe
     if run.folder is None or not (asked or run.position.survey == SECOND_ROUND):
         return False
     file = run.folder.choice_file
+    if not run.ranks.first:
+        wait_until_seen(file)
     if not file.exists():
         raise InputError(
             f"survey: {file} is missing, which says what pictures some of the answers kept are to; "

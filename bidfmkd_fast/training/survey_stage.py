@@ -25,9 +25,11 @@ from bidfmkd_fast.training.position import (
 from bidfmkd_fast.training.run_checkpoint import write_checkpoint
 from bidfmkd_fast.training.run_state import RunState
 from bidfmkd_fast.training.services import Services
+from bidfmkd_fast.training.sharing import in_turn, of_all
 from bidfmkd_fast.training.survey_learning import (
     choose,
     distil_survey,
+    end_choice,
     shape_of_pictures,
     take_choice,
 )
@@ -40,6 +42,8 @@ def survey(run: RunState) -> None:
 
     The pictures are asked about in two rounds: those of the second are chosen by what the answers
     of the first taught.
+
+    Of several ranks each asks some of the APIs; the first chooses and distils for all.
 
     Answers of processes that were killed count. Nothing happens if the settings leave the survey
     out. An API that fails is left out of the distillation, beyond what it has answered.
@@ -64,6 +68,7 @@ def survey(run: RunState) -> None:
             )
             for index, api in enumerate(run.apis)
         ]
+        run.ranks.exchange()  # all have read what there is, before anything is asked
         failed: dict[int, Exception] = {}
         no_budget: dict[int, Exception] = {}
         if at.survey == FIRST_ROUND:
@@ -76,7 +81,10 @@ def survey(run: RunState) -> None:
             ):
                 at.survey = CHOICE
         if at.survey == CHOICE:
-            choose(run, pictures, answers)
+            run.ranks.first_alone(lambda: choose(run, pictures, answers))
+            if not run.ranks.first:
+                end_choice(run)
+                take_choice(run, pictures, answers)
         else:  # they may have been chosen before the run was cut off
             take_choice(run, pictures, answers)
         if at.survey == SECOND_ROUND:
@@ -87,7 +95,8 @@ def survey(run: RunState) -> None:
                 run.shortfalls.note_unsurveyed(run.apis[index].name, error, again=True)
             run.surveyed = sum(kept.queries > 0 for kept in answers)
             at.survey = DISTILLATION
-    distil_survey(run, pictures, answers)
+    run.ranks.first_alone(lambda: distil_survey(run, pictures, answers))
+    run.ranks.send(run.module)
     with run.whole():
         at.survey, run.survey_state, run.survey_tensors = OVER, None, {}
     write_checkpoint(run)
@@ -135,15 +144,14 @@ def _ask_all(
         for again in (False, True):
             services.start(
                 partial(ask_one, index, run.apis[index], pictures, answers[index])
-                for index in waiting
-                if run.apis[index].is_service
+                for index in run.ranks.share([i for i in waiting if run.apis[i].is_service])
             )
             outcomes = [
                 ask_one(index, run.apis[index], pictures, answers[index])
-                for index in waiting
-                if not run.apis[index].is_service
+                for index in in_turn(run, [i for i in waiting if not run.apis[i].is_service])
             ]
             outcomes += services.gather() + services.late()
+            outcomes = _of_all(run, outcomes, answers)
             waiting = []
             for outcome in sorted(outcomes, key=lambda outcome: outcome.index):
                 failed.pop(outcome.index, None)
@@ -179,4 +187,19 @@ def _ask_one(
         if not (api.is_service or isinstance(error, BudgetExhausted)):
             raise
         outcome.error = error
+    finally:
+        answers.close()  # so that no more files are open than APIs are asked
+        api.release()
     return outcome
+
+
+def _of_all(
+    run: RunState, outcomes: Sequence[Outcome], answers: Sequence[Answers]
+) -> list[Outcome]:
+    """Return the outcomes of all ranks, and take the answers that others have got."""
+    own = {outcome.index for outcome in outcomes}
+    gathered = of_all(run, outcomes)
+    for outcome in gathered:
+        if outcome.index not in own:
+            answers[outcome.index].read()
+    return gathered

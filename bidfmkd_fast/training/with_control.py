@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -11,8 +12,10 @@ from bidfmkd_fast.black_box import BlackBox, Budget
 from bidfmkd_fast.errors import BudgetExhausted
 from bidfmkd_fast.files.folder_lock import FolderLock
 from bidfmkd_fast.recovery.cost import Cost, first_step_cost
+from bidfmkd_fast.runtime.ranks import current
 from bidfmkd_fast.survey.cost import survey_cost
-from bidfmkd_fast.training.bidf_mkd import BiDfMKD, under_budget
+from bidfmkd_fast.training.bidf_mkd import BiDfMKD
+from bidfmkd_fast.training.budgets import under_budget
 from bidfmkd_fast.training.config import TrainConfig
 from bidfmkd_fast.training.counted_queries import counted_queries
 from bidfmkd_fast.training.finished_run import finished_run
@@ -47,17 +50,24 @@ def fit_with_control(
     learner = BiDfMKD(apis, config=config, device=device, budget=budget)
     control = BiDfMKD(apis, config=config.control(), device=device, budget=budget)
     control.label = "control"
-    folder = Path(run_dir)
-    RunFolder.check_new(folder)
-    with FolderLock(folder) as lock:
+    folder, ranks = Path(run_dir), current()
+
+    def begin() -> FolderLock:
+        RunFolder.check_new(folder)
+        lock = stack.enter_context(FolderLock(folder))
         RunFolder.check_new(folder)  # another process may have finished it in the meantime
         if budget is not None and not (folder / "control").exists():
             _check_budget(learner, control, budget)
         # What the run itself has spent counts before the control asks anything.
         count_spent(RunFolder(folder), config, learner.apis, budget)
         RunFolder.check_writable(folder)  # the run's own files, before the control asks anything
+        return lock
+
+    with ExitStack() as stack:
+        lock = ranks.first_alone(begin)
         with control._begun(folder / "control", progress, again=True) as state:
             complete = state.folder is not None and state.folder.complete
+            complete = any(ranks.exchange(complete))
             with checkpointed(state):
                 control_run = finished_run(state) if complete else run_loop(state)
         with learner._begun(folder, progress, lock=lock) as state, checkpointed(state):
