@@ -4,7 +4,7 @@
 
 Each row is a process of its own, beside what one would write without the package's care: all
 modules read at the start, all images in memory. The task memory of 10 million images is simulated:
-the same files stand under fifty names of each class.
+each file stands there fifty times, ten times under each of five names of its classes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from bidfmkd_fast.survey import SurveyConfig  # noqa: E402
 from bidfmkd_fast.training import TrainConfig  # noqa: E402
 from bidfmkd_fast.training.tables import text_table  # noqa: E402
 
-USED, PER_SET, SHAPE, N_WAY, REPEATED = 8, 100, (3, 32, 32), 5, 50
+USED, PER_SET, SHAPE, N_WAY, REPEATED, N_NAMES = 8, 100, (3, 32, 32), 5, 50, 5
 Facts = dict[str, float]
 
 
@@ -94,7 +94,8 @@ def memory(folder: Path, care: bool, repeated: int) -> Facts:
         images = read_tensors(file)[0]["images"]
         images = images if care else images.clone()
         for copy in range(repeated):
-            names = [f"{number} {copy} {label}" for label in range(N_WAY) for _ in range(per_class)]
+            name = f"{number} {copy % N_NAMES}"
+            names = [f"{name} {label}" for label in range(N_WAY) for _ in range(per_class)]
             held.add(images, [("made up", name) for name in names])
             added += len(images)
     filled = time.perf_counter() - started

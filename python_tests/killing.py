@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,7 +32,8 @@ from bidfmkd_fast.black_box import (
     RemoteBlackBox,
     TorchBlackBox,
 )
-from bidfmkd_fast.errors import RankLost
+from bidfmkd_fast.black_box.remote.service import ServiceBlackBox
+from bidfmkd_fast.errors import APIUnavailable, RankLost, ServiceWarning
 from bidfmkd_fast.files import checkpoints
 from bidfmkd_fast.recovery import RecoveryConfig, journal, record_file
 from bidfmkd_fast.runtime import job, joined_ranks
@@ -240,13 +242,8 @@ def fit_in_rank(
     The kinds are those of `fit_checkpointed`, and "start": before any rank has been met. Rank n
     notes its calls in `<log>.n`, and the end of a lost job in `<log>.n.lost`.
     """
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    cost.LOCAL_PIECE = 10  # type: ignore[misc]
-    checkpoints.SECONDS = 0.0  # type: ignore[misc]
-    joined_ranks.START_SECONDS = 4.0  # type: ignore[misc]
+    _begin_rank(rank, size, port)
     what, number = moment or ("", 0)
-    _begin()
     own = log.with_suffix(f".{rank}")
     watched = [Watched(n, own, None) for n in range(4)]
     apis: list[BlackBox] = [
@@ -269,6 +266,48 @@ def fit_in_rank(
         os._exit(RANK_LOST)
     if rank == 0:
         (folder / "asked").write_text(str(run.queries))
+
+
+def _begin_rank(rank: int, size: int, port: int) -> None:
+    """Set what torchrun sets, and what makes runs short."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    cost.LOCAL_PIECE = 10  # type: ignore[misc]
+    checkpoints.SECONDS = 0.0  # type: ignore[misc]
+    joined_ranks.START_SECONDS = 4.0  # type: ignore[misc]
+    _begin()
+
+
+def fit_twice(rank: int, size: int, port: int, folder: Path) -> None:
+    """Join the job twice, and run in "one" and "two" of `folder`."""
+    _begin_rank(rank, size, port)
+    for name in ("one", "two"):
+        apis = [FunctionBlackBox(answers_of(n), spec_of(n)) for n in range(4)]
+        with job.joined():
+            BiDfMKD(apis, config=RANKED).fit(folder / name, progress=False)
+
+
+class Refusal(APIUnavailable):
+    """A service takes no request."""
+
+
+class Refusing(ServiceBlackBox):
+    """A service that refuses every request with an error of its own."""
+
+    def _request(self, images: Tensor, attempt: Callable[[], None]) -> Tensor:
+        attempt()
+        raise Refusal("too many images")
+
+
+def fit_beside_a_service(rank: int, size: int, port: int, folder: Path, log: Path) -> None:
+    """Run on three local APIs and a service that fails; keep this rank's warnings in `log`."""
+    _begin_rank(rank, size, port)
+    apis: list[BlackBox] = [FunctionBlackBox(answers_of(n), spec_of(n)) for n in range(3)]
+    with job.joined(), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        BiDfMKD([*apis, Refusing(spec_of(3))], config=RANKED).fit(folder, progress=False)
+    own = [w for w in warned if issubclass(w.category, ServiceWarning)]
+    (log / f"warned.{rank}").write_text("\n".join(str(w.message) for w in own))
 
 
 def fit_labels(folder: Path, log: Path, kill_at: int | None) -> None:

@@ -197,6 +197,7 @@ class LedgerFile:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [row for row in found if any(row[3:])],
             )
+            connection.execute("PRAGMA wal_checkpoint(FULL)")  # on the disk before the other goes
         path.unlink()
 
     @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 import signal
 from collections.abc import Sequence
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bidfmkd_fast.black_box.ledger import asked_by_this_process
-from bidfmkd_fast.black_box.ledger_file import LedgerFile
+from bidfmkd_fast.black_box.ledger_file import read_ledger
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.runtime import job
 from bidfmkd_fast.training.run_folder import LEDGER, STAND_INS
-from bidfmkd_fast.training.shared_folder import RANK_LEDGERS
 
 # Commands that continue in the same folder.
 _RESUMED = ("pool", "train", "compare", "sweep", "recover")
@@ -70,6 +68,8 @@ def _asked(folder: Path | None) -> str:
     queries, requests, cost = asked_by_this_process()
     text = _amount(queries, requests, cost)
     total = _ledger_total(folder) if folder is not None and folder.is_dir() else (0, 0, 0.0)
+    if job.n_started() > 1:  # this process has asked a part of it
+        return f"asked {_amount(*total)} in all" if total[0] else "nothing was asked"
     if total[0] > queries:
         text = f"{text} this time, {_amount(*total)} in all"
     return f"asked {text}" if queries or total[0] else "nothing was asked"
@@ -83,19 +83,17 @@ def _amount(queries: int, requests: int, cost: float) -> str:
 def _ledger_total(folder: Path) -> tuple[int, int, float]:
     """Return the queries, requests and cost of all ledgers in a folder."""
     queries, requests, cost = 0, 0, 0.0
-    ledger_files = itertools.chain(folder.rglob(LEDGER), folder.rglob(RANK_LEDGERS))
-    for file in ledger_files:
+    for file in folder.rglob(LEDGER):
         if file.parent.name == STAND_INS:
             continue
         try:
-            ledger = LedgerFile(file)
+            rows = read_ledger(file)
         except InputError:  # damaged: the next command that opens the folder reports it
             continue
-        for row in ledger.rows():
+        for row in rows:
             queries += row.queries
             requests += row.requests
             cost += row.cost
-        ledger.close()
     return queries, requests, cost
 
 
@@ -108,6 +106,8 @@ def _next(command: str, arguments: Sequence[str], folder: Path | None) -> str:
     if command in _RESUMED and begun and not given:
         typed += ["--out", str(folder)]
     again = shlex.join(["bidfmkd", *typed])
+    if job.n_started() > 1:
+        again += " (under torchrun or without)"
     if command in _RESUMED and begun:
         return f"go on with: {again}"
     if command == "demo" and begun and given:

@@ -59,6 +59,8 @@ def train(options: Any) -> None:
     out, budget = out_folder(options, "train"), budget_of(options)
     if not options.dry_run:
         ranks.first_alone(lambda: check_free(out))
+    elif not ranks.first:  # it asks the APIs, and once is enough
+        return
     if services is None:
         _train(options, load_pool(options.pool), config, budget, out)
         return

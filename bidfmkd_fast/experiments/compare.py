@@ -27,7 +27,7 @@ from bidfmkd_fast.experiments.tables import TitledTable, comparison_tables
 from bidfmkd_fast.files.atomic import check_writable, make_folder, write_text
 from bidfmkd_fast.runtime.machine import machine_text, usable_device
 from bidfmkd_fast.runtime.progress import Bar
-from bidfmkd_fast.runtime.ranks import current
+from bidfmkd_fast.runtime.ranks import alone, current
 from bidfmkd_fast.training.tables import Table, markdown_table, text_table
 
 REPORT = "comparison.md"
@@ -61,13 +61,20 @@ def run_comparison(
     usable_device("compare", device)
     with one_lock(out):
         datasets = config.check()
-        folder = open_folder(out, config)
-        check_writable(folder / REPORT, folder / CSV, folder / TEX)
-        if current().size > 1:
+        folder, ranks = Path(out), current()
+        ranks.first_alone(lambda: _open(folder, config))
+        if ranks.size > 1:
             _share_out(folder, config, datasets, chosen, seeds, device, progress)
-        if not current().first:
+        if not ranks.first:
             return ""
-        return _compare_in(folder, config, datasets, chosen, seeds, device, progress)
+        with alone():
+            return _compare_in(folder, config, datasets, chosen, seeds, device, progress)
+
+
+def _open(folder: Path, config: ExperimentConfig) -> None:
+    """Open the folder, and check that the report can be written there."""
+    open_folder(folder, config)
+    check_writable(folder / REPORT, folder / CSV, folder / TEX)
 
 
 def _share_out(
@@ -80,6 +87,7 @@ def _share_out(
     progress: bool,
 ) -> None:
     """Train the pools, then the methods, each in one of the ranks."""
+    progress = progress and current().first
 
     def pool(seed: int) -> None:
         pool_of(folder, config.pool, datasets, seed, progress)

@@ -20,7 +20,7 @@ from bidfmkd_fast.experiments.sweep_plot import need_matplotlib, plot_sweep
 from bidfmkd_fast.experiments.tables import by_data_set, sweep_tables
 from bidfmkd_fast.files.atomic import check_writable, write_text
 from bidfmkd_fast.runtime.machine import machine_text, usable_device
-from bidfmkd_fast.runtime.ranks import current
+from bidfmkd_fast.runtime.ranks import alone, current
 from bidfmkd_fast.training.tables import markdown_table, text_table
 
 TABLE, PLOT = "sweep.md", "sweep.png"
@@ -51,13 +51,14 @@ def run_sweep(
     usable_device("sweep", device)
     with one_lock(out):
         datasets = sweep.base.check()
-        folder = open_folder(out, sweep.base)
-        check_writable(*(folder / name for name in (TABLE, PLOT, CSV, TEX)))
-        if current().size > 1:
+        folder, ranks = Path(out), current()
+        ranks.first_alone(lambda: _open(folder, sweep))
+        if ranks.size > 1:
             _share_out(folder, sweep, datasets, seeds, device, progress)
-        if not current().first:
+        if not ranks.first:
             return ""
-        results = _run_cells(folder, sweep, datasets, seeds, device, progress)
+        with alone():
+            results = _run_cells(folder, sweep, datasets, seeds, device, progress)
         plot_sweep(sweep.cells, [by_data_set(of_cell) for of_cell in results], folder / PLOT)
         names = [cell.name for cell in sweep.cells]
         tables = list(sweep_tables(names, results))
@@ -76,6 +77,12 @@ def run_sweep(
     return "\n\n".join([*texts, f"plot: {folder / PLOT}"])
 
 
+def _open(folder: Path, sweep: Sweep) -> None:
+    """Open the folder, and check that the results can be written there."""
+    open_folder(folder, sweep.base)
+    check_writable(*(folder / name for name in (TABLE, PLOT, CSV, TEX)))
+
+
 def _share_out(
     folder: Path,
     sweep: Sweep,
@@ -85,6 +92,7 @@ def _share_out(
     progress: bool,
 ) -> None:
     """Train the pools, then the cells under each seed, each in one of the ranks."""
+    progress = progress and current().first
     # Cells may have a pool in common, which one rank trains.
     pools = dict.fromkeys(
         (cell.config.with_seed(seed).pool, seed) for cell in sweep.cells for seed in seeds

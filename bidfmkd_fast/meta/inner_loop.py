@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -200,7 +201,8 @@ def _of_all(
     """Return the rows of all tasks in order, of which `rows` are this rank's share."""
     width = sum(value.numel() + 1 for value in parameters) + 2 * max(sizes, default=0)
     n_rows = -(-len(sizes) // ranks.size)  # of the rank with the most
-    own = parameters[0].new_zeros(n_rows, width)
+    kinds = (value.dtype for value in parameters)
+    own = parameters[0].new_zeros(n_rows, width, dtype=reduce(torch.promote_types, kinds))
     for place, row in zip(own, rows, strict=False):
         place[: len(row)] = row
     gathered = ranks.gather(own)
@@ -216,10 +218,8 @@ def _unpacked(row: Tensor, parameters: Sequence[Tensor], size: int) -> tuple[Ten
     for value, exists, gradient in zip(parameters, has.tolist(), gradients, strict=True):
         if not exists:
             continue
-        if value.grad is None:
-            value.grad = gradient.view_as(value).clone()
-        else:
-            value.grad += gradient.view_as(value)
+        gradient = gradient.to(value.dtype).view_as(value)
+        value.grad = gradient.clone() if value.grad is None else value.grad.add_(gradient)
     return loss, score
 
 

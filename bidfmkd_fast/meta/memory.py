@@ -94,7 +94,8 @@ class TaskMemory:
                 f"TaskMemory.add: wanted one class key per image, {len(images)}; got "
                 f"{len(class_keys)}"
             )
-        if not images.isfinite().all():
+        # Looked at without a temporary of the images' size, which large memories would feel.
+        if images.numel() and not torch.stack(images.aminmax()).isfinite().all():
             raise InputError("TaskMemory.add: images must be finite; got NaN or infinity")
         rows: dict[ClassKey, list[int]] = {}
         for row, key in enumerate(class_keys):

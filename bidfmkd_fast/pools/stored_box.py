@@ -33,8 +33,12 @@ class Loaded:
     def get(self, key: int, make: Callable[[], TorchBlackBox]) -> TorchBlackBox:
         """Return the box of a key; `make` it if it is not there, in the place of the oldest."""
         with self._lock:
-            if key not in self._boxes:
-                self._boxes[key] = make()
+            if (held := self._boxes.get(key)) is not None:
+                self._boxes.move_to_end(key)
+                return held
+        made = make()  # outside of the lock, since it may wait for another thread
+        with self._lock:
+            self._boxes.setdefault(key, made)
             self._boxes.move_to_end(key)
             while len(self._boxes) > self._most:
                 self._boxes.popitem(last=False)
@@ -69,10 +73,13 @@ class StoredBlackBox(TorchBlackBox):
         def box() -> TorchBlackBox:
             return loaded.get(number, lambda: TorchBlackBox(load(), spec))
 
-        self._answer = lambda images: box().score(images)
+        self._box, self._answer = box, lambda images: box().score(images)
 
-    def score(self, images: Tensor) -> Tensor:
-        """Return the module's scores, computed in micro-batches. Raises InputError if its file is
-        missing or damaged by now.
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the scores of a batch, as any box does.
+
+        Raises InputError if the module's file is missing or damaged by now; nothing is counted
+        then.
         """
-        return self._answer(images)
+        self._box()
+        return super().__call__(images)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ START_SECONDS = 120.0  # until all ranks must have begun
 LOST_SECONDS = 30.0  # without a beat, until a rank counts as lost
 # After an error, until the others have seen why, if this process holds the store of the job.
 _END_SECONDS = 5.0
-_PLACE = "process {} on {}"
+SAVE_SECONDS = 25.0  # until rank 0 has saved its work, after a signal to all
 _BEAT, _CHECK, _POLL = 1.0, 0.5, 0.01  # seconds between beats, between checks of others, of a key
 
 
@@ -47,6 +47,7 @@ class JoinedRanks(Ranks):
         self._ended = threading.Event()
         self._beats: dict[int, tuple[bytes, float]] = {}  # last beat, and when it was new here
         self._checked = 0.0
+        self._locked = threading.Lock()  # of the threads of this rank
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def wait_for_all(self) -> None:
@@ -54,7 +55,7 @@ class JoinedRanks(Ranks):
 
         Raises RankLost, naming those that have not begun within `START_SECONDS`.
         """
-        self._set(f"here/{self.rank}", _PLACE.format(os.getpid(), socket.gethostname()))
+        self._set(f"here/{self.rank}", _Place.here().to_json())
         end = time.monotonic() + START_SECONDS
         while missing := [i for i in range(self.size) if not self._there(f"here/{i}")]:
             self._check_others(set(range(self.size)) - set(missing))
@@ -73,6 +74,11 @@ class JoinedRanks(Ranks):
             key = f"value/{number}/{rank}"
             while not self._there(key):
                 self._check_others()
+                if self._there(f"done/{rank}") and not self._there(key):
+                    raise RankLost(
+                        f"ranks: {_named([rank])} of {self.size} has ended and takes no part in "
+                        "this step; every rank must run the same program"
+                    )
                 pause(_POLL)
             values.append(json.loads(self._call(self.store.get, key)))
         # All have begun this exchange, so none still reads what belongs to the one before it.
@@ -91,7 +97,7 @@ class JoinedRanks(Ranks):
         import torch.distributed as dist
 
         out = own.new_empty(self.size, *own.shape)
-        self._collective(dist.all_gather, list(out.unbind()), own.contiguous())
+        self.collective(dist.all_gather, list(out.unbind()), own.contiguous())
         return out
 
     def send(self, module: nn.Module) -> None:
@@ -99,7 +105,7 @@ class JoinedRanks(Ranks):
 
         self.exchange()
         for value in module.state_dict().values():
-            self._collective(dist.broadcast, value, 0)
+            self.collective(dist.broadcast, value, 0)
 
     def number(self) -> int:
         self._n_numbers += 1
@@ -108,13 +114,14 @@ class JoinedRanks(Ranks):
     @contextmanager
     def locked(self) -> Iterator[None]:
         mine = str(self.rank)
-        while self._call(self.store.compare_set, "lock", "", mine) != mine.encode():
-            self._check_others()
-            pause(_POLL / 10)
-        try:
-            yield
-        finally:
-            self._call(self.store.delete_key, "lock")
+        with self._locked:
+            while self._call(self.store.compare_set, "lock", "", mine) != mine.encode():
+                self._check_others()
+                pause(_POLL / 10)
+            try:
+                yield
+            finally:
+                self._call(self.store.delete_key, "lock")
 
     def kept(self, name: str) -> Any:
         if not self._there(f"kept/{name}"):
@@ -131,24 +138,33 @@ class JoinedRanks(Ranks):
             how = "left" if isinstance(error, RankLost) else "done" if error is None else "failed"
             text = " ".join(str(error).split()) or type(error).__name__
             self.store.set(f"{how}/{self.rank}", text)
-            end = time.monotonic() + (START_SECONDS if error is None else _END_SECONDS)
-            while self._holds_store and time.monotonic() < end and not self._all_over():
-                pause(_POLL)
+            if isinstance(error, KeyboardInterrupt) and not self.first:
+                # torchrun ends all ranks once one has ended; rank 0 may be writing a checkpoint.
+                self._wait(lambda: self._over(0) or self._gone(0), SAVE_SECONDS)
+            if self._holds_store:
+                seconds = START_SECONDS if error is None else _END_SECONDS
+                self._wait(self._all_over, seconds)
 
     def _all_over(self) -> bool:
         """Return True if no other rank needs the store any more."""
-        places = {i: f"here/{i}" for i in range(self.size) if i != self.rank}
-        begun = [i for i, key in places.items() if self.store.check([key])]
-        return all(self._over(i) or _gone(self.store.get(places[i]).decode()) for i in begun)
+        others = [i for i in range(self.size) if i != self.rank]
+        begun = [i for i in others if self.store.check([f"here/{i}"])]
+        return all(self._over(i) or self._gone(i) for i in begun)
+
+    def _wait(self, over: Callable[[], bool], seconds: float) -> None:
+        """Wait until `over`; a stop of the process does not end this wait, which is its last."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not over():
+            time.sleep(_POLL)
 
     def lost(self) -> str:
         """Name the ranks on this machine whose process has died."""
         dead = []
         for rank in range(self.size):
             with suppress(RuntimeError):
-                if self.store.check([f"here/{rank}"]) and not self._over(rank):
-                    place = self.store.get(f"here/{rank}").decode()
-                    dead += [f"{_named([rank])} of {self.size} ({place})"] if _gone(place) else []
+                begun = self.store.check([f"here/{rank}"])
+                if begun and not self._over(rank) and self._gone(rank):
+                    dead.append(f"{_named([rank])} of {self.size} ({self._place(rank)})")
         return " and ".join(dead)
 
     def _over(self, rank: int) -> bool:
@@ -190,18 +206,27 @@ class JoinedRanks(Ranks):
             if rank not in self._beats or self._beats[rank][0] != beat:
                 self._beats[rank] = beat, now
             silent = now - self._beats[rank][1]
-            place = self._call(self.store.get, f"here/{rank}").decode()
-            if (silent > LOST_SECONDS or _gone(place)) and not self._call(self._over, rank):
-                how = "has died" if _gone(place) else f"gives no sign of life for {silent:.0f} s"
+            gone = self._call(self._gone, rank)
+            if (silent > LOST_SECONDS or gone) and not self._call(self._over, rank):
+                how = "has died" if gone else f"gives no sign of life for {silent:.0f} s"
                 raise RankLost(
-                    f"ranks: {_named([rank])} of {self.size} ({place}) {how}; start the job again, "
-                    "with any number of ranks, and it continues"
+                    f"ranks: {_named([rank])} of {self.size} ({self._place(rank)}) {how}; start "
+                    "the job again, with any number of ranks, and it continues"
                 )
         for rank in others:  # they have found a rank lost that this one still takes for alive
             if self._there(f"left/{rank}"):
                 raise RankLost(self._call(self.store.get, f"left/{rank}").decode())
 
-    def _collective(self, call: Callable[..., Any], *arguments: Any) -> None:
+    def check(self) -> None:
+        self._check_others()
+
+    def _place(self, rank: int) -> str:
+        return str(_Place.from_json(self.store.get(f"here/{rank}").decode()))
+
+    def _gone(self, rank: int) -> bool:
+        return _Place.from_json(self.store.get(f"here/{rank}").decode()).is_gone()
+
+    def collective(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Run a collective; if it fails, find out which rank is lost and raise RankLost."""
         try:
             call(*arguments)
@@ -232,16 +257,43 @@ class JoinedRanks(Ranks):
             ) from None
 
 
-def _gone(place: str) -> bool:
-    """Return True if the process that `_PLACE` names was on this machine and is no more."""
-    process, host = place.removeprefix("process ").split(" on ", 1)
-    if host != socket.gethostname():
-        return False
-    try:
-        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True
-    return state.rpartition(")")[2].split()[0] == "Z"  # a zombie: nobody has asked how it ended
+class _Place(NamedTuple):
+    """Where a rank runs: its process, its host, and what tells process numbers apart there."""
+
+    process: int
+    host: str
+    space: str
+
+    @classmethod
+    def here(cls) -> _Place:
+        """Return the place of this process."""
+        parts = []
+        with suppress(OSError):
+            parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+            parts.append(os.readlink("/proc/self/ns/pid"))  # a container has numbers of its own
+        return cls(os.getpid(), socket.gethostname(), " ".join(parts))
+
+    @classmethod
+    def from_json(cls, text: str) -> _Place:
+        """Return the place that `to_json` wrote."""
+        return cls(*json.loads(text))
+
+    def to_json(self) -> str:
+        """Return the place as text for the store."""
+        return json.dumps(self)
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}"
+
+    def is_gone(self) -> bool:
+        """Return True if the process was on this machine and is no more."""
+        if (self.host, self.space) != _Place.here()[1:]:
+            return False
+        try:
+            state = Path(f"/proc/{self.process}/stat").read_text("utf-8", errors="replace")
+        except OSError:
+            return True
+        return state.rpartition(")")[2].split()[0] == "Z"  # a zombie: nobody asked how it ended
 
 
 def _named(ranks: Sequence[int]) -> str:

@@ -7,14 +7,11 @@ State of the process: its ranks, inside `as_ranks` and `alone`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-
-from bidfmkd_fast.errors import ServiceWarning
 
 T = TypeVar("T")
 
@@ -60,6 +57,9 @@ class Ranks:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Return this rank's part of `items`, the same in every run."""
         return items[self.rank :: self.size]
+
+    def check(self) -> None:
+        """Raise RankLost if another rank has failed or died; for work that takes long."""
 
     def gather(self, own: Tensor) -> Tensor:
         """Return the tensors `own` of all ranks, `[size, *own.shape]`; they have one shape."""
@@ -108,6 +108,5 @@ def as_ranks(ranks: Ranks) -> Iterator[None]:
 @contextmanager
 def alone() -> Iterator[None]:
     """Let the block run as if this process was the only one, for work that is this rank's own."""
-    with as_ranks(ALONE), warnings.catch_warnings():
-        warnings.simplefilter("default", ServiceWarning)  # which ranks above 0 do not show
+    with as_ranks(ALONE):
         yield

@@ -51,7 +51,8 @@ def ended_by_signals(last_line: Callable[[int], str]) -> Iterator[None]:
     The first signal raises KeyboardInterrupt in the main thread (`Terminated` for SIGTERM). It also
     ends every wait for a service, so that the block can save its work. The process ends when the
     block has been left, but after `_SECONDS` at the latest; threads that still wait are not joined.
-    A second signal ends the process at once. A signal that the process was started to ignore
+    A second signal ends the process at once, but SIGTERM after
+    another signal does not. A signal that the process was started to ignore
     (`nohup`, a job in the background) stays ignored. Only the main thread may use this block.
 
     Args:
@@ -145,6 +146,8 @@ class _Ending:
         if self.number is None:
             self.number, self._since = number, time.monotonic()
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        if number == signal.SIGTERM != self.number:
+            return  # a queue or torchrun ends all its processes once one of them has been ended
         if time.monotonic() - self._since > _DOUBLE:
             os._exit(_exit_code(self.number))
 

@@ -147,7 +147,7 @@ class BiDfMKD:
             UserWarning: the settings have neither a survey nor recovery steps, as a control has.
         """
         learns = self.config.survey.n_images or self.config.recovery.steps
-        if not learns and self.label != CONTROL:
+        if not learns and self.label != CONTROL and current().first:
             warnings.warn(
                 "BiDfMKD: survey.n_images and recovery.steps are both 0, so this is a no-recovery "
                 "control, which learns from images of untrained generators; raise either",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from bidfmkd_fast.black_box import BlackBox
 from bidfmkd_fast.black_box.ledger_file import LedgerFile
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.recovery.cost import measuring_cost
 from bidfmkd_fast.recovery.journal import Journal
 from bidfmkd_fast.runtime.ranks import ALONE, Ranks
@@ -59,8 +60,21 @@ def counted_queries(
                 ranks.exchange()
                 if ranks.first:
                     _merge(ledger, folder)
+    except BaseException:
+        if not ranks.first:
+            _remove_unspent(ledger, folder)
+        raise
     finally:
         ledger.close()
+
+
+def _remove_unspent(ledger: LedgerFile, folder: RunFolder) -> None:
+    """Remove the ledger of a rank that has asked nothing, so that a failed run leaves no folder."""
+    with suppress(InputError, OSError):
+        if not any(row.queries for row in ledger.rows()):
+            ledger.close()
+            ledger.path.unlink()
+            folder.path.rmdir()
 
 
 def _run_ledger(folder: RunFolder) -> LedgerFile:

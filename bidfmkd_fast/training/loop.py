@@ -35,7 +35,6 @@ from bidfmkd_fast.training.replay import replay
 from bidfmkd_fast.training.round_start import RoundStart
 from bidfmkd_fast.training.run import Run
 from bidfmkd_fast.training.run_state import RunState
-from bidfmkd_fast.training.services import Services
 from bidfmkd_fast.training.sharing import in_turn, of_all
 from bidfmkd_fast.training.survey_stage import survey
 
@@ -50,7 +49,7 @@ def run_loop(run: RunState) -> Run:
     n_services, at = sum(apis[i].is_service for i in run.recoverable), run.position
     survey(run)
     run.note_labels_only()
-    with Recoveries(run) as recoveries, Services(n_services, recoveries.stop) as services:
+    with Recoveries(run) as recoveries, recoveries.services(n_services) as services:
         recover_one = partial(recover_api, run, recoveries)
         # Those of earlier rounds, in a run that was cut off.
         late = run.ranks.share(sorted(run.stragglers.items()))

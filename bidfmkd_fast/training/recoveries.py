@@ -20,6 +20,7 @@ from bidfmkd_fast.training.outcome import Outcome
 from bidfmkd_fast.training.run import RecoveredSet
 from bidfmkd_fast.training.run_cost import recovery_cost
 from bidfmkd_fast.training.run_state import RunState
+from bidfmkd_fast.training.services import Services
 
 _log = logging.getLogger("bidfmkd_fast")  # the logger whose filter removes secrets
 
@@ -71,6 +72,10 @@ class Recoveries:
 
     def __exit__(self, *exception: object) -> None:
         self._resources.close()
+
+    def services(self, n_services: int) -> Services:
+        """Return the threads that recover services, which `stop` ends."""
+        return Services(n_services, self.stop, self._run.ranks)
 
     def seed(self, index: int, part: str) -> int:
         """Return the seed of a set, a function of the run's seed, the API's number and the part."""
@@ -132,4 +137,5 @@ class Recoveries:
         """Show the loss of a recovery step; raise Stopped if the run has ended meanwhile."""
         if self.stop.is_set():
             raise Stopped
+        self._run.ranks.check()
         self._bar.show(loss=record["loss"])

@@ -121,6 +121,6 @@ def _task_size(run: RunState) -> tuple[int, int, int]:
     sets, so that no class holds as many.
     """
     config, memory = run.config.replay, run.memory
-    sizes = sorted((len(memory.images_of(key)) for key in memory.classes), reverse=True)
+    sizes = sorted(memory.counts, reverse=True)
     most = sizes[run.n_way - 1]  # images per class that at least n_way classes hold
     return run.n_way, config.n_shot, min(config.n_query, most - config.n_shot)

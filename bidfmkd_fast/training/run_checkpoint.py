@@ -133,7 +133,7 @@ def _restore(
         run.stragglers[int(name)] = start
     run.records.restore(state["records"])
     run.log(f"goes on from a checkpoint, after outer step {run.outer_step}")
-    if run.position.passes == N_PASSES and not run.shortfalls.complete:
+    if run.position.passes == N_PASSES and not run.shortfalls.complete and run.ranks.first:
         warnings.warn(
             f"run folder: all APIs of {folder.path} have had their turn, so what a budget or a "
             f"failure left out is not asked again; remove {run.checkpoints.folder} to ask for it "

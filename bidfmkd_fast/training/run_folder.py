@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,9 +115,13 @@ class RunFolder:
     def close(self) -> None:
         """Release the folder for other runs."""
         if self._lock is not None:
-            if current().size == 1:  # else another rank may be writing a set still
-                self._clear()
+            self._clear_alone()
             self._lock.release()
+
+    def _clear_alone(self) -> None:
+        """Do as `_clear`, unless another rank may be writing a set still."""
+        if current().size == 1:
+            self._clear()
 
     def _clear(self) -> None:
         """Remove the disk space reserved for sets that were never written."""
@@ -172,12 +177,12 @@ class RunFolder:
 
         A run that an earlier process has left with checkpoints stays.
         """
-        self._clear()
+        self._clear_alone()
         answers = [self.path / "recovered", self.path / "survey"]
         answered = any(place.is_dir() and any(place.iterdir()) for place in answers)
         if not (answered or self._continued):
             for place in answers:
-                if place.is_dir():
+                with suppress(OSError):  # another rank may write there by now
                     place.rmdir()
             shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
             (self.path / CONFIG).unlink(missing_ok=True)

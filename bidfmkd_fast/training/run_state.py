@@ -292,9 +292,11 @@ class RunState:
     def _ledger_rows(self) -> list[LedgerRow]:
         """Return what each API was asked for this run, by processes that were killed as well."""
         if self.ledger is not None:
-            rows = self.ledger.rows()
             others = self.others_rows
-            return [sum_of(row, others[row.number]) if others else row for row in rows]
+            return [
+                sum_of(row, others[row.number]) if row.number in others else row
+                for row in self.ledger.rows()
+            ]
         return [
             row_of(before.number, api, before)
             for api, before in zip(self.apis, self._ledger_before, strict=True)

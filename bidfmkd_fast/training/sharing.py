@@ -35,7 +35,7 @@ def of_all(run: RunState, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """
     if run.ranks.size == 1:
         return list(outcomes)
-    rows = [] if run.ledger is None else [astuple(row) for row in run.ledger.rows()]
+    rows = [] if run.ledger is None else [astuple(row) for row in run.ledger.rows() if row.queries]
     given = run.ranks.exchange({"rows": rows, "outcomes": [_plain(o) for o in outcomes]})
     run.others_rows = {}
     gathered = list(outcomes)
@@ -53,7 +53,8 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
     """Return an outcome as plain values; its sets are in the folder of the run."""
     error = None
     if outcome.error is not None:
-        error = [type(outcome.error).__name__, str(outcome.error)]
+        kinds = (kind.__name__ for kind in type(outcome.error).__mro__)
+        error = [next(kind for kind in kinds if kind in _ERRORS), str(outcome.error)]
     return {
         "index": outcome.index,
         "n_sets": len(outcome.sets),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bidfmkd_fast.errors import BudgetExhausted, ServiceWarning
+from bidfmkd_fast.runtime.ranks import current
 
 _log = logging.getLogger("bidfmkd_fast")  # the logger whose filter removes secrets
 
@@ -97,5 +98,7 @@ def _warn(text: str) -> None:
 
     The command line leaves log records with `warned` out, since it shows warnings.
     """
+    if not current().first:  # all ranks note it
+        return
     warnings.warn(text, ServiceWarning, stacklevel=4)
     _log.info("%s", text, extra={"warned": True})

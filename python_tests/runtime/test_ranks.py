@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -119,7 +120,7 @@ def test_a_silent_rank_on_another_machine_is_named(monkeypatch: pytest.MonkeyPat
 
     def do(joined: JoinedRanks) -> None:
         if joined.rank == 2:
-            joined.store.set("here/2", "process 17 on another-machine")
+            joined.store.set("here/2", json.dumps([17, "another-machine", ""]))
             joined._ended.set()  # no beat from now on
             time.sleep(6)
         else:
@@ -131,6 +132,44 @@ def test_a_silent_rank_on_another_machine_is_named(monkeypatch: pytest.MonkeyPat
     for error in (first, second):
         assert isinstance(error, RankLost) and not error.told
         assert "rank 2 of 3 (process 17 on another-machine) gives no sign of life" in str(error)
+
+
+def test_a_process_of_another_container_is_not_taken_for_dead() -> None:
+    """Its number may be free here, under the same name of the host."""
+
+    def do(joined: JoinedRanks) -> int:
+        if joined.rank == 1:
+            place = json.loads(joined.store.get("here/1").decode())
+            joined.store.set("here/1", json.dumps([2**22 + 1, place[1], "other space"]))
+        time.sleep(1)
+        return len(joined.exchange())
+
+    assert in_ranks(2, do) == [2, 2]
+
+
+def test_a_rank_that_ends_early_is_not_waited_for() -> None:
+    def do(joined: JoinedRanks) -> None:
+        if joined.rank == 0:
+            joined.exchange()
+
+    first, _ = in_ranks(2, do)
+    assert isinstance(first, RankLost)
+    assert "rank 1 of 2 has ended and takes no part in this step" in str(first)
+
+
+def test_threads_of_all_ranks_take_turns_in_the_lock() -> None:
+    def do(joined: JoinedRanks) -> int:
+        def count(_: int) -> None:
+            for _ in range(20):
+                with joined.locked():
+                    joined.keep("n", (joined.kept("n") or 0) + 1)
+
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(count, range(3)))
+        joined.exchange()
+        return int(joined.kept("n"))
+
+    assert in_ranks(2, do) == [120, 120]
 
 
 def test_a_rank_that_works_for_long_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

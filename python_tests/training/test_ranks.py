@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import CHECKPOINTED, RANK_LOST, RANKED, asked, fit_in_rank, process, queries
+from killing import (
+    CHECKPOINTED,
+    RANK_LOST,
+    RANKED,
+    asked,
+    fit_beside_a_service,
+    fit_in_rank,
+    fit_twice,
+    process,
+    queries,
+)
 
 from bidfmkd_fast.black_box.ledger_file import read_ledger
 from bidfmkd_fast.training.run_folder import CHECKPOINTS, LEDGER, META_MODEL, METRICS
@@ -130,6 +140,31 @@ def test_a_rank_that_does_not_begin_is_named(tmp_path: Path) -> None:
         reason = (tmp_path / f"log.{rank}.lost").read_text()
         assert reason.startswith("ranks: rank 2 of 3 has not begun within 4 s")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_service_that_fails_is_left_out_by_all_ranks(tmp_path: Path) -> None:
+    """Its error is of a class of its own, which the other ranks need not know."""
+    port = free_port()
+    both = [
+        process(fit_beside_a_service, rank, 2, port, tmp_path / "run", tmp_path) for rank in (0, 1)
+    ]
+    for one in both:
+        one.join(120)
+    assert [one.exitcode for one in both] == [0, 0]
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert list(summary["skipped"]) == ["api_3"] and summary["images"] > 0
+    warned = [(tmp_path / f"warned.{rank}").read_text() for rank in (0, 1)]
+    assert "api_3: it is left out: too many images" in warned[0] and warned[1] == ""
+
+
+def test_two_runs_of_one_job_share_nothing(whole: Path, tmp_path: Path) -> None:
+    port = free_port()
+    both = [process(fit_twice, rank, 2, port, tmp_path) for rank in (0, 1)]
+    for one in both:
+        one.join(120)
+    assert [one.exitcode for one in both] == [0, 0]
+    for name in ("one", "two"):
+        assert_same(tmp_path / name, whole / "run")
 
 
 def test_a_budget_caps_all_ranks_together(whole: Path, tmp_path: Path, seed: int) -> None:
