@@ -21,6 +21,7 @@ from bidfmkd_fast.meta.inner_loop import (
     outer_step,
 )
 from bidfmkd_fast.meta.stacked import (
+    OUTER_STACK,
     can_stack,
     forward_in_turn,
     stacked_forward,
@@ -85,7 +86,8 @@ def outer_replay_step(
         return stacked_maml_loss(module, parameters, stack, inner)
 
     if episodes and all(can_stack(module, len(episode.classes)) for episode in episodes):
-        loss, accuracy = outer_step(optimizer, stacks_of(module, episodes), stack_loss, ranks)
+        stacks = stacks_of(module, episodes, OUTER_STACK)
+        loss, accuracy = outer_step(optimizer, stacks, stack_loss, ranks)
     else:
         loss, accuracy = outer_step(optimizer, episodes, task_loss, ranks)
     return {"loss": loss, "accuracy": accuracy}

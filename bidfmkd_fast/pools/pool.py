@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ class PoolEntry:
         """Return the name of the API in reports, which is the name of its file."""
         return Path(self.file).stem
 
-    @property
+    @cached_property
     def spec(self) -> APISpec:
         """Return the public description of the API. Raises InputError if a field does not fit."""
         return APISpec(

@@ -93,3 +93,5 @@ def test_which_modules_and_episodes_stack(seed: int) -> None:
     assert not can_stack(torch.nn.Flatten(), 4)
     sizes = [len(stack) for stack in stacks_of(conv4(seed), [episode(seed, i) for i in range(11)])]
     assert sizes == [8, 3]
+    some = [episode(seed, i) for i in range(5)]
+    assert [len(stack) for stack in stacks_of(conv4(seed), some, 2)] == [2, 2, 1]
