@@ -87,15 +87,15 @@ def test_a_run_that_was_cut_off_keeps_its_sets(
 ) -> None:
     save, kept = RunFolder.save_recovered, []
 
-    def cut_off(self: RunFolder, recovered: RecoveredSet) -> None:
+    def cut_off(self: RunFolder, recovered: RecoveredSet) -> RecoveredSet:
         if len(kept) == 3:
             raise KeyboardInterrupt
         kept.append((self.path, recovered.api_index, recovered.part))
-        save(self, recovered)
+        return save(self, recovered)
 
-    def note(self: RunFolder, recovered: RecoveredSet) -> None:
+    def note(self: RunFolder, recovered: RecoveredSet) -> RecoveredSet:
         kept.append(recovered.part)
-        save(self, recovered)
+        return save(self, recovered)
 
     monkeypatch.setattr(RunFolder, "save_recovered", cut_off)
     with pytest.raises(KeyboardInterrupt):
