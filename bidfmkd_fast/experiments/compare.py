@@ -61,61 +61,15 @@ def run_comparison(
     usable_device("compare", device)
     with one_lock(out):
         datasets = config.check()
-        folder, ranks = Path(out), current()
-        ranks.first_alone(lambda: _open(folder, config))
-        if ranks.size > 1:
-            _share_out(folder, config, datasets, chosen, seeds, device, progress)
-        if not ranks.first:
-            return ""
-        with alone():
-            return _compare_in(folder, config, datasets, chosen, seeds, device, progress)
+        folder = Path(out)
+        current().first_alone(lambda: _open(folder, config))
+        return _compare_in(folder, config, datasets, chosen, seeds, device, progress)
 
 
 def _open(folder: Path, config: ExperimentConfig) -> None:
     """Open the folder, and check that the report can be written there."""
     open_folder(folder, config)
     check_writable(folder / REPORT, folder / CSV, folder / TEX)
-
-
-def _share_out(
-    folder: Path,
-    config: ExperimentConfig,
-    datasets: Sequence[Dataset],
-    chosen: Sequence[str],
-    seeds: Sequence[int],
-    device: torch.device | str,
-    progress: bool,
-) -> None:
-    """Train the pools, then the methods, each in one of the ranks."""
-    progress = progress and current().first
-
-    def pool(seed: int) -> None:
-        pool_of(folder, config.pool, datasets, seed, progress)
-
-    def method(name: str, seed: int) -> None:
-        experiment = _experiment(folder, config, datasets, seed, device, progress)
-        train_and_test(name, experiment, folder / f"seed_{seed}" / name)
-
-    share_out("compare: pools", [partial(pool, seed) for seed in seeds], progress)
-    for later in (False, True):
-        names = [name for name in chosen if (name in USES_OUR_SETS) == later]
-        parts = [partial(method, name, seed) for seed in seeds for name in names]
-        share_out("compare: methods", parts, progress)
-
-
-def _experiment(
-    folder: Path,
-    config: ExperimentConfig,
-    datasets: Sequence[Dataset],
-    seed: int,
-    device: torch.device | str,
-    progress: bool,
-) -> Experiment:
-    """Return the experiment of a seed, with its pool and its folder made if they are missing."""
-    pool = pool_of(folder, config.pool, datasets, seed, progress)
-    at = folder / f"seed_{seed}"
-    make_folder(at)
-    return Experiment(pool, datasets, config.with_seed(seed), at / OURS, device, progress)
 
 
 def _chosen(methods: Sequence[str], config: ExperimentConfig) -> list[str]:
@@ -144,16 +98,35 @@ def _compare_in(
     device: torch.device | str,
     progress: bool,
 ) -> str:
+    """Share pools and methods out over the ranks; return the tables in rank 0, "" elsewhere."""
+    progress = progress and current().first
+
+    def experiment_of(seed: int) -> Experiment:
+        pool = pool_of(folder, config.pool, datasets, seed, progress)
+        at = folder / f"seed_{seed}"
+        make_folder(at)
+        return Experiment(pool, datasets, config.with_seed(seed), at / OURS, device, progress)
+
+    def test(method: str, seed: int) -> Result:
+        return train_and_test(method, experiment_of(seed), folder / f"seed_{seed}" / method)
+
+    share_out("compare: pools", [partial(experiment_of, seed) for seed in seeds], progress)
+    for last in (False, True):
+        methods = [method for method in chosen if (method in USES_OUR_SETS) == last]
+        parts = [partial(test, method, seed) for seed in seeds for method in methods]
+        share_out("compare: methods", parts, progress)
+    if not current().first:
+        return ""
     results: dict[str, list[Result]] = {method: [] for method in chosen}
     accuracies: list[float] = []
     in_order = sorted(chosen, key=lambda method: method in USES_OUR_SETS)  # those come last
-    for seed in seeds:
-        experiment = _experiment(folder, config, datasets, seed, device, progress)
-        accuracies.append(experiment.pool.accuracy)
-        with Bar(f"compare, seed {seed}", len(in_order), "methods", progress) as bar:
-            for method in bar.over(in_order):
-                at = folder / f"seed_{seed}" / method
-                results[method].append(train_and_test(method, experiment, at))
+    with alone():  # where several ranks have made the parts, they are read here
+        for seed in seeds:
+            experiment = experiment_of(seed)
+            accuracies.append(experiment.pool.accuracy)
+            with Bar(f"compare, seed {seed}", len(in_order), "methods", progress) as bar:
+                for method in bar.over(in_order):
+                    results[method].append(test(method, seed))
     data_sets, scenario = ", ".join(config.pool.data_sets), config.pool.scenario
     title = (
         f"{len(experiment.pool.entries)} APIs, {data_sets}, scenario {scenario}; "

@@ -53,12 +53,9 @@ def run_sweep(
         datasets = sweep.base.check()
         folder, ranks = Path(out), current()
         ranks.first_alone(lambda: _open(folder, sweep))
-        if ranks.size > 1:
-            _share_out(folder, sweep, datasets, seeds, device, progress)
+        results = _run_cells(folder, sweep, datasets, seeds, device, progress and ranks.first)
         if not ranks.first:
             return ""
-        with alone():
-            results = _run_cells(folder, sweep, datasets, seeds, device, progress)
         plot_sweep(sweep.cells, [by_data_set(of_cell) for of_cell in results], folder / PLOT)
         names = [cell.name for cell in sweep.cells]
         tables = list(sweep_tables(names, results))
@@ -83,49 +80,6 @@ def _open(folder: Path, sweep: Sweep) -> None:
     check_writable(*(folder / name for name in (TABLE, PLOT, CSV, TEX)))
 
 
-def _share_out(
-    folder: Path,
-    sweep: Sweep,
-    datasets: Sequence[Dataset],
-    seeds: Sequence[int],
-    device: torch.device | str,
-    progress: bool,
-) -> None:
-    """Train the pools, then the cells under each seed, each in one of the ranks."""
-    progress = progress and current().first
-    # Cells may have a pool in common, which one rank trains.
-    pools = dict.fromkeys(
-        (cell.config.with_seed(seed).pool, seed) for cell in sweep.cells for seed in seeds
-    )
-    cells = [
-        partial(_run_cell, folder, cell, datasets, seed, device, progress)
-        for cell in sweep.cells
-        for seed in seeds
-    ]
-    share_out(
-        "sweep: pools",
-        [partial(pool_of, folder, pool, datasets, seed, progress) for pool, seed in pools],
-        progress,
-    )
-    share_out("sweep: cells", cells, progress)
-
-
-def _run_cell(
-    folder: Path,
-    cell: Cell,
-    datasets: Sequence[Dataset],
-    seed: int,
-    device: torch.device | str,
-    progress: bool,
-) -> Result:
-    """Train and meta-test one cell under one seed, unless that is done."""
-    config = cell.config.with_seed(seed)
-    pool = pool_of(folder, config.pool, datasets, seed, progress)
-    at = folder / "cells" / cell.folder_name / f"seed_{seed}"
-    experiment = Experiment(pool, datasets, config, at, device, progress)
-    return train_and_test(cell.method, experiment, at)
-
-
 def _run_cells(
     folder: Path,
     sweep: Sweep,
@@ -134,12 +88,36 @@ def _run_cells(
     device: torch.device | str,
     progress: bool,
 ) -> list[list[Result]]:
-    """Train and meta-test the cells in order; return the results of each, one per seed."""
+    """Train and meta-test the cells; return the results of each, one per seed.
+
+    Ranks share pools and cells out; those above 0 return nothing.
+    """
+
+    def test(cell: Cell, seed: int) -> Result:
+        config = cell.config.with_seed(seed)
+        pool = pool_of(folder, config.pool, datasets, seed, progress)
+        at = folder / "cells" / cell.folder_name / f"seed_{seed}"
+        experiment = Experiment(pool, datasets, config, at, device, progress)
+        return train_and_test(cell.method, experiment, at)
+
+    wanted = [(cell, seed) for cell in sweep.cells for seed in seeds]
+    # Cells may have a pool in common, which one rank trains.
+    pools = dict.fromkeys((cell.config.with_seed(seed).pool, seed) for cell, seed in wanted)
+    share_out(
+        "sweep: pools",
+        [partial(pool_of, folder, pool, datasets, seed, progress) for pool, seed in pools],
+        progress,
+    )
+    share_out("sweep: cells", [partial(test, cell, seed) for cell, seed in wanted], progress)
     results: list[list[Result]] = []
-    for number, cell in enumerate(sweep.cells, 1):
-        results.append([])
-        for seed in seeds:
-            if progress:
-                print(f"cell {number} of {len(sweep.cells)}: {cell.name}, seed {seed}", flush=True)
-            results[-1].append(_run_cell(folder, cell, datasets, seed, device, progress))
+    if not current().first:
+        return results
+    with alone():  # where several ranks have made the cells, they are read here
+        for number, cell in enumerate(sweep.cells, 1):
+            results.append([])
+            for seed in seeds:
+                if progress:
+                    about = f"cell {number} of {len(sweep.cells)}: {cell.name}, seed {seed}"
+                    print(about, flush=True)
+                results[-1].append(test(cell, seed))
     return results

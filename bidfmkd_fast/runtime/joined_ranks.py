@@ -46,7 +46,7 @@ class JoinedRanks(Ranks):
         self._n_exchanges = self._n_queues = self._n_numbers = 0
         self._ended = threading.Event()
         self._beats: dict[int, tuple[bytes, float]] = {}  # last beat, and when it was new here
-        self._checked = 0.0
+        self._checked, self._here = 0.0, _Place.here()
         self._locked = threading.Lock()  # of the threads of this rank
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
@@ -55,7 +55,7 @@ class JoinedRanks(Ranks):
 
         Raises RankLost, naming those that have not begun within `START_SECONDS`.
         """
-        self._set(f"here/{self.rank}", _Place.here().to_json())
+        self._set(f"here/{self.rank}", self._here.to_json())
         end = time.monotonic() + START_SECONDS
         while missing := [i for i in range(self.size) if not self._there(f"here/{i}")]:
             self._check_others(set(range(self.size)) - set(missing))
@@ -224,7 +224,7 @@ class JoinedRanks(Ranks):
         return str(_Place.from_json(self.store.get(f"here/{rank}").decode()))
 
     def _gone(self, rank: int) -> bool:
-        return _Place.from_json(self.store.get(f"here/{rank}").decode()).is_gone()
+        return _Place.from_json(self.store.get(f"here/{rank}").decode()).is_gone(self._here)
 
     def collective(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Run a collective; if it fails, find out which rank is lost and raise RankLost."""
@@ -285,9 +285,9 @@ class _Place(NamedTuple):
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}"
 
-    def is_gone(self) -> bool:
-        """Return True if the process was on this machine and is no more."""
-        if (self.host, self.space) != _Place.here()[1:]:
+    def is_gone(self, here: _Place) -> bool:
+        """Return True if the process was on the machine of the process `here` and is no more."""
+        if (self.host, self.space) != here[1:]:
             return False
         try:
             state = Path(f"/proc/{self.process}/stat").read_text("utf-8", errors="replace")
