@@ -8,27 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bidfmkd_fast import ops
 from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.zeroth_order.estimator import ZerothOrder
+from bidfmkd_fast.zeroth_order.queries import as_tensor, full_precision, in_full_precision
 
 
 class _Query(torch.autograd.Function):
     """Ask the black box forward; estimate the gradient backward."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor, module: DifferentiableBlackBox) -> Tensor:
-        scores = module.ask(x.detach())
-        context.save_for_backward(x.detach(), scores)
-        context.module = module
-        return scores
+    def forward(x: Tensor, module: DifferentiableBlackBox) -> Tensor:
+        return module.ask(x)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
+        x, context.module = inputs
+        context.save_for_backward(x, output)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, scores = context.saved_tensors
         return context.module.gradient(x, scores, grad), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, module: DifferentiableBlackBox) -> Any:
+        """Ask about all images of the mapped dimension in one batch."""
+        images = x.movedim(in_dims[0], 0)
+        scores = _Query.apply(images.flatten(0, 1), module)
+        return scores.unflatten(0, images.shape[:2]), 0
 
 
 class DifferentiableBlackBox(nn.Module):
@@ -54,38 +63,43 @@ class DifferentiableBlackBox(nn.Module):
     def ask(self, images: Tensor) -> Tensor:
         """Return the scores `[N, n_classes]` of images `[N, *S]`, detached.
 
+        The query gets float32 images, at most `max_images` at once, outside of autocast.
+
         Raises:
-            InputError: the query returned anything else (InputTypeError: no tensor).
+            InputError: the query returned anything else (InputTypeError: neither a tensor nor a
+                NumPy array).
         """
-        scores = self.query(images)
+        images = full_precision(images)
+        with in_full_precision(images.device):
+            parts = [self._ask(part) for part in images.split(self.max_images)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _ask(self, images: Tensor) -> Tensor:
         wanted = f"as_differentiable: query must return scores [N, n_classes], N = {len(images)}"
-        if not isinstance(scores, Tensor):
-            raise InputTypeError(f"{wanted}, as a tensor; got {type(scores).__name__}")
+        scores = as_tensor(f"{wanted}, as a tensor", self.query(images), images.device)
         if scores.dim() < 2 or scores.shape[0] != images.shape[0]:
             raise InputError(f"{wanted}; got {list(scores.shape)}")
-        return scores.detach()
+        return scores
 
     def gradient(self, x: Tensor, scores: Tensor, grad: Tensor) -> Tensor:
-        """Return an estimate of `grad` times the Jacobian of the black box A.
+        """Return an estimate of `grad` times the Jacobian of the black box A, in the dtype of x.
 
         The estimate is `s / (q mu) * sum_k <grad, A(x + mu u_k) - A(x)> u_k`, where `s` is the
-        dimension of the space that the q directions `u_k` span, and mu the step length.
+        dimension of the space that the q directions `u_k` span, and mu the step length. With
+        antithetic pairs it is `s / (q mu) * sum_k <grad, A(x + mu u_k) - A(x - mu u_k)> u_k` over
+        q/2 directions.
         """
         zo = self.estimator
-        state = zo.draw(x.device)
+        drawing = zo.draw(x.device)
+        images, grad = full_precision(x), full_precision(grad)
         rows = max(1, self.max_images // max(x.shape[0], 1))
-        differences = []
-        for first in range(0, zo.num_directions, rows):
-            count = min(rows, zo.num_directions - first)
-            points = ops.perturb(
-                x, state, count, zo.mu, zo.directions, zo.grid, first_direction=first
-            )
-            answers = self.ask(points[1:].flatten(0, 1)).unflatten(0, (count, x.shape[0]))
-            differences.append(((answers - scores) * grad).flatten(2).sum(-1))
+        changes = [grad.new_zeros(1, x.shape[0])]
+        for points in drawing.chunks(images, False, rows):
+            answers = self.ask(points.flatten(0, 1)).unflatten(0, points.shape[:2])
+            changes.append(((answers - scores) * grad).flatten(2).sum(-1))
             del points
-        return ops.estimate_gradient(
-            torch.cat(differences), state, x.shape, zo.mu, zo.directions, zo.grid
-        )
+        differences = drawing.differences(torch.cat(changes), base=True)
+        return drawing.gradient(differences, x.shape).to(x.dtype)
 
     def get_extra_state(self) -> Tensor:
         """Return the position of the estimator, int64 `[seed, step]`.
@@ -131,6 +145,7 @@ def as_differentiable(
     grid: int = 0,
     seed: int | None = None,
     max_images: int = 4096,
+    antithetic: bool = False,
 ) -> DifferentiableBlackBox:
     """Wrap a black box so that code that needs gradients can train through it.
 
@@ -138,8 +153,9 @@ def as_differentiable(
         query: maps images `[N, *S]` to scores `[N, n_classes]`: a black box of this package or any
             function. The forward pass asks N queries. The backward pass asks `q * N` more, where q
             is `num_directions`; it runs only if a gradient is wanted.
-        num_directions, mu, directions, grid, seed: as for `ZerothOrder`.
-        max_images: the most images given to `query` at once in the backward pass, but at least N.
+        num_directions, mu, directions, grid, seed, antithetic: as for `ZerothOrder`. The forward
+            pass asks for the images themselves in any case, so that pairs cost nothing more.
+        max_images: the most images given to `query` at once, forward and backward.
 
     Returns:
         An `nn.Module` with scores forward and a zeroth-order gradient backward, for any loss of the
@@ -164,5 +180,7 @@ def as_differentiable(
         )
     max_images = check_integer("as_differentiable", "max_images", max_images, 1)
     return DifferentiableBlackBox(
-        query, ZerothOrder(num_directions, mu, directions, grid, seed), max_images
+        query,
+        ZerothOrder(num_directions, mu, directions, grid, seed, antithetic),
+        max_images,
     )

@@ -1,0 +1,105 @@
+"""Ask a function for the losses or scores of points, and check what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.errors import InputError, InputTypeError
+
+Function = Callable[..., Any]
+_SUM_TOLERANCE = 1e-3  # how far the sum of probabilities in half precision may be from 1
+
+
+@contextmanager
+def in_full_precision(device: torch.device) -> Iterator[None]:
+    """Switch gradients and autocast off: half precision would drown the differences of losses."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return a tensor without its graph, in float32 if it is in half precision."""
+    x = x.detach()
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def are_probabilities(scores: Tensor) -> bool:
+    """Return True if scores `[..., n_classes]` are not negative and sum to 1 in every row."""
+    return bool((scores >= 0).all() and ((scores.sum(-1) - 1).abs() < _SUM_TOLERANCE).all())
+
+
+def as_tensor(operation: str, answer: object, device: torch.device) -> Tensor:
+    """Return an answer as a tensor on `device`; NumPy arrays are taken too.
+
+    Raises:
+        InputTypeError: the answer is neither a tensor nor an array.
+    """
+    if isinstance(answer, np.ndarray):
+        answer = torch.from_numpy(answer)
+    if not isinstance(answer, Tensor):
+        raise InputTypeError(f"{operation}; got {type(answer).__name__}")
+    return answer.detach().to(device)
+
+
+def losses_of_chunks(
+    function: Function,
+    chunks: Iterable[Tensor],
+    arguments: Sequence[Tensor],
+    max_images: int | None,
+) -> Tensor:
+    """Ask `function` for the losses of all points: chunks `[r, B, *S]` -> `[R, B]`.
+
+    Args:
+        function: images `[N, *S]`, and the arguments of these images, to losses `[N]`.
+        chunks: the points, in rows of B images.
+        arguments: tensors `[B, ...]` that belong to the images of every row.
+        max_images: most images per call; None to ask a whole chunk at once.
+
+    Raises:
+        InputError: the function returned anything but a loss for each image.
+    """
+    losses = []
+    for points in chunks:
+        rows, n_images = points.shape[:2]
+        repeated = [argument.expand(rows, *argument.shape).flatten(0, 1) for argument in arguments]
+        images = points.flatten(0, 1)
+        size = max_images or len(images)
+        parts = [
+            _losses(function, images[at : at + size], [a[at : at + size] for a in repeated])
+            for at in range(0, len(images), size)
+        ]
+        losses.append((parts[0] if len(parts) == 1 else torch.cat(parts)).view(rows, n_images))
+        del points, images
+    return torch.cat(losses)
+
+
+def check_arguments(arguments: Sequence[Tensor], n_images: int) -> None:
+    """Raise InputError unless every argument is a tensor with an entry for each image."""
+    for argument in arguments:
+        if not isinstance(argument, Tensor):
+            raise InputTypeError(
+                "ZerothOrder.estimate: arguments must be tensors [B, ...]; "
+                f"got {type(argument).__name__}"
+            )
+        if argument.dim() < 1 or len(argument) != n_images:
+            raise InputError(
+                "ZerothOrder.estimate: arguments must be tensors [B, ...] with an entry for each "
+                f"of the {n_images} images; got {list(argument.shape)}"
+            )
+
+
+def _losses(function: Function, images: Tensor, arguments: Sequence[Tensor]) -> Tensor:
+    wanted = f"ZerothOrder.estimate: function must return a loss for each image, [{len(images)}]"
+    losses = as_tensor(wanted, function(images, *arguments), images.device)
+    if losses.shape != (len(images),):
+        advice = " (losses of single images, such as reduction='none' gives)"
+        raise InputError(f"{wanted}{advice}; got {list(losses.shape)}")
+    if not losses.is_floating_point():
+        raise InputTypeError(f"{wanted}, as floating-point numbers; got {losses.dtype}")
+    return losses

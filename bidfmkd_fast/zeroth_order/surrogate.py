@@ -1,0 +1,59 @@
+"""Put an estimated gradient into a graph, and raise a clear error where there is no graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bidfmkd_fast.errors import InputError
+
+
+class _Surrogate(torch.autograd.Function):
+    """Return the mean loss forward, and a given estimate as its gradient backward."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
+        context.save_for_backward(gradient)
+        return loss.mean()
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = context.saved_tensors
+        return gradient * (grad / max(gradient.shape[0], 1)), None, None
+
+
+class _WithoutGraph(torch.autograd.Function):
+    """Return the mean loss forward, and raise an InputError backward."""
+
+    @staticmethod
+    def forward(context: Any, leaf: Tensor, loss: Tensor, reason: str) -> Tensor:
+        context.reason = reason
+        return loss.mean()
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> tuple[None, None, None]:
+        raise InputError(context.reason)
+
+
+def mean_loss(op: str, x: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
+    """Return `mean(loss)` for the losses `[B]`, with `gradient / B` as its gradient in `x`.
+
+    Where `x` has no graph, or gradients are switched off, the mean is returned all the same, and
+    only its backward pass raises an InputError.
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Surrogate.apply(x, gradient.to(x.dtype), loss)
+    cause = (
+        "was called inside torch.no_grad() or torch.inference_mode()"
+        if not torch.is_grad_enabled()
+        else "got images without a graph"
+    )
+    reason = (
+        f"{op} {cause}, so backward() has nowhere to send the estimate; give it the images that "
+        "require a gradient, or read the estimate from the attribute gradient"
+    )
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = torch.zeros((), device=loss.device, requires_grad=True)
+        return _WithoutGraph.apply(leaf, loss, reason)

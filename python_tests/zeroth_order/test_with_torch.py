@@ -1,0 +1,176 @@
+"""Test the estimators with what loops of other people use: compile, DDP, AMP, vmap, formats."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bidfmkd_fast as bf
+from bidfmkd_fast.errors import InputTypeError
+
+
+class Generator(nn.Module):
+    """Latents [B, 6] -> images [B, 1, 4, 4]."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Sigmoid())
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.layers(latents).view(-1, 1, 4, 4)
+
+
+def api(seed: int) -> Callable[[Tensor], Tensor]:
+    """Return a function of images [N, 1, 4, 4] in float32 that gives scores [N, 3]."""
+    weight = torch.randn(16, 3, generator=torch.Generator().manual_seed(seed))
+
+    def answer(images: Tensor) -> Tensor:
+        assert images.dtype == torch.float32
+        assert not torch.is_grad_enabled()
+        assert not torch.is_autocast_enabled("cpu")
+        return (images.flatten(1) @ weight).sin()
+
+    return answer
+
+
+def gradients(module: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in module.parameters()])
+
+
+def losses_of(query: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda images: F.cross_entropy(
+        query(images), torch.zeros(len(images), dtype=torch.int64), reduction="none"
+    )
+
+
+def loss_of(form: str, query: Callable[[Tensor], Tensor], seed: int) -> Callable[[Tensor], Tensor]:
+    """Return a loss of images by `estimate` or through `as_differentiable`."""
+    if form == "estimate":
+        zo = bf.ZerothOrder(8, 0.1, seed=seed)
+        return lambda images: zo.estimate(losses_of(query), images)
+    teacher = bf.as_differentiable(query, 8, 0.1, seed=seed)
+    labels = torch.zeros(100, dtype=torch.int64)
+    return lambda images: F.cross_entropy(teacher(images).float(), labels[: len(images)])
+
+
+FORMS = pytest.mark.parametrize("form", ["estimate", "as_differentiable"])
+
+
+@FORMS
+def test_compile(form: str, seed: int) -> None:
+    """Check that a compiled step gives what the plain step gives; graph breaks are allowed."""
+    latents = torch.randn(5, 6)
+
+    def run(wrap: Callable[[Any], Any]) -> Tensor:
+        generator, loss = Generator(seed), loss_of(form, api(seed), seed)
+        step = wrap(lambda: loss(generator(latents)))
+        for _ in range(2):
+            step().backward()
+        return gradients(generator)
+
+    torch.compiler.reset()
+    compiled = run(lambda step: torch.compile(step, backend="aot_eager"))
+    torch.testing.assert_close(compiled, run(lambda step: step))
+
+
+@FORMS
+def test_autocast(form: str, seed: int) -> None:
+    """Check a generator in bfloat16: the API is asked in float32, and the estimate points along."""
+    latents = torch.randn(5, 6)
+
+    def run(enabled: bool) -> Tensor:
+        generator, loss = Generator(seed), loss_of(form, api(seed), seed)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            images = generator(latents)
+            assert images.dtype == (torch.bfloat16 if enabled else torch.float32)
+            value = loss(images)
+        value.backward()
+        return gradients(generator)
+
+    assert F.cosine_similarity(run(True), run(False), dim=0) > 0.99
+
+
+@FORMS
+def test_gradient_accumulation(form: str, seed: int) -> None:
+    """Check that the gradients of two half batches add up, each with directions of its own."""
+    latents, query = torch.randn(6, 6), api(seed)
+    generator, loss = Generator(seed), loss_of(form, query, seed)
+    for part in latents.split(3):
+        (loss(generator(part)) / 2).backward()
+    accumulated = gradients(generator)
+    loss, alone = loss_of(form, query, seed), []
+    for part in latents.split(3):
+        generator = Generator(seed)
+        loss(generator(part)).backward()
+        alone.append(gradients(generator))
+    assert not torch.equal(*alone)
+    torch.testing.assert_close(accumulated, sum(alone) / 2)
+
+
+@FORMS
+def test_channels_last(form: str, seed: int) -> None:
+    x = torch.rand(3, 2, 4, 4)
+    weight = torch.randn(32, 3, generator=torch.Generator().manual_seed(seed))
+
+    def gradient(images: Tensor) -> Tensor:
+        images = images.requires_grad_()
+        loss = loss_of(form, lambda points: points.flatten(1) @ weight, seed)
+        (grad,) = torch.autograd.grad(loss(images), images)
+        return grad
+
+    wanted = gradient(x.clone())
+    torch.testing.assert_close(gradient(x.clone(memory_format=torch.channels_last)), wanted)
+
+
+def test_vmap(seed: int) -> None:
+    """Check vmap over a wrapped API, also of gradients, against a loop."""
+    x = torch.rand(4, 3, 1, 4, 4)
+    teacher = bf.as_differentiable(api(seed), 8, 0.1, seed=seed)
+    scores = torch.func.vmap(teacher)(x)
+    torch.testing.assert_close(scores, torch.stack([teacher(images) for images in x]))
+    scores = torch.func.vmap(teacher, in_dims=1, out_dims=1)(x)
+    torch.testing.assert_close(scores, torch.stack([teacher(images) for images in x]))
+    images = x.clone().requires_grad_()
+    torch.func.vmap(teacher)(images).sin().sum().backward()
+    zo = bf.as_differentiable(api(seed), 8, 0.1, seed=seed)
+    flat = x.flatten(0, 1).clone().requires_grad_()
+    zo(flat).sin().sum().backward()
+    torch.testing.assert_close(images.grad.flatten(0, 1), flat.grad)
+
+
+def test_one_image_under_vmap(seed: int) -> None:
+    x = torch.rand(4, 1, 4, 4)
+    teacher = bf.as_differentiable(api(seed), 8, 0.1, seed=seed)
+    scores = torch.func.vmap(lambda image: teacher(image[None])[0])(x)
+    torch.testing.assert_close(scores, teacher(x))
+
+
+@FORMS
+def test_ddp(form: str, seed: int) -> None:
+    """Check a generator in DistributedDataParallel (a group of one process)."""
+    import torch.distributed as dist
+
+    latents = torch.randn(5, 6)
+    generator, loss = Generator(seed), loss_of(form, api(seed), seed)
+    loss(generator(latents)).backward()
+    wanted = gradients(generator)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        generator, loss = Generator(seed), loss_of(form, api(seed), seed)
+        loss(nn.parallel.DistributedDataParallel(generator)(latents)).backward()
+        torch.testing.assert_close(gradients(generator), wanted)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_integers_are_refused() -> None:
+    with pytest.raises(InputTypeError, match="x must be float32 or float64; got int64"):
+        bf.ZerothOrder(4, 0.1).estimate(lambda x: x.sum(1), torch.zeros(2, 4, dtype=torch.int64))
