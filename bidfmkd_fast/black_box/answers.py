@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -81,9 +83,19 @@ def one_hot(answer: Tensor, spec: APISpec, n_images: int) -> Tensor:
     else:
         raise BadAnswer(
             f"{wanted}, as integers [{n_images}] or numbers [{n_images}, {spec.n_classes}]; it "
-            f"answered {answer.dtype} {list(answer.shape)}"
+            f"answered {answer.dtype} {list(answer.shape)}{advice_on_rows(answer.shape, n_images)}"
         )
     return torch.nn.functional.one_hot(labels, spec.n_classes).to(torch.float32)
+
+
+def advice_on_rows(shape: Sequence[int], n_images: int) -> str:
+    """Return what to do about an answer of `shape` that has too few rows; empty if it has not."""
+    if not 0 < len(shape) <= 2 or not 0 < shape[0] < n_images:
+        return ""
+    return (
+        f"; it must answer a row for each image; if it takes at most {shape[0]} images at once, "
+        f"set max_batch={shape[0]} in the spec"
+    )
 
 
 def as_answered(scores: Tensor, spec: APISpec) -> Tensor:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.black_box.answers import one_hot, usable
+from bidfmkd_fast.black_box.answers import advice_on_rows, one_hot, usable
 from bidfmkd_fast.black_box.budget import Budget
 from bidfmkd_fast.black_box.first_answers import FirstAnswers, check_range
+from bidfmkd_fast.black_box.image_range import ImageRange
 from bidfmkd_fast.black_box.ledger import Ledger
+from bidfmkd_fast.black_box.module_calls import ModuleCalls
 from bidfmkd_fast.black_box.spec import APISpec
-from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError, ServiceWarning
-
-# How far images may leave the input range, in widths of the range, before a warning. Steps of a
-# recovery leave it a little; images in 0..255 or normalised ones leave it by far more.
-_OUTSIDE = 0.5
+from bidfmkd_fast.errors import BadAnswer, InputError, InputTypeError
 
 
-class BlackBox(ABC):
+class BlackBox(ModuleCalls):
     """An image-classification API of which only the scores are seen.
 
     Call the box to ask the API: `scores = api(images)` checks the images, takes their price from
@@ -50,6 +47,9 @@ class BlackBox(ABC):
 
             def score(self, images: Tensor) -> Tensor:
                 return images.flatten(1) @ self._table
+
+    Where code expects a torch module, such as a `teacher`, a box answers the harmless calls of a
+    module (`eval()`, `to(device)`, `parameters()`; see `ModuleCalls`) and refuses to be trained.
 
     **To use a box** in code that plans, pays or counts, rely on `spec`, `name`, `ledger`, `budget`,
     `is_service`, `requests_for`, `price_of`, `reserve`, `release` and `first_answers`, which every
@@ -81,7 +81,7 @@ class BlackBox(ABC):
         self._spec = spec
         self._ledger = Ledger(spec.price_per_1000)
         self.first_answers = FirstAnswers(spec)
-        self._warned_of_range = False
+        self._image_range = ImageRange(spec)
         self.budget = budget
 
     @property
@@ -135,8 +135,8 @@ class BlackBox(ABC):
 
         Warns:
             ServiceWarning, PrecisionWarning: images lie outside of `input_range` by more than half
-                of its width, or the first answers look wrong (see `first_answers`); each warning
-                comes once.
+                of its width, or are 0 to 1 where it is much wider, or the first answers look wrong
+                (see `first_answers`); each warning comes once.
         """
         self._check_images(images)
         n_images = images.shape[0]
@@ -197,7 +197,7 @@ class BlackBox(ABC):
         """
         return 1 if self._spec.max_batch is None else -(-n_images // self._spec.max_batch)
 
-    def release(self) -> None:  # noqa: B027 (nothing to do by default)
+    def release(self) -> None:
         """Let go of what the next call can open again, such as idle connections.
 
         A run calls this when it has no further question to the API for a while. By default nothing
@@ -249,21 +249,7 @@ class BlackBox(ABC):
         low, high = torch.stack(images.detach().aminmax()).tolist()
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InputError(f"{self.name}: images must be finite; got NaN or infinity")
-        self._warn_of_range(low, high)
-
-    def _warn_of_range(self, low: float, high: float) -> None:
-        """Warn once if pixel values from `low` to `high` are far outside of the input range."""
-        lowest, highest = self._spec.input_range
-        most = _OUTSIDE * (highest - lowest)
-        if self._warned_of_range or (low >= lowest - most and high <= highest + most):
-            return
-        self._warned_of_range = True
-        message = (
-            f"{self.name}: images of {low:.4g} to {high:.4g} are far outside of its input_range, "
-            f"{lowest:g} to {highest:g}; are they 0 to 255, or normalised? Bring them to "
-            "input_range, or set it in the spec"
-        )
-        warnings.warn(message, ServiceWarning, stacklevel=4)
+        self._image_range.warn(low, high, stacklevel=3)
 
     def _checked(self, answer: Tensor, n_images: int) -> Tensor:
         """Return the answer, labels as one-hot scores, once it has passed `_check_answer`."""
@@ -280,7 +266,8 @@ class BlackBox(ABC):
         if not isinstance(answer, Tensor):
             raise BadAnswer(f"{wanted}; it answered a {type(answer).__name__}")
         if tuple(answer.shape) != (n_images, self._spec.n_classes):
-            raise BadAnswer(f"{wanted}; it answered shape {list(answer.shape)}")
+            advice = advice_on_rows(answer.shape, n_images)
+            raise BadAnswer(f"{wanted}; it answered shape {list(answer.shape)}{advice}")
         if not answer.is_floating_point():
             raise BadAnswer(f"{wanted}; it answered {answer.dtype}")
         if not _all_finite(answer):

@@ -33,8 +33,9 @@ class APISpec:
     """The public description of an API.
 
     A black box gets images `[N, *image_shape]` in `input_range`. The fields from `server_shape` to
-    `std` say how a service wants them on the wire, in this order: resampled, with its number of
-    channels, normalised, in its dtype, layout and encoding.
+    `std` say how a service, an ONNX file or a `FunctionBlackBox` wants them on the wire, in this
+    order: resampled, with its number of channels, normalised, in its dtype, layout and encoding.
+    Torch modules in this process get images as they are.
 
     Args:
         n_classes: number of scores per image, from 2 to 1,000,000.

@@ -34,6 +34,20 @@ def wire_array(images: Tensor, spec: APISpec) -> np.ndarray[Any, Any]:
     )
 
 
+def wire_tensor(images: Tensor, spec: APISpec) -> Tensor:
+    """Convert images `[N, *image_shape]` in `input_range` to the float32 tensor that the API wants.
+
+    The tensor is `[N, *wire_shape]` in the API's layout, on the same device. 8-bit images stay in
+    `input_range` and lose what 8 bits or JPEG lose; others are `(x - mean) / std`. It may share
+    memory with the images.
+    """
+    images = through_wire(_fitted(images, spec), spec)
+    if spec.mean:
+        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
+        images = (images - mean) / std
+    return images.permute(0, 2, 3, 1).contiguous() if spec.layout == "NHWC" else images
+
+
 def wire_files(images: Tensor, spec: APISpec) -> list[bytes]:
     """Convert each image to a PNG or JPEG file, as `wire_array` does to an array."""
     return [_file(image, spec.encoding) for image in wire_array(images, spec)]
@@ -65,7 +79,7 @@ def _fitted(images: Tensor, spec: APISpec) -> Tensor:
     """Return the images with the size and the number of channels of `wire_shape`."""
     channels, *size = spec.wire_shape
     if images.shape[1] == 3 and channels == 1:
-        images = (images * torch.tensor(_LUMA).view(-1, 1, 1)).sum(1, keepdim=True)
+        images = (images * images.new_tensor(_LUMA).view(-1, 1, 1)).sum(1, keepdim=True)
     if list(images.shape[2:]) != size:
         images = interpolate(
             images, size=tuple(size), mode="bilinear", align_corners=False, antialias=True

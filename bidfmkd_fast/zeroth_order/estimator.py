@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from bidfmkd_fast import ops
@@ -293,6 +294,10 @@ class ZerothOrder(DirectionSequence):
     def _finish(self, pending: _Pending, losses: Tensor) -> Tensor:
         drawing = pending.drawing
         differences = drawing.differences(losses, pending.base)
+        # Losses in float64 lose nothing by the subtraction; after it float32 is enough, in which
+        # the native kernels work.
+        if pending.x.dtype != torch.float64:
+            differences = differences.float()
         loss = losses[0] if pending.base else losses.mean(0)
         return self._keep(pending, drawing.gradient(differences, pending.x.shape), loss)
 

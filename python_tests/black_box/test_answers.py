@@ -130,7 +130,7 @@ def test_labels_become_one_hot(answer: torch.Tensor) -> None:
         (torch.zeros(3, 4), "a row of zeros and ones must have a single one"),
         (torch.ones(3, 4, dtype=torch.int64), "a row of zeros and ones must have a single one"),
         (torch.full((3, 4), float("nan")), "NaN or infinity"),
-        ([0, 1, 2], "it answered a list"),
+        ({"cat": 1.0}, "it answered a dict"),
     ],
 )
 def test_what_is_no_label_is_refused(answer: object, said: str) -> None:

@@ -30,7 +30,6 @@ from bidfmkd_fast.errors import BadAnswer, InputError
 Array = np.ndarray[Any, Any]
 WEIGHT = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32) * 3
 KINDS = ("function", "torch", "open", "onnx", "remote", "json")
-LOCAL = ("function", "torch", "open")
 SPEC: dict[str, Any] = {"n_classes": 4, "image_shape": (3, 8, 8), "name": "kept"}
 
 
@@ -361,7 +360,7 @@ ACTS: dict[str, Callable[[Made], None]] = {
 } | {"std": mean}  # fmt: skip
 REFUSED = {
     (kind, field): "are for services"
-    for kind in LOCAL
+    for kind in ("torch", "open")
     for field in ("server_shape", "layout", "mean", "std")
 }
 REFUSED[("onnx", "encoding")] = "takes raw arrays"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bidfmkd_fast.black_box import APISpec, FunctionBlackBox
-from bidfmkd_fast.black_box.wire import through_wire, wire_array, wire_files
+from bidfmkd_fast.black_box import APISpec, FunctionBlackBox, TorchBlackBox
+from bidfmkd_fast.black_box.wire import through_wire, wire_array, wire_files, wire_tensor
 from bidfmkd_fast.errors import InputError
 
 
@@ -95,6 +95,21 @@ def test_what_is_left_after_the_wire(
     assert through_wire(smooth, APISpec(2, shape)) is smooth
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_a_tensor_on_the_wire_is_the_array(layout: str, seed: int) -> None:
+    images = images_of(seed, 3, 3, 6, 5, low=-1.0, high=1.0)
+    for fields in (
+        {"server_shape": (1, 4, 4)},
+        {"server_shape": (3, 9, 7), "mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)},
+    ):
+        spec = APISpec(2, (3, 6, 5), (-1.0, 1.0), layout=layout, **fields)  # type: ignore[arg-type]
+        assert np.array_equal(wire_tensor(images, spec).numpy(), wire_array(images, spec))
+    coarse = APISpec(2, (3, 6, 5), (-1.0, 1.0), layout=layout, dtype="uint8")
+    np.testing.assert_allclose(
+        (wire_tensor(images, coarse).numpy() + 1) * 127.5, wire_array(images, coarse), atol=1e-4
+    )
+
+
 def test_a_local_api_sees_what_its_spec_lets_through(seed: int) -> None:
     images, seen = images_of(seed, 4, 1, 4, 4), []
 
@@ -106,5 +121,5 @@ def test_a_local_api_sees_what_its_spec_lets_through(seed: int) -> None:
     scores = FunctionBlackBox(function, spec)(images)
     torch.testing.assert_close(seen[0], (images * 255).round() / 255)
     torch.testing.assert_close(scores, (seen[0].flatten(1)[:, :2] * 10).round() / 10)
-    with pytest.raises(InputError, match="server_shape, layout, mean and std are for services"):
-        FunctionBlackBox(function, APISpec(2, (1, 4, 4), layout="NHWC"))
+    with pytest.raises(InputError, match="are for services and functions.*use FunctionBlackBox"):
+        TorchBlackBox(torch.nn.Flatten(), APISpec(2, (1, 4, 4), layout="NHWC"))

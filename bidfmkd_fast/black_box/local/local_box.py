@@ -20,27 +20,35 @@ class LocalBlackBox(BlackBox):
     to `top_k`. A service would do the same, so a local API is as hard to learn from.
 
     Raises:
-        InputError: the spec asks for another size, layout or normalisation, which only a service
-            can need.
+        InputError: the spec asks for another size, layout or normalisation, and the box does not
+            convert images.
     """
+
+    # True in a subclass whose `score` brings the images to the form that the spec asks for.
+    _converts_images = False
 
     def __init__(self, spec: APISpec, *, budget: Budget | None = None) -> None:
         super().__init__(spec, budget=budget)
-        refuse_wire_fields(spec)
+        if not self._converts_images:
+            refuse_wire_fields(spec)
 
     def _ask(self, images: Tensor, n_requests: int) -> Tensor:
-        return as_answered(super()._ask(through_wire(images, self._spec), n_requests), self._spec)
+        if not self._converts_images:
+            images = through_wire(images, self._spec)
+        return as_answered(super()._ask(images, n_requests), self._spec)
 
 
 def refuse_wire_fields(spec: APISpec) -> None:
     """Raise InputError if the spec asks for another size, layout or normalisation of the images.
 
-    Only a service can need them: a module in this process gets the images as they are.
+    A module in this process gets the images as they are; only services, ONNX files and functions
+    get them converted.
     """
     if spec.server_shape not in (None, spec.image_shape) or spec.layout != "NCHW" or spec.mean:
         raise InputError(
-            f"{spec.name}: server_shape, layout, mean and std are for services; a local API gets "
-            "images [N, *image_shape] in input_range; convert them in the module"
+            f"{spec.name}: server_shape, layout, mean and std are for services and functions; a "
+            "local module gets images [N, *image_shape] in input_range; convert them in the "
+            "module, or use FunctionBlackBox(module, spec), which converts them"
         )
 
 

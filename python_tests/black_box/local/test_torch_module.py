@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import threading
@@ -374,7 +375,8 @@ def reachable(root: object, depth: int = 6) -> list[object]:
                         parameter.default is parameter.empty
                         for parameter in inspect.signature(value).parameters.values()
                     ):
-                        following.append(value())
+                        with contextlib.suppress(InputError):  # calls that are refused
+                            following.append(value())
         layer = following
     return list(seen.values())
 
