@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.baselines import BestEager, paper_order
+from benchmarks.cases.drop_in import prepare_estimate
 from benchmarks.gpu_harness import CALLS_IN_A_GRAPH, captured, rows_of
 from benchmarks.harness import OURS, Row
 from bidfmkd_fast import ops
@@ -67,3 +68,7 @@ def kernels(runs: int) -> Iterator[Row]:
             "paper order (a)": (partial(paper_order, x, Q, MU, kind, cross_entropy), 1),
         }
         yield from rows_of(f"estimate_paper/{kind}/150x3072x100", contenders, min(runs, 5))
+    prepared = prepare_estimate(size := "256x3072x10", "cuda")
+    prepared.check()
+    asked = {name: (contender, 1) for name, contender in prepared.contenders.items()}
+    yield from rows_of(f"drop_in/{size}", asked, min(runs, 9))

@@ -21,23 +21,16 @@ def main() -> None:
     optimizer = torch.optim.Adam(generator.parameters(), lr=2e-2)
     latents, labels = torch.randn(20, 16), torch.arange(20) % 10
 
-    @torch.no_grad()
-    def losses_of(images: Tensor) -> Tensor:
-        """Ask the black box: images `[N, 3, 16, 16]` -> cross entropies with the labels `[N]`."""
-        wanted = labels.repeat(len(images) // len(labels))
+    def losses_of(images: Tensor, wanted: Tensor) -> Tensor:
+        """Ask the black box: images `[N, 3, 16, 16]` -> cross entropies with their labels `[N]`."""
         return functional.cross_entropy(victim(images), wanted, reduction="none")
 
     zo = bf.ZerothOrder(num_directions=20, mu=0.05, seed=0)
     for step in range(201):
-        images = generator(latents)
         # Each image has 21 points: itself and a small step along each direction. They are asked
-        # in chunks, so that they need not all fit in memory at once.
-        losses = [
-            losses_of(points.flatten(0, 1)).view(points.shape[:2])
-            for points in zo.ask_chunks(images, max_images=200)
-        ]
-        # A scalar, whose backward() sends the estimated gradient through the generator.
-        loss = zo.tell(torch.cat(losses))
+        # in chunks, and each gets the label of its image. The loss is a scalar, whose backward()
+        # sends the estimated gradient through the generator.
+        loss = zo.estimate(losses_of, generator(latents), arguments=[labels])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,5 +1,5 @@
 """Register the benchmark cases: importing this package is enough."""
 
-from benchmarks.cases import api, ops, pictures, steps, survey
+from benchmarks.cases import api, drop_in, ops, pictures, steps, survey
 
-__all__ = ["api", "ops", "pictures", "steps", "survey"]
+__all__ = ["api", "drop_in", "ops", "pictures", "steps", "survey"]

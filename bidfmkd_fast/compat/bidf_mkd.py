@@ -64,8 +64,7 @@ def zero_order_loss(
     Args:
         args: a namespace or mapping with `ZO`; if that is true also `q` (points per image besides
             the image itself) and `mu` (the step length along a unit direction), and with `parity`
-            also `numsplit`. Without parity `numsplit` only says how many calls the points are asked
-            in, and no direction is dropped.
+            also `numsplit`. Without parity `numsplit` is ignored: `max_images` bounds the calls.
         teacher: images `[N, *S]` to scores `[N, n_classes]`: any callable. The scores are logits,
             unless it has a `spec` whose `returned_kind` says otherwise; the student's logits are
             then converted to the same kind.
@@ -77,8 +76,8 @@ def zero_order_loss(
         directions: `rademacher`, `sphere` or `gaussian`; None for `sphere` with parity, as the
             authors draw them, and otherwise for `rademacher`, which is cheaper and has the same
             variance.
-        max_images: most images per call of the teacher, if it is not in training mode; None for as
-            many as a part of `args.numsplit` has, but at most 600.
+        max_images: most images per call of the teacher, if it is not in training mode; None for
+            200 on a CPU, and 600 on a GPU or for a service.
         seed: seed of the directions; None to draw it from torch's generator in each call.
         antithetic: make the q points pairs `x + mu u`, `x - mu u`; not with parity.
 
@@ -128,11 +127,9 @@ def zero_order_loss(
         distance = (scores - student_scores).abs().sum(-1)
         return loss - adv * _where_agreed(distance, scores, student_scores)
 
-    if max_images is None:
-        n_parts = check_integer(_OP, "args.numsplit", shared.read(_OP, args, "numsplit", 1), 1)
-        max_images = min(600, -(-q // n_parts) * max(1, len(inputs)))
+    at_once = shared.images_at_once(max_images, inputs, teacher)
     loss = zo.estimate(
-        losses_of, inputs, max_images, arguments=arguments, by_row=shared.in_training(teacher)
+        losses_of, inputs, at_once, arguments=arguments, by_row=shared.in_training(teacher)
     )
     if parity:
         assert zo.gradient is not None

@@ -29,7 +29,7 @@ def estimate_gradient_objective(
     *,
     parity: bool = False,
     directions: str | None = None,
-    max_images: int = 600,
+    max_images: int | None = None,
     seed: int | None = None,
     antithetic: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,8 @@ def estimate_gradient_objective(
         directions: `rademacher`, `sphere` or `gaussian`; None for `sphere` with parity, as the
             authors draw them, and otherwise for `rademacher`, which is cheaper and has the same
             variance.
-        max_images: most images per call of a model.
+        max_images: most images per call of a model; None for 200 on a
+            CPU, and 600 on a GPU or for a service.
         seed: seed of the directions; None to draw it from torch's generator in each call.
         antithetic: make the m points pairs `x + epsilon u`, `x - epsilon u`; not with parity.
 
@@ -103,7 +104,8 @@ def estimate_gradient_objective(
         antithetic=antithetic,
     )
     with shared.in_eval_mode(victim_model, clone_model):
-        zo.estimate(losses_of, x, max_images)
+        at_once = shared.images_at_once(max_images, x, victim_model, clone_model)
+        zo.estimate(losses_of, x, at_once)
     if parity:
         _leave_as_authors_do(victim_model, clone_model)
     gradient, losses = zo.gradient, zo.last_loss

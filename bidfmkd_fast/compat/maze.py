@@ -25,7 +25,7 @@ def zoge_backward(
     *,
     parity: bool = False,
     directions: str | None = None,
-    max_images: int = 600,
+    max_images: int | None = None,
     seed: int | None = None,
     antithetic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +65,8 @@ def zoge_backward(
         directions: `rademacher`, `sphere` or `gaussian`; None for `sphere` with parity, as the
             authors draw them, and otherwise for `rademacher`, which is cheaper and has the same
             variance.
-        max_images: most images per call of a model, if none of them is in training mode.
+        max_images: most images per call of a model, if none of them is in training mode; None for
+            200 on a CPU, and 600 on a GPU or for a service.
         seed: seed of the directions; None to draw it from torch's generator in each call.
         antithetic: make the points pairs `x_pre + mu u`, `x_pre - mu u`; not with parity.
 
@@ -99,7 +100,8 @@ def zoge_backward(
         return _losses(points.tanh(), S, T, kind)
 
     by_row = shared.in_training(S, T)
-    zo.estimate(losses_of, x_pre.detach(), max_images, by_row=by_row)
+    at_once = shared.images_at_once(max_images, x_pre, S, T)
+    zo.estimate(losses_of, x_pre.detach(), at_once, by_row=by_row)
     gradient, losses = zo.gradient, zo.last_loss
     assert gradient is not None and losses is not None
     gradient, loss = gradient / count, losses.mean()

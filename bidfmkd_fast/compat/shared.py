@@ -146,6 +146,18 @@ def _modules(models: Iterable[object]) -> list[nn.Module]:
     return [m for model in models if isinstance(model, nn.Module) for m in model.modules()]
 
 
+def images_at_once(max_images: int | None, x: Tensor, *models: object) -> int:
+    """Return `max_images`, or how many images to ask the models for at once if it is None.
+
+    On a CPU 200 images of 28 x 28 take a plain module a fifth less time each than 700, whose
+    activations fit no cache. On a GPU, or for a service, which is paid by request, it is 600.
+    """
+    if max_images is not None:
+        return max_images
+    is_service = any(getattr(model, "is_service", False) for model in models)
+    return 600 if is_service or x.device.type != "cpu" else 200
+
+
 def in_training(*models: object) -> bool:
     """Return True if any part of the models is in training mode.
 
