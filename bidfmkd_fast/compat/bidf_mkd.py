@@ -44,12 +44,13 @@ def zero_order_loss(
 
     The student is asked at `inputs` only and counts as constant, and the bracket is found anew at
     every point. Without `args.ZO` the teacher must be differentiable, and the second term is
-    `- adv * [argmax student == argmax teacher] * KL(teacher || student)`, differentiated through
-    both models. Without a student the second term is left out. The models are asked in the mode
-    that they are in; a teacher in training mode is asked for one direction (a batch) per call.
+    `- adv * [argmax student == argmax teacher] * KL(teacher || student)`, with a constant student
+    too. Without a student the second term is left out. The models are asked in the mode that they
+    are in; a teacher in training mode is asked for one direction (a batch) per call.
 
     By default the value is the objective, a mean over the images, and the gradient is that of the
-    value. With `parity=True` the authors' code is reproduced. With `args.ZO`:
+    value for a constant student. With `parity=True` the authors' code is reproduced. With
+    `args.ZO`:
 
     - the directions are drawn in `args.numsplit` parts of `q // numsplit`, so that the remainder
       is dropped, but the sum is still divided by q;
@@ -192,7 +193,8 @@ def _white_box(
         )
     loss = oh * _cross_entropy(scores, targets.to(inputs.device), kind)
     if student is not None:
-        logits = shared.ask(_OP, "student", student, inputs)
+        with torch.no_grad():  # constant, as with args.ZO and in the authors' code
+            logits = shared.ask(_OP, "student", student, inputs)
         shared.check_same_classes(_OP, ("teacher", "student"), scores, logits)
         if parity:
             teacher_p, student_p = probabilities_of(scores, kind), logits.softmax(-1)

@@ -139,7 +139,7 @@ def mkd_white_box(
     teacher: Any, student: Any, x: Tensor, labels: Tensor, oh: float, adv: float, parity: bool
 ) -> Tensor:
     """Return the loss of a differentiable teacher."""
-    t, s = teacher(x).softmax(1), student(x).softmax(1)
+    t, s = teacher(x).softmax(1), student(x.detach()).softmax(1).detach()
     distance = s * (s.log() - t) if parity else t * (t.log() - s.log())
     agree = (t.argmax(1) == s.argmax(1)).double()
     entropy = -torch.stack([t[n, label].log() for n, label in enumerate(labels)])
