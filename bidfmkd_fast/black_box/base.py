@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,14 +117,14 @@ class BlackBox(ModuleCalls):
         """Return the scores of a batch of images.
 
         Args:
-            images: `[N, C, H, W]` float32 in `spec.input_range`. Values outside of the range are
-                sent as they are.
+            images: `[N, C, H, W]` float32 in `spec.input_range`, a tensor or a NumPy array. Values
+                outside of the range are sent as they are.
 
         Returns:
             scores `[N, n_classes]` float32 of `spec.returned_kind`, on the images' device, without
-            a graph. Rounded probabilities are at least half a unit of their last decimal. The
-            probability that a top-k answer leaves out is spread evenly over the classes that it
-            leaves out.
+            a graph; an array if the images are one. Rounded probabilities are at least half a unit
+            of their last decimal. The probability that a top-k answer leaves out is spread evenly
+            over the classes that it leaves out.
 
         Raises:
             InputError: the images do not fit the spec (InputTypeError: they are no float32 tensor);
@@ -138,6 +139,8 @@ class BlackBox(ModuleCalls):
                 of its width, or are 0 to 1 where it is much wider, or the first answers look wrong
                 (see `first_answers`); each warning comes once.
         """
+        if isinstance(images, np.ndarray):  # the types speak of tensors, which most callers have
+            return self(torch.from_numpy(np.ascontiguousarray(images))).numpy()
         self._check_images(images)
         n_images = images.shape[0]
         n_requests = self.requests_for(n_images)

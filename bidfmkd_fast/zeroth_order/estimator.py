@@ -1,7 +1,4 @@
-"""Estimate gradients by ask and tell: ask for points, query them, tell their losses or scores.
-
-`estimate` does all three for a function that maps images to losses.
-"""
+"""Estimate gradients from queries: by `estimate`, or by ask, query and tell."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from torch import Tensor
 from bidfmkd_fast import ops
 from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.errors import InputError, ServiceWarning
+from bidfmkd_fast.ops.checks import check_labels, check_zo_kd_gradient
 from bidfmkd_fast.ops.scores import objective
 from bidfmkd_fast.zeroth_order.points import Drawing
 from bidfmkd_fast.zeroth_order.queries import (
@@ -74,8 +72,7 @@ class ZerothOrder(DirectionSequence):
     failed. Several threads may share an estimator: each has its own pending ask, `last_loss` and
     `gradient`, and no two asks draw the same directions.
 
-    Images in half precision, such as those of a generator under autocast, are perturbed in float32,
-    and so are the points.
+    Images in half precision, as of a generator under autocast, have points in float32.
 
     Args:
         num_directions: q, the number of points per image besides the image itself. An ask for B
@@ -207,7 +204,7 @@ class ZerothOrder(DirectionSequence):
         """
         op = "estimate"
         max_images = check_integer(f"ZerothOrder.{op}", "max_images", max_images, 1)
-        check_arguments(arguments, x.shape[0])
+        check_arguments(function, x, arguments)
         pending = self._new_pending(op, x, base)
         rows = 1 if by_row else max(1, max_images // max(x.shape[0], 1))
         with in_full_precision(x.device):
@@ -245,28 +242,20 @@ class ZerothOrder(DirectionSequence):
                 f"ZerothOrder.tell_scores: scores must be [{rows}, B, n_classes] with "
                 f"q = {self.num_directions}; got {list(scores.shape)}"
             )
-        if not self._kind_checked:  # a GPU is left out, since the host would wait for its values
+        if not self._kind_checked:  # not on a GPU, since the host would wait for its values
             self._kind_checked = True
             if scores_kind == "logits" and not scores.is_cuda and are_probabilities(scores):
                 warnings.warn(_NOT_LOGITS, ServiceWarning, stacklevel=2)
         scores = scores.detach()
         student = None if student_scores is None else student_scores.detach()
+        settings = (boundary_weight, scores_kind, divergence, self.directions, self.grid)
+        given = (scores, labels, drawing.state, x.shape, self.mu, student, *settings)
         if self.antithetic:
-            losses = objective(scores, labels, student, boundary_weight, scores_kind, divergence)
-            return self._finish(pending, losses)
-        gradient, loss = ops.zo_kd_gradient(
-            scores,
-            labels,
-            drawing.state,
-            x.shape,
-            self.mu,
-            student,
-            boundary_weight,
-            scores_kind,
-            divergence,
-            self.directions,
-            self.grid,
-        )
+            check_zo_kd_gradient(*given, 0, 0)
+            check_labels("ZerothOrder.tell_scores", labels, scores.shape[2])
+            losses = objective(scores, labels, student, *settings[:3])
+            return self._finish(pending, losses, torch.promote_types(scores.dtype, torch.float32))
+        gradient, loss = ops.zo_kd_gradient(*given)
         return self._keep(pending, gradient, loss)
 
     def _new_pending(self, op: str, x: Tensor, base: bool) -> _Pending:
@@ -291,14 +280,16 @@ class ZerothOrder(DirectionSequence):
             )
         return self._own.pending
 
-    def _finish(self, pending: _Pending, losses: Tensor) -> Tensor:
+    def _finish(
+        self, pending: _Pending, losses: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Keep gradient and losses of a pending ask; return the mean loss, in `dtype` if given."""
         drawing = pending.drawing
         differences = drawing.differences(losses, pending.base)
-        # Losses in float64 lose nothing by the subtraction; after it float32 is enough, in which
-        # the native kernels work.
+        # Subtract as precisely as the losses are; after that float32 will do (native kernels).
         if pending.x.dtype != torch.float64:
             differences = differences.float()
-        loss = losses[0] if pending.base else losses.mean(0)
+        loss = (losses[0] if pending.base else losses.mean(0)).to(dtype or losses.dtype)
         return self._keep(pending, drawing.gradient(differences, pending.x.shape), loss)
 
     def _keep(self, pending: _Pending, gradient: Tensor, loss: Tensor) -> Tensor:

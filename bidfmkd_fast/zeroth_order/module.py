@@ -90,6 +90,12 @@ class DifferentiableBlackBox(nn.Module):
         q/2 directions.
         """
         zo = self.estimator
+        if _is_mapped(x):
+            raise InputError(
+                "as_differentiable: torch.func.vmap cannot map over gradients of a black box, "
+                "since each image needs directions of its own; map over the scores and take the "
+                "gradient outside, as in grad(lambda x: vmap(teacher)(x).sum())"
+            )
         drawing = zo.draw(x.device)
         images, grad = full_precision(x), full_precision(grad)
         rows = max(1, self.max_images // max(x.shape[0], 1))
@@ -125,6 +131,16 @@ class DifferentiableBlackBox(nn.Module):
     def extra_repr(self) -> str:
         zo = self.estimator
         return f"num_directions={zo.num_directions}, mu={zo.mu}, directions={zo.directions!r}"
+
+
+def _is_mapped(tensor: Tensor) -> bool:
+    """Return True if `torch.func.vmap` maps over the tensor, under other transforms or not."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def _keep_position_if_absent(

@@ -69,6 +69,9 @@ def losses_of_chunks(
         rows, n_images = points.shape[:2]
         repeated = [argument.expand(rows, *argument.shape).flatten(0, 1) for argument in arguments]
         images = points.flatten(0, 1)
+        if not len(images):  # a batch of none
+            losses.append(points.new_zeros(rows, n_images))
+            continue
         size = max_images or len(images)
         parts = [
             _losses(function, images[at : at + size], [a[at : at + size] for a in repeated])
@@ -79,18 +82,25 @@ def losses_of_chunks(
     return torch.cat(losses)
 
 
-def check_arguments(arguments: Sequence[Tensor], n_images: int) -> None:
-    """Raise InputError unless every argument is a tensor with an entry for each image."""
+def check_arguments(function: object, x: object, arguments: Sequence[Tensor]) -> None:
+    """Raise InputError unless x are images, and every argument has an entry for each of them."""
+    op = "ZerothOrder.estimate"
+    if not callable(function):
+        raise InputTypeError(
+            f"{op}: function must map images [N, *S] to losses [N]; got {type(function).__name__}"
+        )
+    if not isinstance(x, Tensor):
+        raise InputTypeError(f"{op}: x must be a tensor [B, *S]; got {type(x).__name__}")
+    n_images = len(x) if x.dim() else 0
     for argument in arguments:
         if not isinstance(argument, Tensor):
             raise InputTypeError(
-                "ZerothOrder.estimate: arguments must be tensors [B, ...]; "
-                f"got {type(argument).__name__}"
+                f"{op}: arguments must be tensors [B, ...]; got {type(argument).__name__}"
             )
         if argument.dim() < 1 or len(argument) != n_images:
             raise InputError(
-                "ZerothOrder.estimate: arguments must be tensors [B, ...] with an entry for each "
-                f"of the {n_images} images; got {list(argument.shape)}"
+                f"{op}: arguments must be tensors [B, ...] with an entry for each of the "
+                f"{n_images} images; got {list(argument.shape)}"
             )
 
 

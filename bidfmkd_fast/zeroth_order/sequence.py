@@ -91,10 +91,10 @@ class DirectionSequence:
 
         The drawing holds the int64 `[seed, step]` of the step on `device` as a new tensor.
 
-        The lock keeps two threads from drawing the same step. Inference mode is switched off, since
-        its tensors could not be advanced in place later.
+        The lock keeps two threads from drawing the same step. Inference mode and the transforms of
+        `torch.func` are switched off, since their tensors could not be advanced in place later.
         """
-        with self._lock, torch.inference_mode(False):
+        with self._lock, torch.inference_mode(False), torch._C._DisableFuncTorch():
             if self.state is None or self.state.device != device:
                 step = -1 if self.state is None else int(self.state[1])
                 self.state = torch.tensor([self.seed, step], dtype=torch.int64, device=device)

@@ -382,3 +382,14 @@ def test_recovery_and_probe_give_no_warning_of_the_range(
         recover(api, n, config=config, seed=seed + n)
     probe(api, seed=seed)
     assert [text for text in texts(caught) if "input_range" in text] == []
+
+
+def test_a_box_takes_and_gives_arrays() -> None:
+    """Check that a NumPy array of images gets a NumPy array of scores, with the same checks."""
+    api = FunctionBlackBox(lambda x: x.flatten(1)[:, :3], APISpec(3, (1, 4, 4)))
+    images = np.random.default_rng(0).random((6, 1, 4, 4), dtype=np.float32)[::2]
+    scores = api(images)
+    assert isinstance(scores, np.ndarray) and api.ledger.queries == 3
+    np.testing.assert_array_equal(scores, api(torch.from_numpy(images.copy())).numpy())
+    with pytest.raises(InputTypeError, match="images must be float32; got torch.float64"):
+        api(images.astype(np.float64))

@@ -163,7 +163,7 @@ def test_tell_scores_with_pairs(seed: int) -> None:
     wanted -= 0.5 * agree * (double - student.double()).abs().sum(-1)
     other = bf.ZerothOrder(6, 0.1, seed=seed, antithetic=True)
     other.ask(x)
-    torch.testing.assert_close(loss, other.tell(wanted))
+    torch.testing.assert_close(loss, other.tell(wanted).float())
     torch.testing.assert_close(zo.gradient, other.gradient)
 
 
@@ -288,3 +288,32 @@ def test_a_resumed_loop_goes_on(seed: int) -> None:
     zo.estimate(function, x)
     other.estimate(function, x)
     assert torch.equal(zo.gradient, other.gradient)
+
+
+def test_a_batch_of_none_and_wrong_arguments() -> None:
+    zo = bf.ZerothOrder(4, 0.1)
+    zo.estimate(lambda x: x.sum(1), torch.zeros(0, 3))
+    assert zo.gradient.shape == (0, 3)
+    with pytest.raises(InputError, match=r"function must map images.*to losses \[N\]; got int"):
+        zo.estimate(3, torch.zeros(2, 3))
+    with pytest.raises(InputError, match=r"x must be a tensor \[B, \*S\]; got ndarray"):
+        zo.estimate(lambda x: x, np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((torch.tensor([0, 7]),), "labels must be from 0 to 2; got 7"),
+        ((torch.tensor([0.0, 1.0]),), "labels must be int64"),
+        ((torch.tensor([0, 1]), torch.zeros(2, 4)), r"student_scores must be \[B, n_classes\]"),
+        ((torch.tensor([0, 1]), None, 1.0), "student_scores"),
+        ((torch.tensor([0, 1]), None, 0.0, "scores"), "scores_kind must be one of"),
+        ((torch.tensor([0, 1]), torch.zeros(2, 3), 1.0, "logits", "l3"), "divergence must be"),
+    ],
+)
+def test_wrong_scores_with_pairs(arguments: tuple[object, ...], words: str) -> None:
+    zo = bf.ZerothOrder(4, 0.1, antithetic=True)
+    zo.ask(torch.zeros(2, 3))
+    with pytest.raises(InputError, match=words):
+        zo.tell_scores(torch.randn(5, 2, 3), *arguments)
+    assert zo.tell_scores(torch.randn(5, 2, 3), torch.tensor([0, 1])).dtype == torch.float32

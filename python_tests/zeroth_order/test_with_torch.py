@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bidfmkd_fast as bf
-from bidfmkd_fast.errors import InputTypeError
+from bidfmkd_fast.errors import InputError, InputTypeError
 
 
 class Generator(nn.Module):
@@ -174,3 +174,22 @@ def test_ddp(form: str, seed: int) -> None:
 def test_integers_are_refused() -> None:
     with pytest.raises(InputTypeError, match="x must be float32 or float64; got int64"):
         bf.ZerothOrder(4, 0.1).estimate(lambda x: x.sum(1), torch.zeros(2, 4, dtype=torch.int64))
+
+
+def test_gradients_under_vmap_are_refused(seed: int) -> None:
+    teacher = bf.as_differentiable(api(seed), 8, 0.1, seed=seed)
+    with pytest.raises(InputError, match="vmap cannot map over gradients.*take the gradient outs"):
+        torch.func.vmap(torch.func.grad(lambda x: teacher(x[None]).sum()))(torch.rand(4, 1, 4, 4))
+    x = torch.rand(4, 1, 1, 4, 4)
+    gradient = torch.func.grad(lambda x: torch.func.vmap(teacher)(x).sum())(x)
+    assert gradient.shape == x.shape and gradient.any()
+
+
+def test_jacobian(seed: int) -> None:
+    """Check that jacrev estimates all rows from the same points, as one gradient after another."""
+    images = torch.rand(2, 1, 4, 4)
+    jacobian = torch.func.jacrev(bf.as_differentiable(api(seed), 8, 0.1, seed=seed))(images)
+    for row in range(3):
+        teacher = bf.as_differentiable(api(seed), 8, 0.1, seed=seed)
+        gradient = torch.func.grad(lambda x, teacher=teacher, row=row: teacher(x)[1, row])(images)
+        torch.testing.assert_close(jacobian[1, row], gradient)
