@@ -5,7 +5,7 @@ BIN := .venv/bin
 CPP := $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc bidfmkd_fast -name '*.cpp' -o -name '*.cu*' -o -name '*.h' -o -name '*.py')
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench release-check clean
 
 demo: .venv/installed
 	$(BIN)/bidfmkd demo
@@ -23,6 +23,10 @@ lint: .venv/installed
 #   make bench BENCH="--cases 'perturb/*' --threads 1"
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+# Says for each thing that a release needs whether it is so; see CHANGELOG.md.
+release-check: .venv/installed
+	$(BIN)/python tools/release_check.py
 
 clean:
 	rm -rf .venv build
