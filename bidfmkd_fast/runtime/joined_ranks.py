@@ -215,7 +215,10 @@ class JoinedRanks(Ranks):
                 )
         for rank in others:  # they have found a rank lost that this one still takes for alive
             if self._there(f"left/{rank}"):
-                raise RankLost(self._call(self.store.get, f"left/{rank}").decode())
+                error = RankLost(self._call(self.store.get, f"left/{rank}").decode())
+                # What they found may be a failure that came after this rank had looked.
+                error.told = any(self._there(f"failed/{other}") for other in range(self.size))
+                raise error
 
     def check(self) -> None:
         self._check_others()

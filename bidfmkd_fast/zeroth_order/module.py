@@ -71,7 +71,8 @@ class DifferentiableBlackBox(nn.Module):
         """
         images = full_precision(images)
         with in_full_precision(images.device):
-            parts = [self._ask(part) for part in images.split(self.max_images)]
+            # The query may work in place on what it gets.
+            parts = [self._ask(part.clone()) for part in images.split(self.max_images)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _ask(self, images: Tensor) -> Tensor:
@@ -102,6 +103,11 @@ class DifferentiableBlackBox(nn.Module):
         changes = [grad.new_zeros(1, x.shape[0])]
         for points in drawing.chunks(images, False, rows):
             answers = self.ask(points.flatten(0, 1)).unflatten(0, points.shape[:2])
+            if answers.shape[1:] != scores.shape:
+                raise InputError(
+                    "as_differentiable: query must return as many scores as for the images, "
+                    f"{list(scores.shape)}; got {list(answers.shape[1:])}"
+                )
             changes.append(((answers - scores) * grad).flatten(2).sum(-1))
             del points
         differences = drawing.differences(torch.cat(changes), base=True)

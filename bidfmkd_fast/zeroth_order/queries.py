@@ -35,16 +35,18 @@ def are_probabilities(scores: Tensor) -> bool:
 
 
 def as_tensor(operation: str, answer: object, device: torch.device) -> Tensor:
-    """Return an answer as a tensor on `device`; NumPy arrays are taken too.
+    """Return an answer as a tensor of its own on `device`; NumPy arrays are taken too.
+
+    The answer is copied, since a function may write its next answer into the same memory.
 
     Raises:
         InputTypeError: the answer is neither a tensor nor an array.
     """
     if isinstance(answer, np.ndarray):
-        answer = torch.from_numpy(answer)
+        answer = torch.from_numpy(np.array(answer))
     if not isinstance(answer, Tensor):
         raise InputTypeError(f"{operation}; got {type(answer).__name__}")
-    return answer.detach().to(device)
+    return answer.detach().to(device, copy=True)
 
 
 def losses_of_chunks(
@@ -67,7 +69,7 @@ def losses_of_chunks(
     losses = []
     for points in chunks:
         rows, n_images = points.shape[:2]
-        repeated = [argument.expand(rows, *argument.shape).flatten(0, 1) for argument in arguments]
+        repeated = [argument.repeat(rows, *[1] * (argument.dim() - 1)) for argument in arguments]
         images = points.flatten(0, 1)
         if not len(images):  # a batch of none
             losses.append(points.new_zeros(rows, n_images))

@@ -16,12 +16,15 @@ class _Surrogate(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
         context.save_for_backward(gradient)
+        context.dtype = x.dtype
         return loss.mean()
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(context: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = context.saved_tensors
-        return gradient * (grad / max(gradient.shape[0], 1)), None, None
+        # Scale before rounding to half precision, in which small gradients would vanish.
+        return (gradient * (grad / max(gradient.shape[0], 1))).to(context.dtype), None, None
 
 
 class _WithoutGraph(torch.autograd.Function):
@@ -44,7 +47,7 @@ def mean_loss(op: str, x: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
     only its backward pass raises an InputError.
     """
     if x.requires_grad and torch.is_grad_enabled():
-        return _Surrogate.apply(x, gradient.to(x.dtype), loss)
+        return _Surrogate.apply(x, gradient, loss)
     cause = (
         "was called inside torch.no_grad() or torch.inference_mode()"
         if not torch.is_grad_enabled()
