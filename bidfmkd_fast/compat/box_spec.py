@@ -6,6 +6,8 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from bidfmkd_fast.black_box import APISpec
 from bidfmkd_fast.black_box.remote.v2 import check_fields
 from bidfmkd_fast.errors import InputError, InputTypeError
@@ -43,3 +45,11 @@ def spec_of(op: str, given: Any, derived: Mapping[str, Any], fields: Mapping[str
         if field not in values:
             raise InputError(f"{op}: the model does not state {field}; give {field}")
     return APISpec(**values)
+
+
+def as_floats(images: np.ndarray[Any, Any], spec: APISpec) -> np.ndarray[Any, Any]:
+    """Return images as float32 in `input_range`, also those that are bytes on the wire."""
+    if images.dtype != np.uint8:
+        return images.astype(np.float32, copy=False)
+    low, high = spec.input_range
+    return images.astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from bidfmkd_fast.black_box import Budget, FunctionBlackBox
-from bidfmkd_fast.compat.box_spec import look_for, shape_of, spec_of
+from bidfmkd_fast.compat.box_spec import as_floats, look_for, shape_of, spec_of
 from bidfmkd_fast.compat.sklearn_box import from_sklearn
 from bidfmkd_fast.compat.torch_box import from_torch
 from bidfmkd_fast.errors import InputError
@@ -86,7 +86,7 @@ def from_art(
 
     def function(images: Array) -> Any:
         rows = images if len(given) == 3 else images.reshape(len(images), -1)
-        return classifier.predict(rows.astype(np.float32, copy=False))
+        return classifier.predict(as_floats(rows, whole))
 
     whole = spec_of(op, classifier, {**derived, "scores_kind": scores_kind}, spec)
     return FunctionBlackBox(function, whole, budget=budget, as_numpy=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bidfmkd_fast.black_box import Budget, FunctionBlackBox
-from bidfmkd_fast.compat.box_spec import shape_of, spec_of
+from bidfmkd_fast.compat.box_spec import as_floats, shape_of, spec_of
 from bidfmkd_fast.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -52,7 +52,7 @@ def from_sklearn(
             f"{type(estimator).__name__} "
             + ("without classes_; fit it first" if classes is None else "of several outputs")
         )
-    kind = spec.get("scores_kind", _kind_of(estimator))
+    kind = spec["scores_kind"] if "scores_kind" in spec else _kind_of(estimator)
     method = _METHODS.get(kind, "")
     if method and not hasattr(estimator, method):
         raise InputError(
@@ -84,7 +84,7 @@ def from_sklearn(
     ask = getattr(estimator, method)
     answer = _answer_of(method, list(classes))
     return FunctionBlackBox(
-        lambda images: answer(ask(images.reshape(len(images), -1).astype(np.float32))),
+        lambda images: answer(ask(as_floats(images.reshape(len(images), -1), whole))),
         whole,
         budget=budget,
         as_numpy=True,

@@ -567,3 +567,21 @@ def test_a_wrong_image_shape_is_told(shape: Any, seed: int) -> None:
     for make in makers:
         with pytest.raises(InputError, match="image_shape"):
             make()
+
+
+def test_bytes_come_in_the_range_of_the_model() -> None:
+    """Check that an 8-bit spec gives a model of floats its own range, not 0 to 255."""
+
+    class Labels:
+        classes_ = np.arange(2)
+        seen: np.ndarray[Any, Any]
+
+        def predict(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            self.seen = rows
+            return np.zeros(len(rows), np.int64)
+
+    model = Labels()
+    box = from_sklearn(model, (1, 4, 4), scores_kind="labels", dtype="uint8")
+    images = torch.rand(3, 1, 4, 4)
+    assert box(images).argmax(1).tolist() == [0, 0, 0]
+    np.testing.assert_allclose(model.seen, images.flatten(1).numpy(), atol=0.5 / 255 + 1e-6)
