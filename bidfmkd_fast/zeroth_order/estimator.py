@@ -293,6 +293,7 @@ class ZerothOrder(DirectionSequence):
         return self._keep(pending, drawing.gradient(differences, pending.x.shape), loss)
 
     def _keep(self, pending: _Pending, gradient: Tensor, loss: Tensor) -> Tensor:
-        self._own.pending = None
+        mean = mean_loss("ZerothOrder", pending.x, gradient, loss)
         self._own.last_loss, self._own.gradient = loss, gradient
-        return mean_loss("ZerothOrder", pending.x, gradient, loss)
+        self._own.pending = None  # last, so that an error loses no answers that were paid for
+        return mean
