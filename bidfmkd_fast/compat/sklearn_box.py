@@ -62,7 +62,7 @@ def from_sklearn(
     if (
         method == "decision_function"
         and len(classes) > 2
-        and getattr(estimator, "decision_function_shape", "ovr") != "ovr"
+        and getattr(_innermost(estimator), "decision_function_shape", "ovr") != "ovr"
     ):
         raise InputError(
             f"{_OP}: decision_function must give a score for each class; with "
@@ -89,6 +89,18 @@ def from_sklearn(
         budget=budget,
         as_numpy=True,
     )
+
+
+def _innermost(estimator: Any) -> Any:
+    """Return the classifier inside pipelines, searches and the like."""
+    while True:
+        if steps := getattr(estimator, "steps", None):
+            estimator = steps[-1][1]
+            continue
+        inside = getattr(estimator, "best_estimator_", getattr(estimator, "estimator_", None))
+        if inside is None:
+            return estimator
+        estimator = inside
 
 
 def _kind_of(estimator: Any) -> str:

@@ -90,7 +90,7 @@ def from_torch(
     # A spec with two classes checks everything else before the module is run.
     derived = {"n_classes": 2, "image_shape": shape_of(_OP, shape)}
     fields = {key: value for key, value in spec.items() if key in ("input_range", "name")}
-    normal = {"mean": tuple(mean or ()), "std": tuple(std or ())}
+    normal = {"mean": _floats(mean), "std": _floats(std)}
     checked = spec_of(_OP, module, {**derived, **normal}, fields)
     if checked.mean:
         module = _Normalised(module, checked.mean, checked.std)
@@ -122,3 +122,8 @@ def _count_classes(module: nn.Module, spec: APISpec) -> int:
         came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(f"{_OP}: the module must answer scores [1, n_classes]; it answered {came}")
     return scores.shape[1]
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    """Return the numbers of a sequence, array or tensor; none for None."""
+    return () if values is None else tuple(float(value) for value in values)

@@ -20,6 +20,7 @@ from bidfmkd_fast.zeroth_order.queries import (
     Function,
     are_probabilities,
     check_arguments,
+    check_images,
     full_precision,
     in_full_precision,
     losses_of_chunks,
@@ -265,6 +266,7 @@ class ZerothOrder(DirectionSequence):
                 "and would be attributed to other directions; call tell first, or reset() to drop "
                 "that ask"
             )
+        check_images(f"ZerothOrder.{op}", x)
         if not base and not self.antithetic:
             raise InputError(
                 f"ZerothOrder.{op}: base=False needs antithetic=True, since forward differences "

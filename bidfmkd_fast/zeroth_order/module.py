@@ -19,7 +19,7 @@ class _Query(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, module: DifferentiableBlackBox) -> Tensor:
-        return module.ask(x)
+        return module.ask(x.clone())  # the query may work in place on what it gets
 
     @staticmethod
     def setup_context(context: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
@@ -71,8 +71,7 @@ class DifferentiableBlackBox(nn.Module):
         """
         images = full_precision(images)
         with in_full_precision(images.device):
-            # The query may work in place on what it gets.
-            parts = [self._ask(part.clone()) for part in images.split(self.max_images)]
+            parts = [self._ask(part) for part in images.split(self.max_images)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _ask(self, images: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def as_tensor(operation: str, answer: object, device: torch.device) -> Tensor:
         InputTypeError: the answer is neither a tensor nor an array.
     """
     if isinstance(answer, np.ndarray):
-        answer = torch.from_numpy(np.array(answer))
+        answer = torch.from_numpy(np.ascontiguousarray(answer))
     if not isinstance(answer, Tensor):
         raise InputTypeError(f"{operation}; got {type(answer).__name__}")
     return answer.detach().to(device, copy=True)
@@ -84,15 +84,23 @@ def losses_of_chunks(
     return torch.cat(losses)
 
 
-def check_arguments(function: object, x: object, arguments: Sequence[Tensor]) -> None:
+def check_images(operation: str, x: object) -> None:
+    """Raise InputTypeError unless x is a tensor of floating-point numbers."""
+    if not isinstance(x, Tensor):
+        raise InputTypeError(f"{operation}: x must be a tensor [B, *S]; got {type(x).__name__}")
+    if not x.is_floating_point():
+        got = str(x.dtype).removeprefix("torch.")
+        raise InputTypeError(f"{operation}: x must be float32 or float64; got {got}")
+
+
+def check_arguments(function: object, x: Tensor, arguments: Sequence[Tensor]) -> None:
     """Raise InputError unless x are images, and every argument has an entry for each of them."""
     op = "ZerothOrder.estimate"
     if not callable(function):
         raise InputTypeError(
             f"{op}: function must map images [N, *S] to losses [N]; got {type(function).__name__}"
         )
-    if not isinstance(x, Tensor):
-        raise InputTypeError(f"{op}: x must be a tensor [B, *S]; got {type(x).__name__}")
+    check_images(op, x)
     n_images = len(x) if x.dim() else 0
     for argument in arguments:
         if not isinstance(argument, Tensor):

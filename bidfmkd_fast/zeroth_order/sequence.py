@@ -116,6 +116,8 @@ class DirectionSequence:
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)
+        if self.state is not None:
+            self.state = self.state.clone()  # it is advanced in place, and copy.copy() shares it
         self._start_in_process()
 
     def __repr__(self) -> str:

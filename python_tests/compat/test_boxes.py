@@ -585,3 +585,26 @@ def test_bytes_come_in_the_range_of_the_model() -> None:
     images = torch.rand(3, 1, 4, 4)
     assert box(images).argmax(1).tolist() == [0, 0, 0]
     np.testing.assert_allclose(model.seen, images.flatten(1).numpy(), atol=0.5 / 255 + 1e-6)
+
+
+def test_scores_of_pairs_inside_a_pipeline_are_refused() -> None:
+    """Check that three classes, whose pairs are three too, do not hide scores of pairs."""
+    pytest.importorskip("sklearn")
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    rows = np.random.default_rng(0).random((30, 16), dtype=np.float32)
+    model = make_pipeline(StandardScaler(), SVC(decision_function_shape="ovo"))
+    model.fit(rows, np.arange(30) % 3)
+    with pytest.raises(InputError, match="'ovo' it gives one for each pair; set 'ovr'"):
+        from_sklearn(model, (1, 4, 4))
+
+
+def test_statistics_may_be_arrays() -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    images, numbers = torch.rand(2, 3, 4, 4), (0.5, 0.4, 0.3)
+    wanted = from_torch(module, (3, 4, 4), mean=numbers, std=numbers)(images)
+    for kind in (np.array, torch.tensor):
+        given = from_torch(module, (3, 4, 4), mean=kind(numbers), std=kind(numbers))
+        torch.testing.assert_close(given(images), wanted)

@@ -317,3 +317,18 @@ def test_bad_input() -> None:
     zo.tell(torch.zeros(4, 2))
     with pytest.raises(InputError, match="tell once per ask"):
         zo.tell(torch.zeros(4, 2))
+
+
+def test_a_shallow_copy_goes_its_own_way(seed: int) -> None:
+    zo = bf.ZerothOrder(2, 0.1, seed=seed)
+    zo.tell(zo.ask(torch.zeros(1, 3)).sum(-1))
+    other = copy.copy(zo)
+    zo.ask(torch.zeros(1, 3))
+    assert int(other.state[1]) == 0 and int(zo.state[1]) == 1
+
+
+def test_chunks_of_integers_leave_nothing_pending() -> None:
+    zo = bf.ZerothOrder(2, 0.1)
+    with pytest.raises(InputError, match="ask_chunks: x must be float32 or float64; got int64"):
+        zo.ask_chunks(torch.zeros(1, 3, dtype=torch.int64))
+    zo.ask(torch.zeros(1, 3))

@@ -28,9 +28,8 @@ def as_tensor(answer: Any, spec: APISpec, n_images: int) -> Any:
             number, or labels with scores are incomplete, unknown or too few.
     """
     if isinstance(answer, Tensor):
-        return (
-            answer.detach().clone()
-        )  # the function may write its next answer into the same memory
+        # The function may write its next answer into the same memory.
+        return answer.detach().clone()
     if isinstance(answer, (list, tuple)):
         if per_image := _labelled(answer, spec, n_images):
             return _from_labels(per_image, spec)
