@@ -13,6 +13,7 @@ from bidfmkd_fast.arguments import check_integer, check_number
 from bidfmkd_fast.compat import shared
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.ops.scores import as_scores, log_probabilities_of, probabilities_of
+from bidfmkd_fast.zeroth_order.queries import check_model
 
 _OP = "zero_order_loss"
 
@@ -92,9 +93,9 @@ def zero_order_loss(
     """
     shared.check_images(_OP, "inputs", inputs)
     _check_targets(inputs, targets)
-    shared.check_model(_OP, "teacher", teacher)
+    check_model(_OP, "teacher", teacher)
     if student is not None:
-        shared.check_model(_OP, "student", student)
+        check_model(_OP, "student", student)
     oh, adv = check_number(_OP, "oh", oh), check_number(_OP, "adv", adv)
     if not shared.read(_OP, args, "ZO"):
         loss = _white_box(teacher, inputs, targets, student, oh, adv, parity)

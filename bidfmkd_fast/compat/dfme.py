@@ -10,6 +10,7 @@ from torch import Tensor
 from bidfmkd_fast.compat import shared
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.ops.scores import log_probabilities_of
+from bidfmkd_fast.zeroth_order.queries import check_model
 
 _OP = "estimate_gradient_objective"
 _LOSSES = ("l1", "kl")
@@ -88,7 +89,7 @@ def estimate_gradient_objective(
     """
     x = shared.check_images(_OP, "x", x).detach()
     for name, model in (("victim_model", victim_model), ("clone_model", clone_model)):
-        shared.check_model(_OP, name, model)
+        check_model(_OP, name, model)
     losses_of = _losses_of(args, victim_model, clone_model, pre_x)
     scale = 1 / len(x)
     if parity:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bidfmkd_fast.compat import shared
 from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.zeroth_order.queries import check_model
 
 _OP = "zoge_backward"
 _FAR = 0.01  # more than the rounding of half precision between x and tanh(x_pre)
@@ -82,7 +83,7 @@ def zoge_backward(
     """
     _check(x_pre, x)
     for name, model in (("S", S), ("T", T)):
-        shared.check_model(_OP, name, model)
+        check_model(_OP, name, model)
     count = shared.read(_OP, args, "batch_size") if parity else len(x_pre)
     zo = shared.new_estimator(
         _OP,

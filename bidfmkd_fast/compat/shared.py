@@ -83,21 +83,6 @@ def check_images(op: str, name: str, x: object) -> Tensor:
     return x
 
 
-def check_model(op: str, name: str, model: object) -> None:
-    """Raise InputError if a model cannot be asked for scores.
-
-    A black box is known by its spec only; one that gives labels only is refused.
-    """
-    spec = getattr(model, "spec", None)
-    if getattr(spec, "labels_only", False):
-        raise InputError(
-            f"{op}: {getattr(spec, 'name', name)} gives labels only, and a label alone gives no "
-            "gradient; ask the service for scores"
-        )
-    if not callable(model):
-        raise InputTypeError(f"{op}: {name} must be callable on images; got {type(model).__name__}")
-
-
 def scores_kind_of(model: object) -> str:
     """Return the kind of scores that a model returns: that of its spec, or else logits."""
     kind = getattr(getattr(model, "spec", None), "returned_kind", "logits")

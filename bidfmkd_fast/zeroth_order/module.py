@@ -9,9 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.arguments import check_integer
-from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.zeroth_order.estimator import ZerothOrder
-from bidfmkd_fast.zeroth_order.queries import as_tensor, full_precision, in_full_precision
+from bidfmkd_fast.zeroth_order.queries import (
+    as_tensor,
+    check_model,
+    full_precision,
+    in_full_precision,
+)
 
 
 class _Query(torch.autograd.Function):
@@ -188,17 +193,7 @@ def as_differentiable(
         InputError: a value is out of range, as for `ZerothOrder`, or `query` is a black box that
             gives labels only.
     """
-    # A black box is known by its spec only: this package is below that of the black boxes.
-    spec = getattr(query, "spec", None)
-    if getattr(spec, "labels_only", False):
-        raise InputError(
-            f"as_differentiable: {getattr(spec, 'name', 'query')} gives labels only, and a label "
-            "alone gives no gradient; ask the service for scores"
-        )
-    if not callable(query):
-        raise InputTypeError(
-            f"as_differentiable: query must be callable on images; got {type(query).__name__}"
-        )
+    check_model("as_differentiable", "query", query)
     max_images = check_integer("as_differentiable", "max_images", max_images, 1)
     return DifferentiableBlackBox(
         query,

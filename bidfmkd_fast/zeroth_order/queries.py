@@ -31,7 +31,27 @@ def full_precision(x: Tensor) -> Tensor:
 
 def are_probabilities(scores: Tensor) -> bool:
     """Return True if scores `[..., n_classes]` are not negative and sum to 1 in every row."""
-    return bool((scores >= 0).all() and ((scores.sum(-1) - 1).abs() < _SUM_TOLERANCE).all())
+    return bool(
+        scores.numel()
+        and (scores >= 0).all()
+        and ((scores.sum(-1) - 1).abs() < _SUM_TOLERANCE).all()
+    )
+
+
+def check_model(op: str, name: str, model: object) -> None:
+    """Raise InputError if a model cannot be asked for scores.
+
+    A black box is known by its spec only, since this package is below that of the black boxes; one
+    that gives labels only is refused.
+    """
+    spec = getattr(model, "spec", None)
+    if getattr(spec, "labels_only", False):
+        raise InputError(
+            f"{op}: {getattr(spec, 'name', name)} gives labels only, and a label alone gives no "
+            "gradient; ask the service for scores"
+        )
+    if not callable(model):
+        raise InputTypeError(f"{op}: {name} must be callable on images; got {type(model).__name__}")
 
 
 def as_tensor(operation: str, answer: object, device: torch.device) -> Tensor:
