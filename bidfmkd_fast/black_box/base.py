@@ -60,6 +60,7 @@ class BlackBox(ModuleCalls):
 
     Attributes:
         is_service: True if the API may fail for a while through no fault of the caller.
+        images_dtype: the dtype of the images that a call takes.
         first_answers: compares the first answers with the spec and warns about what looks wrong;
             each check runs once and sends nothing.
 
@@ -73,6 +74,7 @@ class BlackBox(ModuleCalls):
     """
 
     is_service = False
+    images_dtype = torch.float32
 
     def __init__(self, spec: APISpec, *, budget: Budget | None = None) -> None:
         if not isinstance(spec, APISpec):
@@ -237,7 +239,7 @@ class BlackBox(ModuleCalls):
             raise InputTypeError(
                 f"{self.name}: images must be a float32 tensor; got {type(images).__name__}"
             )
-        if images.dtype != torch.float32:
+        if images.dtype != self.images_dtype:
             raise InputTypeError(f"{self.name}: images must be float32; got {images.dtype}")
         if (
             images.dim() != 4

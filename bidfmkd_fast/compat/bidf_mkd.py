@@ -13,7 +13,7 @@ from bidfmkd_fast.arguments import check_integer, check_number
 from bidfmkd_fast.compat import shared
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.ops.scores import as_scores, log_probabilities_of, probabilities_of
-from bidfmkd_fast.zeroth_order.queries import check_model
+from bidfmkd_fast.zeroth_order.queries import check_model, in_full_precision
 
 _OP = "zero_order_loss"
 
@@ -116,7 +116,7 @@ def zero_order_loss(
     kind = shared.scores_kind_of(teacher)
     arguments = [targets.to(inputs.device)]
     if student is not None:
-        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+        with in_full_precision():
             images = inputs.detach().to(shared.full_dtype(inputs))
             arguments.append(as_scores(shared.ask(_OP, "student", student, images), kind))
 

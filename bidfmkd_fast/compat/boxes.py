@@ -175,7 +175,10 @@ def from_keras(model: Any, *, budget: Budget | None = None, **spec: Any) -> Func
         )
     whole = spec_of(op, model, derived, spec)
     return FunctionBlackBox(
-        lambda images: model.predict(images, verbose=0), whole, budget=budget, as_numpy=True
+        lambda images: model.predict(as_floats(images, whole), verbose=0),
+        whole,
+        budget=budget,
+        as_numpy=True,
     )
 
 
@@ -215,7 +218,18 @@ def from_hugging_face(
     for field in ("dtype", "layout"):
         if field in spec:
             raise InputError(f"{op}: the pipeline gets PIL images; leave {field} out")
-    names = tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+    try:
+        names = tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{op}: model.config.id2label must have class numbers as its keys; got "
+            f"{list(id2label)[:5]}"
+        ) from None
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            f"{op}: the pipeline answers by name, and several classes are called {twice[:5]}; give "
+            "each a name of its own in pipeline.model.config.id2label"
+        )
     derived = {
         "n_classes": len(names),
         "image_shape": shape_of(op, image_shape),

@@ -14,6 +14,7 @@ from bidfmkd_fast.arguments import check_integer, check_number
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.ops.scores import SCORES_KINDS, probabilities_of
 from bidfmkd_fast.zeroth_order.estimator import ZerothOrder
+from bidfmkd_fast.zeroth_order.queries import as_asked
 
 _MISSING = object()
 
@@ -98,7 +99,7 @@ def ask(op: str, name: str, model: Any, images: Tensor) -> Tensor:
     Raises:
         InputError: the model returned anything else (InputTypeError: no floating-point tensor).
     """
-    scores = model(images)
+    scores = model(as_asked(model, images))
     wanted = f"{op}: {name} must return scores [N, n_classes], N = {len(images)}"
     if not isinstance(scores, Tensor):
         raise InputTypeError(f"{wanted}, as a tensor; got {type(scores).__name__}")

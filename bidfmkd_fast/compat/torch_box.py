@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.black_box import APISpec, Budget, TorchBlackBox
+from bidfmkd_fast.black_box.local.fastest_form import advice_on_dtype
 from bidfmkd_fast.compat.box_spec import shape_of, spec_of
 from bidfmkd_fast.errors import InputError, InputTypeError
 
@@ -116,7 +117,7 @@ def _count_classes(module: nn.Module, spec: APISpec) -> int:
     except Exception as error:
         raise InputError(
             f"{_OP}: the module fails on images [1, {', '.join(map(str, spec.image_shape))}]: "
-            f"{type(error).__name__}: {error}; check image_shape"
+            f"{type(error).__name__}: {error}{advice_on_dtype(module) or '; check image_shape'}"
         ) from error
     if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != 1:
         came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__

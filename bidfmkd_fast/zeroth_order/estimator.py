@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,26 +11,24 @@ from torch import Tensor
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.arguments import check_integer
-from bidfmkd_fast.errors import InputError, ServiceWarning
+from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.ops.checks import check_labels, check_zo_kd_gradient
 from bidfmkd_fast.ops.scores import objective
 from bidfmkd_fast.zeroth_order.points import Drawing
 from bidfmkd_fast.zeroth_order.queries import (
     Function,
-    are_probabilities,
     check_arguments,
     check_images,
     full_precision,
     in_full_precision,
+    is_mapped,
     losses_of_chunks,
+    losses_told,
+    plain,
+    warn_of_probabilities,
 )
 from bidfmkd_fast.zeroth_order.sequence import DirectionSequence
 from bidfmkd_fast.zeroth_order.surrogate import mean_loss
-
-_NOT_LOGITS = (
-    "ZerothOrder.tell_scores: the scores are not negative and sum to 1, as probabilities do, but "
-    "scores_kind is 'logits'; give scores_kind='probabilities'"
-)
 
 
 class _Pending(NamedTuple):
@@ -42,8 +39,9 @@ class _Pending(NamedTuple):
     base: bool  # whether the images themselves are among the points
 
     @property
-    def n_rows(self) -> int:
-        return self.base + self.drawing.n_points
+    def shape(self) -> tuple[int, int]:
+        """Return the shape of the losses that are wanted."""
+        return self.base + self.drawing.n_points, self.x.shape[0]
 
 
 class _OfThread(threading.local):
@@ -145,9 +143,8 @@ class ZerothOrder(DirectionSequence):
         """
         max_images = check_integer("ZerothOrder.ask_chunks", "max_images", max_images, 1)
         pending = self._own.pending = self._new_pending("ask_chunks", x, base)
-        return pending.drawing.chunks(
-            full_precision(x), base, max(1, max_images // max(x.shape[0], 1))
-        )
+        rows = max(1, max_images // max(x.shape[0], 1))
+        return pending.drawing.chunks(full_precision(x), base, rows)
 
     def tell(self, losses: Tensor, return_gradient: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Return `mean(losses[0])` for the losses `[1 + q, B]` of the points.
@@ -157,18 +154,12 @@ class ZerothOrder(DirectionSequence):
         and only `backward()` is an error.
 
         Args:
-            losses: `[1 + q, B]`, or `[q, B]` if the ask left out the base; the mean over all points
-                is then returned.
+            losses: `[1 + q, B]`, a tensor or a NumPy array; `[q, B]` if the ask left out the base,
+                and the mean over all points is then returned.
             return_gradient: return `(loss, gradient)`, the gradient `[B, *S]` per image.
         """
         pending = self._pending("tell")
-        wanted = [pending.n_rows, pending.x.shape[0]]
-        if list(losses.shape) != wanted:
-            rows = "1 + q" if pending.base else "q"
-            raise InputError(
-                f"ZerothOrder.tell: losses must be [{rows}, B] = {wanted}; got {list(losses.shape)}"
-            )
-        loss = self._finish(pending, losses.detach())
+        loss = self._finish(pending, losses_told(losses, pending.base, pending.shape, pending.x))
         assert self._own.gradient is not None
         return (loss, self._own.gradient) if return_gradient else loss
 
@@ -203,12 +194,11 @@ class ZerothOrder(DirectionSequence):
         Raises:
             InputError: the function returned anything but a loss for each image.
         """
-        op = "estimate"
-        max_images = check_integer(f"ZerothOrder.{op}", "max_images", max_images, 1)
+        max_images = check_integer("ZerothOrder.estimate", "max_images", max_images, 1)
         check_arguments(function, x, arguments)
-        pending = self._new_pending(op, x, base)
+        pending = self._new_pending("estimate", x, base)
         rows = 1 if by_row else max(1, max_images // max(x.shape[0], 1))
-        with in_full_precision(x.device):
+        with in_full_precision():
             losses = losses_of_chunks(
                 function,
                 pending.drawing.chunks(full_precision(x), base, rows),
@@ -237,7 +227,11 @@ class ZerothOrder(DirectionSequence):
         """
         pending = self._pending("tell_scores")
         x, drawing = pending.x, pending.drawing
-        if scores.dim() != 3 or scores.shape[0] != pending.n_rows:
+        if not isinstance(scores, Tensor):
+            raise InputTypeError(
+                f"ZerothOrder.tell_scores: scores must be a tensor; got {type(scores).__name__}"
+            )
+        if scores.dim() != 3 or scores.shape[0] != pending.shape[0]:
             rows = "1 + q" if pending.base else "q"
             raise InputError(
                 f"ZerothOrder.tell_scores: scores must be [{rows}, B, n_classes] with "
@@ -245,8 +239,8 @@ class ZerothOrder(DirectionSequence):
             )
         if not self._kind_checked:  # not on a GPU, since the host would wait for its values
             self._kind_checked = True
-            if scores_kind == "logits" and not scores.is_cuda and are_probabilities(scores):
-                warnings.warn(_NOT_LOGITS, ServiceWarning, stacklevel=2)
+            if scores_kind == "logits" and not scores.is_cuda:
+                warn_of_probabilities(scores, stacklevel=2)
         scores = scores.detach()
         student = None if student_scores is None else student_scores.detach()
         settings = (boundary_weight, scores_kind, divergence, self.directions, self.grid)
@@ -267,6 +261,11 @@ class ZerothOrder(DirectionSequence):
                 "that ask"
             )
         check_images(f"ZerothOrder.{op}", x)
+        if is_mapped(x):
+            raise InputError(
+                f"ZerothOrder.{op}: torch.func.vmap cannot map over an estimate, whose directions "
+                "and queries are those of a batch; give it the whole batch"
+            )
         if not base and not self.antithetic:
             raise InputError(
                 f"ZerothOrder.{op}: base=False needs antithetic=True, since forward differences "
@@ -296,6 +295,6 @@ class ZerothOrder(DirectionSequence):
 
     def _keep(self, pending: _Pending, gradient: Tensor, loss: Tensor) -> Tensor:
         mean = mean_loss("ZerothOrder", pending.x, gradient, loss)
-        self._own.last_loss, self._own.gradient = loss, gradient
+        self._own.last_loss, self._own.gradient = plain(loss), plain(gradient)
         self._own.pending = None  # last, so that an error loses no answers that were paid for
         return mean

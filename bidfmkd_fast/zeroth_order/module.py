@@ -12,10 +12,12 @@ from bidfmkd_fast.arguments import check_integer
 from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.zeroth_order.estimator import ZerothOrder
 from bidfmkd_fast.zeroth_order.queries import (
+    as_asked,
     as_tensor,
     check_model,
     full_precision,
     in_full_precision,
+    is_mapped,
 )
 
 
@@ -36,6 +38,13 @@ class _Query(torch.autograd.Function):
     def backward(context: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, scores = context.saved_tensors
         return context.module.gradient(x, scores, grad), None
+
+    @staticmethod
+    def jvp(context: Any, *tangents: Tensor | None) -> Tensor:
+        raise InputError(
+            "as_differentiable: the estimate has no forward-mode derivative (torch.func.jvp); take "
+            "the gradient by backward(), torch.autograd.grad or torch.func.grad"
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, module: DifferentiableBlackBox) -> Any:
@@ -68,14 +77,15 @@ class DifferentiableBlackBox(nn.Module):
     def ask(self, images: Tensor) -> Tensor:
         """Return the scores `[N, n_classes]` of images `[N, *S]`, detached.
 
-        The query gets float32 images, at most `max_images` at once, outside of autocast.
+        The query gets float32 images (float64 if they are, and the query is no black box), at most
+        `max_images` at once, outside of autocast.
 
         Raises:
             InputError: the query returned anything else (InputTypeError: neither a tensor nor a
                 NumPy array).
         """
-        images = full_precision(images)
-        with in_full_precision(images.device):
+        images = as_asked(self.query, full_precision(images))
+        with in_full_precision():
             parts = [self._ask(part) for part in images.split(self.max_images)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -95,7 +105,7 @@ class DifferentiableBlackBox(nn.Module):
         q/2 directions.
         """
         zo = self.estimator
-        if _is_mapped(x):
+        if is_mapped(x):
             raise InputError(
                 "as_differentiable: torch.func.vmap cannot map over gradients of a black box, "
                 "since each image needs directions of its own; map over the scores and take the "
@@ -141,16 +151,6 @@ class DifferentiableBlackBox(nn.Module):
     def extra_repr(self) -> str:
         zo = self.estimator
         return f"num_directions={zo.num_directions}, mu={zo.mu}, directions={zo.directions!r}"
-
-
-def _is_mapped(tensor: Tensor) -> bool:
-    """Return True if `torch.func.vmap` maps over the tensor, under other transforms or not."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return True
-        tensor = functorch.get_unwrapped(tensor)
-    return False
 
 
 def _keep_position_if_absent(

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.errors import InputError, InputTypeError, ServiceWarning
 
 Function = Callable[..., Any]
 _SUM_TOLERANCE = 1e-3  # how far the sum of probabilities in half precision may be from 1
 
 
 @contextmanager
-def in_full_precision(device: torch.device) -> Iterator[None]:
-    """Switch gradients and autocast off: half precision would drown the differences of losses."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+def in_full_precision() -> Iterator[None]:
+    """Switch gradients and autocast off: half precision would drown the differences of losses.
+
+    Autocast is switched off on every device, since a function may compute on another device than
+    that of the images.
+    """
+    with torch.no_grad(), ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 
@@ -29,13 +37,45 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def are_probabilities(scores: Tensor) -> bool:
-    """Return True if scores `[..., n_classes]` are not negative and sum to 1 in every row."""
-    return bool(
-        scores.numel()
-        and (scores >= 0).all()
-        and ((scores.sum(-1) - 1).abs() < _SUM_TOLERANCE).all()
-    )
+def is_mapped(tensor: Tensor) -> bool:
+    """Return True if `torch.func.vmap` maps over the tensor, under other transforms or not."""
+    if torch.compiler.is_compiling():  # it cannot trace these questions
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return the tensor inside of the wrappers of `torch.func`, which end with the transform."""
+    if torch.compiler.is_compiling():  # it cannot trace these questions
+        return tensor
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def as_asked(model: object, images: Tensor) -> Tensor:
+    """Return images in the dtype that a model takes: its `images_dtype`, which black boxes have."""
+    return images.to(getattr(model, "images_dtype", images.dtype))
+
+
+def warn_of_probabilities(scores: Tensor, stacklevel: int) -> None:
+    """Warn if scores `[..., n_classes]` that are said to be logits look like probabilities.
+
+    Those are not negative and sum to 1 in every row.
+    """
+    sums = scores.sum(-1)
+    if scores.numel() and (scores >= 0).all() and ((sums - 1).abs() < _SUM_TOLERANCE).all():
+        warnings.warn(
+            "ZerothOrder.tell_scores: the scores are not negative and sum to 1, as probabilities "
+            "do, but scores_kind is 'logits'; give scores_kind='probabilities'",
+            ServiceWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def check_model(op: str, name: str, model: object) -> None:
@@ -60,13 +100,39 @@ def as_tensor(operation: str, answer: object, device: torch.device) -> Tensor:
     The answer is copied, since a function may write its next answer into the same memory.
 
     Raises:
-        InputTypeError: the answer is neither a tensor nor an array.
+        InputTypeError: the answer is neither a tensor nor an array of real numbers.
     """
     if isinstance(answer, np.ndarray):
-        answer = torch.from_numpy(np.ascontiguousarray(answer))
+        if answer.dtype.kind not in "fiu":
+            raise InputTypeError(f"{operation}; got an array of dtype {answer.dtype}")
+        # torch takes no other byte order, and no wider floats.
+        wide = answer.dtype.kind == "f" and answer.dtype.itemsize > 8
+        dtype = np.dtype(np.float64) if wide else answer.dtype.newbyteorder("=")
+        answer = torch.from_numpy(np.ascontiguousarray(answer, dtype=dtype))
     if not isinstance(answer, Tensor):
         raise InputTypeError(f"{operation}; got {type(answer).__name__}")
     return answer.detach().to(device, copy=True)
+
+
+def losses_told(answer: object, base: bool, shape: tuple[int, int], x: Tensor) -> Tensor:
+    """Return losses that a caller tells as a tensor of their own, on the device of the images x.
+
+    Args:
+        answer: what was told.
+        base: whether the first row is that of the images themselves.
+        shape: the shape that is wanted.
+        x: the images.
+
+    Raises:
+        InputError: the losses have another shape (InputTypeError: they are no floating numbers).
+    """
+    wanted = f"ZerothOrder.tell: losses must be [{'1 + q' if base else 'q'}, B] = {list(shape)}"
+    losses = as_tensor(f"{wanted}, as a tensor", answer, x.device)
+    if losses.shape != shape:
+        raise InputError(f"{wanted}; got {list(losses.shape)}")
+    if not losses.is_floating_point():
+        raise InputTypeError(f"{wanted}, as floating-point numbers; got {losses.dtype}")
+    return losses
 
 
 def losses_of_chunks(

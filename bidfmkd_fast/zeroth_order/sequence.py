@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bidfmkd_fast.arguments import check_integer, check_number
-from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.ops.checks import check_grid, check_mu
 from bidfmkd_fast.zeroth_order.points import Drawing
 
@@ -41,6 +41,8 @@ class DirectionSequence:
         self.directions = directions
         self.grid = check_integer(op, "grid", grid, 0)
         check_grid(op, directions, self.grid)
+        if not isinstance(antithetic, bool):
+            raise InputTypeError(f"{op}: antithetic must be True or False; got {antithetic!r}")
         self.antithetic = antithetic
         if antithetic and self.num_directions % 2:
             raise InputError(

@@ -14,10 +14,14 @@ class _Surrogate(torch.autograd.Function):
     """Return the mean loss forward, and a given estimate as its gradient backward."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
+    def forward(x: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
+        return loss.mean()
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        x, gradient, _ = inputs
         context.save_for_backward(gradient)
         context.dtype = x.dtype
-        return loss.mean()
 
     @staticmethod
     @torch.autograd.function.once_differentiable

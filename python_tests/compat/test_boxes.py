@@ -390,6 +390,10 @@ def test_hugging_face_errors() -> None:
         from_hugging_face(pipeline, (3, 8, 8), layout="NHWC")
     with pytest.raises(InputError, match="1 or 3 channels; got 2"):
         from_hugging_face(pipeline, (2, 8, 8))
+    with pytest.raises(InputError, match=r"classes are called \['crane'\]; give each a name"):
+        from_hugging_face(Pipeline({0: "crane", 1: "cat", 2: "crane"}), (3, 8, 8))
+    with pytest.raises(InputError, match=r"class numbers as its keys; got \['a', 'b'\]"):
+        from_hugging_face(Pipeline({"a": "x", "b": "y"}), (3, 8, 8))
 
 
 # --- torch ---
@@ -585,6 +589,24 @@ def test_bytes_come_in_the_range_of_the_model() -> None:
     images = torch.rand(3, 1, 4, 4)
     assert box(images).argmax(1).tolist() == [0, 0, 0]
     np.testing.assert_allclose(model.seen, images.flatten(1).numpy(), atol=0.5 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize(("layers", "high"), [((), 1.0), ((Rescaling(1 / 255),), 255.0)])
+def test_keras_gets_floats_of_bytes(layers: Any, high: float) -> None:
+    """Check that an 8-bit spec gives a Keras model floats of its own range."""
+    box = from_keras(keras_model(None, *layers), dtype="uint8", scores_kind="logits")
+    images = torch.rand(2, *SHAPE) * high
+    wanted = images.flatten(1)[:, :3]
+    torch.testing.assert_close(box(images), wanted, rtol=0, atol=high * 0.51 / 255)
+
+
+def test_a_module_in_half_precision_is_told_what_to_do() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).bfloat16()
+    advice = r"images are float32, so give module.float\(\) for torch.bfloat16"
+    with pytest.raises(InputError, match=f"^from_torch: .*{advice}"):
+        from_torch(module, SHAPE)
+    with pytest.raises(InputError, match=f"module failed on images .*{advice}"):
+        bf.TorchBlackBox(module, bf.APISpec(3, SHAPE))
 
 
 def test_scores_of_pairs_inside_a_pipeline_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -232,6 +233,7 @@ def test_functions_of_numpy(seed: int) -> None:
         (lambda x: x, r"\[12\] .*; got \[12, 4\]"),
         (lambda x: [0.0] * 12, r"\[12\]; got list"),
         (lambda x: x[:, 0].long(), r"floating-point numbers; got torch.int64"),
+        (lambda x: np.array([None] * 12), r"\[12\]; got an array of dtype object"),
     ],
 )
 def test_bad_losses(answer: Callable[[Tensor], object], words: str) -> None:
@@ -240,6 +242,52 @@ def test_bad_losses(answer: Callable[[Tensor], object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         zo.estimate(answer, torch.zeros(2, 4))
     zo.estimate(lambda x: x.sum(1), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ([0.0] * 12, r"\[1 \+ q, B\] = \[6, 2\], as a tensor; got list"),
+        (torch.zeros(6, 2, dtype=torch.int64), "as floating-point numbers; got torch.int64"),
+        (np.zeros((6, 2), dtype=object), "got an array of dtype object"),
+        (np.zeros((2, 6)), r"= \[6, 2\]; got \[2, 6\]"),
+    ],
+)
+def test_bad_losses_that_are_told(losses: object, words: str) -> None:
+    """Check that wrong losses are an error that leaves the ask pending."""
+    zo = bf.ZerothOrder(5, 0.1)
+    zo.ask(torch.zeros(2, 4))
+    with pytest.raises(InputError, match=f"^ZerothOrder.tell: .*{words}"):
+        zo.tell(losses)  # type: ignore[arg-type]
+    assert zo.tell(np.zeros((6, 2), dtype=">f8")).item() == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [">f4", np.longdouble, np.float16])
+def test_arrays_of_any_floats(dtype: Any) -> None:
+    """Check losses in a byte order, and in widths, that torch does not take by itself."""
+    x = torch.rand(2, 4)
+    zo, wanted = (bf.ZerothOrder(4, 0.5, seed=0) for _ in range(2))
+    zo.estimate(lambda points: points.numpy().sum(1).astype(dtype), x)
+    wanted.estimate(lambda points: points.sum(1), x)
+    torch.testing.assert_close(zo.gradient, wanted.gradient, rtol=0.05, atol=0.05)
+
+
+def test_antithetic_is_a_bool() -> None:
+    with pytest.raises(InputError, match="antithetic must be True or False; got 'no'"):
+        bf.ZerothOrder(4, 0.1, antithetic="no")  # type: ignore[arg-type]
+
+
+def test_images_in_float64_reach_a_black_box(seed: int) -> None:
+    """Check that a box, which takes float32, is asked about images in float64 all the same."""
+    weight = torch.randn(16, 3, generator=torch.Generator().manual_seed(seed))
+    box = bf.FunctionBlackBox(lambda x: x.flatten(1) @ weight, bf.APISpec(3, (1, 4, 4)))
+    x = torch.rand(2, 1, 4, 4)
+    gradients = []
+    for images in (x.clone().requires_grad_(), x.double().requires_grad_()):
+        bf.as_differentiable(box, 8, 0.1, seed=seed)(images).sin().sum().backward()
+        assert images.grad is not None and images.grad.dtype == images.dtype
+        gradients.append(images.grad.double())
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
 
 
 def test_without_a_graph(seed: int) -> None:

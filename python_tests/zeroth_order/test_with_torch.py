@@ -185,6 +185,39 @@ def test_gradients_under_vmap_are_refused(seed: int) -> None:
     assert gradient.shape == x.shape and gradient.any()
 
 
+def test_estimate_under_transforms(seed: int) -> None:
+    """Check torch.func.grad of an estimate, and the errors of what has no meaning for it."""
+    x = torch.rand(3, 1, 4, 4)
+    zo, wanted = (bf.ZerothOrder(8, 0.1, seed=seed) for _ in range(2))
+    gradient = torch.func.grad(lambda x: zo.estimate(losses_of(api(seed)), x))(x)
+    images = x.clone().requires_grad_()
+    wanted.estimate(losses_of(api(seed)), images).backward()
+    torch.testing.assert_close(gradient, images.grad)
+    assert zo.gradient is not None and not torch._C._functorch.is_functorch_wrapped_tensor(
+        zo.gradient
+    )
+    torch.testing.assert_close(zo.gradient, wanted.gradient)
+    with pytest.raises(InputError, match="estimate: torch.func.vmap cannot map .*the whole batch"):
+        torch.func.vmap(lambda x: zo.estimate(len, x[None]))(x)
+    teacher = bf.as_differentiable(api(seed), 8, 0.1, seed=seed)
+    with pytest.raises(InputError, match="as_differentiable: .* no forward-mode derivative"):
+        torch.func.jvp(teacher, (x,), (x,))
+
+
+def test_autocast_of_another_device_is_off() -> None:
+    """Check that a function which computes on another device than the images runs in float32."""
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16):
+
+        def losses(points: Tensor) -> Tensor:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return points.sum(1)
+
+        bf.ZerothOrder(2, 0.1).estimate(losses, torch.zeros(2, 4))
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [False]
+
+
 def test_jacobian(seed: int) -> None:
     """Check that jacrev estimates all rows from the same points, as one gradient after another."""
     images = torch.rand(2, 1, 4, 4)

@@ -61,6 +61,16 @@ def forward(
     return answers
 
 
+def advice_on_dtype(module: nn.Module) -> str:
+    """Return the advice for an error of a module that does not compute in float32; "" if it does.
+
+    Images come in float32, and half precision would drown the differences that recovery measures.
+    """
+    dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    others = sorted(str(dtype) for dtype in dtypes - {torch.float32})
+    return f"; images are float32, so give module.float() for {', '.join(others)}" if others else ""
+
+
 def fastest_equal(
     plain: nn.Module, spec: APISpec, device: torch.device
 ) -> tuple[nn.Module, torch.memory_format, int]:
@@ -95,6 +105,7 @@ def fastest_equal(
     except Exception as error:
         raise InputError(
             f"{spec.name}: module failed on images {list(images.shape)}: {error}"
+            f"{advice_on_dtype(plain)}"
         ) from error
     _check_scores(wanted, spec, images)
     image_bytes = max(images[0].numel() * images.element_size(), largest.bytes // 2)

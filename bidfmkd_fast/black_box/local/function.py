@@ -27,7 +27,7 @@ class FunctionBlackBox(LocalBlackBox):
     The function returns one of these, on any device:
 
     - scores `[N, n_classes]` of `spec.scores_kind`, in the order of the classes, as a floating
-      torch tensor, a NumPy array of any real dtype or nested lists of numbers (for top-k: the
+      torch tensor, a NumPy array of floats or integers, or nested lists of numbers (for top-k: the
       probabilities of all classes);
     - for labels: scores of any kind, class numbers `[N]` of any integer type, or class names `[N]`;
     - a list with one list of `{"label": name, "score": p}` per image, in any order, as Hugging Face
