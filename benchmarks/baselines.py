@@ -7,7 +7,9 @@ stands for the black box and maps points `[n, B, *S]` to losses `[n, B]`.
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from collections.abc import Callable
 
 import torch
@@ -70,6 +72,25 @@ class BestEager:
         differences = losses(self.points.view(self.q, *x.shape)) - base
         gradient = torch.bmm(differences.T[:, None, :], u.transpose(0, 1))[:, 0]  # [B, d]
         return gradient.mul_(x[0].numel() / (self.q * mu)).view_as(x)
+
+
+def keyed_points(x: Tensor, q: int, mu: float) -> Callable[[], Tensor] | None:
+    """Return a function that makes Gaussian points `[q, B, *S]` from torch's own keyed generator.
+
+    `torch.func._random` draws by key and counter with Philox, as this package does. Return None,
+    and say why, where this torch has no such generator for the device of x.
+    """
+    try:
+        random = importlib.import_module("torch.func._random")
+        key = random.key(0, device=x.device)
+        random.normal_(key, torch.empty(4, device=x.device))
+    except (ImportError, NotImplementedError) as error:
+        reason = str(error).split(". ")[0]
+        print(f"left out: torch.func._random on {x.device.type} ({reason})", file=sys.stderr)
+        return None
+    points = torch.empty(q, *x.shape, device=x.device)
+    deviation = mu / math.sqrt(x[0].numel())
+    return lambda: random.normal_(key, points, std=deviation).add_(x)
 
 
 def functional(x: Tensor, q: int, mu: float, kind: str, losses: Losses) -> Tensor:

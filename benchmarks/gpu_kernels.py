@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.baselines import BestEager, paper_order
+from benchmarks.baselines import BestEager, keyed_points, paper_order
 from benchmarks.cases.drop_in import prepare_estimate
 from benchmarks.gpu_harness import CALLS_IN_A_GRAPH, captured, rows_of
 from benchmarks.harness import OURS, Row
@@ -39,6 +39,8 @@ def kernels(runs: int) -> Iterator[Row]:
             "ours, called": (perturb, 1),
             **limits,
         }
+        if kind == "gaussian" and (keyed := keyed_points(x, Q, MU)):
+            contenders["torch.func._random, add_"] = (keyed, 1)
         yield from rows_of(f"perturb/{kind}/150x3072x100", contenders, runs, n_bytes, "write limit")
         contenders = {OURS: (captured(gradient), CALLS_IN_A_GRAPH), "ours, called": (gradient, 1)}
         yield from rows_of(f"zo_kd_gradient/{kind}/150x3072x100", contenders, runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ if not (ROOT / "benchmarks").is_dir():
 sys.path.append(str(ROOT))
 
 from benchmarks import bench, gallery, harness, report, scaling  # noqa: E402
-from benchmarks.baselines import BestEager, functional, paper_order  # noqa: E402
+from benchmarks.baselines import BestEager, functional, keyed_points, paper_order  # noqa: E402
 from benchmarks.cases import pictures  # noqa: E402
 from benchmarks.harness import OURS, Case, Prepared, Row, run_case  # noqa: E402
 from bidfmkd_fast.priors import KINDS, draw_pictures  # noqa: E402
@@ -125,6 +126,17 @@ def test_baselines_estimate_a_gradient(kind: str, seed: int) -> None:
         # The relative error of the estimate has variance (d - 1) / q = 0.012.
         error = (estimate.flatten(1) - slope).norm(dim=1) / slope.norm()
         assert float(error.max()) < 0.25
+
+
+def test_points_of_torchs_keyed_generator(capsys: pytest.CaptureFixture[str]) -> None:
+    """Check their mean and deviation, or that the benchmark says why it leaves them out."""
+    x = torch.rand(50, 3, 8, 8)
+    make = keyed_points(x, 40, 0.5)
+    if make is None:
+        assert re.match(r"left out: torch.func._random on cpu \(.+\)\n", capsys.readouterr().err)
+    else:
+        steps = (make() - x) * (192**0.5 / 0.5)  # 384,000 numbers
+        assert abs(steps.mean().item()) < 0.01 and abs(steps.std().item() - 1) < 0.01
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 7), (3, 32, 32)])

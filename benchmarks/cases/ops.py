@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.baselines import BestEager, functional, paper_order
-from benchmarks.harness import OURS, Prepared, case
+from benchmarks.baselines import BestEager, functional, keyed_points, paper_order
+from benchmarks.harness import OURS, Function, Prepared, case
 from bidfmkd_fast import ops
 from bidfmkd_fast.ops import backend
 
@@ -50,11 +50,17 @@ def prepare_perturb(kind: str, size: str) -> Prepared:
             ops.perturb(small, state, 3, MU, kind).double(), wanted, rtol=1e-5, atol=2e-6
         )
 
+    contenders: dict[str, Function] = {
+        OURS: lambda: ops.perturb(x, state, q, MU, kind, out=out),
+        "store limit": lambda: _stream(out),
+    }
+    if kind == "gaussian":
+        deviation = MU / math.sqrt(x[0].numel())
+        contenders["torch's normal_, add_"] = lambda: out[1:].normal_(std=deviation).add_(x)
+        if keyed := keyed_points(x, q, MU):
+            contenders["torch.func._random, add_"] = keyed
     return Prepared(
-        contenders={
-            OURS: lambda: ops.perturb(x, state, q, MU, kind, out=out),
-            "store limit": lambda: _stream(out),
-        },
+        contenders=contenders,
         check=check,
         n_bytes=out.numel() * 4,
         limit="store limit",
