@@ -1,4 +1,4 @@
-"""Write the committed results into `docs/performance.md` and `README.md`.
+"""Write the committed results into `docs/performance.md`: all tables, and one in short.
 
 Usage: `python benchmarks/report.py`.
 """
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-# The rows of the README's table: case, contender, and the text of the row.
+# The rows of the table in short: case, contender, and the text of the row.
 HIGHLIGHTS = [
     (
         "estimate/rademacher/150x3072x100",
@@ -104,7 +104,7 @@ def tables(results: Path) -> str:
 
 
 def highlights(results: Path) -> str:
-    """Return the README's table: the first device, one thread."""
+    """Return the table in short: the first device, one thread."""
     content = read(results)[0]
     rows = {(row["case"], row["contender"]): row for row in content["rows"] if row["threads"] == 1}
     lines = ["| one thread | ms | ours, ms | times ours |", "|---|---:|---:|---:|"]
@@ -119,16 +119,17 @@ def _three_digits(value: float) -> str:
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-def rendered(document: str, text: str) -> str:
-    """Replace what stands between the markers of a document by `text`."""
-    begin, end = "<!-- results begin -->", "<!-- results end -->"
-    before, rest = document.split(begin, 1)
-    _, after = rest.split(end, 1)
-    return f"{before}{begin}\n\n{text}\n{end}{after}"
+def rendered(page: str, results: Path) -> str:
+    """Return the text of the page with new tables between its markers."""
+    for name, make in (("highlights", highlights), ("results", tables)):
+        begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
+        before, rest = page.split(begin, 1)
+        _, after = rest.split(end, 1)
+        page = f"{before}{begin}\n\n{make(results)}\n{end}{after}"
+    return page
 
 
 if __name__ == "__main__":
-    for page, make in (("docs/performance.md", tables), ("README.md", highlights)):
-        file = ROOT / page
-        document = rendered(file.read_text(encoding="utf-8"), make(ROOT / "benchmarks" / "results"))
-        file.write_text(document, encoding="utf-8")
+    file = ROOT / "docs" / "performance.md"
+    page = rendered(file.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results")
+    file.write_text(page, encoding="utf-8")
