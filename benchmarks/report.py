@@ -98,7 +98,8 @@ def tables(results: Path) -> str:
             kernels = f"{meta['native']['compiler']}, instruction set {meta['native']['cpu_level']}"
             shown = f"![Ratios](../benchmarks/results/{content['stem']}.png)"
         versions = f"torch {meta['torch']}, Python {meta['python']}, {kernels}"
-        head = f"{versions}; medians of {meta['runs']} runs."
+        runs = " to ".join(map(str, sorted({min(r := [row.runs for row in rows]), max(r)})))
+        head = f"{versions}; medians of {runs} runs."
         sections.append(f"### {meta['device']}\n\n{head}\n\n{shown}\n\n```\n{table(rows)}\n```\n")
     return "\n".join(sections)
 
