@@ -98,8 +98,9 @@ def tables(results: Path) -> str:
             kernels = f"{meta['native']['compiler']}, instruction set {meta['native']['cpu_level']}"
             shown = f"![Ratios](../benchmarks/results/{content['stem']}.png)"
         versions = f"torch {meta['torch']}, Python {meta['python']}, {kernels}"
-        runs = " to ".join(map(str, sorted({min(r := [row.runs for row in rows]), max(r)})))
-        head = f"{versions}; medians of {runs} runs."
+        runs = sorted({row.runs for row in rows} or {meta["runs"]})
+        told = f"{runs[0]} to {runs[-1]}" if len(runs) > 1 else runs[0]
+        head = f"{versions}; medians of {told} runs."
         sections.append(f"### {meta['device']}\n\n{head}\n\n{shown}\n\n```\n{table(rows)}\n```\n")
     return "\n".join(sections)
 
