@@ -93,14 +93,15 @@ def tables(results: Path) -> str:
                 f"{stage} {minutes:.1f}" for stage, minutes in meta["minutes_of_the_whole"].items()
             )
             whole = " and ".join(f"{number:,} {of}" for of, number in meta["whole"].items())
+            runs = meta["runs"]
             shown = f"At these speeds a run of {whole} takes, in minutes: {stages}."
         else:
             kernels = f"{meta['native']['compiler']}, instruction set {meta['native']['cpu_level']}"
+            each = sorted({row.runs for row in rows})  # cases are added to older results
+            runs = f"{each[0]} to {each[-1]}" if len(each) > 1 else each[0]
             shown = f"![Ratios](../benchmarks/results/{content['stem']}.png)"
         versions = f"torch {meta['torch']}, Python {meta['python']}, {kernels}"
-        runs = sorted({row.runs for row in rows} or {meta["runs"]})
-        told = f"{runs[0]} to {runs[-1]}" if len(runs) > 1 else runs[0]
-        head = f"{versions}; medians of {told} runs."
+        head = f"{versions}; medians of {runs} runs."
         sections.append(f"### {meta['device']}\n\n{head}\n\n{shown}\n\n```\n{table(rows)}\n```\n")
     return "\n".join(sections)
 
