@@ -5,7 +5,7 @@ BIN := .venv/bin
 CPP := $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc bidfmkd_fast -name '*.cpp' -o -name '*.cu*' -o -name '*.h' -o -name '*.py')
 
-.PHONY: demo test lint bench release-check clean
+.PHONY: demo test lint docs bench release-check clean
 
 demo: .venv/installed
 	$(BIN)/bidfmkd demo
@@ -18,6 +18,12 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
+
+# The site in build/docs. Warnings are errors, the notebooks run, and links inside must lead somewhere
+# (those to other hosts are not tried, since the build has no network).
+docs: .venv/installed
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -D nb_execution_mode=off -b linkcheck docs build/linkcheck
 
 # Times all cases on one and two threads, which takes half an hour. For a part of them:
 #   make bench BENCH="--cases 'perturb/*' --threads 1"

@@ -22,6 +22,13 @@ class Budget:
 
     Safe under threads.
 
+    >>> budget = Budget(max_queries=10)
+    >>> budget.reserve(8, 1, 0.0)  # a box does this before each call
+    >>> budget.reserve(3, 1, 0.0)
+    Traceback (most recent call last):
+    ...
+    bidfmkd_fast.errors.BudgetExhausted: budget: 3 more queries wanted, 2 of 10 left; ...
+
     Args:
         max_queries: most images that may be scored; None for no cap.
         max_requests: most requests that may be sent; None for no cap.

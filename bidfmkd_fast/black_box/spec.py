@@ -37,6 +37,10 @@ class APISpec:
     order: resampled, with its number of channels, normalised, in its dtype, layout and encoding.
     Torch modules in this process get images as they are.
 
+    >>> spec = APISpec(2, (3, 32, 32), scores_kind="probabilities", decimals=4, layout="NHWC")
+    >>> spec.returned_kind, spec.wire_shape
+    ('probabilities', ...)
+
     Args:
         n_classes: number of scores per image, from 2 to 1,000,000.
         image_shape: `(C, H, W)` of the images that the black box gets.

@@ -38,7 +38,7 @@ def zero_order_loss(
     """Return the loss of recovered images, with a graph into `inputs`.
 
     With `args.ZO` the teacher is only asked, and the gradient is estimated from queries. The
-    objective of an image x with label y is then
+    objective of an image x with label y is then::
 
         oh * CE(teacher(x), y)
             - adv * [argmax student == argmax teacher] * sum over classes |teacher - student|

@@ -44,6 +44,11 @@ class EpisodeSampler:
     Each class has `n_shot` support and `n_query` query images. With `rotations` 2, a class turned
     by 180 degrees is a further class; with 4, so is a class turned by 90, 180 or 270 degrees.
 
+    >>> from bidfmkd_fast import load_dataset
+    >>> sampler = EpisodeSampler(load_dataset("glyphs"), "meta_test", 5, 1, n_query=15, seed=0)
+    >>> sampler.episode(0)  # always the same episode
+    Episode(5-way: 5 support and 75 query images 1x28x28)
+
     Raises:
         InputError: a number is below 1, the split has too few classes, or a class has too few
             images. The constructor finds this, before an episode is drawn.

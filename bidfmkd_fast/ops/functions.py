@@ -32,6 +32,11 @@ def perturb(
     These are the images themselves and, for every image, `num_directions` points one small step
     away, each along a random unit direction `u`.
 
+    >>> x, state = torch.rand(4, 3, 8, 8), torch.tensor([0, 1])  # seed and step
+    >>> points = perturb(x, state, num_directions=10, mu=0.05)
+    >>> points.shape, bool(((points[1:] - x).flatten(2).norm(dim=2) - 0.05).abs().max() < 1e-5)
+    (torch.Size([11, 4, 3, 8, 8]), True)
+
     Args:
         x: images `[B, *S]`, float32 (native) or float64 (reference).
         state: int64 `[seed, step]` on the device of `x`. The kernel reads it on the device, so that
@@ -88,6 +93,11 @@ def estimate_gradient(
     The gradient of image b is `s / (q mu) * sum_k differences[k, b] * u_kb`, where `s` is the
     dimension of the space that the directions `u` span. The directions are drawn again from
     `state`, so that no output of `perturb` has to be kept.
+
+    >>> x, state = torch.rand(4, 3, 8, 8), torch.tensor([0, 1])
+    >>> losses = perturb(x, state, 10, 0.05).flatten(2).norm(dim=2)  # [1 + q, B]
+    >>> estimate_gradient(losses[1:] - losses[0], state, x.shape, 0.05).shape
+    torch.Size([4, 3, 8, 8])
 
     Args:
         differences: `[q, B]`, float32 or float64: `L(x_b + mu u_kb) - L(x_b)`, where L is the loss.

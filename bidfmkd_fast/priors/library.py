@@ -54,6 +54,10 @@ def procedural_images(
     Picture i depends on (seed, first + i) and `image_shape` alone: on every machine its values are
     equal to within 1/255. The library uses no real picture and no data set.
 
+    >>> pictures = procedural_images(4, (3, 32, 32))
+    >>> pictures.shape, torch.equal(procedural_images(1, (3, 32, 32), first=3), pictures[3:])
+    (torch.Size([4, 3, 32, 32]), True)
+
     Args:
         n: number of pictures, at least 0.
         image_shape: (C, H, W), C 1 or 3, H and W at least 4.

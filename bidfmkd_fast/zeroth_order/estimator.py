@@ -57,14 +57,14 @@ class _OfThread(threading.local):
 class ZerothOrder(DirectionSequence):
     """Estimate gradients through a function that only answers queries.
 
-    >>> zo = ZerothOrder(num_directions=10, mu=0.05)
-    >>> loss = zo.estimate(losses_of, x)      # losses_of: images [N, *S] -> losses [N]
-    >>> loss.backward()                       # the estimate flows into x's graph
+    >>> zo, x = ZerothOrder(10, mu=0.05, seed=0), torch.rand(4, 3, 8, 8, requires_grad=True)
+    >>> loss = zo.estimate(lambda images: images.flatten(1).norm(dim=1), x)  # [N, *S] -> [N]
+    >>> loss.backward()  # the estimate flows into x's graph
 
     Where the queries are made elsewhere, `ask` and `tell` do the same in two steps:
 
-    >>> points = zo.ask(x)                    # [1 + q, B, *S]
-    >>> loss = zo.tell(query_losses(points))  # [1 + q, B] -> scalar
+    >>> points = zo.ask(x)  # [1 + q, B, *S]
+    >>> loss = zo.tell(points.flatten(2).norm(dim=2))  # [1 + q, B] -> scalar
 
     Every ask draws new directions: `state` is `[seed, step]`, and the step counts the asks from 0.
     Each `ask` needs one `tell` or `tell_scores` before the next; `reset` drops an ask whose queries

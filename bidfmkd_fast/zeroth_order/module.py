@@ -175,6 +175,12 @@ def as_differentiable(
 ) -> DifferentiableBlackBox:
     """Wrap a black box so that code that needs gradients can train through it.
 
+    >>> teacher = as_differentiable(lambda images: images.flatten(1)[:, :3], seed=0)
+    >>> images = torch.rand(4, 1, 4, 4, requires_grad=True)
+    >>> torch.nn.functional.cross_entropy(teacher(images), torch.tensor([0, 1, 2, 0])).backward()
+    >>> images.grad.shape
+    torch.Size([4, 1, 4, 4])
+
     Args:
         query: maps images `[N, *S]` to scores `[N, n_classes]`: a black box of this package or any
             function. The forward pass asks N queries. The backward pass asks `q * N` more, where q

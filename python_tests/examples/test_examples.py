@@ -29,6 +29,15 @@ def test_it_runs(path: Path) -> None:
     assert done.stdout.count("\n") >= 4 and not done.stderr.count("Traceback")
 
 
+def test_the_pictures_of_the_tutorial(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "tutorial" / "pictures.py"
+    subprocess.run([sys.executable, script], cwd=tmp_path, timeout=300, check=True)
+    counts = {
+        folder: len(list(tmp_path.glob(f"{folder}/*/*.png"))) for folder in ("support", "new")
+    }
+    assert counts == {"support": 25, "new": 75} and len(list(tmp_path.glob("support/*"))) == 5
+
+
 def test_there_are_examples() -> None:
     assert {path.stem for path in EXAMPLES} >= {
         "quickstart",

@@ -34,6 +34,15 @@ class FunctionBlackBox(LocalBlackBox):
       pipelines give: the scores are placed by `spec.class_names`. A label may also be a class
       number. Fewer labels than classes need `scores_kind="top_k"` (or "labels").
 
+    >>> import torch
+    >>> from bidfmkd_fast import APISpec, Budget, FunctionBlackBox
+    >>> spec = APISpec(n_classes=3, image_shape=(1, 4, 4), class_names=("cat", "dog", "owl"))
+    >>> def ask_my_service(images):  # float32 [N, 1, 4, 4] in [0, 1] -> scores [N, 3]
+    ...     return images.flatten(1)[:, :3]
+    >>> api = FunctionBlackBox(ask_my_service, spec, budget=Budget(max_queries=100))
+    >>> api(torch.rand(8, 1, 4, 4)).shape, api.ledger.queries
+    (torch.Size([8, 3]), 8)
+
     Args:
         function: images `[N, *wire_shape]` (`[N, H, W, C]` with layout NHWC) -> scores. The images
             are a float32 tensor on the device of the caller's images; 8-bit images stay in

@@ -37,6 +37,12 @@ class TorchBlackBox(LocalBlackBox):
     Each of these is done only if it leaves the scores equal up to rounding, which is measured once,
     here. The module runs in full float32, without autocast and without TF32.
 
+    >>> from bidfmkd_fast import APISpec
+    >>> module = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+    >>> api = TorchBlackBox(module, APISpec(n_classes=5, image_shape=(1, 4, 4)))
+    >>> api(torch.rand(8, 1, 4, 4)).requires_grad  # only its answers come out
+    False
+
     Args:
         module: images `[N, C, H, W]` float32 in `spec.input_range` -> scores `[N, n_classes]` of
             `spec.scores_kind` (for top-k: the probabilities of all classes; for labels: scores of
