@@ -54,8 +54,8 @@ void add_signs(const std::uint32_t* words, const float (&tables)[kTables][kEntri
     const Words word = load<Words>(words + i);
     Floats a = load<Floats>(sums + i), b = {};
     for (int t = 0; t < kTables; t += 2) {
-      a += __builtin_shuffle(table[t], word >> (t * kTableBits));
-      if (t + 1 < kTables) b += __builtin_shuffle(table[t + 1], word >> ((t + 1) * kTableBits));
+      a += look_up(table[t], word >> (t * kTableBits));
+      if (t + 1 < kTables) b += look_up(table[t + 1], word >> ((t + 1) * kTableBits));
     }
     store(sums + i, a + b);
   }

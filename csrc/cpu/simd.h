@@ -66,6 +66,18 @@ inline void finish_streaming() {
 #endif
 }
 
+#if defined(__AVX2__)
+// Return table[index % kLanes] in every lane. The instruction is named, since GCC and Clang have no
+// common built-in function for it.
+inline Floats look_up(const Floats& table, const Words& index) {
+#if defined(__AVX512F__)
+  return as<Floats>(_mm512_maskz_permutexvar_ps(0xFFFF, as<__m512i>(index), as<__m512>(table)));
+#else
+  return as<Floats>(_mm256_permutevar8x32_ps(as<__m256>(table), as<__m256i>(index)));
+#endif
+}
+#endif
+
 inline Words broadcast(std::uint32_t value) { return Words{} + value; }
 
 typedef std::uint64_t Longs __attribute__((vector_size(kLanes * 4)));
