@@ -34,6 +34,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def test_the_page_of_the_package_index_stands_alone() -> None:
+    """Check that it has no relative link, which would be dead there, and the README's code."""
+    page = (ROOT / "docs" / "package_index.md").read_text(encoding="utf-8")
+    assert 'readme = "docs/package_index.md"' in (ROOT / "pyproject.toml").read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)", page)
+    assert links and all(link.startswith("https://") for link in links)
+    (code,) = re.findall(r"```python\n.*?```", page, re.DOTALL)
+    assert code in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_source_files_exist(page: Path) -> None:
     """Check that named files exist; NAME stands for a file that a contributor is to write."""
