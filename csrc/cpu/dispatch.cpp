@@ -9,6 +9,7 @@ namespace {
 std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> found;
 #if defined(BIDFMKD_X86)
+  __builtin_cpu_init();  // GCC's runtime does it when the module is loaded, others do not
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
     found.push_back(&kAvx512Kernels);
