@@ -225,6 +225,7 @@ def test_a_file_that_answers_otherwise_is_not_left(
 def test_what_cannot_be_exported_is_refused(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("onnx")
     transductive = adapted(seed, transductive=True)
     for refused in (
         lambda: transductive.export_torch(tmp_path / "a"),
