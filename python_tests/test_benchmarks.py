@@ -219,6 +219,16 @@ def test_the_gallery_shows_the_pictures_as_they_are_drawn() -> None:
     assert (found[pictures] - wanted[pictures]).abs().max() < 1.01 / 255
 
 
+@pytest.mark.parametrize("data_set", ["omniglot", "cifar_fs"])
+def test_the_committed_cells_of_the_economy_go_together(data_set: str) -> None:
+    """Check that no cell is in two files, with which the documented command would end."""
+    from benchmarks.query_economy import economy
+
+    files = sorted((ROOT / "benchmarks" / "query_economy" / "results").glob(f"{data_set}*.csv"))
+    points = economy.read_points(files, "1")
+    assert {"chosen and jittered", "neither", "random_teachers"} <= set(points)
+
+
 def test_the_economy_of_queries_is_told_over_seeds(tmp_path: Path) -> None:
     """Check means, t-intervals and differences against numbers worked out by hand."""
     from benchmarks.query_economy import economy
