@@ -7,7 +7,10 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -15,11 +18,14 @@ ROOT = HERE.parent
 project = "bidfmkd-fast"
 author = copyright = "bidfmkd-fast contributors"
 release = metadata.version("bidfmkd-fast")
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["package_index.md"]
 html_theme = "furo"
 html_title = f"bidfmkd-fast {release}"
 html_show_sphinx = False
+html_math_renderer = (
+    "mathml"  # browsers show it by themselves; MathJax would come from another host
+)
 html_static_path = ["_static"]
 html_css_files = ["wide_tables.css"]
 templates_path: list[str] = []
@@ -62,6 +68,14 @@ def _within_the_site(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\(\.\./(examples/\w+)/?\)", r"`\2`", source[0])
 
 
+def _math(writer: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Write TeX as MathML."""
+    block = isinstance(node, nodes.math_block)
+    writer.body.append(tex2mathml(node.astext().strip(), as_block=block))
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (_math, None), (_math, None))
     app.connect("builder-inited", _bring_notebooks)
     app.connect("source-read", _within_the_site)
