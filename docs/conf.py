@@ -35,6 +35,7 @@ myst_heading_anchors = 4
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_ipywidgets_js: dict[str, str] = {}  # widgets would load code from another host
 
 default_role = "literal"  # docstrings put code between single backticks
 autodoc_member_order = "bysource"

@@ -12,8 +12,10 @@ from torch import Tensor
 from bidfmkd_fast.arguments import check_integer, check_number
 from bidfmkd_fast.compat import shared
 from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.ops.checks import check_labels
 from bidfmkd_fast.ops.scores import as_scores, log_probabilities_of, probabilities_of
 from bidfmkd_fast.zeroth_order.queries import check_model, in_full_precision
+from bidfmkd_fast.zeroth_order.surrogate import mean_loss
 
 _OP = "zero_order_loss"
 
@@ -122,6 +124,7 @@ def zero_order_loss(
 
     def losses_of(points: Tensor, labels: Tensor, student_scores: Tensor | None = None) -> Tensor:
         scores = shared.ask(_OP, "teacher", teacher, points)
+        check_labels(_OP, labels, scores.shape[-1])
         loss = (1.0 if parity else oh) * _cross_entropy(scores, labels, kind)
         if student_scores is None:
             return loss
@@ -136,7 +139,7 @@ def zero_order_loss(
     if parity:
         assert zo.gradient is not None
         gradient = (zo.gradient * (n_drawn / q)).to(inputs.dtype)
-        loss = (inputs * gradient).flatten(1).sum(1).mean()
+        loss = mean_loss(_OP, inputs, gradient, (inputs.detach() * gradient).flatten(1).sum(1))
     return loss.to(shared.full_dtype(inputs))
 
 
@@ -187,6 +190,7 @@ def _white_box(
     """Return the loss of a differentiable teacher, with an ordinary graph into `inputs`."""
     kind = shared.scores_kind_of(teacher)
     scores = shared.ask(_OP, "teacher", teacher, inputs)
+    check_labels(_OP, targets, scores.shape[-1])
     if inputs.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
         raise InputError(
             f"{_OP}: without args.ZO the teacher must be differentiable, but its scores have no "

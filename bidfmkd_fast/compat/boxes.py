@@ -8,7 +8,7 @@ from the object. The boxes check and count every call as any `BlackBox` does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,7 @@ def from_keras(model: Any, *, budget: Budget | None = None, **spec: Any) -> Func
     layers = list(getattr(model, "layers", ()))
     if any(
         type(layer).__name__ == "Rescaling" and np.max(np.abs(getattr(layer, "scale", 1))) < 0.1
-        for layer in layers
+        for layer in _with_inner(layers)
     ):
         derived["input_range"] = (0.0, 255.0)
     kind = _keras_kind(layers[-1]) if layers else None
@@ -180,6 +180,13 @@ def from_keras(model: Any, *, budget: Budget | None = None, **spec: Any) -> Func
         budget=budget,
         as_numpy=True,
     )
+
+
+def _with_inner(layers: Sequence[Any]) -> Iterator[Any]:
+    """Yield layers and the layers inside of them: a whole model may be a layer of another."""
+    for layer in layers:
+        yield layer
+        yield from _with_inner(getattr(layer, "layers", ()))
 
 
 def _keras_kind(layer: Any) -> str | None:

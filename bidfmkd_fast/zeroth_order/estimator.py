@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bidfmkd_fast import ops
 from bidfmkd_fast.arguments import check_integer
-from bidfmkd_fast.errors import InputError, InputTypeError
+from bidfmkd_fast.errors import InputError
 from bidfmkd_fast.ops.checks import check_labels, check_zo_kd_gradient
 from bidfmkd_fast.ops.scores import objective
-from bidfmkd_fast.zeroth_order.points import Drawing
+from bidfmkd_fast.zeroth_order.points import Pending
 from bidfmkd_fast.zeroth_order.queries import (
     Function,
     check_arguments,
     check_images,
+    check_tensors,
     full_precision,
     in_full_precision,
     is_mapped,
@@ -29,19 +29,7 @@ from bidfmkd_fast.zeroth_order.queries import (
 )
 from bidfmkd_fast.zeroth_order.sequence import DirectionSequence
 from bidfmkd_fast.zeroth_order.surrogate import mean_loss
-
-
-class _Pending(NamedTuple):
-    """An ask whose losses have not been told."""
-
-    x: Tensor
-    drawing: Drawing
-    base: bool  # whether the images themselves are among the points
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Return the shape of the losses that are wanted."""
-        return self.base + self.drawing.n_points, self.x.shape[0]
+from bidfmkd_fast.zeroth_order.uncompiled import uncompiled
 
 
 class _OfThread(threading.local):
@@ -49,7 +37,7 @@ class _OfThread(threading.local):
 
     def __init__(self) -> None:
         # Set, not only declared: torch.compile watches which of them are there.
-        self.pending: _Pending | None = None
+        self.pending: Pending | None = None
         self.last_loss: Tensor | None = None
         self.gradient: Tensor | None = None
 
@@ -122,6 +110,7 @@ class ZerothOrder(DirectionSequence):
         """Drop the pending ask of this thread, if any; the next ask draws new directions."""
         self._own.pending = None
 
+    @uncompiled
     def ask(self, x: Tensor, base: bool = True) -> Tensor:
         """Return the points to query: images `[B, *S]` -> `[1 + q, B, *S]`.
 
@@ -134,6 +123,7 @@ class ZerothOrder(DirectionSequence):
         self._own.pending = pending
         return points
 
+    @uncompiled
     def ask_chunks(self, x: Tensor, max_images: int = 4096, base: bool = True) -> Iterator[Tensor]:
         """Return an iterator over the points in chunks `[r, B, *S]`.
 
@@ -146,6 +136,7 @@ class ZerothOrder(DirectionSequence):
         rows = max(1, max_images // max(x.shape[0], 1))
         return pending.drawing.chunks(full_precision(x), base, rows)
 
+    @uncompiled
     def tell(self, losses: Tensor, return_gradient: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Return `mean(losses[0])` for the losses `[1 + q, B]` of the points.
 
@@ -163,6 +154,7 @@ class ZerothOrder(DirectionSequence):
         assert self._own.gradient is not None
         return (loss, self._own.gradient) if return_gradient else loss
 
+    @uncompiled
     def estimate(
         self,
         function: Function,
@@ -195,6 +187,7 @@ class ZerothOrder(DirectionSequence):
             InputError: the function returned anything but a loss for each image.
         """
         max_images = check_integer("ZerothOrder.estimate", "max_images", max_images, 1)
+        arguments = tuple(arguments)
         check_arguments(function, x, arguments)
         pending = self._new_pending("estimate", x, base)
         rows = 1 if by_row else max(1, max_images // max(x.shape[0], 1))
@@ -207,6 +200,7 @@ class ZerothOrder(DirectionSequence):
             )
         return self._finish(pending, losses)
 
+    @uncompiled
     def tell_scores(
         self,
         scores: Tensor,
@@ -227,10 +221,7 @@ class ZerothOrder(DirectionSequence):
         """
         pending = self._pending("tell_scores")
         x, drawing = pending.x, pending.drawing
-        if not isinstance(scores, Tensor):
-            raise InputTypeError(
-                f"ZerothOrder.tell_scores: scores must be a tensor; got {type(scores).__name__}"
-            )
+        check_tensors("ZerothOrder.tell_scores", scores, labels, student_scores)
         if scores.dim() != 3 or scores.shape[0] != pending.shape[0]:
             rows = "1 + q" if pending.base else "q"
             raise InputError(
@@ -253,7 +244,7 @@ class ZerothOrder(DirectionSequence):
         gradient, loss = ops.zo_kd_gradient(*given)
         return self._keep(pending, gradient, loss)
 
-    def _new_pending(self, op: str, x: Tensor, base: bool) -> _Pending:
+    def _new_pending(self, op: str, x: Tensor, base: bool) -> Pending:
         if self._own.pending is not None:
             raise InputError(
                 f"ZerothOrder.{op}: the losses of the previous ask have not been told yet, "
@@ -271,9 +262,9 @@ class ZerothOrder(DirectionSequence):
                 f"ZerothOrder.{op}: base=False needs antithetic=True, since forward differences "
                 "are differences to the loss at the images themselves"
             )
-        return _Pending(x, self.draw(x.device), base)
+        return Pending(x, self.draw(x.device), base)
 
-    def _pending(self, op: str) -> _Pending:
+    def _pending(self, op: str) -> Pending:
         if self._own.pending is None:
             raise InputError(
                 f"ZerothOrder.{op}: there is no pending ask in this thread; "
@@ -281,19 +272,19 @@ class ZerothOrder(DirectionSequence):
             )
         return self._own.pending
 
-    def _finish(
-        self, pending: _Pending, losses: Tensor, dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def _finish(self, pending: Pending, losses: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Keep gradient and losses of a pending ask; return the mean loss, in `dtype` if given."""
         drawing = pending.drawing
-        differences = drawing.differences(losses, pending.base)
+        # Losses in half precision would lose, or overflow in, their differences.
+        precise = losses.to(torch.promote_types(losses.dtype, torch.float32))
+        differences = drawing.differences(precise, pending.base)
         # Subtract as precisely as the losses are; after that float32 will do (native kernels).
         if pending.x.dtype != torch.float64:
             differences = differences.float()
         loss = (losses[0] if pending.base else losses.mean(0)).to(dtype or losses.dtype)
         return self._keep(pending, drawing.gradient(differences, pending.x.shape), loss)
 
-    def _keep(self, pending: _Pending, gradient: Tensor, loss: Tensor) -> Tensor:
+    def _keep(self, pending: Pending, gradient: Tensor, loss: Tensor) -> Tensor:
         mean = mean_loss("ZerothOrder", pending.x, gradient, loss)
         self._own.last_loss, self._own.gradient = plain(loss), plain(gradient)
         self._own.pending = None  # last, so that an error loses no answers that were paid for

@@ -9,16 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from bidfmkd_fast.arguments import check_integer
-from bidfmkd_fast.errors import InputError
+from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.zeroth_order.estimator import ZerothOrder
 from bidfmkd_fast.zeroth_order.queries import (
     as_asked,
     as_tensor,
+    check_images,
     check_model,
     full_precision,
     in_full_precision,
     is_mapped,
 )
+from bidfmkd_fast.zeroth_order.surrogate import once
+from bidfmkd_fast.zeroth_order.uncompiled import uncompiled
 
 
 class _Query(torch.autograd.Function):
@@ -34,10 +37,11 @@ class _Query(torch.autograd.Function):
         context.save_for_backward(x, output)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(context: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, scores = context.saved_tensors
-        return context.module.gradient(x, scores, grad), None
+        with torch.no_grad():
+            estimate = context.module.gradient(x, scores, grad)
+        return once(estimate, x, grad), None
 
     @staticmethod
     def jvp(context: Any, *tangents: Tensor | None) -> Tensor:
@@ -70,8 +74,14 @@ class DifferentiableBlackBox(nn.Module):
         self.max_images = max_images
         self.register_load_state_dict_pre_hook(_keep_position_if_absent)
 
+    @uncompiled
     def forward(self, x: Tensor) -> Tensor:
-        """Return the scores `[N, n_classes]` of images `[N, *S]`."""
+        """Return the scores `[N, n_classes]` of images `[N, *S]`.
+
+        Raises:
+            InputError: the images are no floating-point tensor with a batch dimension.
+        """
+        check_images("as_differentiable", x)
         return _Query.apply(x, self)
 
     def ask(self, images: Tensor) -> Tensor:
@@ -94,6 +104,8 @@ class DifferentiableBlackBox(nn.Module):
         scores = as_tensor(f"{wanted}, as a tensor", self.query(images), images.device)
         if scores.dim() < 2 or scores.shape[0] != images.shape[0]:
             raise InputError(f"{wanted}; got {list(scores.shape)}")
+        if not scores.is_floating_point():
+            raise InputTypeError(f"{wanted}, as floating-point numbers; got {scores.dtype}")
         return scores
 
     def gradient(self, x: Tensor, scores: Tensor, grad: Tensor) -> Tensor:

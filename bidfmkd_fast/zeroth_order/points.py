@@ -86,3 +86,16 @@ class Drawing(NamedTuple):
         return ops.perturb(
             x, self.state, count, self.mu, self.directions, self.grid, first_direction=first
         )
+
+
+class Pending(NamedTuple):
+    """An ask whose losses have not been told."""
+
+    x: Tensor
+    drawing: Drawing
+    base: bool  # whether the images themselves are among the points
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the shape of the losses that are wanted."""
+        return self.base + self.drawing.n_points, self.x.shape[0]

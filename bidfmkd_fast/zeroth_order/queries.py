@@ -177,6 +177,16 @@ def check_images(operation: str, x: object) -> None:
     if not x.is_floating_point():
         got = str(x.dtype).removeprefix("torch.")
         raise InputTypeError(f"{operation}: x must be float32 or float64; got {got}")
+    if x.dim() < 1:
+        raise InputError(f"{operation}: x must be [B, *S]; got a single number")
+
+
+def check_tensors(op: str, scores: object, labels: object, student_scores: object) -> None:
+    """Raise InputTypeError unless all are tensors; the student's scores may be None."""
+    named = {"scores": scores, "labels": labels, "student_scores": student_scores}
+    for name, given in named.items():
+        if not isinstance(given, Tensor) and (given is not None or name != "student_scores"):
+            raise InputTypeError(f"{op}: {name} must be a tensor; got {type(given).__name__}")
 
 
 def check_arguments(function: object, x: Tensor, arguments: Sequence[Tensor]) -> None:
@@ -187,7 +197,7 @@ def check_arguments(function: object, x: Tensor, arguments: Sequence[Tensor]) ->
             f"{op}: function must map images [N, *S] to losses [N]; got {type(function).__name__}"
         )
     check_images(op, x)
-    n_images = len(x) if x.dim() else 0
+    n_images = len(x)
     for argument in arguments:
         if not isinstance(argument, Tensor):
             raise InputTypeError(

@@ -10,6 +10,36 @@ from torch import Tensor
 from bidfmkd_fast.errors import InputError
 
 
+class _Once(torch.autograd.Function):
+    """Return an estimate as it is, and raise an InputError if it is differentiated again.
+
+    `once_differentiable` is not enough, since the transforms of `torch.func` pass over it and would
+    return a second derivative of zero.
+    """
+
+    generate_vmap_rule = True  # jacrev maps over backward passes
+
+    @staticmethod
+    def forward(estimate: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+        return estimate.clone()
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> tuple[None, None, None]:
+        raise InputError(
+            "a gradient estimated from queries cannot be differentiated again; leave out "
+            "create_graph=True, or the outer transform of torch.func"
+        )
+
+
+def once(estimate: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+    """Return the estimate that a backward pass computed from `x` and `grad`, to be used once."""
+    return _Once.apply(estimate, x, grad)
+
+
 class _Surrogate(torch.autograd.Function):
     """Return the mean loss forward, and a given estimate as its gradient backward."""
 
@@ -20,24 +50,27 @@ class _Surrogate(torch.autograd.Function):
     @staticmethod
     def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         x, gradient, _ = inputs
-        context.save_for_backward(gradient)
-        context.dtype = x.dtype
+        context.save_for_backward(x, gradient)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(context: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = context.saved_tensors
-        # Scale before rounding to half precision, in which small gradients would vanish.
-        return (gradient * (grad / max(gradient.shape[0], 1))).to(context.dtype), None, None
+        x, gradient = context.saved_tensors
+        with torch.no_grad():
+            # Scale before rounding to half precision, in which small gradients would vanish.
+            scaled = (gradient * (grad / max(gradient.shape[0], 1))).to(x.dtype)
+        return once(scaled, x, grad), None, None
 
 
 class _WithoutGraph(torch.autograd.Function):
     """Return the mean loss forward, and raise an InputError backward."""
 
     @staticmethod
-    def forward(context: Any, leaf: Tensor, loss: Tensor, reason: str) -> Tensor:
-        context.reason = reason
+    def forward(leaf: Tensor, loss: Tensor, reason: str) -> Tensor:
         return loss.mean()
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        context.reason = inputs[2]
 
     @staticmethod
     def backward(context: Any, grad: Tensor) -> tuple[None, None, None]:

@@ -232,10 +232,12 @@ def test_float32_stays_float32(parity: bool, seed: int) -> None:
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-3, atol=2e-3 * scale)
 
 
-def test_without_a_graph_only_backward_fails(seed: int) -> None:
+@pytest.mark.parametrize("parity", [False, True])
+def test_without_a_graph_only_backward_fails(parity: bool, seed: int) -> None:
     teacher, student, x, labels = task(seed)
-    wanted = compat.zero_order_loss(arguments(), teacher, x, labels, student, seed=seed)
-    loss = compat.zero_order_loss(arguments(), teacher, x.detach(), labels, student, seed=seed)
+    settings = {"student": student, "parity": parity, "seed": seed}
+    wanted = compat.zero_order_loss(arguments(), teacher, x, labels, **settings)
+    loss = compat.zero_order_loss(arguments(), teacher, x.detach(), labels, **settings)
     torch.testing.assert_close(loss, wanted)
     with pytest.raises(InputError, match="images without a graph"):
         loss.backward()
@@ -255,6 +257,8 @@ def test_bad_input(seed: int) -> None:
         ({"ZO": True, "q": 4, "mu": MU}, {"parity": True}, "args lacks 'numsplit'"),
         (arguments(q=3), {"parity": True}, "must be at least args.numsplit = 4, .*; got 3"),
         (arguments(q=0), {}, "args.q must be at least 1; got 0"),
+        (arguments(), {"targets": labels + 100}, "labels must be from 0 to .*; got 10"),
+        (arguments(), {"targets": labels - 100}, "labels must be from 0 to .*; got -100"),
         (arguments(), {"oh": "1"}, "oh must be a number; got '1'"),
         (arguments(), {"teacher": plain.Box(teacher, "probabilities", True)}, "labels only"),
         (arguments(ZO=False), {"teacher": box}, "without args.ZO the teacher must be diff"),

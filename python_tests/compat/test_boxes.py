@@ -320,6 +320,8 @@ def test_keras_states_its_shapes_and_its_last_activation(seed: int) -> None:
     assert from_keras(keras_model(linear), scores_kind="labels").spec.labels_only
     wide = from_keras(keras_model(softmax, Rescaling(1 / 127.5)))
     assert wide.spec.input_range == (0.0, 255.0)
+    base = SimpleNamespace(layers=[Rescaling(1 / 255)])  # a model as a layer of another
+    assert from_keras(keras_model(softmax, base)).spec.input_range == (0.0, 255.0)
     last = keras_model(relu)
     last.layers.append(Softmax())
     assert from_keras(last).spec.scores_kind == "probabilities"

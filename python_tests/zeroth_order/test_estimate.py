@@ -272,6 +272,48 @@ def test_arrays_of_any_floats(dtype: Any) -> None:
     torch.testing.assert_close(zo.gradient, wanted.gradient, rtol=0.05, atol=0.05)
 
 
+def test_differences_of_losses_in_half_precision() -> None:
+    """Check that losses whose difference half precision cannot hold are subtracted in float32."""
+    zo = bf.ZerothOrder(2, 0.1, seed=0)
+    zo.ask(torch.zeros(1, 4))
+    zo.tell(torch.tensor([[-40000.0], [40000.0], [-40000.0]], dtype=torch.float16))
+    assert zo.gradient is not None and zo.gradient.isfinite().all() and zo.gradient.any()
+
+
+def test_what_is_no_batch_of_images_is_refused() -> None:
+    zo = bf.ZerothOrder(4, 0.1)
+    for ask in (zo.ask, zo.ask_chunks, lambda x: zo.estimate(len, x)):
+        with pytest.raises(InputError, match="x must be .* got a single number"):
+            ask(torch.tensor(1.0))
+    with pytest.raises(InputError, match="as_differentiable: x must be a tensor .* got ndarray"):
+        bf.as_differentiable(lambda x: x)(np.zeros((2, 4)))
+    with pytest.raises(InputError, match=r"query must return scores .* got torch.int64"):
+        bf.as_differentiable(lambda x: x.long())(torch.zeros(2, 4))
+
+
+def test_wrong_types_of_labels_and_scores() -> None:
+    zo = bf.ZerothOrder(2, 0.1)
+    zo.ask(torch.zeros(2, 4))
+    scores, labels = torch.rand(3, 2, 5), torch.tensor([0, 1])
+    for given, name in (
+        ((scores, labels.numpy()), "labels"),
+        ((scores, labels, scores[0].numpy()), "student_scores"),
+        ((scores.numpy(), labels), "scores"),
+    ):
+        with pytest.raises(InputError, match=f"tell_scores: {name} must be a tensor; got ndarray"):
+            zo.tell_scores(*given)
+
+
+def test_arguments_may_be_any_iterable() -> None:
+    zo = bf.ZerothOrder(2, 0.1)
+    loss = zo.estimate(
+        lambda points, shift: points.sum(1) + shift,
+        torch.zeros(3, 4),
+        arguments=(each for each in [torch.ones(3)]),  # type: ignore[arg-type]
+    )
+    assert loss.item() == 1
+
+
 def test_antithetic_is_a_bool() -> None:
     with pytest.raises(InputError, match="antithetic must be True or False; got 'no'"):
         bf.ZerothOrder(4, 0.1, antithetic="no")  # type: ignore[arg-type]

@@ -204,6 +204,58 @@ def test_estimate_under_transforms(seed: int) -> None:
         torch.func.jvp(teacher, (x,), (x,))
 
 
+def test_compiled_code_keeps_what_the_estimator_keeps(seed: int) -> None:
+    """Check ask and tell, `gradient` and the position in compiled code against eager code."""
+    x = torch.rand(3, 1, 4, 4)
+    compiled, eager = (bf.ZerothOrder(8, 0.1, seed=seed) for _ in range(2))
+    loss = losses_of(api(seed))
+
+    def step(zo: bf.ZerothOrder, x: Tensor) -> Tensor:
+        points = zo.ask(x * 2)
+        told = zo.tell(points.square().flatten(2).sum(2))
+        return told + zo.estimate(loss, x)
+
+    value = torch.compile(lambda x: step(compiled, x), backend="eager")(x)
+    torch.testing.assert_close(value, step(eager, x))
+    torch.testing.assert_close(compiled.gradient, eager.gradient)
+    torch.testing.assert_close(compiled.last_loss, eager.last_loss)
+    assert compiled.state_dict() == eager.state_dict()
+
+
+def test_a_compiled_transform_is_not_silently_zero(seed: int) -> None:
+    x = torch.rand(3, 1, 4, 4)
+    teacher = bf.as_differentiable(api(seed), 8, 0.1, seed=seed)
+    with pytest.raises(AssertionError):  # torch's own: a graph cannot break inside a transform
+        torch.compile(torch.func.grad(lambda x: teacher(x).sum()), backend="eager")(x)
+
+
+def test_second_derivatives_are_refused(seed: int) -> None:
+    x = torch.rand(3, 1, 4, 4)
+    teacher = bf.as_differentiable(api(seed), 8, 0.1, seed=seed)
+    zo = bf.ZerothOrder(8, 0.1, seed=seed)
+    for function in (
+        lambda x: teacher(x).sum(),
+        lambda x: teacher(x).square().sum(),
+        lambda x: zo.estimate(losses_of(api(seed)), x * x),
+    ):
+        y = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(y), y, create_graph=True)
+        with pytest.raises(InputError, match="cannot be differentiated again"):
+            gradient.square().sum().backward()
+        with pytest.raises(InputError, match="cannot be differentiated again"):
+            torch.func.grad(lambda x, f=function: torch.func.grad(f)(x).square().sum())(x)
+
+
+def test_a_detached_estimate_under_a_transform(seed: int) -> None:
+    x, w = torch.rand(3, 1, 4, 4), torch.ones(2)
+    zo, wanted = (bf.ZerothOrder(8, 0.1, seed=seed) for _ in range(2))
+    loss = losses_of(api(seed))
+    gradient = torch.func.grad(lambda w: w.square().sum() + zo.estimate(loss, x))(w)
+    torch.testing.assert_close(gradient, 2 * w)
+    wanted.estimate(loss, x)
+    torch.testing.assert_close(zo.gradient, wanted.gradient)
+
+
 def test_autocast_of_another_device_is_off() -> None:
     """Check that a function which computes on another device than the images runs in float32."""
     seen = []
