@@ -7,6 +7,7 @@ the test suite and some minutes more.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -18,22 +19,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK_START = (
-    "import bidfmkd_fast as bf, torch\n"
-    "box = bf.FunctionBlackBox(lambda x: x.flatten(1)[:, :3], bf.APISpec(3, (1, 4, 4)))\n"
-    "x = torch.rand(2, 1, 4, 4, requires_grad=True)\n"
-    "bf.ZerothOrder(4, 0.05).estimate(lambda points: box(points).sum(1), x).backward()\n"
-    "assert x.grad.any() and bf.__version__ == {version!r}, bf.__version__\n"
-)
+PYTHON = ROOT / ".venv" / "bin" / "python"
+CONSTRAINTS = {"PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+IDENTIFIERS = {
+    f"cp{python}-manylinux_{machine}"
+    for python in (310, 311, 312, 313, 314)
+    for machine in ("x86_64", "aarch64")
+}
 
 
 class Failed(Exception):
     """A step that is not fulfilled; the text says what is missing."""
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> str:
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     """Run a command and return what it printed; raise `Failed` with its last lines if it fails."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | CONSTRAINTS | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         last = (done.stdout + done.stderr).strip().splitlines()[-5:]
         raise Failed(
@@ -68,8 +76,8 @@ def one_version() -> str:
     number = re.escape(version())
     elsewhere = [
         path
-        for path in run("git", "ls-files", "bidfmkd_fast", "CMakeLists.txt").split()
-        if re.search(rf"[\"']{number}[\"']", (ROOT / path).read_text(encoding="utf-8"))
+        for path in run("git", "ls-files", "bidfmkd_fast", "CMakeLists.txt", "CITATION.cff").split()
+        if re.search(rf"[\"' ]{number}[\"'\n]", (ROOT / path).read_text(encoding="utf-8"))
     ]
     if elsewhere:
         raise Failed(f"{version()} also stands in {', '.join(elsewhere)}")
@@ -85,33 +93,82 @@ def tests() -> str:
     return run("make", "test").strip().splitlines()[-1].strip("= ")
 
 
-def wheels(folder: Path) -> str:
-    """Build an sdist, a wheel from it, and use the wheel in a new environment."""
-    python = ROOT / ".venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", "build")
-    run(python, "-m", "build", "--outdir", folder)  # the wheel is built from the sdist
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        if not any(re.search(r"/_C[^/]*\.so$", name) for name in archive.namelist()):
-            raise Failed(f"{wheel.name} has no native module")
+def docs() -> str:
+    run("make", "docs")
+    return "built"
+
+
+def wheel(folder: Path) -> Path:
+    """Return the wheel that was built into `folder`."""
+    paths = list(folder.glob("*.whl"))
+    if len(paths) != 1:
+        raise Failed("there is no wheel, since the step that builds it has failed")
+    return paths[0]
+
+
+def same_wheel(folder: Path) -> str:
+    """Build the wheel from an sdist and from the tree, and compare every file."""
+    run(PYTHON, "-m", "pip", "install", "--quiet", "build")
+    run(PYTHON, "-m", "build", "--sdist", "--outdir", folder)
+    (sdist,) = folder.glob("*.tar.gz")
+    files = []
+    for name, source in (("sdist", sdist), ("tree", ROOT)):
+        command = (PYTHON, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder / name, source)
+        run(*command, BIDFMKD_CUDA="OFF")
+        with zipfile.ZipFile(wheel(folder / name)) as archive:
+            files.append({member.filename: member.CRC for member in archive.infolist()})
+    if not any(re.search(r"/_C[^/]*\.so$", name) for name in files[0]):
+        raise Failed(f"{wheel(folder / 'sdist').name} has no native module")
+    if other := sorted({name for name, _ in files[0].items() ^ files[1].items()}):
+        raise Failed(f"sdist and tree give different wheels: {', '.join(other)}")
+    return wheel(folder / "sdist").name
+
+
+def tag(folder: Path) -> str:
+    """Return the platform that auditwheel grants to the wheel."""
+    run(PYTHON, "-m", "pip", "install", "--quiet", "auditwheel")
+    text = run(PYTHON, "-m", "auditwheel", "show", wheel(folder / "sdist"))
+    granted = re.search(r'platform tag: "(manylinux_[^"]+)"', " ".join(text.split()))
+    if not granted:
+        raise Failed(f"no manylinux wheel:\n  {text}")
+    return granted[1]
+
+
+def identifiers() -> str:
+    """Compare what cibuildwheel would build with what the project promises."""
+    run(PYTHON, "-m", "pip", "install", "--quiet", "cibuildwheel")
+    command = (PYTHON, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", "linux")
+    found = set(run(*command).split())
+    if found != IDENTIFIERS:
+        raise Failed(f"cibuildwheel differs in {', '.join(sorted(found ^ IDENTIFIERS))}")
+    return f"{len(found)} wheels"
+
+
+def quick_start(folder: Path) -> str:
+    """Use the wheel in a new environment, away from the source tree."""
     venv.create(folder / "env", with_pip=True)
     python = folder / "env" / "bin" / "python"
-    constraints = ROOT / "constraints.txt"
-    run(python, "-m", "pip", "install", "--quiet", "-c", constraints, wheel, cwd=folder)
-    run(python, "-m", "bidfmkd_fast", cwd=folder)
-    run(python, "-c", QUICK_START.format(version=version()), cwd=folder)
-    return wheel.name
+    run(python, "-m", "pip", "install", "--quiet", wheel(folder / "sdist"), cwd=folder)
+    about = run(python, "-m", "bidfmkd_fast", cwd=folder)
+    if version() not in about or "loaded, built with" not in about:
+        raise Failed(f"python -m bidfmkd_fast says:\n  {about}")
+    return run(python, ROOT / "examples" / "quickstart.py", cwd=folder).strip().splitlines()[-1]
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         steps: dict[str, Callable[[], str]] = {
             "clean tree": clean_tree,
             "version in one place": one_version,
             "changelog": changelog,
             "lint and types": lint,
             "tests": tests,
-            "sdist, wheel, quick start": lambda: wheels(Path(folder)),
+            "docs": docs,
+            "same wheel from sdist, tree": lambda: same_wheel(folder),
+            "tag by auditwheel": lambda: tag(folder),
+            "cibuildwheel's wheels": identifiers,
+            "quick start of the wheel": lambda: quick_start(folder),
         }
         failed = 0
         for name, step in steps.items():
@@ -120,7 +177,7 @@ def main() -> int:
                 verdict, text = "ok", step()
             except Failed as error:
                 verdict, text, failed = "FAILED", str(error), failed + 1
-            print(f"{verdict:6}  {name:26} {time.monotonic() - started:5.0f} s  {text}", flush=True)
+            print(f"{verdict:6}  {name:27} {time.monotonic() - started:5.0f} s  {text}", flush=True)
     print("ready for a release" if not failed else f"{failed} of {len(steps)} steps failed")
     return min(failed, 1)
 
