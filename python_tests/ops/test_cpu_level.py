@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +36,21 @@ def test_every_level_of_this_cpu_can_be_chosen() -> None:
     for level in info["cpu_levels"]:
         assert run(level).stdout == f"{level}\ncomputed\n"
     assert run("").stdout == f"{info['cpu_levels'][0]}\ncomputed\n"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="not an x86-64 CPU")
+def test_the_levels_are_those_that_the_cpu_has() -> None:
+    (flags, *_) = re.findall(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    needed = {
+        "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"},
+        "avx2": {"avx2", "fma"},
+        "portable": set(),
+    }
+    info = backend.build_info()
+    assert info is not None, backend.load_error
+    assert list(info["cpu_levels"]) == [
+        level for level, instructions in needed.items() if instructions <= set(flags.split())
+    ]
 
 
 @pytest.mark.parametrize("level", ["avx1024", "AVX2", "none"])
