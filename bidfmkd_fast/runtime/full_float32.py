@@ -44,13 +44,15 @@ def full_float32() -> Iterator[None]:
 def _set_full() -> list[tuple[Any, str, Any]]:
     """Turn every reduced precision off; return the settings before, in the order to restore."""
     backends: Any = torch.backends  # its submodules are only partly typed
-    if not hasattr(backends.cudnn, "conv"):  # torch before 2.9 has one switch per library only
+    if not hasattr(backends.cudnn, "conv"):
+        # Before torch 2.9 cuda.matmul.allow_tf32 is a view of float32_matmul_precision. Restoring
+        # the view would turn "medium" into "high".
         before = [
-            (holder, "allow_tf32", holder.allow_tf32)
-            for holder in (backends.cudnn, backends.cuda.matmul)
+            (backends.cudnn, "allow_tf32", backends.cudnn.allow_tf32),
+            (torch, "float32_matmul_precision", torch.get_float32_matmul_precision()),
         ]
-        for holder, attribute, _ in before:
-            setattr(holder, attribute, False)
+        backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
         return before
     holders = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]
     holders += [backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul]
