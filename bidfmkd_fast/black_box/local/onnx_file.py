@@ -35,6 +35,11 @@ _BATCH = 256  # images run at once, so that their activations fit into memory
 # Batch sizes tried if a file runs with neither one image nor two.
 _BAKED = (4, 8, 16, 32, 64, 128, 256)
 _FATAL = 4  # level of onnxruntime's log; its errors are raised as exceptions as well
+# What onnxruntime says if the file of the weights is not there: today, and in 1.23 (Python 3.10).
+_WEIGHTS_MISSING = re.compile(
+    r'External data path does not exist: "([^"]*)"'
+    r"|cannot get file size: No such file or directory \[([^\]]*)\]"
+)
 
 
 class OnnxBlackBox(BlackBox):
@@ -148,9 +153,10 @@ def _session(path: Path, providers: Sequence[str] | None) -> Any:
         )
     except Exception as error:  # onnxruntime's errors share no base class
         reason = _reason(error)
-        if missing := re.search(r'External data path does not exist: "([^"]*)"', reason):
+        if missing := _WEIGHTS_MISSING.search(reason):
             raise InputError(
-                f"OnnxBlackBox: {path} keeps its weights in {missing[1]}, which is not there; "
+                f"OnnxBlackBox: {path} keeps its weights in {missing[1] or missing[2]}, which is "
+                "not there; "
                 "copy both into one folder"
             ) from None
         raise InputError(f"OnnxBlackBox: {path} cannot be loaded: {reason}") from None
