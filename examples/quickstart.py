@@ -1,4 +1,4 @@
-"""Go from a set of black-box APIs to a classifier of new classes, in under a minute.
+"""Go from a set of black-box APIs to a classifier of new classes, in two to three minutes.
 
 Usage: `python examples/quickstart.py`. The APIs are small stand-ins, trained here on characters
 that the package draws itself; only their scores are used. The run is far too short for a good
