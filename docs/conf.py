@@ -24,9 +24,7 @@ exclude_patterns = ["package_index.md", "generated"]
 html_theme = "furo"
 html_title = f"bidfmkd-fast {release}"
 html_show_sphinx = False
-html_math_renderer = (
-    "mathml"  # browsers show it by themselves; MathJax would come from another host
-)
+html_math_renderer = "mathml"  # `_math` below; MathJax would come from another host
 html_static_path = ["_static"]
 html_css_files = ["wide_tables.css"]
 templates_path: list[str] = []

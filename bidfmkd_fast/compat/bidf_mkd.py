@@ -14,7 +14,7 @@ from bidfmkd_fast.compat import shared
 from bidfmkd_fast.errors import InputError, InputTypeError
 from bidfmkd_fast.ops.checks import check_labels
 from bidfmkd_fast.ops.scores import as_scores, log_probabilities_of, probabilities_of
-from bidfmkd_fast.zeroth_order.queries import check_model, in_full_precision
+from bidfmkd_fast.zeroth_order.queries import check_model, full_precision, in_full_precision
 from bidfmkd_fast.zeroth_order.surrogate import mean_loss
 
 _OP = "zero_order_loss"
@@ -119,8 +119,8 @@ def zero_order_loss(
     arguments = [targets.to(inputs.device)]
     if student is not None:
         with in_full_precision():
-            images = inputs.detach().to(shared.full_dtype(inputs))
-            arguments.append(as_scores(shared.ask(_OP, "student", student, images), kind))
+            scores = shared.ask(_OP, "student", student, full_precision(inputs))
+            arguments.append(as_scores(scores, kind))
 
     def losses_of(points: Tensor, labels: Tensor, student_scores: Tensor | None = None) -> Tensor:
         scores = shared.ask(_OP, "teacher", teacher, points)

@@ -39,8 +39,6 @@ def full_precision(x: Tensor) -> Tensor:
 
 def is_mapped(tensor: Tensor) -> bool:
     """Return True if `torch.func.vmap` maps over the tensor, under other transforms or not."""
-    if torch.compiler.is_compiling():  # it cannot trace these questions
-        return False
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
@@ -51,8 +49,6 @@ def is_mapped(tensor: Tensor) -> bool:
 
 def plain(tensor: Tensor) -> Tensor:
     """Return the tensor inside of the wrappers of `torch.func`, which end with the transform."""
-    if torch.compiler.is_compiling():  # it cannot trace these questions
-        return tensor
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
