@@ -1,4 +1,4 @@
-"""Write the committed results into `docs/performance.md`: all tables, and one in short.
+"""Write the committed results into the pages: `docs/performance.md` and `docs/query_economy.md`.
 
 Usage: `python benchmarks/report.py`.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
+
+from benchmarks.query_economy import economy  # noqa: E402
 
 # The rows of the table in short: case, contender, and the text of the row.
 HIGHLIGHTS = [
@@ -122,17 +125,47 @@ def _three_digits(value: float) -> str:
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-def rendered(page: str, results: Path) -> str:
-    """Return the text of the page with new tables between its markers."""
-    for name, make in (("highlights", highlights), ("results", tables)):
+def performance_tables() -> dict[str, str]:
+    """Return the tables of `docs/performance.md` by the names of their markers."""
+    results = ROOT / "benchmarks" / "results"
+    return {"highlights": highlights(results), "results": tables(results)}
+
+
+def economy_tables() -> dict[str, str]:
+    """Return the tables of `docs/query_economy.md` by the names of their markers."""
+    results = ROOT / "benchmarks" / "query_economy" / "results"
+    own_rate = {
+        title: (data_set, "own")
+        for title, data_set in (
+            ("Omniglot", "omniglot"),
+            ("CIFAR-FS", "cifar_fs"),
+            ("Caltech-101", "caltech101"),
+        )
+    }
+    both = {"rate chosen on meta-val": ("omniglot", "meta_val"), "own rate": ("omniglot", "own")}
+    made = {name: economy.table_of_data_set(results, name) for name in ("omniglot", "cifar_fs")}
+    made["mixed_architectures"] = economy.table_of_methods(
+        results / "mixed_architectures.csv", both
+    )
+    made["mixed_data_sets"] = economy.table_of_methods(results / "mixed_data_sets.csv", own_rate)
+    return {name: f"{table}\n" for name, table in made.items()}
+
+
+PAGES = {"performance.md": performance_tables, "query_economy.md": economy_tables}
+
+
+def rendered(page: str, tables: Mapping[str, str]) -> str:
+    """Return the text of a page with new tables between its markers."""
+    for name, made in tables.items():
         begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
         before, rest = page.split(begin, 1)
         _, after = rest.split(end, 1)
-        page = f"{before}{begin}\n\n{make(results)}\n{end}{after}"
+        page = f"{before}{begin}\n\n{made}\n{end}{after}"
     return page
 
 
 if __name__ == "__main__":
-    file = ROOT / "docs" / "performance.md"
-    page = rendered(file.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results")
-    file.write_text(page, encoding="utf-8")
+    for name, make in PAGES.items():
+        file = ROOT / "docs" / name
+        page = rendered(file.read_text(encoding="utf-8"), make())
+        file.write_text(page, encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -20,7 +19,7 @@ project = "bidfmkd-fast"
 author = copyright = "bidfmkd-fast contributors"
 release = metadata.version("bidfmkd-fast")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["package_index.md", "generated"]
+exclude_patterns = ["package_index.md"]
 html_theme = "furo"
 html_title = f"bidfmkd-fast {release}"
 html_show_sphinx = False
@@ -58,19 +57,6 @@ def _bring_notebooks(app: Sphinx) -> None:
         shutil.copy(ROOT / "examples" / f"{name}.ipynb", HERE / "notebooks")
 
 
-def _write_tables(app: Sphinx) -> None:
-    """Write the tables of the committed results, which `results.md` includes."""
-    sys.path.append(str(ROOT))
-    from benchmarks.query_economy import economy
-    from bidfmkd_fast.training.tables import markdown_table
-
-    (HERE / "generated").mkdir(exist_ok=True)
-    for name in ("omniglot", "cifar_fs", "mixed_architectures"):
-        files = sorted((ROOT / "benchmarks" / "query_economy" / "results").glob(f"{name}*.csv"))
-        rows = economy.table({n_shot: economy.read_points(files, n_shot) for n_shot in ("1", "5")})
-        (HERE / "generated" / f"{name}.md").write_text(markdown_table(rows) + "\n", "utf-8")
-
-
 def _within_the_site(app: Sphinx, page: str, source: list[str]) -> None:
     """Let links to pages and notebooks outside of this folder lead to those of the site."""
     for name in INCLUDED:
@@ -91,5 +77,4 @@ def _math(writer: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
 def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (_math, None), (_math, None))
     app.connect("builder-inited", _bring_notebooks)
-    app.connect("builder-inited", _write_tables)
     app.connect("source-read", _within_the_site)

@@ -176,10 +176,11 @@ def test_a_gpu_has_a_section_of_its_own(tmp_path: Path) -> None:
     assert ".png" not in text
 
 
-def test_the_page_shows_the_committed_results() -> None:
+@pytest.mark.parametrize("name", report.PAGES)
+def test_the_page_shows_the_committed_results(name: str) -> None:
     """Check that `python benchmarks/report.py` was run after the results changed."""
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert report.rendered(page, ROOT / "benchmarks" / "results") == page
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert report.rendered(page, report.PAGES[name]()) == page
 
 
 def test_the_scaling_picture_says_what_its_letters_are_and_keeps_its_data_free() -> None:
@@ -227,6 +228,26 @@ def test_the_committed_cells_of_the_economy_go_together(data_set: str) -> None:
     files = sorted((ROOT / "benchmarks" / "query_economy" / "results").glob(f"{data_set}*.csv"))
     points = economy.read_points(files, "1")
     assert {"chosen and jittered", "neither", "random_teachers"} <= set(points)
+
+
+def test_a_comparison_is_told_over_seeds(tmp_path: Path) -> None:
+    """Check means and paired differences against numbers worked out by hand."""
+    from benchmarks.query_economy import economy
+
+    lines = ["name,seed,data_set,n_shot,rate_protocol,accuracy"]
+    for method, one_shot in (("random", (0.3, 0.4, 0.2)), ("ours", (0.4, 0.6, 0.5))):
+        for seed in (2, 0, 1):  # in any order
+            lines.append(f"{method},{seed},birds,1,own,{one_shot[seed]}")
+            lines.append(f"{method},{seed},birds,5,own,0.75")
+            lines.append(f"{method},{seed},birds,1,meta_val,0.9")
+    file = tmp_path / "results.csv"
+    file.write_text("\n".join(lines))
+    made = economy.table_of_methods(file, {"Birds": ("birds", "own")})
+    assert made.splitlines()[2:] == [
+        "| random | 30.0 / 75.0 |",
+        "| ours | 50.0 / 75.0 |",
+        "| less random | +20.0 ± 24.8 / +0.0 ± 0.0 |",
+    ]
 
 
 def test_the_economy_of_queries_is_told_over_seeds(tmp_path: Path) -> None:

@@ -86,6 +86,49 @@ def table(by_shot: dict[str, Points]) -> list[list[str]]:
     return rows
 
 
+def table_of_data_set(results: Path, data_set: str) -> str:
+    """Return the `table` of the committed results of one data set as Markdown."""
+    files = sorted(results.glob(f"{data_set}*.csv"))
+    return markdown_table(table({n_shot: read_points(files, n_shot) for n_shot in ("1", "5")}))
+
+
+def table_of_methods(file: Path, columns: dict[str, tuple[str, str]]) -> str:
+    """Return a comparison as Markdown: a row per method, then the last one less each other.
+
+    Args:
+        file: `results.csv` of a comparison whose last method is the one of interest.
+        columns: what each column shows, by its title: a data set and a protocol of the rate. Cells
+            hold 1-shot and 5-shot.
+    """
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    methods = list(dict.fromkeys(row["name"] for row in rows))
+
+    def accuracy(method: str, column: tuple[str, str], n_shot: str) -> torch.Tensor:
+        wanted = [method, *column, n_shot]
+        keys = ("name", "data_set", "rate_protocol", "n_shot")
+        return values([row for row in rows if [row[key] for key in keys] == wanted], "accuracy")
+
+    lines = [["1-shot / 5-shot", *columns]]
+    *controls, ours = methods
+    for method in methods:
+        cells = [
+            " / ".join(f"{100 * accuracy(method, column, n_shot).mean():.1f}" for n_shot in "15")
+            for column in columns.values()
+        ]
+        lines.append([method, *cells])
+    for control in controls:
+        cells = [
+            " / ".join(
+                cell(accuracy(ours, column, n_shot) - accuracy(control, column, n_shot), "+")
+                for n_shot in "15"
+            )
+            for column in columns.values()
+        ]
+        lines.append([f"less {control}", *cells])
+    return markdown_table(lines)
+
+
 def draw(by_shot: dict[str, Points], path: Path) -> None:
     """Write a panel per number of shots and horizontal axis: queries, and seconds of training.
 
