@@ -143,7 +143,9 @@ def economy_tables() -> dict[str, str]:
         )
     }
     both = {"rate chosen on meta-val": ("omniglot", "meta_val"), "own rate": ("omniglot", "own")}
-    made = {name: economy.table_of_data_set(results, name) for name in ("omniglot", "cifar_fs")}
+    made = {
+        name: economy.table_of_sweeps(results, name) for name in ("omniglot", "cifar_fs", "n_apis")
+    }
     made["mixed_architectures"] = economy.table_of_methods(
         results / "mixed_architectures.csv", both
     )

@@ -11,6 +11,7 @@ import argparse
 import csv
 import itertools
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from bidfmkd_fast.experiments.result_files import CHOSEN
 from bidfmkd_fast.reporting.svg import COLOURS, LINES, MARKERS
 from bidfmkd_fast.training.tables import markdown_table
 
-REFERENCE = "neither"  # the survey alone
+REFERENCE = "neither"  # the pictures are neither chosen nor jittered
+SHOWN = {REFERENCE: "the survey alone"}
 
 Row = dict[str, str]
 # By variant, then by queries: the rows of all seeds.
@@ -63,7 +65,10 @@ def cell(value: torch.Tensor, sign: str = "") -> str:
 
 
 def table(by_shot: dict[str, Points]) -> list[list[str]]:
-    """Return a row per variant and number of queries, with the difference to the survey alone."""
+    """Return a row per variant and number of queries, with the difference to the survey alone.
+
+    A column in which nothing stands is left out.
+    """
     head = ["", "queries", "seconds"]
     for n_shot in by_shot:
         head += [f"{n_shot}-shot", "less the survey alone"]
@@ -72,7 +77,7 @@ def table(by_shot: dict[str, Points]) -> list[list[str]]:
     for variant, by_queries in first.items():
         for queries in sorted(by_queries):
             row = [
-                variant,
+                SHOWN.get(variant, variant),
                 f"{queries:,}",
                 f"{values(by_queries[queries], 'seconds').median():.0f}",
             ]
@@ -83,12 +88,13 @@ def table(by_shot: dict[str, Points]) -> list[list[str]]:
                 same = variant != REFERENCE and mine and episodes(mine) == episodes(other)
                 row += [cell(own) if mine else "", cell(own - theirs, "+") if same else ""]
             rows.append(row)
-    return rows
+    told = [any(cells) for cells in zip(*rows[1:], strict=True)]  # by column
+    return [list(itertools.compress(row, told)) for row in rows]
 
 
-def table_of_data_set(results: Path, data_set: str) -> str:
-    """Return the `table` of the committed results of one data set as Markdown."""
-    files = sorted(results.glob(f"{data_set}*.csv"))
+def table_of_sweeps(results: Path, name: str) -> str:
+    """Return the `table` of the committed results whose files begin with a name as Markdown."""
+    files = sorted(results.glob(f"{name}*.csv"))
     return markdown_table(table({n_shot: read_points(files, n_shot) for n_shot in ("1", "5")}))
 
 
@@ -129,6 +135,15 @@ def table_of_methods(file: Path, columns: dict[str, tuple[str, str]]) -> str:
     return markdown_table(lines)
 
 
+def apart(numbers: Iterable[int]) -> list[int]:
+    """Return the numbers in rising order, without those that are less than a half above another."""
+    kept: list[int] = []
+    for number in sorted(numbers):
+        if not kept or number >= 1.5 * kept[-1]:
+            kept.append(number)
+    return kept
+
+
 def draw(by_shot: dict[str, Points], path: Path) -> None:
     """Write a panel per number of shots and horizontal axis: queries, and seconds of training.
 
@@ -149,6 +164,7 @@ def draw(by_shot: dict[str, Points], path: Path) -> None:
             for (variant, by_queries), (marker, colour, style) in zip(
                 points.items(), looks, strict=False
             ):
+                shown = SHOWN.get(variant, variant)
                 spots = []
                 for _, rows in sorted(by_queries.items()):
                     mean, half = mean_and_t95(100 * values(rows, "accuracy"))
@@ -156,16 +172,16 @@ def draw(by_shot: dict[str, Points], path: Path) -> None:
                 x, y, widths = (list(column) for column in zip(*spots, strict=True))
                 if max(x) > 0:
                     panel.errorbar(
-                        x, y, widths, color=colour, marker=marker, capsize=3, label=variant
+                        x, y, widths, color=colour, marker=marker, capsize=3, label=shown
                     )
                 else:
-                    panel.axhline(y[0], linestyle=style, color=colour, label=variant)
+                    panel.axhline(y[0], linestyle=style, color=colour, label=shown)
             panel.set_xscale("log")
             panel.xaxis.set_minor_formatter(NullFormatter())
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
             if axis == "queries":
                 asked = {queries for of_variant in points.values() for queries in of_variant}
-                panel.set_xticks(sorted(asked - {0}))
+                panel.set_xticks(apart(asked - {0}))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
             panel.set_xlabel(label)
             panel.set_ylabel("accuracy, %")
