@@ -134,35 +134,34 @@ def performance_tables() -> dict[str, str]:
 def economy_tables() -> dict[str, str]:
     """Return the tables of `docs/query_economy.md` by the names of their markers."""
     results = ROOT / "benchmarks" / "query_economy" / "results"
-    own_rate = {
-        title: (data_set, "own")
-        for title, data_set in (
-            ("Omniglot", "omniglot"),
-            ("CIFAR-FS", "cifar_fs"),
-            ("Caltech-101", "caltech101"),
-        )
+    sweeps = ("omniglot", "cifar_fs", "n_apis", "seconds")
+    made = {name: economy.table_of_sweeps(results, name) for name in sweeps}
+    comparisons = {
+        "mixed_architectures": {
+            "rate chosen on meta-val": ("omniglot", "meta_val"),
+            "own rate": ("omniglot", "own"),
+        },
+        "mixed_data_sets": {
+            "Omniglot": ("omniglot", "own"),
+            "CIFAR-FS": ("cifar_fs", "own"),
+            "Caltech-101": ("caltech101", "own"),
+        },
     }
-    both = {"rate chosen on meta-val": ("omniglot", "meta_val"), "own rate": ("omniglot", "own")}
-    made = {
-        name: economy.table_of_sweeps(results, name) for name in ("omniglot", "cifar_fs", "n_apis")
-    }
-    made["mixed_architectures"] = economy.table_of_methods(
-        results / "mixed_architectures.csv", both
-    )
-    made["mixed_data_sets"] = economy.table_of_methods(results / "mixed_data_sets.csv", own_rate)
+    for name, columns in comparisons.items():
+        made[name] = economy.table_of_methods(results / f"{name}.csv", columns)
     return {name: f"{table}\n" for name, table in made.items()}
 
 
 PAGES = {"performance.md": performance_tables, "query_economy.md": economy_tables}
 
 
-def rendered(page: str, tables: Mapping[str, str]) -> str:
-    """Return the text of a page with new tables between its markers."""
-    for name, made in tables.items():
+def rendered(page: str, made: Mapping[str, str]) -> str:
+    """Return the text of a page with new tables, by name, between its markers."""
+    for name, table_text in made.items():
         begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
         before, rest = page.split(begin, 1)
         _, after = rest.split(end, 1)
-        page = f"{before}{begin}\n\n{made}\n{end}{after}"
+        page = f"{before}{begin}\n\n{table_text}\n{end}{after}"
     return page
 
 

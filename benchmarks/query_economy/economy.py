@@ -115,28 +115,28 @@ def table_of_methods(file: Path, columns: dict[str, tuple[str, str]]) -> str:
         keys = ("name", "data_set", "rate_protocol", "n_shot")
         return values([row for row in rows if [row[key] for key in keys] == wanted], "accuracy")
 
-    lines = [["1-shot / 5-shot", *columns]]
+    def line(title: str, method: str, less: str | None = None) -> list[str]:
+        cells = []
+        for column in columns.values():
+            shots = []
+            for n_shot in "15":
+                own = accuracy(method, column, n_shot)
+                shots.append(
+                    f"{100 * own.mean():.1f}"
+                    if less is None
+                    else cell(own - accuracy(less, column, n_shot), "+")
+                )
+            cells.append(" / ".join(shots))
+        return [title, *cells]
+
     *controls, ours = methods
-    for method in methods:
-        cells = [
-            " / ".join(f"{100 * accuracy(method, column, n_shot).mean():.1f}" for n_shot in "15")
-            for column in columns.values()
-        ]
-        lines.append([method, *cells])
-    for control in controls:
-        cells = [
-            " / ".join(
-                cell(accuracy(ours, column, n_shot) - accuracy(control, column, n_shot), "+")
-                for n_shot in "15"
-            )
-            for column in columns.values()
-        ]
-        lines.append([f"less {control}", *cells])
-    return markdown_table(lines)
+    means = [line(method, method) for method in methods]
+    differences = [line(f"less {control}", ours, control) for control in controls]
+    return markdown_table([["1-shot / 5-shot", *columns], *means, *differences])
 
 
 def apart(numbers: Iterable[int]) -> list[int]:
-    """Return the numbers in rising order, without those that are less than a half above another."""
+    """Return rising numbers, without those less than a half above the last one kept."""
     kept: list[int] = []
     for number in sorted(numbers):
         if not kept or number >= 1.5 * kept[-1]:
